@@ -1,0 +1,195 @@
+"""Chunk object, format 1: a safetensors file whose tensors are ours to place.
+
+    8 bytes   header length, little-endian
+    header    JSON: "__metadata__" and, per layer l, "l.k" [num_kv_heads, num_tokens, head_dim] and "l.v" [.., v_dim]
+    data      layer 0 K, layer 0 V, layer 1 K, …: contiguous, so any layer can be mapped or sent alone
+
+The same bytes serve in RAM, on disk and on the wire. Any safetensors reader can open them. This module writes the
+header itself, since safetensors' own writer orders tensors by name and dtype; the format allows any order without
+holes (safetensors README, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia_core.digests import digest
+from spolia_core.errors import DataCorrupt, NotSupported
+from spolia_core.ids import FORMAT_VERSION, ID_BYTES
+from spolia_core.reuse import ChunkKind
+
+RAW_CODEC = "raw"
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+MAX_HEADER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """Shape of KV, the same for every layer of a model. `dtype` is a safetensors name."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    v_dim: int
+    dtype: str
+
+    def key_bytes(self, num_tokens: int) -> int:
+        """Bytes of one layer's keys."""
+        return self.num_kv_heads * num_tokens * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    def value_bytes(self, num_tokens: int) -> int:
+        """Bytes of one layer's values."""
+        return self.num_kv_heads * num_tokens * self.v_dim * DTYPE_BYTES[self.dtype]
+
+    def layer_bytes(self, num_tokens: int) -> int:
+        """Bytes of one layer, K and V."""
+        return self.key_bytes(num_tokens) + self.value_bytes(num_tokens)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token over all layers."""
+        return self.num_layers * self.layer_bytes(1)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkMeta:
+    """What a chunk object is. `rope_base` is the position to which key 0 is rotated: 0 for local chunks."""
+
+    chunk_id: bytes
+    kind: ChunkKind
+    fingerprint: bytes
+    num_tokens: int
+    shape: KvShape
+    rope_base: int = 0
+    codec: str = RAW_CODEC
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedChunk:
+    """A chunk object opened in place: `layers[l]` is (K bytes, V bytes), views of the object."""
+
+    meta: ChunkMeta
+    layers: tuple[tuple[memoryview, memoryview], ...]
+
+
+def build_chunk_object(meta: ChunkMeta, layers: Sequence[tuple[memoryview, memoryview]]) -> bytes:
+    """Serialises KV. `layers[l]` is (K bytes, V bytes) in the layout above; digests are taken here, per layer."""
+    shape = meta.shape
+    if len(layers) != shape.num_layers:
+        raise AssertionError(f"{len(layers)} layers given, shape says {shape.num_layers}")
+    digests = [digest(b"".join(pair)).hex() for pair in layers]
+    head = _encode_header(meta, digests)
+    return b"".join([head, *(view for pair in layers for view in pair)])
+
+
+def parse_chunk_object(data: bytes | bytearray | memoryview, *, verify: bool = True) -> ParsedChunk:
+    """Opens an object without copying it.
+
+    Raises `NotSupported` for an unknown format version or codec, `DataCorrupt` for anything that is not a well-formed
+    object of its own header, or (with `verify`) a layer that does not match its digest.
+    """
+    view = memoryview(data).cast("B")
+    header, start = _decode_header(view)
+    raw = header.pop("__metadata__", None)
+    meta, digests = _meta_of(raw)
+    if meta.shape.num_layers > len(header) or header != _tensor_entries(meta):
+        raise DataCorrupt("chunk object's tensors are not laid out as format 1 says", field="header")
+    body = view[start:]
+    size = meta.shape.num_layers * meta.shape.layer_bytes(meta.num_tokens)
+    if len(body) != size:
+        raise DataCorrupt(f"chunk object holds {len(body)} bytes of KV, its header says {size}", field="size")
+    layers = []
+    key_bytes, layer_bytes = meta.shape.key_bytes(meta.num_tokens), meta.shape.layer_bytes(meta.num_tokens)
+    for index in range(meta.shape.num_layers):
+        layer = body[index * layer_bytes : (index + 1) * layer_bytes]
+        if verify and digest(layer).hex() != digests[index]:
+            raise DataCorrupt(
+                f"digest of layer {index} of chunk {meta.chunk_id.hex()} does not match",
+                field=f"layer {index}",
+            )
+        layers.append((layer[:key_bytes], layer[key_bytes:]))
+    return ParsedChunk(meta, tuple(layers))
+
+
+def _tensor_entries(meta: ChunkMeta) -> dict[str, dict[str, object]]:
+    shape, n, offset = meta.shape, meta.num_tokens, 0
+    entries: dict[str, dict[str, object]] = {}
+    for index in range(shape.num_layers):
+        for name, width, size in (
+            ("k", shape.head_dim, shape.key_bytes(n)),
+            ("v", shape.v_dim, shape.value_bytes(n)),
+        ):
+            entries[f"{index}.{name}"] = {
+                "dtype": shape.dtype,
+                "shape": [shape.num_kv_heads, n, width],
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+    return entries
+
+
+def _encode_header(meta: ChunkMeta, digests: Sequence[str]) -> bytes:
+    shape = meta.shape
+    header: dict[str, object] = {
+        "__metadata__": {
+            "spolia.format_version": str(meta.format_version),
+            "spolia.chunk_id": meta.chunk_id.hex(),
+            "spolia.kind": meta.kind.name,
+            "spolia.fingerprint": meta.fingerprint.hex(),
+            "spolia.num_tokens": str(meta.num_tokens),
+            "spolia.rope_base": str(meta.rope_base),
+            "spolia.codec": meta.codec,
+            "spolia.shape": f"{shape.num_layers},{shape.num_kv_heads},{shape.head_dim},{shape.v_dim},{shape.dtype}",
+            "spolia.layer_digests": ",".join(digests),
+        },
+        **_tensor_entries(meta),
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start 8-byte aligned, as safetensors' own writer does
+    return len(text).to_bytes(8, "little") + text
+
+
+def _decode_header(view: memoryview) -> tuple[dict[str, object], int]:
+    size = int.from_bytes(view[:8], "little") if len(view) >= 8 else -1
+    if not 2 <= size <= min(MAX_HEADER_BYTES, len(view) - 8):
+        raise DataCorrupt("chunk object has no readable header", field="header")
+    try:
+        header = json.loads(bytes(view[8 : 8 + size]))
+    except ValueError as error:
+        raise DataCorrupt(f"chunk object's header is not JSON: {error}", field="header") from error
+    if not isinstance(header, dict):
+        raise DataCorrupt("chunk object's header is not an object", field="header")
+    return header, 8 + size
+
+
+def _meta_of(raw: object) -> tuple[ChunkMeta, list[str]]:
+    if not isinstance(raw, dict):
+        raise DataCorrupt("chunk object has no metadata", field="__metadata__")
+    version, codec = raw.get("spolia.format_version"), raw.get("spolia.codec")
+    if version != str(FORMAT_VERSION):
+        raise NotSupported(f"chunk object format {version!r} is unknown", field="format_version", actual=str(version))
+    if codec != RAW_CODEC:
+        raise NotSupported(f"codec {codec!r} is unknown", field="codec", actual=str(codec))
+    try:
+        layers, heads, head_dim, v_dim, dtype = raw["spolia.shape"].split(",")
+        shape = KvShape(int(layers), int(heads), int(head_dim), int(v_dim), dtype)
+        meta = ChunkMeta(
+            chunk_id=bytes.fromhex(raw["spolia.chunk_id"]),
+            kind=ChunkKind[raw["spolia.kind"]],
+            fingerprint=bytes.fromhex(raw["spolia.fingerprint"]),
+            num_tokens=int(raw["spolia.num_tokens"]),
+            shape=shape,
+            rope_base=int(raw["spolia.rope_base"]),
+        )
+        digests = raw["spolia.layer_digests"].split(",")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataCorrupt(f"chunk object's metadata is incomplete: {error!r}", field="__metadata__") from error
+    sizes = (meta.num_tokens, shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.v_dim)
+    if min(sizes) < 1 or shape.dtype not in DTYPE_BYTES or len(meta.chunk_id) != ID_BYTES:
+        raise DataCorrupt("chunk object's metadata is out of range", field="__metadata__")
+    if len(digests) != shape.num_layers:
+        raise DataCorrupt("chunk object has not one digest per layer", field="spolia.layer_digests")
+    return meta, digests

@@ -1,0 +1,103 @@
+"""What was reused and what was not: the vocabulary of reuse reports. Values equal the protos' enum numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class ReuseMode(IntEnum):
+    """How much a request may give up for speed."""
+
+    EXACT = 1
+    """The answer equals full recompute."""
+    LINKED = 2
+    """Documents are reused wherever they stand; approximate (EPIC)."""
+
+
+class ChunkKind(IntEnum):
+    """The three kinds of chunk; they never share an id."""
+
+    LOCAL = 1
+    """Computed alone at positions 0, 1, 2, …."""
+    PREFIX = 2
+    """`PREFIX_CHUNK_TOKENS` tokens computed behind all before them."""
+    LINKED = 3
+    """Live KV of a context that holds local chunks."""
+
+
+class MissReason(IntEnum):
+    """Why a chunk was not reused."""
+
+    NOT_FOUND = 1
+    CODEC = 2
+    FORMAT_VERSION = 3
+    FINGERPRINT = 4
+    DIGEST = 5
+    STORE_UNREACHABLE = 6
+    STORE_LATE = 7
+    CLAIM_TIMEOUT = 8
+
+
+class TokenSource(IntEnum):
+    """Where the KV of a prompt token came from."""
+
+    COMPUTED = 1
+    LINK = 2
+    DEVICE = 3
+    HOST = 4
+    DISK = 5
+    PEER = 6
+    COMPILED = 7
+
+
+class FinishReason(IntEnum):
+    """Why generation ended."""
+
+    EOS = 1
+    STOP = 2
+    LENGTH = 3
+
+
+PREFIX_CHUNK_TOKENS = 128
+"""Length of a prefix chunk. A last partial block is never stored."""
+
+DEFAULT_LINK_TOKENS = 16
+"""Link tokens per reused chunk where the model has no profile (EPIC's LegoLink default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A chunk that was wanted and not had."""
+
+    chunk_id: bytes
+    kind: ChunkKind
+    reason: MissReason
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class ReuseReport:
+    """What a request reused. `sources` adds up to the prompt's length; bytes are KV bytes over gRPC."""
+
+    mode: ReuseMode
+    sources: Counter[TokenSource] = field(default_factory=Counter)
+    misses: list[Miss] = field(default_factory=list)
+    chunk_bytes: int = 0
+    live_bytes: int = 0
+    inline_bytes: int = 0
+    profile: str = "default"
+    link_tokens_per_chunk: int = 0
+    nodes: list[str] = field(default_factory=list)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens accounted for."""
+        return sum(self.sources.values())
+
+    @property
+    def num_reused_tokens(self) -> int:
+        """Prompt tokens whose KV this request did not have to wait for a computation of."""
+        fresh = (TokenSource.COMPUTED, TokenSource.LINK, TokenSource.COMPILED)
+        return sum(n for source, n in self.sources.items() if source not in fresh)
