@@ -1,0 +1,31 @@
+"""Spolia's kernels: tensors in, tensors out, no knowledge of requests.
+
+Each operation has a folder: `reference.py` says in plain torch what is computed, `cpu.py` computes it fast
+where torch alone can, and `__init__.py` chooses by device and dtype and says which path runs when. Importing
+this package needs torch only: no GPU, no Triton, no compiler.
+
+The operations work on **partials**: attention over a set of keys split into parts is an exact merge of the
+parts' partial results (`Partial`, `merge`), so every part may be computed on its own, wherever its keys lie.
+"""
+
+from spolia_kernels.append_kv import append_kv
+from spolia_kernels.attend import attend
+from spolia_kernels.attend_batch import attend_batch
+from spolia_kernels.merge import merge, merge_into
+from spolia_kernels.partial import Partial
+from spolia_kernels.read_kv import KeyValue, read_kv
+from spolia_kernels.rotate import RotaryTable, apply_rotation, rotate
+
+__all__ = [
+    "KeyValue",
+    "Partial",
+    "RotaryTable",
+    "append_kv",
+    "apply_rotation",
+    "attend",
+    "attend_batch",
+    "merge",
+    "merge_into",
+    "read_kv",
+    "rotate",
+]

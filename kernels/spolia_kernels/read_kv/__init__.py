@@ -1,0 +1,30 @@
+"""Read KV: gathers tokens' keys and values out of pool slots.
+
+One path on every device, `reference.py`: a gather is a memory copy, and torch's is one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spolia_kernels.read_kv.reference import KeyValue, read_kv_ref
+
+__all__ = ["KeyValue", "read_kv", "read_kv_ref"]
+
+
+def read_kv(key_pool: Tensor, value_pool: Tensor, slots: Tensor) -> KeyValue:
+    """Returns copies of the keys and values in `slots`, in that order; a slot may be named more than once.
+
+        key[h, t] = key_pool[h, slots[t]];   value[h, t] = value_pool[h, slots[t]]
+
+    key_pool [num_kv_heads, num_slots, head_dim], value_pool [num_kv_heads, num_slots, v_dim], left unchanged
+    (views are fine); slots int64 [num_tokens], non-negative. Keeps the pools' dtypes. Raises IndexError for a
+    slot the pool does not have, ValueError for slots of another rank or dtype. On CUDA the range check is the
+    device's own.
+
+    Source: the block-table gather of PagedAttention (arXiv 2309.06180) §4.
+    """
+    if slots.ndim != 1 or slots.dtype != torch.int64:
+        raise ValueError(f"slots is a 1-d int64 tensor; got {slots.ndim}-d {slots.dtype}")
+    return read_kv_ref(key_pool, value_pool, slots)
