@@ -81,16 +81,17 @@ def _attend_all(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> P
     if grouped.stride(-1) != 1:
         grouped = grouped.contiguous()
     if fits_flash(grouped, key, value):
-        result = _attend_split(grouped, key, value, sm_scale)
+        result = attend_stacked(grouped, key, value, sm_scale=sm_scale)
     else:
         result = _attend_blocked(grouped, key, value, sm_scale)
     return Partial(result.out.reshape(num_q_heads, num_rows, -1), result.lse.reshape(num_q_heads, num_rows))
 
 
-def _attend_split(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
+def attend_stacked(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float) -> Partial:
     """Runs the fused kernel over one or more equal cuts of the keys, so that all threads have work.
 
-    The cuts are a batch dimension of views, so nothing is copied; their partials merge exactly.
+    query [num_kv_heads, group_size * num_rows, head_dim], tensors for which `fits_flash` holds. The cuts are a batch
+    dimension of views, so nothing is copied; their partials merge exactly.
     """
     num_heads, num_keys, width = key.shape
     num_splits = _num_splits(num_heads * math.ceil(query.shape[1] / _ROWS_PER_TASK), num_keys)

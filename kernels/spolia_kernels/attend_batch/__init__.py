@@ -1,6 +1,7 @@
 """Attend batch: one decode row per sequence, each over its own private tail.
 
-CPU: `cpu.py`. CUDA and all else: the reference. A Triton path has its room here.
+CPU, K and V of one width, all of one dtype, last dimension dense: `cpu.py`, the fused kernel per sequence. CPU otherwise,
+CUDA and all else: the reference with a length mask. A Triton path has its room here.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spolia_kernels.attend_batch.cpu import attend_batch_cpu
 from spolia_kernels.attend_batch.reference import attend_batch_ref
 from spolia_kernels.partial import Partial
 
@@ -17,8 +19,8 @@ __all__ = ["attend_batch", "attend_batch_ref"]
 def attend_batch(query: Tensor, key: Tensor, value: Tensor, key_lens: Tensor, *, sm_scale: float) -> Partial:
     """Returns one partial; its row b is sequence b's decode row over its first `key_lens[b]` keys.
 
-        s_bj = sm_scale * (q_b . k_bj), j < key_lens[b];   lse_b = log sum_j e^(s_bj);   out_b = sum_j e^(s_bj
-        - lse_b) v_bj
+        s_bj = sm_scale * (q_b . k_bj) for j < key_lens[b]
+        lse_b = log sum_j e^(s_bj);   out_b = sum_j e^(s_bj - lse_b) v_bj
 
     Shapes: query [batch, num_q_heads, head_dim]; key [batch, num_kv_heads, max_keys, head_dim]; value [batch,
     num_kv_heads, max_keys, v_dim]; key_lens int64 [batch], 0..max_keys, where 0 gives an empty row. The
@@ -32,6 +34,8 @@ def attend_batch(query: Tensor, key: Tensor, value: Tensor, key_lens: Tensor, *,
     Source: Hydragen (arXiv 2402.05099) §3.1, attention over the unique suffixes.
     """
     _check(query, key, value, key_lens)
+    if query.device.type == "cpu":
+        return attend_batch_cpu(query, key, value, key_lens, sm_scale=sm_scale)
     return attend_batch_ref(query, key, value, key_lens, sm_scale=sm_scale)
 
 

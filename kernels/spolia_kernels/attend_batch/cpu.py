@@ -1,0 +1,61 @@
+"""Decode rows over private tails on a CPU: the fused kernel, once per stretch of equally long neighbours."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from spolia_kernels.attend.cpu import attend_stacked
+from spolia_kernels.attend.flash_cpu import fits_flash, flash
+from spolia_kernels.attend_batch.reference import attend_batch_ref
+from spolia_kernels.partial import Partial
+from spolia_kernels.precision import compute_dtype
+
+
+def attend_batch_cpu(query: Tensor, key: Tensor, value: Tensor, key_lens: Tensor, *, sm_scale: float) -> Partial:
+    """Computes `attend_batch` for CPU tensors that fit together; see there.
+
+    Memory past a length is never touched: no mask could keep its NaNs out, and a masked copy costs more than the calls
+    it saves. 14 query heads on 2, head_dim 64, 2 threads, ms masked copy -> one call per sequence: 8 tails of 1-1024
+    keys 2.4 -> 0.6, 64 of 200-256 keys 7.3 -> 4.2, 64 of 1-64 keys 1.8 -> 2.4. Neighbours of one length, as samples of
+    one prompt are, share a call: 64 of 256 keys take 2.9.
+    """
+    batch, num_q_heads, head_dim = query.shape
+    num_kv_heads, v_dim = key.shape[1], value.shape[3]
+    lens = key_lens.tolist()
+    longest = max(lens, default=0)
+    # The rows of one GQA group are stacked under their KV head: [batch, num_kv_heads, group_size, head_dim].
+    grouped = query.reshape(batch, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
+    if grouped.stride(-1) != 1:
+        grouped = grouped.contiguous()
+    if longest == 0 or num_q_heads == 0:
+        return Partial.empty(num_q_heads, batch, v_dim, dtype=compute_dtype(query.dtype), device=query.device)
+    if not fits_flash(grouped, key, value):
+        return attend_batch_ref(query, key[:, :, :longest], value[:, :, :longest], key_lens, sm_scale=sm_scale)
+    outs, lses, first = [], [], 0
+    for num_keys, neighbours in groupby(lens):
+        last = first + len(list(neighbours))
+        out, lse = _attend_equal(
+            grouped[first:last], key[first:last, :, :num_keys], value[first:last, :, :num_keys], sm_scale
+        )
+        outs.append(out)
+        lses.append(lse)
+        first = last
+    out, lse = torch.cat(outs), torch.cat(lses)
+    return Partial(
+        out.reshape(batch, num_q_heads, v_dim).transpose(0, 1).contiguous(),
+        lse.reshape(batch, num_q_heads).t().contiguous(),
+    )
+
+
+def _attend_equal(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
+    """Attends sequences of one length; out [n, num_kv_heads, group_size, v_dim], lse [n, num_kv_heads, group_size]."""
+    if key.shape[2] == 0:
+        dtype = compute_dtype(query.dtype)
+        return query.new_zeros(query.shape, dtype=dtype), query.new_full(query.shape[:3], float("-inf"), dtype=dtype)
+    if query.shape[0] > 1:
+        return flash(query, key, value, sm_scale=sm_scale)
+    alone = attend_stacked(query[0], key[0], value[0], sm_scale=sm_scale)  # may split long keys between threads
+    return alone.out[None], alone.lse[None]
