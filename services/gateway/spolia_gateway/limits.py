@@ -1,0 +1,68 @@
+"""What one request may ask for, checked before anything is tokenized or held."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia_core.errors import InvalidRequest
+
+MAX_REQUEST_ID_BYTES = 128
+TOKEN_ID_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds on one request. Texts count their UTF-8 bytes, token ids four bytes each."""
+
+    max_prompt_bytes: int = 4 << 20
+    max_documents: int = 1024
+    max_parts: int = 4096
+
+    def check_count(self, num: int, limit: int, field: str) -> None:
+        """Raises `InvalidRequest` unless 1 ≤ `num` ≤ `limit`."""
+        if num == 0:
+            raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1", actual="0")
+        if num > limit:
+            raise InvalidRequest(
+                f"{field} has {num} entries; at most {limit} are taken", field=field, limit=str(limit), actual=str(num)
+            )
+
+    def check_bytes(self, sizes: Sequence[int], field: str) -> None:
+        """Raises `InvalidRequest` when `sizes` add up to more than `max_prompt_bytes`."""
+        total = sum(sizes)
+        if total > self.max_prompt_bytes:
+            raise InvalidRequest(
+                f"{field} holds {total} bytes; at most {self.max_prompt_bytes} are taken",
+                field=field,
+                limit=f"{self.max_prompt_bytes} bytes",
+                actual=f"{total} bytes",
+            )
+
+
+def check_text(text: str, field: str) -> None:
+    """Raises `InvalidRequest` when `text` is empty."""
+    if not text:
+        raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1 byte", actual="0 bytes")
+
+
+def request_id_of(given: str) -> str:
+    """The request's id, made here when none was given.
+
+    Raises `InvalidRequest` unless it is at most 128 bytes of printable ASCII: it travels in headers and log lines.
+    """
+    if not given:
+        return secrets.token_hex(16)
+    if len(given) > MAX_REQUEST_ID_BYTES:
+        raise InvalidRequest(
+            f"request_id has {len(given)} characters; at most {MAX_REQUEST_ID_BYTES} are taken",
+            field="request_id",
+            limit=f"{MAX_REQUEST_ID_BYTES} bytes",
+            actual=f"{len(given.encode())} bytes",
+        )
+    if not (given.isascii() and given.isprintable()):
+        raise InvalidRequest(
+            f"request_id {given!r} is not printable ASCII", field="request_id", limit="printable ASCII", actual=given
+        )
+    return given

@@ -1,0 +1,132 @@
+"""From what a client sends to what a decode node takes: validation, tokenization, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia.v1 import common_pb2, gateway_pb2
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.ids import IdSpace
+from spolia_core.prompt import Part, Prompt, check_context_length, check_token_ids
+from spolia_core.reuse import ReuseMode
+from spolia_core.sampling import SamplingParams
+from spolia_gateway.catalog import Model
+from spolia_gateway.generation_request import GenerationRequest
+from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_text, request_id_of
+from spolia_gateway.sampling import fit_max_tokens, read_sampling
+from spolia_gateway.tokenizer import Form, PartTokenizer
+
+_MODES = {
+    common_pb2.REUSE_MODE_UNSPECIFIED: ReuseMode.EXACT,
+    common_pb2.REUSE_MODE_EXACT: ReuseMode.EXACT,
+    common_pb2.REUSE_MODE_LINKED: ReuseMode.LINKED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRequest:
+    """A request whose fields are sound as far as can be told without its tokens."""
+
+    message: gateway_pb2.GenerateRequest
+    request_id: str
+    mode: ReuseMode
+    sampling: SamplingParams
+
+    @classmethod
+    def check(cls, message: gateway_pb2.GenerateRequest, limits: RequestLimits) -> CheckedRequest:
+        """Raises `InvalidRequest` naming the first bad field. Cheap; nothing is held yet."""
+        request_id = request_id_of(message.request_id)
+        limits.check_count(len(message.parts), limits.max_parts, "parts")
+        sizes = [_check_part(part, f"parts[{index}]") for index, part in enumerate(message.parts)]
+        limits.check_bytes(sizes, "parts")
+        num_documents = sum(part.WhichOneof("part") == "document" for part in message.parts)
+        if num_documents:
+            limits.check_count(num_documents, limits.max_documents, "parts.document")
+        if message.mode not in _MODES:
+            raise InvalidRequest(
+                f"mode {message.mode} is unknown", field="mode", limit="EXACT or LINKED", actual=str(message.mode)
+            )
+        return cls(message, request_id, _MODES[message.mode], read_sampling(message.sampling))
+
+    def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
+        """Tokenizes and derives ids; milliseconds for long prompts, so keep it off the event loop.
+
+        Raises `InvalidRequest` for token ids out of range or a context too long, `NotSupported` where the model cannot
+        serve the mode.
+        """
+        self._check_mode(model)
+        prompt = Prompt(tuple(self._parts(model, ids, tokenizer, tenant_id)))
+        check_context_length(prompt.num_tokens, model.max_context_tokens)
+        sampling = fit_max_tokens(
+            self.sampling,
+            stated=self.message.sampling.HasField("max_tokens"),
+            num_prompt_tokens=prompt.num_tokens,
+            max_context_tokens=model.max_context_tokens,
+        )
+        return GenerationRequest(
+            request_id=self.request_id,
+            tenant_id=tenant_id,
+            model=model.key,
+            prompt=prompt,
+            mode=self.mode,
+            force_linked=self.message.force_linked,
+            sampling=sampling,
+        )
+
+    def _check_mode(self, model: Model) -> None:
+        if self.mode is ReuseMode.LINKED and not (model.supports_linked or self.message.force_linked):
+            raise NotSupported(
+                f"no node serves model {model.key.name!r} in LINKED mode; use EXACT, or force_linked where only the "
+                "model's profile forbids it",
+                field="mode",
+                limit="EXACT",
+                actual="LINKED",
+            )
+
+    def _parts(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> list[Part]:
+        parts = []
+        for index, part in enumerate(self.message.parts):
+            token_ids = _encode(part, tokenizer, tenant_id, starts_prompt=index == 0)
+            check_token_ids(token_ids, model.vocab_size, field=f"parts[{index}].{part.WhichOneof('part')}")
+            reusable = self.mode is ReuseMode.LINKED and part.WhichOneof("part") == "document"
+            parts.append(Part(token_ids, ids.local(token_ids) if reusable else None))
+        if not self.message.no_bos and _lacks_bos(parts[0].token_ids, tokenizer.bos_ids):
+            parts.insert(0, Part(tokenizer.bos_ids))
+        return parts
+
+
+def _check_part(part: gateway_pb2.PromptPart, field: str) -> int:
+    """Bytes of a part's content. Raises `InvalidRequest` when it has none."""
+    match part.WhichOneof("part"):
+        case "text":
+            check_text(part.text, f"{field}.text")
+            return len(part.text.encode())
+        case "document":
+            check_text(part.document.text, f"{field}.document.text")
+            return len(part.document.text.encode())
+        case "token_ids":
+            if not part.token_ids.ids:
+                raise InvalidRequest(
+                    f"{field}.token_ids is empty", field=f"{field}.token_ids", limit="≥ 1 token", actual="0"
+                )
+            return len(part.token_ids.ids) * TOKEN_ID_BYTES
+        case _:
+            raise InvalidRequest(
+                f"{field} is empty", field=field, limit="one of text, document, token_ids", actual="none"
+            )
+
+
+def _encode(
+    part: gateway_pb2.PromptPart, tokenizer: PartTokenizer, tenant_id: str, *, starts_prompt: bool
+) -> tuple[int, ...]:
+    if part.WhichOneof("part") == "token_ids":
+        return tuple(part.token_ids.ids)
+    if part.WhichOneof("part") == "document":
+        return tokenizer.encode(part.document.text, Form.DOCUMENT, tenant_id=tenant_id)
+    return tokenizer.encode(part.text, Form.HEAD if starts_prompt else Form.BODY, tenant_id=tenant_id)
+
+
+def _lacks_bos(first: Sequence[int], bos_ids: Sequence[int]) -> bool:
+    """A caller who tokenizes, or spells out a chat template, may have begun with it: it is never doubled."""
+    return tuple(first[: len(bos_ids)]) != tuple(bos_ids)
