@@ -13,6 +13,10 @@ from spolia_kernels.attend_batch.reference import attend_batch_ref
 from spolia_kernels.partial import Partial
 from spolia_kernels.precision import compute_dtype
 
+# A tail from here on may be split between threads, as `attend_stacked` decides; below it the question costs more
+# (20 us) than an answer could save.
+_LONG_TAIL = 4096
+
 
 def attend_batch_cpu(query: Tensor, key: Tensor, value: Tensor, key_lens: Tensor, *, sm_scale: float) -> Partial:
     """Computes `attend_batch` for CPU tensors that fit together; see there.
@@ -36,26 +40,29 @@ def attend_batch_cpu(query: Tensor, key: Tensor, value: Tensor, key_lens: Tensor
         return attend_batch_ref(query, key[:, :, :longest], value[:, :, :longest], key_lens, sm_scale=sm_scale)
     outs, lses, first = [], [], 0
     for num_keys, neighbours in groupby(lens):
-        last = first + len(list(neighbours))
-        out, lse = _attend_equal(
-            grouped[first:last], key[first:last, :, :num_keys], value[first:last, :, :num_keys], sm_scale
-        )
+        count = sum(1 for _ in neighbours)
+        tail_query = grouped.narrow(0, first, count)
+        tail_key = key.narrow(0, first, count).narrow(2, 0, num_keys)
+        tail_value = value.narrow(0, first, count).narrow(2, 0, num_keys)
+        out, lse = _attend_equal(tail_query, tail_key, tail_value, sm_scale)
         outs.append(out)
         lses.append(lse)
-        first = last
-    out, lse = torch.cat(outs), torch.cat(lses)
-    return Partial(
-        out.reshape(batch, num_q_heads, v_dim).transpose(0, 1).contiguous(),
-        lse.reshape(batch, num_q_heads).t().contiguous(),
-    )
+        first += count
+    out = torch.cat(outs).reshape(batch, num_q_heads, v_dim)
+    lse = torch.cat(lses).reshape(batch, num_q_heads)
+    return Partial(out.transpose(0, 1).contiguous(), lse.t().contiguous())
 
 
 def _attend_equal(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
-    """Attends sequences of one length; out [n, num_kv_heads, group_size, v_dim], lse [n, num_kv_heads, group_size]."""
-    if key.shape[2] == 0:
+    """Attends n sequences of one length.
+
+    query [n, num_kv_heads, group_size, head_dim]; returns out of that shape and lse without its last dimension.
+    """
+    num_keys = key.shape[2]
+    if num_keys == 0:
         dtype = compute_dtype(query.dtype)
-        return query.new_zeros(query.shape, dtype=dtype), query.new_full(query.shape[:3], float("-inf"), dtype=dtype)
-    if query.shape[0] > 1:
-        return flash(query, key, value, sm_scale=sm_scale)
-    alone = attend_stacked(query[0], key[0], value[0], sm_scale=sm_scale)  # may split long keys between threads
-    return alone.out[None], alone.lse[None]
+        return torch.zeros_like(query, dtype=dtype), query.new_full(query.shape[:3], float("-inf"), dtype=dtype)
+    if query.shape[0] == 1 and num_keys >= _LONG_TAIL:
+        alone = attend_stacked(query[0], key[0], value[0], sm_scale=sm_scale)
+        return alone.out[None], alone.lse[None]
+    return flash(query, key, value, sm_scale=sm_scale)

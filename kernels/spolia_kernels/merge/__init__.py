@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from spolia_kernels.indices import check_indices
 from spolia_kernels.merge.cpu import merge_cpu, merge_into_cpu
 from spolia_kernels.merge.reference import merge_ref
 from spolia_kernels.partial import Partial
@@ -51,8 +51,7 @@ def merge_into(acc: Partial, part: Partial, rows: slice | Tensor | None = None) 
     is unchanged then.
     """
     if isinstance(rows, Tensor):
-        if rows.ndim != 1 or rows.dtype != torch.int64:
-            raise ValueError(f"rows is a 1-d int64 tensor; got {rows.ndim}-d {rows.dtype}")
+        check_indices(rows, acc.lse.shape[1], "rows")
         joined = merge([Partial(acc.out.index_select(1, rows), acc.lse.index_select(1, rows)), part])
         acc.out.index_copy_(1, rows, joined.out)
         acc.lse.index_copy_(1, rows, joined.lse)
