@@ -120,7 +120,7 @@ def test_tokens_and_pools_that_do_not_match_are_refused():
     assert value_pool.isnan().all()
 
 
-@pytest.mark.parametrize("slots", ([NUM_SLOTS], [-1], [0, -3]))
+@pytest.mark.parametrize("slots", [[NUM_SLOTS], [-1], [0, -3]])
 def test_reading_a_slot_the_pool_does_not_have_is_refused(slots):
     with pytest.raises(IndexError, match="slots"):
         read_kv(*pools(), torch.tensor(slots))

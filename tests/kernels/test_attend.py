@@ -36,8 +36,8 @@ def flash_calls(monkeypatch) -> Iterator[list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("num_keys", ODD_SIZES)
-@pytest.mark.parametrize("num_rows", (1, 5, 33))
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("num_rows", [1, 5, 33])
+@pytest.mark.parametrize("causal", [False, True])
 def test_attend_equals_the_definition_in_float64_at_odd_sizes(num_rows, num_keys, causal):
     p = problem(num_rows, num_keys, seed=num_keys)
     wanted = oracle(p.query, p.key, p.value, sm_scale=p.sm_scale, causal=causal)
@@ -47,8 +47,8 @@ def test_attend_equals_the_definition_in_float64_at_odd_sizes(num_rows, num_keys
 
 
 @pytest.mark.parametrize("ratio", GQA_RATIOS)
-@pytest.mark.parametrize("num_kv_heads", (1, 2, 3))
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
+@pytest.mark.parametrize("causal", [False, True])
 def test_query_head_h_reads_kv_head_h_over_the_ratio(ratio, num_kv_heads, causal):
     p = problem(3, 40, ratio=ratio, num_kv_heads=num_kv_heads)
     for got in paths(p, causal=causal):
@@ -56,7 +56,7 @@ def test_query_head_h_reads_kv_head_h_over_the_ratio(ratio, num_kv_heads, causal
 
 
 @pytest.mark.parametrize(("head_dim", "v_dim"), [(16, 8), (8, 24), (5, 1), (1, 7), (64, 64), (128, 128), (20, 20)])
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("causal", [False, True])
 def test_k_and_v_may_have_any_widths(head_dim, v_dim, causal):
     p = problem(6, 50, head_dim=head_dim, v_dim=v_dim, ratio=3)
     for got in paths(p, causal=causal):
@@ -112,7 +112,7 @@ def test_permuting_blocks_of_keys_leaves_the_result(order, block, seed):
     assert_same(attend(p.query, p.key[:, moved], p.value[:, moved], sm_scale=p.sm_scale), whole)
 
 
-@pytest.mark.parametrize("num_keys", (1, 100, 700))
+@pytest.mark.parametrize("num_keys", [1, 100, 700])
 def test_rows_attend_the_same_alone_and_together(num_keys):
     p = problem(40, num_keys, ratio=3)
     together = attend(p.query, p.key, p.value, sm_scale=p.sm_scale)
@@ -123,8 +123,8 @@ def test_rows_attend_the_same_alone_and_together(num_keys):
 
 
 @pytest.mark.parametrize(("num_rows", "num_keys"), [(0, 0), (0, 9), (9, 0)])
-@pytest.mark.parametrize("causal", (False, True))
-@pytest.mark.parametrize("v_dim", (16, 4))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("v_dim", [16, 4])
 def test_zero_rows_or_zero_keys_give_an_empty_partial(num_rows, num_keys, causal, v_dim):
     p = problem(num_rows, num_keys, v_dim=v_dim)
     for got in paths(p, causal=causal):
@@ -134,7 +134,7 @@ def test_zero_rows_or_zero_keys_give_an_empty_partial(num_rows, num_keys, causal
         assert (got.lse == float("-inf")).all()
 
 
-@pytest.mark.parametrize("v_dim", (16, 4))
+@pytest.mark.parametrize("v_dim", [16, 4])
 def test_rows_that_see_no_key_are_empty_and_the_rest_are_not(v_dim):
     p = problem(7, 3, v_dim=v_dim)
     for got in paths(p, causal=True):
@@ -144,8 +144,8 @@ def test_rows_that_see_no_key_are_empty_and_the_rest_are_not(v_dim):
         assert largest(got.out[:, 4] - p.value[:, 0].repeat_interleave(2, 0)) < FLOAT32_ERROR  # one key: its value
 
 
-@pytest.mark.parametrize("ratio", (1, 7))
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("ratio", [1, 7])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "out_error", "lse_error"),
     [
@@ -180,7 +180,7 @@ def test_the_reference_in_float64_is_exact_to_float64():
     assert_same(got, oracle(p.query, p.key, p.value, sm_scale=p.sm_scale, causal=True), 1e-13)
 
 
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("causal", [False, True])
 def test_any_strides_are_read_right(causal):
     """Token-major buffers, and K stored transposed, whose last stride the fused kernel would ignore."""
     p = problem(5, 40, ratio=2)
@@ -196,8 +196,8 @@ def test_any_strides_are_read_right(causal):
         assert_same(attend(query, key, value, sm_scale=p.sm_scale, causal=causal), wanted)
 
 
-@pytest.mark.parametrize("num_rows", (1, 7))
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("num_rows", [1, 7])
+@pytest.mark.parametrize("causal", [False, True])
 def test_the_fused_path_reads_k_and_v_in_place(num_rows, causal, flash_calls):
     """Views of a larger extent are the normal case: nothing as large as the keys may be allocated."""
     p = problem(num_rows, 3000, ratio=2)
@@ -217,8 +217,8 @@ def test_the_fused_path_reads_k_and_v_in_place(num_rows, causal, flash_calls):
     assert [entry for entry in allocated if entry[1] >= p.key.numel() // 2] == []
 
 
-@pytest.mark.parametrize("num_threads", (2, 3, 8))
-@pytest.mark.parametrize("num_keys", (64, 67, 130))
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+@pytest.mark.parametrize("num_keys", [64, 67, 130])
 def test_cutting_keys_between_threads_leaves_the_result(num_threads, num_keys, monkeypatch, flash_calls):
     monkeypatch.setattr(cpu, "_MIN_KEYS_PER_SPLIT", 16)
     monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: num_threads)
@@ -238,7 +238,7 @@ def test_keys_are_cut_only_where_threads_would_idle(monkeypatch):
     assert cpu._num_splits(1, 100) == 1
 
 
-@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("causal", [False, True])
 def test_bounding_the_scores_held_at_once_leaves_the_result(causal, monkeypatch):
     monkeypatch.setattr(cpu, "_MAX_SCORES", 256)
     p = problem(40, 300, v_dim=8)

@@ -14,7 +14,7 @@ from spolia_kernels.attend_batch import attend_batch_ref
 from spolia_kernels.attend_batch import cpu as batch_cpu_module
 
 POISONS = (float("nan"), float("inf"), float("-inf"), 3e38)
-PATHS = pytest.mark.parametrize("function", (attend_batch, attend_batch_ref))
+PATHS = pytest.mark.parametrize("function", [attend_batch, attend_batch_ref])
 
 
 def tails(
@@ -71,7 +71,7 @@ def test_a_sequence_attends_the_same_alone_and_in_a_batch(lens, ratio, v_dim, po
 
 @PATHS
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("v_dim", (16, 8))
+@pytest.mark.parametrize("v_dim", [16, 8])
 def test_memory_past_a_length_never_counts(function, poison, v_dim):
     world = tails([0, 5, 5, 100, 1, 63], v_dim=v_dim, poison=poison)
     assert_same(function(*world, sm_scale=0.25), one_by_one(*world, sm_scale=0.25))
@@ -161,7 +161,7 @@ def test_a_span_that_some_rows_see_merges_into_those_rows_only():
         assert_same(Partial(acc.out[:, row : row + 1], acc.lse[:, row : row + 1]), wanted)
 
 
-@pytest.mark.parametrize("lens", ([5, -1], [5, 9]))
+@pytest.mark.parametrize("lens", [[5, -1], [5, 9]])
 def test_lengths_outside_the_slab_are_refused(lens):
     query, key, value, _ = tails([5, 5], max_keys=8)
     with pytest.raises(ValueError, match="key_lens"):

@@ -14,7 +14,7 @@ from spolia_kernels import Partial, merge, merge_into
 from spolia_kernels.merge import merge_ref
 
 NEG_INF = float("-inf")
-MERGES = pytest.mark.parametrize("join", (merge, merge_ref))
+MERGES = pytest.mark.parametrize("join", [merge, merge_ref])
 seeds = st.lists(st.integers(0, 999), min_size=1, max_size=6)
 
 

@@ -113,7 +113,7 @@ def test_a_lookup_kept_for_a_step_rotates_the_same():
     assert torch.equal(apply_rotation(x, *rotary.cos_sin(at)), rotate(x, at, rotary))
 
 
-@pytest.mark.parametrize("max_position", (0, 1, 63, 64, 100))
+@pytest.mark.parametrize("max_position", [0, 1, 63, 64, 100])
 def test_the_table_grows_to_any_position_and_keeps_its_entries(max_position):
     rotary = table(max_position=max_position)
     assert rotary.max_position == max_position
