@@ -1,0 +1,148 @@
+"""The one place that knows transformers: loads a model and runs its own modules with our attention.
+
+transformers lets an attention function be registered by name (`AttentionInterface`). Ours receives queries, keys and
+values after projection, norm and RoPE, and hands them to the `LayerAttention` of the running pass. Layers are called one
+by one, so a layer's KV can leave the node while the next one runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from spolia_core.chunk_object import KvShape
+from spolia_core.errors import NotFound
+from spolia_engine.fingerprint import fingerprint_model
+from spolia_engine.support import check_supported
+from spolia_kernels import RotaryTable
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+ATTENTION_NAME = "spolia"
+
+
+class LayerAttention(Protocol):
+    """Attention of one layer of a pass, and where its KV goes.
+
+    `query` [num_q_heads, num_rows, head_dim], `key` [num_kv_heads, num_rows, head_dim] (both rotated to the rows'
+    positions) and `value` [num_kv_heads, num_rows, v_dim] of the rows; returns [num_q_heads, num_rows, v_dim].
+    """
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Writes the rows' KV and attends."""
+        ...
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    attend: LayerAttention = kwargs["spolia_attention"]
+    layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module types every attribute as Tensor | Module
+    out = attend(layer, query[0], key[0], value[0], scaling)
+    return out.transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention_function)
+
+
+class ModelAdapter:
+    """A loaded causal language model of a supported kind. Immutable once built; used by one thread at a time."""
+
+    def __init__(self, model: Any, *, dtype: str = "float32", max_context_tokens: int | None = None) -> None:
+        """Wraps a transformers `…ForCausalLM`. Raises `NotSupported` for models that cannot be served."""
+        config = model.config
+        self.support = check_supported(config, max_context_tokens)
+        self.compute_dtype = dtype
+        self.max_context_tokens = self.support.max_context_tokens
+        self.vocab_size = int(config.vocab_size)
+        self.eos_token_ids = _eos_ids(model)
+        self.num_layers = int(config.num_hidden_layers)
+        self._model = model.to(DTYPES[dtype]).eval()
+        self._model.config._attn_implementation = ATTENTION_NAME
+        rope = self._model.model.rotary_emb
+        self._rope_scaling = float(rope.attention_scaling)
+        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.device = next(model.parameters()).device
+        self.rotary = RotaryTable(
+            rope.inv_freq, head_dim=head_dim, max_position=min(self.max_context_tokens, 4096), device=self.device
+        )
+        self.kv_shape = KvShape(
+            self.num_layers, int(config.num_key_value_heads), head_dim, head_dim, SAFETENSORS_DTYPE[DTYPES[dtype]]
+        )
+        self.fingerprint = fingerprint_model(self._model, rope.inv_freq, self._rope_scaling)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, dtype: str = "float32", max_context_tokens: int | None = None, device: str = "cpu"
+    ) -> ModelAdapter:
+        """Loads a Hugging Face-format directory. Checks the config before reading weights.
+
+        Raises `NotFound` when there is no model at `path`, `NotSupported` when it cannot be served.
+        """
+        if not (Path(path) / "config.json").is_file():
+            raise NotFound(f"no config.json in {path}", field="model", actual=str(path))
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        check_supported(config, max_context_tokens)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), config=config, dtype=DTYPES[dtype], local_files_only=True, attn_implementation="eager"
+        )
+        return cls(model.to(device), dtype=dtype, max_context_tokens=max_context_tokens)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        attention: LayerAttention,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Runs the layers over rows of tokens standing at `positions` and returns hidden states [num_rows, hidden].
+
+        Rows may belong to different sequences: what a row sees is `attention`'s business. `on_layer(l)` is called when
+        layer l has run, its KV written.
+        """
+        inner = self._model.model
+        hidden = inner.embed_tokens(torch.tensor([list(token_ids)], device=self.device))
+        cos, sin = self._position_embeddings(torch.tensor(list(positions), device=self.device), hidden.dtype)
+        for index, layer in enumerate(inner.layers):
+            hidden = layer(hidden, position_embeddings=(cos, sin), attention_mask=None, spolia_attention=attention)
+            if on_layer:
+                on_layer(index)
+        normed: Tensor = inner.norm(hidden)
+        return normed[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [num_rows, vocab_size] in float32 of hidden states [num_rows, hidden]."""
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits.float()
+
+    def _position_embeddings(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # From the same float64-exact table that rotates queries over spans, so both rotations agree to the last bit;
+        # YaRN's temperature enters here, once, and never in the offset rotation.
+        cos, sin = (
+            (torch.cat((half, half), -1) * self._rope_scaling).to(dtype).unsqueeze(0)
+            for half in self.rotary.cos_sin(positions)
+        )
+        return cos, sin
+
+
+def _eos_ids(model: Any) -> frozenset[int]:
+    generation = getattr(model, "generation_config", None)
+    found = getattr(generation, "eos_token_id", None)
+    found = model.config.eos_token_id if found is None else found
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, list | tuple) else [found])

@@ -1,0 +1,260 @@
+"""What services are made of: compile chunks, build contexts, decode.
+
+One thread at a time may compute; pool and residents are safe to use from others.
+
+Ownership: a run handed out or taken in carries one reference on its extent. Functions that build a context take the
+references of the runs they are given, also when they raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from spolia_core.chunk_object import ChunkMeta
+from spolia_core.ids import IdSpace, Recipe
+from spolia_core.prompt import Prompt
+from spolia_core.reuse import DEFAULT_LINK_TOKENS, PREFIX_CHUNK_TOKENS, ChunkKind
+from spolia_core.sampling import SamplingParams
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.attention import ContextAttention, DecodeAttention, VisibleRange
+from spolia_engine.context import Context, release_runs, whole
+from spolia_engine.generation import Delta, Generation
+from spolia_engine.link_plan import LinkPlan, plan_link
+from spolia_engine.pool import Extent, Pool
+from spolia_engine.resident import ResidentChunks
+from spolia_engine.run import Run, Span, coalesce
+from spolia_engine.sampler import sample
+from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.step_plan import StepPlan, plan_step
+from spolia_engine.text import Decode
+
+OnLayer = Callable[[Run, int], None]
+"""Called in the engine's thread when a layer of a pass has run: the run being filled, the layer just finished."""
+
+
+class EngineCore:
+    """A model, a pool, and the operations the services are made of."""
+
+    def __init__(self, adapter: ModelAdapter, decode: Decode, *, num_blocks: int, block_size: int = 16) -> None:
+        self.adapter = adapter
+        self.pool = Pool(adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device)
+        self.resident = ResidentChunks(self.pool)
+        self.recipe = Recipe(adapter.compute_dtype)
+        self._decode = decode
+        self._plan: tuple[tuple[DecodeSequence, ...], StepPlan] | None = None
+
+    def id_space(self, tenant_key: bytes) -> IdSpace:
+        """The ids of a tenant's chunks under this engine's model and recipe."""
+        return IdSpace(tenant_key, self.adapter.fingerprint, self.recipe)
+
+    def meta(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkMeta:
+        """Metadata of the chunk object a run would make."""
+        return ChunkMeta(
+            chunk_id, kind, self.adapter.fingerprint, run.num_tokens, self.adapter.kv_shape, rope_base=run.rope_base
+        )
+
+    # Chunks
+
+    def compile(self, chunk_id: bytes, token_ids: Sequence[int]) -> Run:
+        """Computes a local chunk alone at positions 0, 1, 2, … and registers it. Source: EPIC §4, KVCompile.
+
+        Raises `Busy` when the pool has no room.
+        """
+        run, _ = self._run_rows(token_ids, range(len(token_ids)), [], None)
+        self.resident.register(chunk_id, ChunkKind.LOCAL, run)
+        return run
+
+    def adopt(
+        self, extent: Extent, start: int, num_tokens: int, *, rope_base: int, chunk_id: bytes, kind: ChunkKind
+    ) -> Run:
+        """Registers KV that arrived in an extent. The run shares the caller's reference."""
+        run = Run(extent, start, num_tokens, rope_base)
+        self.resident.register(chunk_id, kind, run)
+        return run
+
+    def acquire_prefix(self, chain: Sequence[bytes]) -> list[Run]:
+        """The longest resident prefix of a chain of prefix chunk ids, one reference for each run."""
+        runs: list[Run] = []
+        for chunk_id in chain:
+            run = self.resident.acquire(chunk_id)
+            if run is None:
+                break
+            runs.append(run)
+        return runs
+
+    # Contexts
+
+    def exact_context(
+        self, token_ids: Sequence[int], prefix: Sequence[Run], on_layer: OnLayer | None = None
+    ) -> Context:
+        """Prefills the tokens behind `prefix` (runs from position 0, without gap). Takes the runs' references.
+
+        At least one token must be left to compute. Raises `Busy` when the pool has no room.
+        """
+        num_cached = sum(run.num_tokens for run in prefix)
+        spans = [whole(run) for run in prefix]
+        visible = [(span, 0) for span in spans]
+        try:
+            positions = range(num_cached, len(token_ids))
+            live, hidden = self._run_rows(token_ids[num_cached:], positions, visible, on_layer)
+        except BaseException:
+            release_runs(self.pool, prefix)
+            raise
+        extents = [run.extent for run in (*prefix, live)]
+        return Context(self.pool, [*spans, whole(live)], extents, hidden[-1], live.num_tokens)
+
+    def linked_context(
+        self,
+        prompt: Prompt,
+        runs: Mapping[int, Run],
+        plan: LinkPlan | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> Context:
+        """The link pass: recomputes the plan's rows over the reused chunks, in one forward pass.
+
+        `runs` maps part index to the chunk's run, for every part that has a fragment in `plan` (default: leading
+        `DEFAULT_LINK_TOKENS`); takes their references. Nothing of a chunk is copied.
+        """
+        plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS)
+        fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
+        visible = [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
+        try:
+            live, hidden = self._run_rows(plan.token_ids, plan.positions, visible, on_layer)
+        except BaseException:
+            release_runs(self.pool, list(runs.values()))
+            raise
+        pieces = [
+            whole(Run(live.extent, live.start + row, length, position)) for row, position, length in plan.pieces()
+        ]
+        spans = sorted([*pieces, *fragments], key=lambda span: span.first_position)
+        extents = [*(run.extent for run in runs.values()), live.extent]
+        return Context(self.pool, spans, extents, hidden[-1], live.num_tokens)
+
+    def arrived_context(self, prefix: Sequence[Run], live: Run) -> Context:
+        """A context whose live run another node computed. Takes the references of all runs."""
+        runs = [*prefix, live]
+        return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs])
+
+    def register_prefix(self, context: Context, chain: Sequence[bytes], start: int = 0) -> list[tuple[bytes, Run]]:
+        """Registers the full prefix chunks of an exact context's live run; returns the newly registered ones.
+
+        `chain` holds the ids of the context's full blocks from position 0; blocks before position `start` are skipped.
+        """
+        live = context.spans[-1].run
+        first = max(live.rope_base, start)
+        found: list[tuple[bytes, Run]] = []
+        for index in range(first // PREFIX_CHUNK_TOKENS, len(chain)):
+            offset = index * PREFIX_CHUNK_TOKENS - live.rope_base
+            if offset < 0 or offset + PREFIX_CHUNK_TOKENS > live.num_tokens:
+                continue
+            run = Run(live.extent, live.start + offset, PREFIX_CHUNK_TOKENS, live.rope_base + offset)
+            if chain[index] not in self.resident:
+                self.resident.register(chain[index], ChunkKind.PREFIX, run)
+                found.append((chain[index], run))
+        return found
+
+    # Decoding
+
+    def start(self, context: Context, params: SamplingParams) -> DecodeSequence:
+        """Makes a sequence of a context, room for the whole answer included. Takes the context, also when it raises."""
+        try:
+            tail = self.pool.allocate(params.max_tokens)
+        except BaseException:
+            context.close()
+            raise
+        return DecodeSequence(context, Generation(params, self.adapter.eos_token_ids, self._decode), tail)
+
+    def first_token(self, context: Context, params: SamplingParams, token_index: int = 0) -> int:
+        """Draws the token after a context that was computed here."""
+        assert context.last_hidden is not None, "another node drew this context's first token"
+        return sample(self.adapter.logits(context.last_hidden[None])[0], params, token_index)
+
+    def step(self, sequences: Sequence[DecodeSequence]) -> list[Delta]:
+        """Runs one decode step for sequences that are not finished and have their first token; a delta for each."""
+        logits = self.step_logits(sequences)
+        return [self.accept(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
+
+    def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
+        """Draws a sequence's next token from `logits` [vocab_size] and adds it to the answer."""
+        generation = sequence.generation
+        return generation.accept(sample(logits, generation.params, len(generation.token_ids)))
+
+    def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
+        """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size]."""
+        batch = tuple(sequences)
+        if self._plan is None or self._plan[0] != batch:
+            self._plan = (batch, plan_step([s.ranges for s in batch], [s.tail for s in batch]))
+        attention = DecodeAttention(self._plan[1], self.adapter.rotary)
+        hidden = self.adapter.forward([s.next_token for s in batch], [s.position for s in batch], attention)
+        for sequence in batch:
+            sequence.tail.length += 1
+        return self.adapter.logits(hidden)
+
+    def forget_plan(self) -> None:
+        """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
+        self._plan = None
+
+    def seal_answer(self, sequence: DecodeSequence, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
+        """Registers the prefix chunks that the answer completed, for the next turn; returns them.
+
+        `chain` holds the ids of all full blocks of prompt and answer (the last token has no KV yet). Blocks may begin
+        in the prompt's live run and end in the tail, so they are copied once into an extent of their own. The caller
+        releases the reference on the extent of the first run. Nothing is sealed when the pool has no room: a cache is
+        not worth an error. Only for contexts whose last span is a live run that ends the prompt.
+        """
+        live = sequence.context.spans[-1].run
+        begin = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
+        num_tokens = (len(chain) - begin) * PREFIX_CHUNK_TOKENS
+        if num_tokens <= 0 or self.pool.available_blocks < self.pool.blocks_for(num_tokens):
+            return []
+        base = begin * PREFIX_CHUNK_TOKENS
+        from_prompt = sequence.num_context_tokens - base
+        extent = self.pool.allocate(num_tokens)
+        for target, prompt, tail in (
+            (extent.key, live.extent.key, sequence.tail.extent.key),
+            (extent.value, live.extent.value, sequence.tail.extent.value),
+        ):
+            end = live.start + live.num_tokens
+            target[:, :, :from_prompt] = prompt[:, :, end - from_prompt : end]
+            target[:, :, from_prompt:] = tail[:, :, : num_tokens - from_prompt]
+        sealed: list[tuple[bytes, Run]] = []
+        for index, chunk_id in enumerate(chain[begin:]):
+            start = index * PREFIX_CHUNK_TOKENS
+            run = Run(extent, start, PREFIX_CHUNK_TOKENS, base + start)
+            self.resident.register(chunk_id, ChunkKind.PREFIX, run)
+            sealed.append((chunk_id, run))
+        return sealed
+
+    def _run_rows(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        visible: Sequence[tuple[Span, int]],
+        on_layer: OnLayer | None,
+    ) -> tuple[Run, torch.Tensor]:
+        """Runs rows of one sequence and returns their KV as a run, and their hidden states.
+
+        For rows with gaps between positions the run's rope_base is the first position; `LinkPlan.pieces` says which
+        slots stand where.
+        """
+        extent = self.pool.allocate(len(token_ids))
+        run = Run(extent, 0, len(token_ids), positions[0])
+        try:
+            ranges = _visible_ranges(visible)
+            attention = ContextAttention(extent, 0, len(token_ids), ranges, self.adapter.rotary)
+            notify = (lambda layer: on_layer(run, layer)) if on_layer else None
+            hidden = self.adapter.forward(token_ids, positions, attention, notify)
+        except BaseException:
+            self.pool.release(extent)
+            raise
+        return run, hidden
+
+
+def _visible_ranges(visible: Sequence[tuple[Span, int]]) -> list[VisibleRange]:
+    """Spans as memory ranges; neighbours in memory that the same rows see are read as one."""
+    by_first_row: dict[int, list[Span]] = {}
+    for span, first_row in visible:
+        by_first_row.setdefault(first_row, []).append(span)
+    return [VisibleRange(slots, row) for row, spans in by_first_row.items() for slots in coalesce(spans)]

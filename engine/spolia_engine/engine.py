@@ -1,0 +1,181 @@
+"""The whole system in one process, without a network: the oracle for all else, and the easiest place to start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spolia_core.ids import IdSpace
+from spolia_core.prompt import Part, Prompt
+from spolia_core.reuse import (
+    DEFAULT_LINK_TOKENS,
+    PREFIX_CHUNK_TOKENS,
+    ChunkKind,
+    FinishReason,
+    Miss,
+    MissReason,
+    ReuseMode,
+    ReuseReport,
+    TokenSource,
+)
+from spolia_core.sampling import SamplingParams
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.context import Context, release_runs
+from spolia_engine.core import EngineCore
+from spolia_engine.link_plan import LinkPlan, plan_link
+from spolia_engine.run import Run
+from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.text import Decode, load_decode
+
+LOCAL_TENANT_KEY = bytes(32)
+"""Key of the only tenant of a single process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer. `margins[i]` is the gap in logits between the two best candidates for token i, whatever was drawn."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    reuse: ReuseReport
+    margins: tuple[float, ...]
+
+
+class Engine(EngineCore):
+    """A model that answers prompts, keeping and reusing KV as the cluster would."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        max_context_tokens: int | None = None,
+        pool_bytes: int = 1 << 30,
+        block_size: int = 16,
+        device: str = "cpu",
+    ) -> Engine:
+        """Loads a Hugging Face-format directory with a `tokenizer.json`.
+
+        `pool_bytes` is the budget for KV. Raises `NotFound` or `NotSupported`.
+        """
+        adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
+        return cls.of(adapter, load_decode(path), pool_bytes=pool_bytes, block_size=block_size)
+
+    @classmethod
+    def of(cls, adapter: ModelAdapter, decode: Decode, *, pool_bytes: int = 1 << 30, block_size: int = 16) -> Engine:
+        """An engine around a loaded model; `decode` turns ids into text."""
+        num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
+        return cls(adapter, decode, num_blocks=num_blocks, block_size=block_size)
+
+    @property
+    def ids(self) -> IdSpace:
+        """The ids of this process's only tenant."""
+        return self.id_space(LOCAL_TENANT_KEY)
+
+    def chunk(self, token_ids: Sequence[int]) -> Part:
+        """A prompt part that is a local chunk."""
+        return Part(tuple(token_ids), self.ids.local(token_ids))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        mode: ReuseMode = ReuseMode.EXACT,
+        num_link_tokens: int = DEFAULT_LINK_TOKENS,
+    ) -> Completion:
+        """Answers a prompt. EXACT reuses prefix chunks of earlier answers; LINKED reuses and keeps local chunks.
+
+        Raises `InvalidRequest` for bad input before memory is held, `NotSupported` for LINKED on a model that has none,
+        `Busy` when the pool has no room.
+        """
+        params = params or SamplingParams()
+        params.validate()
+        prompt.validate(vocab_size=self.adapter.vocab_size, max_context_tokens=self.adapter.max_context_tokens)
+        report = ReuseReport(mode)
+        if mode is ReuseMode.LINKED:
+            self.adapter.support.require_linked()
+            context = self._linked(prompt, num_link_tokens, report)
+        else:
+            context = self._exact(prompt.token_ids, report)
+        sequence = self.start(context, params)
+        try:
+            margins = self._run(sequence)
+            if mode is ReuseMode.EXACT:
+                self._seal(prompt, sequence)
+        finally:
+            self.forget_plan()
+            sequence.close()
+        generation = sequence.generation
+        assert generation.finish_reason is not None
+        return Completion(
+            generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins)
+        )
+
+    def _exact(self, token_ids: list[int], report: ReuseReport) -> Context:
+        chain = list(self.ids.prefix_chain(token_ids))
+        prefix = self.acquire_prefix(chain[: (len(token_ids) - 1) // PREFIX_CHUNK_TOKENS])
+        num_cached = len(prefix) * PREFIX_CHUNK_TOKENS
+        report.sources.update({TokenSource.DEVICE: num_cached, TokenSource.COMPUTED: len(token_ids) - num_cached})
+        context = self.exact_context(token_ids, prefix)
+        self.register_prefix(context, chain)
+        return context
+
+    def _linked(self, prompt: Prompt, num_link_tokens: int, report: ReuseReport) -> Context:
+        plan = plan_link(prompt, num_link_tokens)
+        report.link_tokens_per_chunk = num_link_tokens
+        report.sources.update(linked_sources(prompt, plan))
+        runs: dict[int, Run] = {}
+        try:
+            for index in dict.fromkeys(f.part_index for f in plan.fragments):
+                runs[index] = self._chunk_run(prompt.parts[index], plan, index, report)
+        except BaseException:
+            release_runs(self.pool, list(runs.values()))
+            raise
+        return self.linked_context(prompt, runs, plan)
+
+    def _chunk_run(self, part: Part, plan: LinkPlan, index: int, report: ReuseReport) -> Run:
+        assert part.chunk_id is not None
+        reused = plan.num_reused(index)
+        run = self.resident.acquire(part.chunk_id)
+        if run is not None:
+            report.sources[TokenSource.DEVICE] += reused
+            return run
+        report.sources[TokenSource.COMPILED] += reused
+        report.misses.append(Miss(part.chunk_id, ChunkKind.LOCAL, MissReason.NOT_FOUND, len(part.token_ids)))
+        return self.compile(part.chunk_id, part.token_ids)
+
+    def _run(self, sequence: DecodeSequence) -> list[float]:
+        params = sequence.generation.params
+        hidden = sequence.context.last_hidden
+        assert hidden is not None
+        margins = [_margin(self.adapter.logits(hidden[None])[0])]
+        sequence.generation.accept(self.first_token(sequence.context, params))
+        while not sequence.finished:
+            logits = self.step_logits([sequence])[0]
+            margins.append(_margin(logits))
+            self.accept(sequence, logits)
+        return margins
+
+    def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:
+        with_kv = prompt.token_ids + sequence.generation.token_ids[:-1]
+        sealed = self.seal_answer(sequence, list(self.ids.prefix_chain(with_kv)))
+        if sealed:
+            self.pool.release(sealed[0][1].extent)
+
+
+def linked_sources(prompt: Prompt, plan: LinkPlan) -> dict[TokenSource, int]:
+    """What a link plan recomputes, by source: tokens of chunks are LINK, all others COMPUTED."""
+    num_link = sum(len(p.token_ids) for p in prompt.parts if p.chunk_id is not None)
+    num_link -= sum(f.end - f.start for f in plan.fragments)
+    return {TokenSource.LINK: num_link, TokenSource.COMPUTED: len(plan.positions) - num_link}
+
+
+def _margin(logits: torch.Tensor) -> float:
+    best = torch.topk(logits, 2).values
+    return float(best[0] - best[1])

@@ -1,0 +1,106 @@
+"""The link plan: which tokens of a prompt are recomputed, and what the rest is seen as.
+
+R is the set of recomputed tokens: all live tokens, and usually the first k of each reused chunk (EPIC §4, LegoLink).
+What is reused of a chunk is its maximal fragments outside R. A query at position p sees every fragment that ends at or
+before p, and the tokens of R at or before p. So no mask is needed inside a fragment, for any R.
+
+    prompt      [bos][ chunk A .......... ][ chunk B ........ ][ question ]
+    R            x    xx                    xx                  xxxxxxxxxx      (k = 2, A not at position 0)
+    fragments            [A 2…n)               [B 2…m)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from spolia_core.prompt import Part, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Tokens `start` … `end` of the chunk of part `part_index`, reused with the chunk's token 0 at position `offset`.
+
+    Rows of R from `first_row` on see all of it; rows before see none.
+    """
+
+    part_index: int
+    start: int
+    end: int
+    offset: int
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPlan:
+    """R as `positions` and `token_ids`, sorted by position, and the fragments in order."""
+
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    fragments: tuple[Fragment, ...]
+
+    def num_reused(self, part_index: int) -> int:
+        """Tokens of a part that are reused."""
+        return sum(f.end - f.start for f in self.fragments if f.part_index == part_index)
+
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """Maximal consecutive pieces of R as (first row, first position, length): the live runs they become."""
+        start = 0
+        for row in range(1, len(self.positions) + 1):
+            if row == len(self.positions) or self.positions[row] != self.positions[row - 1] + 1:
+                yield start, self.positions[start], row - start
+                start = row
+
+
+def plan_link(prompt: Prompt, num_link_tokens: int) -> LinkPlan:
+    """Leading-k: live tokens, the first `num_link_tokens` of every chunk not at position 0, and the last token.
+
+    The last token is always recomputed: its hidden state gives the first answer token.
+    """
+    recomputed: list[bool] = []
+    for part in prompt.parts:
+        size = len(part.token_ids)
+        linked = 0 if not recomputed else min(num_link_tokens, size)
+        recomputed += [True] * size if part.chunk_id is None else [True] * linked + [False] * (size - linked)
+    if recomputed:
+        recomputed[-1] = True
+    return _plan(prompt, recomputed)
+
+
+def plan_recompute(prompt: Prompt, positions: Collection[int]) -> LinkPlan:
+    """Any R: live tokens, `positions` of chunk tokens chosen by the caller, and the last token."""
+    chosen = set(positions) | {prompt.num_tokens - 1}
+    recomputed: list[bool] = []
+    for part in prompt.parts:
+        base = len(recomputed)
+        recomputed += [part.chunk_id is None or base + i in chosen for i in range(len(part.token_ids))]
+    return _plan(prompt, recomputed)
+
+
+def _plan(prompt: Prompt, recomputed: list[bool]) -> LinkPlan:
+    rows_before = [0]
+    for flag in recomputed:
+        rows_before.append(rows_before[-1] + flag)
+    fragments: list[Fragment] = []
+    base = 0
+    for index, part in enumerate(prompt.parts):
+        fragments += _fragments_of(index, part, base, recomputed, rows_before)
+        base += len(part.token_ids)
+    positions = tuple(p for p, flag in enumerate(recomputed) if flag)
+    tokens = prompt.token_ids
+    return LinkPlan(positions, tuple(tokens[p] for p in positions), tuple(fragments))
+
+
+def _fragments_of(
+    index: int, part: Part, base: int, recomputed: list[bool], rows_before: list[int]
+) -> Iterator[Fragment]:
+    size, start = len(part.token_ids), 0
+    while start < size:
+        if recomputed[base + start]:
+            start += 1
+            continue
+        end = start
+        while end < size and not recomputed[base + end]:
+            end += 1
+        yield Fragment(index, start, end, base, rows_before[base + end])
+        start = end

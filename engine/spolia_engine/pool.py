@@ -1,0 +1,216 @@
+"""The pool: who owns KV memory, counted in blocks.
+
+    free ──allocate──▶ referenced ◀──retain── cached
+      ▲  └─allocate─▶ in transfer ──arrive──▶ referenced
+      └──── release / abort / evict ──────────┘
+    (lent: memory held by a peer under a lease; no move leads there yet)
+
+The ledger: free + referenced + cached + in transfer + lent = pool, at all times. On a CPU an extent is memory of its
+own, `[layer][kv_head][token][head_dim]`, so a run is contiguous and attention reads it as it lies; the ledger counts
+blocks all the same, so the budget means the same on every device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from spolia_core.chunk_object import KvShape
+from spolia_core.errors import Busy
+
+TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class BlockState(Enum):
+    """Where a block stands in the ledger."""
+
+    FREE = "free"
+    """Nobody's."""
+    REFERENCED = "referenced"
+    """Read or written by at least one sequence."""
+    CACHED = "cached"
+    """Holds chunks nobody reads now; goes when room is needed, least recently used first."""
+    IN_TRANSFER = "in_transfer"
+    """Bytes are arriving from another node."""
+    LENT = "lent"
+    """Holds a peer's runs under a lease."""
+
+
+ALLOWED_MOVES = {
+    (BlockState.FREE, BlockState.REFERENCED),
+    (BlockState.FREE, BlockState.IN_TRANSFER),
+    (BlockState.IN_TRANSFER, BlockState.REFERENCED),
+    (BlockState.IN_TRANSFER, BlockState.FREE),
+    (BlockState.REFERENCED, BlockState.CACHED),
+    (BlockState.REFERENCED, BlockState.FREE),
+    (BlockState.CACHED, BlockState.REFERENCED),
+    (BlockState.CACHED, BlockState.FREE),
+}
+
+
+class Extent:
+    """Contiguous KV memory for `capacity` tokens. `key` is [num_layers, num_kv_heads, capacity, head_dim], `value` the
+    same with v_dim. The pool owns it; whoever retains it may use it.
+    """
+
+    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "state", "value")
+
+    def __init__(self, key: Tensor, value: Tensor, num_blocks: int) -> None:
+        self.key = key
+        self.value = value
+        self.capacity = key.shape[2]
+        self.num_blocks = num_blocks
+        self.state = BlockState.FREE
+        self.ref_count = 0
+        self.chunk_ids: set[bytes] = set()
+        """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
+
+
+class Pool:
+    """Hands out extents within a budget of blocks. Thread-safe; `on_evict` is called under its lock."""
+
+    def __init__(
+        self,
+        shape: KvShape,
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        device: torch.device | str = "cpu",
+        on_evict: Callable[[Extent], None] | None = None,
+    ) -> None:
+        self.shape = shape
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.device = torch.device(device)
+        self.dtype = TORCH_DTYPE[shape.dtype]
+        self.on_evict = on_evict
+        self.lock = threading.RLock()
+        self._counts: Counter[BlockState] = Counter({BlockState.FREE: num_blocks})
+        self._extents: set[Extent] = set()
+        self._cached: OrderedDict[Extent, None] = OrderedDict()
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens take."""
+        return -(-num_tokens // self.block_size)
+
+    @property
+    def available_blocks(self) -> int:
+        """Blocks an allocation could get: free ones and cached ones."""
+        with self.lock:
+            return self._counts[BlockState.FREE] + self._counts[BlockState.CACHED]
+
+    def counts(self) -> dict[BlockState, int]:
+        """Blocks by state; adds up to `num_blocks`."""
+        with self.lock:
+            return {state: self._counts[state] for state in BlockState}
+
+    def allocate(self, num_tokens: int, *, in_transfer: bool = False) -> Extent:
+        """An extent for `num_tokens` ≥ 1 tokens with one reference, its memory uninitialised.
+
+        Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
+        """
+        if num_tokens < 1:
+            raise ValueError(f"an extent holds at least one token, not {num_tokens}")
+        needed = self.blocks_for(num_tokens)
+        with self.lock:
+            if needed > self.available_blocks:
+                raise Busy(
+                    f"the pool has {self.available_blocks} blocks available, {needed} are needed",
+                    field="pool",
+                    limit=f"{self.available_blocks} blocks",
+                    actual=f"{needed} blocks",
+                    retry_after_ms=500,
+                )
+            while self._counts[BlockState.FREE] < needed:
+                self._evict(next(iter(self._cached)))
+            extent = Extent(
+                self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
+            )
+            extent.ref_count = 1
+            self._extents.add(extent)
+            self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
+            return extent
+
+    def arrive(self, extent: Extent) -> None:
+        """The transfer into `extent` ended well."""
+        with self.lock:
+            self._move(extent, BlockState.REFERENCED)
+
+    def retain(self, extent: Extent) -> None:
+        """Adds a reference; a cached extent becomes referenced."""
+        with self.lock:
+            extent.ref_count += 1
+            if extent.state is BlockState.CACHED:
+                del self._cached[extent]
+                self._move(extent, BlockState.REFERENCED)
+
+    def release(self, extent: Extent) -> None:
+        """Drops a reference. Without any left the extent is cached where it holds chunks, freed where it does not."""
+        with self.lock:
+            if extent.ref_count < 1:
+                raise AssertionError("extent released more often than retained")
+            extent.ref_count -= 1
+            if extent.ref_count:
+                return
+            if extent.chunk_ids and extent.state is BlockState.REFERENCED:
+                self._move(extent, BlockState.CACHED)
+                self._cached[extent] = None
+            else:
+                self._free(extent)
+
+    def forget_chunk(self, extent: Extent, chunk_id: bytes) -> None:
+        """`chunk_id` no longer lives in `extent`; a cached extent without chunks is freed."""
+        with self.lock:
+            extent.chunk_ids.discard(chunk_id)
+            if extent.state is BlockState.CACHED and not extent.chunk_ids:
+                del self._cached[extent]
+                self._free(extent)
+
+    def touch(self, extent: Extent) -> None:
+        """Makes a cached extent the last to be evicted."""
+        with self.lock:
+            if extent in self._cached:
+                self._cached.move_to_end(extent)
+
+    def check_invariants(self) -> None:
+        """Asserts the ledger: counts equal what the extents say, and add up to the pool."""
+        with self.lock:
+            seen: Counter[BlockState] = Counter()
+            for extent in self._extents:
+                seen[extent.state] += extent.num_blocks
+                held = extent.state in (BlockState.REFERENCED, BlockState.IN_TRANSFER)
+                assert held == (extent.ref_count > 0), (extent.state, extent.ref_count)
+                assert (extent.state is BlockState.CACHED) == (extent in self._cached)
+                assert extent.state is not BlockState.CACHED or extent.chunk_ids
+            seen[BlockState.FREE] = self.num_blocks - sum(seen.values())
+            assert seen[BlockState.FREE] >= 0
+            assert all(seen[state] == self._counts[state] for state in BlockState), (seen, self._counts)
+
+    def _memory(self, width: int, num_tokens: int) -> Tensor:
+        layers, heads = self.shape.num_layers, self.shape.num_kv_heads
+        return torch.empty((layers, heads, num_tokens, width), dtype=self.dtype, device=self.device)
+
+    def _evict(self, extent: Extent) -> None:
+        del self._cached[extent]
+        if self.on_evict:
+            self.on_evict(extent)
+        extent.chunk_ids.clear()
+        self._free(extent)
+
+    def _free(self, extent: Extent) -> None:
+        self._move(extent, BlockState.FREE)
+        self._extents.discard(extent)
+        empty = torch.empty(0)
+        extent.key = extent.value = empty  # the memory goes now, whoever still holds the handle
+
+    def _move(self, extent: Extent, state: BlockState) -> None:
+        if (extent.state, state) not in ALLOWED_MOVES:
+            raise AssertionError(f"no move from {extent.state} to {state}")
+        self._counts[extent.state] -= extent.num_blocks
+        self._counts[state] += extent.num_blocks
+        extent.state = state
