@@ -52,7 +52,7 @@ def problem(
 
 
 def poisoned(x: Tensor) -> Tensor:
-    """Returns `x` as a view into a buffer whose every other element is NaN, with room on all sides but the last dim's."""
+    """Returns `x` as a view with a dense last dimension, inside a larger buffer whose other elements are NaN."""
     buffer = torch.full([size + 5 for size in x.shape], float("nan"), dtype=x.dtype)
     view = buffer[tuple(slice(2, 2 + size) for size in x.shape)]
     view.copy_(x)

@@ -5,9 +5,9 @@ One path on every device, `reference.py`: a gather is a memory copy, and torch's
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from spolia_kernels.indices import check_indices
 from spolia_kernels.read_kv.reference import KeyValue, read_kv_ref
 
 __all__ = ["KeyValue", "read_kv", "read_kv_ref"]
@@ -20,11 +20,11 @@ def read_kv(key_pool: Tensor, value_pool: Tensor, slots: Tensor) -> KeyValue:
 
     key_pool [num_kv_heads, num_slots, head_dim], value_pool [num_kv_heads, num_slots, v_dim], left unchanged
     (views are fine); slots int64 [num_tokens], non-negative. Keeps the pools' dtypes. Raises IndexError for a
-    slot the pool does not have, ValueError for slots of another rank or dtype. On CUDA the range check is the
-    device's own.
+    slot the pool does not have (on CUDA the device's own assertion), ValueError where shapes or dtypes do not fit.
 
     Source: the block-table gather of PagedAttention (arXiv 2309.06180) §4.
     """
-    if slots.ndim != 1 or slots.dtype != torch.int64:
-        raise ValueError(f"slots is a 1-d int64 tensor; got {slots.ndim}-d {slots.dtype}")
+    if key_pool.ndim != 3 or value_pool.ndim != 3 or key_pool.shape[:2] != value_pool.shape[:2]:
+        raise ValueError(f"pools of unequal shapes: {tuple(key_pool.shape)} and {tuple(value_pool.shape)}")
+    check_indices(slots, key_pool.shape[1], "slots")
     return read_kv_ref(key_pool, value_pool, slots)
