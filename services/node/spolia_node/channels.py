@@ -1,0 +1,73 @@
+"""Channels to other nodes: one per address, kept open, quick to notice a dead peer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from spolia_core.errors import Unavailable
+
+KEEPALIVE_TIME_MS = 2_000
+"""How often an open connection is probed."""
+
+KEEPALIVE_TIMEOUT_MS = 4_000
+"""How long a probe may stay unanswered. With the time above, a silent peer is dead after about six seconds."""
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC options of a channel between nodes."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # A node that comes back is found again within a second or two, and a black hole is given up on as fast.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Otherwise connections outlive the channel that is dropped.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Nodes reach each other directly, whatever proxy the environment names for the outside world.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+class ChannelPool:
+    """Owns the channels of a process. Not for use from several event loops."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._options = channel_options(max_message_bytes)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def get(self, address: str) -> grpc.aio.Channel:
+        """The channel to "host:port"; connects when first used. The pool keeps ownership: do not close it.
+
+        Raises `Unavailable` once the pool is closed.
+        """
+        if self._closed:
+            raise Unavailable(f"no new calls to {address}: this node is shutting down")
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=self._options)
+        return channel
+
+    def drop(self, address: str) -> None:
+        """Closes the channel to a peer thought dead; its calls end at once. The next `get` connects anew."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            task = asyncio.get_running_loop().create_task(channel.close(None))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Closes every channel; running calls end at once. Idempotent."""
+        self._closed = True
+        for address in list(self._channels):
+            self.drop(address)
+        if self._closing:
+            await asyncio.gather(*self._closing)

@@ -1,0 +1,185 @@
+"""One place where a server's exceptions become gRPC statuses, and where its calls are counted and can be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+
+from spolia.errors import DETAIL_KEY, detail_of, status_of
+from spolia_core.errors import Cancelled, InternalError, NotSupported, SpoliaError
+from spolia_node.logs import get_log
+
+REQUEST_ID_KEY = "x-request-id"
+MAX_REQUEST_ID_CHARS = 128
+# Trailers hold about 8 KiB; the message is percent-encoded there, up to three bytes for each of UTF-8.
+_MAX_MESSAGE_CHARS = 512
+_UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
+
+Observe = Callable[[str, grpc.StatusCode, float], None]
+"""Takes the full method name, the status code and the seconds of a call that ended."""
+
+log = get_log(__name__)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps every handler, which must be async: a coroutine function or an async generator.
+
+    `SpoliaError` becomes its status code, message and `ErrorDetail`; any other exception becomes INTERNAL and is logged
+    with its traceback; cancellation passes. A generator is closed before its call ends, so its `finally` blocks have
+    run by then. `observe` is called once for each call.
+    """
+
+    def __init__(self, observe: Observe | None = None) -> None:
+        self._observe = observe
+        self._running: dict[asyncio.Task[Any], str] = {}
+        self._ended_with: dict[asyncio.Task[Any], SpoliaError] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        """Calls under way."""
+        return len(self._running)
+
+    def end_running(self, error: SpoliaError, *, of_services: Sequence[str] = ()) -> int:
+        """Cancels calls under way; their callers get `error`. All of them, or those of the named services. How many."""
+        tasks = [t for t, method in self._running.items() if not of_services or service_of(method) in of_services]
+        for task in tasks:
+            self._ended_with[task] = error
+            task.cancel()
+        return len(tasks)
+
+    async def wait_idle(self) -> None:
+        """Returns when no call is under way."""
+        await self._idle.wait()
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wraps the handler of one call; what gRPC calls."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._wrapped(handler, handler_call_details.method)
+
+    def _wrapped(self, handler: Any, method: str) -> Any:
+        behaviour, factory = _behaviour_of(handler)
+
+        async def invoke(request: Any, context: Any) -> Any:
+            return await self._run(method, context, _call(behaviour, request, context))
+
+        return factory(invoke, handler.request_deserializer, handler.response_serializer)
+
+    async def _run(self, method: str, context: Any, work: Awaitable[Any]) -> Any:
+        _bind_request_id(context)
+        started, code = time.monotonic(), grpc.StatusCode.OK
+        task = self._enter(method)
+        try:
+            return await work
+        except grpc.aio.AbortError:
+            code = _code_of(context)
+            raise
+        except BaseException as error:
+            answer = self._answer_to(error, task, method, context)
+            if answer is None:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            code = _code_of(context)
+            if code is not _UNIMPLEMENTED:
+                code = status_of(answer)
+            await _abort(context, code, answer)
+        finally:
+            self._leave(task)
+            if self._observe is not None:
+                self._observe(method, code, time.monotonic() - started)
+
+    def _answer_to(
+        self, error: BaseException, task: asyncio.Task[Any], method: str, context: Any
+    ) -> SpoliaError | None:
+        """What the caller is told; None lets `error` pass."""
+        if isinstance(error, asyncio.CancelledError):
+            if task in self._ended_with:
+                task.uncancel()
+                return self._ended_with[task]
+            # Not a cancel of this call, but of something it awaited: gRPC would leave the caller without an answer.
+            return None if task.cancelling() else Cancelled(f"work of {method} was cancelled inside this node")
+        if isinstance(error, SpoliaError):
+            if isinstance(error, InternalError):
+                log.exception("internal error", method=method)
+            return error
+        if isinstance(error, NotImplementedError) and _code_of(context) is _UNIMPLEMENTED:
+            return NotSupported(f"{method} is not served here")  # raised by the generated base class
+        if isinstance(error, Exception):
+            log.exception("unexpected exception", method=method)
+            return InternalError(f"unexpected {type(error).__name__} in {method}; this node's log has the traceback")
+        return None
+
+    def _enter(self, method: str) -> asyncio.Task[Any]:
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("handlers run in tasks")
+        self._running[task] = method
+        self._idle.clear()
+        return task
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        self._running.pop(task, None)
+        self._ended_with.pop(task, None)
+        if not self._running:
+            self._idle.set()
+
+
+def service_of(method: str) -> str:
+    """The service in a full method name, "/package.Service/Method"."""
+    return method.strip("/").rpartition("/")[0]
+
+
+def _behaviour_of(handler: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if handler.request_streaming and handler.response_streaming:
+        return handler.stream_stream, grpc.stream_stream_rpc_method_handler
+    if handler.request_streaming:
+        return handler.stream_unary, grpc.stream_unary_rpc_method_handler
+    if handler.response_streaming:
+        return handler.unary_stream, grpc.unary_stream_rpc_method_handler
+    return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+
+
+async def _call(behaviour: Callable[..., Any], request: Any, context: Any) -> Any:
+    result = behaviour(request, context)
+    if inspect.isasyncgen(result):
+        return await _pump(result, context)
+    if inspect.isawaitable(result):
+        return await result
+    raise AssertionError(f"{behaviour} is not async")
+
+
+async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
+    # gRPC would leave a generator that it stopped reading to the garbage collector, and with it what its cleanup frees.
+    async with aclosing(responses) as open_responses:  # type: ignore[type-var]
+        async for response in open_responses:
+            await context.write(response)
+
+
+async def _abort(context: Any, code: grpc.StatusCode, error: SpoliaError) -> NoReturn:
+    message = error.message.encode("utf-8", "replace").decode()
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = message[: _MAX_MESSAGE_CHARS - 1] + "…"
+    await context.abort(code, message, ((DETAIL_KEY, detail_of(error).SerializeToString()),))
+    raise AssertionError("abort raises")
+
+
+def _bind_request_id(context: Any) -> None:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            structlog.contextvars.bind_contextvars(request_id=str(value)[:MAX_REQUEST_ID_CHARS])
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _code_of(context: Any) -> grpc.StatusCode:
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)

@@ -1,0 +1,263 @@
+"""A node's gRPC server and its life: start, serve, drain, stop, in that order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.config import NodeConfig
+from spolia_node.deadline import Deadline
+from spolia_node.health import HEALTH_SERVICE, Health
+from spolia_node.interceptor import ErrorInterceptor
+from spolia_node.logs import get_log
+from spolia_node.metrics import Metrics
+
+_ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
+_FAREWELL_S = 1.0
+
+log = get_log(__name__)
+
+
+class Membership(Protocol):
+    """The node's entry in the directory."""
+
+    def touch(self) -> Awaitable[None] | None:
+        """Sends the record as it is now."""
+
+    async def stop(self) -> None:
+        """Leaves the directory."""
+
+
+class NodeServer:
+    """Owns the server, its health and its metrics. Needs a running event loop from `start` on.
+
+    A service adds what it serves with `add`, sets `registration` when it joins a directory, and appends to `on_drain`
+    what must end before the server does: hooks run concurrently, while calls under way go on.
+    """
+
+    def __init__(self, config: NodeConfig, role: str) -> None:
+        self.config = config
+        self.role = role
+        self.node_id = config.node_id
+        self.health = Health()
+        self.metrics = Metrics()
+        self.registration: Membership | None = None
+        self.on_drain: list[Callable[[], Awaitable[None]]] = []
+        self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
+        self._endless = list(_ALWAYS_ON)
+        self._interceptor = ErrorInterceptor(self.metrics.observe_rpc)
+        self._server: grpc.aio.Server | None = None
+        self._port = 0
+        self._accepting = False
+        self._draining: asyncio.Task[bool] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where peers reach this node, "host:port". Call after `start`."""
+        return _join(self.config.advertise_host, self._port)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new work may begin: True between `start` and `drain`."""
+        return self._accepting
+
+    @property
+    def num_running(self) -> int:
+        """Calls under way, health and reflection included."""
+        return self._interceptor.num_running
+
+    def check_accepting(self) -> None:
+        """Raises `Unavailable` unless new work may begin; for the head of a handler that begins some."""
+        if not self._accepting:
+            raise Unavailable(f"{self.node_id} is draining; ask another node")
+
+    def add(
+        self, register: Callable[[grpc.aio.Server], None], service_full_name: str, *, endless: bool = False
+    ) -> None:
+        """Adds a service, before `start`; `register` is given the server, as generated `add_…_to_server` wants it.
+
+        `endless` says that peers hold its streams open for as long as they live: a drain ends them without waiting.
+        """
+        if self._server is not None:
+            raise AssertionError("services are added before the server starts")
+        self._registrars[service_full_name] = register
+        if endless:
+            self._endless.append(service_full_name)
+        self.health.set(service_full_name, True)
+
+    async def start(self) -> int:
+        """Binds and serves; the port. Raises `InvalidRequest`, naming the setting, for a port that cannot be bound."""
+        server = grpc.aio.server(interceptors=(self._interceptor,), options=self._options())
+        for register in self._registrars.values():
+            register(server)
+        self.health.register(server)
+        reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
+        self._port = _bind(server, self.config)
+        self._serve_metrics()
+        await server.start()
+        self._server = server
+        self.health.start()
+        self._accepting = True
+        log.info("serving", address=self.address)
+        return self._port
+
+    async def run_until_signal(self) -> int:
+        """Prints READY, waits for SIGTERM or SIGINT, drains; the exit code of the process.
+
+        0 after a drain in which every hook ended well, 1 after another, 128 + the signal's number when a second signal
+        cut the drain short. Main thread only.
+        """
+        loop = asyncio.get_running_loop()
+        signals: asyncio.Queue[int] = asyncio.Queue()
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for number in handled:
+            loop.add_signal_handler(number, signals.put_nowait, number)
+        try:
+            self._announce()
+            log.info("draining", signal=signal.Signals(await signals.get()).name)
+            return await self._drain_unless(signals)
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    async def drain(self) -> bool:
+        """Ends the node in order; whether every hook ended well and in time. Later calls join the first.
+
+        Health says NOT_SERVING; nothing new is accepted and the directory is told; the hooks run; calls under way have
+        what is left of `drain_timeout_s` to finish, then their callers get `Unavailable`; the node leaves the
+        directory.
+        """
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
+        return await asyncio.shield(self._draining)
+
+    async def stop_at_once(self) -> None:
+        """Ends the node without waiting for anyone; callers under way get `Unavailable`. Also cuts a drain short."""
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
+        self._refuse_new_work()
+        await self._stop_serving(Deadline.after(0.0))
+        await self._leave_directory()
+
+    def _options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_receive_message_length", self.config.max_message_bytes),
+            ("grpc.max_send_message_length", self.config.max_message_bytes),
+            # Two processes on one port would share its calls; the second must fail instead.
+            ("grpc.so_reuseport", 0),
+            # Peers probe often (see channels.py); without this they are dropped as a nuisance.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 500),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]
+
+    def _serve_metrics(self) -> None:
+        if self.config.metrics_port == 0:
+            return
+        try:
+            self.metrics.serve(self.config.host, self.config.metrics_port)
+        except OSError as error:
+            raise _cannot_bind("metrics_port", self.config.metrics_port, error) from error
+
+    def _announce(self) -> None:
+        sys.stdout.write(f"READY {self.role} {self.address}\n")
+        sys.stdout.flush()
+
+    async def _drain_unless(self, signals: asyncio.Queue[int]) -> int:
+        drain = asyncio.ensure_future(self.drain())
+        second = asyncio.ensure_future(signals.get())
+        await asyncio.wait({drain, second}, return_when=asyncio.FIRST_COMPLETED)
+        if drain.done():
+            second.cancel()
+            return 0 if drain.result() else 1
+        log.warning("stopping at once", signal=signal.Signals(second.result()).name)
+        await self.stop_at_once()
+        await asyncio.gather(drain, return_exceptions=True)
+        return 128 + second.result()
+
+    async def _drain(self) -> bool:
+        deadline = Deadline.after(self.config.drain_timeout_s)
+        self._refuse_new_work()
+        await self._tell_directory()
+        clean = await self._run_hooks(deadline)
+        await self._stop_serving(deadline)
+        await self._leave_directory()
+        log.info("drained", clean=clean)
+        return clean
+
+    def _refuse_new_work(self) -> None:
+        self.health.drain()
+        self._accepting = False
+
+    async def _tell_directory(self) -> None:
+        if self.registration is not None:
+            told = self.registration.touch()
+            if told is not None:
+                await _bounded("tell the directory", told)
+
+    async def _leave_directory(self) -> None:
+        if self.registration is not None:
+            await _bounded("leave the directory", self.registration.stop())
+
+    async def _run_hooks(self, deadline: Deadline) -> bool:
+        tasks = [asyncio.ensure_future(hook()) for hook in self.on_drain]
+        if not tasks:
+            return True
+        try:
+            _, late = await asyncio.wait(tasks, timeout=deadline.remaining())
+        finally:
+            for task in tasks:
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+                log.error("drain hook failed", exc_info=result)
+        if late:
+            log.warning("drain hooks were late", num_hooks=len(late), limit_s=self.config.drain_timeout_s)
+        return not any(isinstance(result, BaseException) for result in results)
+
+    async def _stop_serving(self, deadline: Deadline) -> None:
+        if self._server is None:
+            return
+        # From here on gRPC refuses new calls; those under way go on until they end or are ended below.
+        stop = asyncio.ensure_future(self._server.stop(deadline.remaining() + _FAREWELL_S))
+        await self.health.stop()
+        gone = Unavailable(f"{self.node_id} is shutting down; ask another node")
+        self._interceptor.end_running(gone, of_services=self._endless)
+        await asyncio.wait({stop}, timeout=deadline.remaining())
+        num_cut = self._interceptor.end_running(gone)
+        if num_cut:
+            log.warning("calls were cut short", num_calls=num_cut)
+        await stop
+        await self.metrics.stop()
+
+
+async def _bounded(what: str, work: Awaitable[None]) -> None:
+    """Courtesies of the end: tried for a second, logged when they fail."""
+    try:
+        await asyncio.wait_for(work, _FAREWELL_S)
+    except Exception as error:
+        log.warning("could not " + what, error=repr(error))
+
+
+def _bind(server: grpc.aio.Server, config: NodeConfig) -> int:
+    try:
+        return server.add_insecure_port(_join(config.host, config.port))
+    except RuntimeError as error:
+        raise _cannot_bind("port", config.port, error) from error
+
+
+def _cannot_bind(setting: str, port: int, error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"{setting} {port} cannot be bound: {error}", field=setting, actual=str(port))
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
