@@ -1,0 +1,206 @@
+"""Turns what the gateway sends into values, the same for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from types import MappingProxyType
+from typing import TypeVar
+
+from spolia.errors import InternalError
+from spolia.parts import Document
+from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, Transfer, WarmedDocument
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
+
+EnumT = TypeVar("EnumT", bound=IntEnum)
+
+
+class Answer:
+    """A growing answer: takes the messages of one Generate stream in order and ends as a `Result`.
+
+    Times come in as arguments, seconds on one monotonic clock. Raises `InternalError` when a token or a piece of text
+    is missing or came twice: a stream may move to another node midway, and this is where it would show.
+    """
+
+    def __init__(self, request_id: str, sent_s: float) -> None:
+        self._request_id = request_id
+        self._sent_s = sent_s
+        self._first_token_s: float | None = None
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._num_code_points = 0
+        self._result: Result | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the finish has come."""
+        return self._result is not None
+
+    def add(self, response: gateway_pb2.GenerateResponse, now_s: float) -> Delta | None:
+        """Takes the next message; returns what is new in it, or None for the finish."""
+        match response.WhichOneof("event"):
+            case "delta":
+                return self._add_delta(response.delta, now_s)
+            case "finish":
+                self._result = self._finish(response.finish, now_s)
+                return None
+            case _:
+                raise InternalError(f"request {self._request_id}: a message of the stream holds no event known here")
+
+    def result(self) -> Result:
+        """The whole answer; raises `InternalError` when the stream ended before its finish."""
+        if self._result is None:
+            raise InternalError(f"request {self._request_id}: the stream ended before its finish")
+        return self._result
+
+    def _add_delta(self, delta: common_pb2.TokenDelta, now_s: float) -> Delta:
+        if delta.token_ids:
+            self._check_continues("token", delta.token_index, len(self._token_ids))
+            self._first_token_s = now_s if self._first_token_s is None else self._first_token_s
+        if delta.text:
+            self._check_continues("code point", delta.text_offset, self._num_code_points)
+        self._token_ids.extend(delta.token_ids)
+        self._texts.append(delta.text)
+        self._num_code_points += len(delta.text)
+        return Delta(delta.text, tuple(delta.token_ids), delta.token_index)
+
+    def _finish(self, finish: common_pb2.Finish, now_s: float) -> Result:
+        self._check_continues("token", finish.num_generated_tokens, len(self._token_ids))
+        first_s = now_s if self._first_token_s is None else self._first_token_s
+        return Result(
+            request_id=self._request_id,
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            finish_reason=_member(FinishReason, finish.reason),
+            num_prompt_tokens=finish.num_prompt_tokens,
+            num_generated_tokens=finish.num_generated_tokens,
+            ttft_ms=(first_s - self._sent_s) * 1e3,
+            e2e_ms=(now_s - self._sent_s) * 1e3,
+            seed=finish.seed,
+            reuse=reuse_of(finish.reuse),
+        )
+
+    def _check_continues(self, unit: str, index: int, expected: int) -> None:
+        if index != expected:
+            raise InternalError(
+                f"request {self._request_id}: the stream goes on at {unit} {index} where {expected} was due",
+                field=unit,
+                limit=str(expected),
+                actual=str(index),
+            )
+
+
+class WarmProgress:
+    """Collects which documents are warm, over all requests that were made of one list."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._names = [document.name for document in documents]
+        self._warmed: dict[int, WarmedDocument] = {}
+
+    def add(self, response: gateway_pb2.WarmResponse, first_index: int) -> WarmedDocument:
+        """Takes a message of the request whose first document is the list's `first_index`-th."""
+        index = first_index + response.document_index
+        if index >= len(self._names) or index in self._warmed:
+            raise InternalError(f"document {index} of {len(self._names)} was reported unasked or twice")
+        self._warmed[index] = WarmedDocument(
+            index=index,
+            name=self._names[index],
+            num_tokens=response.num_tokens,
+            size_bytes=response.size_bytes,
+            already_stored=response.already_stored,
+            elapsed_ms=response.elapsed_ms,
+        )
+        return self._warmed[index]
+
+    def result(self) -> list[WarmedDocument]:
+        """All documents in the order given; raises `InternalError` when one was not reported."""
+        missing = [index for index in range(len(self._names)) if index not in self._warmed]
+        if missing:
+            raise InternalError(f"the stream ended without documents {missing}")
+        return [self._warmed[index] for index in range(len(self._names))]
+
+
+def reuse_of(report: common_pb2.ReuseReport) -> Reuse:
+    """A reuse report as a value."""
+    return Reuse(
+        mode=_member(ReuseMode, report.mode),
+        sources=MappingProxyType({_member(TokenSource, s.source): s.num_tokens for s in report.sources}),
+        misses=tuple(
+            Miss(m.chunk_id, _member(ChunkKind, m.kind), _member(MissReason, m.reason), m.num_tokens)
+            for m in report.misses
+        ),
+        transfers=tuple(
+            Transfer(_plane_name(t.plane), t.chunk_bytes, t.live_bytes, t.inline_bytes) for t in report.transfers
+        ),
+        profile=report.profile,
+        link_tokens_per_chunk=report.link_tokens_per_chunk,
+        nodes=tuple(report.nodes),
+    )
+
+
+def forgotten_of(responses: list[gateway_pb2.ForgetResponse]) -> Forgotten:
+    """The sum of what several Forget calls dropped."""
+    return Forgotten(
+        num_stored_dropped=sum(r.num_stored_dropped for r in responses),
+        stored_bytes_dropped=sum(r.stored_bytes_dropped for r in responses),
+        num_resident_dropped=sum(r.num_resident_dropped for r in responses),
+    )
+
+
+def models_of(response: gateway_pb2.ListModelsResponse) -> list[Model]:
+    """The models of an answer."""
+    return [
+        Model(
+            m.name,
+            m.max_context_tokens,
+            m.vocab_size,
+            m.fingerprint,
+            tuple(_member(ReuseMode, mode) for mode in m.modes),
+        )
+        for m in response.models
+    ]
+
+
+def cluster_of(response: gateway_pb2.GetClusterResponse) -> Cluster:
+    """The cluster of an answer."""
+    return Cluster(tuple(_node_of(record) for record in response.nodes), response.directory_reachable)
+
+
+def _node_of(record: directory_pb2.NodeRecord) -> Node:
+    return Node(
+        node_id=record.node_id,
+        role=_role_name(record.role),
+        address=record.address,
+        model=record.model.name,
+        num_running=record.load.num_running,
+        num_waiting=record.load.num_waiting,
+        queued_tokens=record.load.queued_tokens,
+        total_blocks=record.load.total_blocks,
+        available_blocks=record.load.available_blocks,
+        num_held_chunks=len(record.held_chunks),
+        draining=record.draining,
+        version=record.version,
+    )
+
+
+def _role_name(role: directory_pb2.NodeRole.ValueType) -> str:
+    known = directory_pb2.NodeRole.values()
+    return directory_pb2.NodeRole.Name(role).removeprefix("NODE_ROLE_").lower() if role in known else f"unknown_{role}"
+
+
+def _plane_name(plane: common_pb2.DataPlane.ValueType) -> str:
+    known = common_pb2.DataPlane.values()
+    return (
+        common_pb2.DataPlane.Name(plane).removeprefix("DATA_PLANE_").lower() if plane in known else f"unknown_{plane}"
+    )
+
+
+def _member(enum: type[EnumT], value: int) -> EnumT:
+    """The member with this value. A newer gateway may know more than this release; its answers stay readable."""
+    try:
+        return enum(value)
+    except ValueError:
+        unknown = int.__new__(enum, value)
+        unknown._name_, unknown._value_ = f"UNKNOWN_{value}", value
+        return unknown

@@ -1,0 +1,132 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Unpack
+
+import grpc
+
+from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
+from spolia.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    channel_options,
+    check_address,
+    ended,
+    spolia_errors,
+)
+from spolia.options import GenerateOptions
+from spolia.parts import Documents, Parts
+from spolia.requests import RequestBuilder, document_list
+from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
+from spolia.stream import AsyncStream
+from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
+
+if TYPE_CHECKING:
+    from spolia.v1.gateway_pb2_grpc import GatewayServiceAsyncStub
+
+
+class AsyncClient:
+    """Talks to a gateway from asyncio; the twin of `Client`, with the same arguments, answers and errors.
+
+    Belongs to the event loop that makes its first call; close it, or use it in an `async with` block. Any number of
+    tasks may share one. Cancelling a task that waits here ends its request and frees what it held in the cluster.
+
+    >>> async with AsyncClient() as client:
+    ...     answers = await asyncio.gather(*(client.generate([handbook, q], mode="linked") for q in questions))
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 60.0,
+        model: str = "",
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
+        self._address = check_address(address)
+
+    async def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
+        """Answers a prompt and waits for the whole answer. `GenerateOptions` lists the keyword arguments."""
+        async with self.stream(parts, **options) as stream:
+            return await stream.result()
+
+    def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> AsyncStream:
+        """Starts an answer and returns at once; see `AsyncStream`. `GenerateOptions` lists the keyword arguments."""
+        sent_s = time.monotonic()
+        outgoing = self._requests.generate(parts, **options)
+        call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+        return AsyncStream(call, Answer(outgoing.request_id, sent_s))
+
+    async def warm(
+        self,
+        documents: Documents,
+        *,
+        on_progress: Callable[[WarmedDocument], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[WarmedDocument]:
+        """Has the KV of `documents` computed and stored before anyone asks about them; see `Client.warm`."""
+        given = document_list(documents)
+        progress = WarmProgress(given)
+        first_index = 0
+        for outgoing in self._requests.warm(given, timeout_s):
+            call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            with spolia_errors(), ended(call):
+                async for response in call:
+                    warmed = progress.add(response, first_index)
+                    if on_progress is not None:
+                        on_progress(warmed)
+            first_index += len(outgoing.request.documents)
+        return progress.result()
+
+    async def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
+        """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
+        outgoing = self._requests.forget(document_list(documents), timeout_s)
+        with spolia_errors():
+            return forgotten_of(
+                [await self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
+            )
+
+    async def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
+        """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
+        o = self._requests.tokenize(text, timeout_s)
+        with spolia_errors():
+            return list((await self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata)).token_ids)
+
+    async def models(self, *, timeout_s: float | None = None) -> list[Model]:
+        """The models the cluster serves now."""
+        o = self._requests.models(timeout_s)
+        with spolia_errors():
+            return models_of(await self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
+
+    async def cluster(self, *, timeout_s: float | None = None) -> Cluster:
+        """The nodes, how busy they are and what they hold."""
+        o = self._requests.cluster(timeout_s)
+        with spolia_errors():
+            return cluster_of(await self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
+
+    async def close(self) -> None:
+        """Ends every call under way and the connection. May be called twice."""
+        await self._channel.close(grace=None)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Made at the first call, so that a client may be built before the loop runs that will use it.
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self._address, options=channel_options(self._address))
+
+    @cached_property
+    def _stub(self) -> GatewayServiceAsyncStub:
+        return GatewayServiceStub(self._channel)

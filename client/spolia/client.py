@@ -1,0 +1,133 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Unpack
+
+import grpc
+
+from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
+from spolia.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    channel_options,
+    check_address,
+    ended,
+    spolia_errors,
+)
+from spolia.options import GenerateOptions
+from spolia.parts import Documents, Parts
+from spolia.requests import RequestBuilder, document_list
+from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
+from spolia.stream import Stream
+from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
+
+
+class Client:
+    """Talks to a gateway. Any number of threads may share one; close it, or use it in a `with` block.
+
+    `timeout_s` limits every call that names no limit of its own; `model` may stay empty where the cluster serves one.
+    `max_message_bytes` is the longest request the gateway takes. Calls raise the classes of `spolia.errors` only:
+    `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again, `DeadlineExceeded` when time
+    ran out. Nothing is sent before the first call.
+
+    >>> with Client("127.0.0.1:7300") as client:
+    ...     handbook = Document(Path("handbook.md").read_text(), name="handbook")
+    ...     answer = client.generate([handbook, "How many days of leave?"], mode="linked", max_tokens=40)
+    >>> answer.text, answer.reuse.num_reused_tokens
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 60.0,
+        model: str = "",
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
+        self._channel = grpc.insecure_channel(check_address(address), options=channel_options(address))
+        self._stub = GatewayServiceStub(self._channel)
+
+    def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
+        """Answers a prompt and waits for the whole answer. `GenerateOptions` lists the keyword arguments.
+
+        >>> client.generate("Twice two is", max_tokens=4).text
+        """
+        with self.stream(parts, **options) as stream:
+            return stream.result()
+
+    def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Stream:
+        """Starts an answer and returns at once; see `Stream`. `GenerateOptions` lists the keyword arguments."""
+        sent_s = time.monotonic()
+        outgoing = self._requests.generate(parts, **options)
+        call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+        return Stream(call, Answer(outgoing.request_id, sent_s))
+
+    def warm(
+        self,
+        documents: Documents,
+        *,
+        on_progress: Callable[[WarmedDocument], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[WarmedDocument]:
+        """Has the KV of `documents` computed and stored before anyone asks about them. Idempotent.
+
+        Calls `on_progress` in this thread as each is done, in any order; returns all in the order given. `timeout_s`
+        limits the whole.
+
+        >>> client.warm([Document(text, name="handbook")], on_progress=lambda done: print(done.name))
+        """
+        given = document_list(documents)
+        progress = WarmProgress(given)
+        first_index = 0
+        for outgoing in self._requests.warm(given, timeout_s):
+            call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            with spolia_errors(), ended(call):
+                for response in call:
+                    warmed = progress.add(response, first_index)
+                    if on_progress is not None:
+                        on_progress(warmed)
+            first_index += len(outgoing.request.documents)
+        return progress.result()
+
+    def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
+        """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
+        outgoing = self._requests.forget(document_list(documents), timeout_s)
+        with spolia_errors():
+            return forgotten_of(
+                [self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
+            )
+
+    def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
+        """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
+        o = self._requests.tokenize(text, timeout_s)
+        with spolia_errors():
+            return list(self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata).token_ids)
+
+    def models(self, *, timeout_s: float | None = None) -> list[Model]:
+        """The models the cluster serves now."""
+        o = self._requests.models(timeout_s)
+        with spolia_errors():
+            return models_of(self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
+
+    def cluster(self, *, timeout_s: float | None = None) -> Cluster:
+        """The nodes, how busy they are and what they hold."""
+        o = self._requests.cluster(timeout_s)
+        with spolia_errors():
+            return cluster_of(self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
+
+    def close(self) -> None:
+        """Ends every call under way and the connection. May be called twice."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,46 @@
+"""How a generation is asked for, apart from its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+from spolia_core.reuse import ReuseMode
+
+Mode: TypeAlias = Literal["exact", "linked"] | ReuseMode
+"""How much an answer may give up for speed: nothing, or a little by reusing documents wherever they stand."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `generate` and `stream`; all of them optional.
+
+    >>> careful: GenerateOptions = {"temperature": 0.2, "max_tokens": 64}
+    >>> client.generate("Why is the sky blue?", **careful)
+    """
+
+    mode: Mode
+    """`"exact"` (default): the answer equals full recompute. `"linked"`: documents are reused at any position;
+    approximate."""
+    max_tokens: int | None
+    """Most tokens to produce, ≥ 1. None (default): 256, or what the context leaves if that is less."""
+    temperature: float
+    """Softmax temperature, 0 … 100; 0 (default) takes the likeliest token."""
+    top_p: float
+    """Draw from the smallest set of tokens whose probability reaches this, in (0, 1]; 1 (default) keeps all."""
+    top_k: int
+    """Draw from this many likeliest tokens; 0 (default) keeps all."""
+    seed: int | None
+    """Seed of the draws, 0 … 2^64 - 1. The same seed gives the same answer. None (default): the gateway draws one and
+    `Result.seed` says which."""
+    stop: str | Sequence[str]
+    """Generation ends before the first of these appears in the text. At most 16 strings of 1 … 256 bytes."""
+    ignore_eos: bool
+    """Go on past end-of-sequence tokens, up to `max_tokens`."""
+    force_linked: bool
+    """Serve `"linked"` even where the model's calibration forbids it."""
+    no_bos: bool
+    """Leave out the begin-of-sequence token that stands before the first part otherwise."""
+    timeout_s: float
+    """Seconds for the whole answer, in place of the client's `timeout_s`."""
+    request_id: str
+    """Names this request in logs and traces: at most 128 bytes of printable ASCII. Default: a new random id."""

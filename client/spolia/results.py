@@ -1,0 +1,159 @@
+"""What answers are made of. All of it is frozen: an answer does not change once given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spolia_core.reuse import FinishReason, Miss, ReuseMode, ReuseReport, TokenSource
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Newly generated tokens and newly final text.
+
+    Ids run ahead of text while text is held back for a stop string or an unfinished character, so either may be empty.
+    `token_index` is the index of `token_ids[0]` among the generated tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    token_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """KV bytes moved for a request on one data plane ("grpc" or "nixl").
+
+    `chunk_bytes` came from stores, `live_bytes` were handed off by prefill, `inline_bytes` are chunks that had to
+    travel inside that hand-off because no store could carry them.
+    """
+
+    plane: str
+    chunk_bytes: int
+    live_bytes: int
+    inline_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a request reused and what it did not.
+
+    `sources` counts prompt tokens by where their KV came from; the counts add up to the prompt's length, absent
+    sources are zero. `misses` names every chunk that was wanted and not had, and why. `nodes` are the ids of the nodes
+    that took part, in order. `profile` names the model's calibration that chose `link_tokens_per_chunk`.
+    """
+
+    mode: ReuseMode
+    sources: Mapping[TokenSource, int]
+    misses: tuple[Miss, ...]
+    transfers: tuple[Transfer, ...]
+    profile: str
+    link_tokens_per_chunk: int
+    nodes: tuple[str, ...]
+
+    @property
+    def num_reused_tokens(self) -> int:
+        """Prompt tokens whose KV did not have to be computed for this request."""
+        return ReuseReport(self.mode, sources=Counter(self.sources)).num_reused_tokens
+
+    @property
+    def num_link_tokens(self) -> int:
+        """Prompt tokens recomputed in place at the head of reused chunks."""
+        return self.sources.get(TokenSource.LINK, 0)
+
+    @property
+    def bytes_moved(self) -> int:
+        """KV bytes that crossed a network for this request, over all planes."""
+        return sum(t.chunk_bytes + t.live_bytes + t.inline_bytes for t in self.transfers)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer.
+
+    `token_ids` are every generated id, the end-of-sequence token included. `ttft_ms` and `e2e_ms` are measured here,
+    from the moment the request was sent to the moment this process read the first token and the end.
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    ttft_ms: float
+    e2e_ms: float
+    seed: int
+    reuse: Reuse
+
+    @property
+    def mode(self) -> ReuseMode:
+        """The mode that was served."""
+        return self.reuse.mode
+
+
+@dataclass(frozen=True, slots=True)
+class WarmedDocument:
+    """A document whose KV is in the store now. `index` counts from 0 over the documents that were given.
+
+    With `already_stored`, nothing was computed. `size_bytes` is the size of its chunk objects.
+    """
+
+    index: int
+    name: str
+    num_tokens: int
+    size_bytes: int
+    already_stored: bool
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What forgetting documents dropped: chunk objects of stores, their bytes, and runs in decode nodes' memory."""
+
+    num_stored_dropped: int
+    stored_bytes_dropped: int
+    num_resident_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model the cluster serves now, and the modes it can serve."""
+
+    name: str
+    max_context_tokens: int
+    vocab_size: int
+    fingerprint: bytes
+    modes: tuple[ReuseMode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node with a live lease, as it last described itself.
+
+    `role` is "gateway", "prefill", "decode" or "kvstore"; `model` is empty for nodes that serve none. A draining node
+    takes no new work.
+    """
+
+    node_id: str
+    role: str
+    address: str
+    model: str
+    num_running: int
+    num_waiting: int
+    queued_tokens: int
+    total_blocks: int
+    available_blocks: int
+    num_held_chunks: int
+    draining: bool
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The cluster as the gateway sees it. Without `directory_reachable`, `nodes` is the last list it knew."""
+
+    nodes: tuple[Node, ...]
+    directory_reachable: bool

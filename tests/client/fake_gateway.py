@@ -1,0 +1,168 @@
+"""A gateway whose answers are written down beforehand, on a free port of this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from spolia.errors import DETAIL_KEY, SpoliaError, detail_of, status_of
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia.v1.gateway_pb2_grpc import GatewayServiceServicer, add_GatewayServiceServicer_to_server
+
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A step that waits until the caller has gone; `caller_gone` is set then."""
+
+
+Step = gateway_pb2.GenerateResponse | SpoliaError | Hang
+
+
+def delta(text: str, token_ids: list[int], token_index: int, text_offset: int) -> gateway_pb2.GenerateResponse:
+    return gateway_pb2.GenerateResponse(
+        delta=common_pb2.TokenDelta(text=text, token_ids=token_ids, token_index=token_index, text_offset=text_offset)
+    )
+
+
+def finish(num_generated_tokens: int, **fields: Any) -> gateway_pb2.GenerateResponse:
+    values: dict[str, Any] = {
+        "reason": common_pb2.FINISH_REASON_LENGTH,
+        "num_prompt_tokens": 140,
+        "num_generated_tokens": num_generated_tokens,
+        "seed": 7,
+        "reuse": REPORT,
+    }
+    return gateway_pb2.GenerateResponse(finish=common_pb2.Finish(**{**values, **fields}))
+
+
+REPORT = common_pb2.ReuseReport(
+    mode=common_pb2.REUSE_MODE_LINKED,
+    sources=[
+        common_pb2.SourceCount(source=common_pb2.TOKEN_SOURCE_COMPUTED, num_tokens=12),
+        common_pb2.SourceCount(source=common_pb2.TOKEN_SOURCE_LINK, num_tokens=16),
+        common_pb2.SourceCount(source=common_pb2.TOKEN_SOURCE_DEVICE, num_tokens=72),
+        common_pb2.SourceCount(source=common_pb2.TOKEN_SOURCE_HOST, num_tokens=40),
+    ],
+    misses=[
+        common_pb2.Miss(
+            chunk_id=b"\1" * 32,
+            kind=common_pb2.CHUNK_KIND_LOCAL,
+            reason=common_pb2.MISS_REASON_STORE_LATE,
+            num_tokens=30,
+        )
+    ],
+    transfers=[
+        common_pb2.TransferCount(plane=common_pb2.DATA_PLANE_GRPC, chunk_bytes=1000, live_bytes=200, inline_bytes=30)
+    ],
+    profile="default",
+    link_tokens_per_chunk=16,
+    nodes=["decode-1", "prefill-1"],
+)
+
+HELLO: list[Step] = [delta("Hé", [5], 0, 0), delta("", [6], 1, 2), delta("llo", [7, 8], 2, 2), finish(4)]
+"""Four tokens in three deltas; the second holds its text back."""
+
+
+@dataclass
+class FakeGateway(GatewayServiceServicer):
+    """Plays `script` for every Generate, or raises `failure` from every call; remembers what it was asked."""
+
+    script: list[Step] = field(default_factory=lambda: list(HELLO))
+    failure: SpoliaError | None = None
+    hang: bool = False
+    requests: list[Any] = field(default_factory=list)
+    metadata: dict[str, str | bytes] = field(default_factory=dict)
+    caller_gone: threading.Event = field(default_factory=threading.Event)
+    address: str = ""
+
+    def Generate(self, request: Any, context: Any) -> Iterator[gateway_pb2.GenerateResponse]:
+        self._begin(request, context)
+        for step in self.script:
+            if isinstance(step, SpoliaError):
+                _abort(context, step)
+            elif isinstance(step, Hang):
+                self._wait_until_caller_has_gone()
+            else:
+                yield step
+
+    def Warm(self, request: Any, context: Any) -> Iterator[gateway_pb2.WarmResponse]:
+        self._begin(request, context)
+        for index in reversed(range(len(request.documents))):
+            yield gateway_pb2.WarmResponse(
+                document_index=index,
+                num_tokens=len(request.documents[index].text),
+                size_bytes=100,
+                already_stored=index == 0,
+                elapsed_ms=1.5,
+            )
+
+    def Forget(self, request: Any, context: Any) -> gateway_pb2.ForgetResponse:
+        self._begin(request, context)
+        count = len(request.documents)
+        return gateway_pb2.ForgetResponse(
+            num_stored_dropped=count, stored_bytes_dropped=100 * count, num_resident_dropped=1
+        )
+
+    def Tokenize(self, request: Any, context: Any) -> gateway_pb2.TokenizeResponse:
+        self._begin(request, context)
+        return gateway_pb2.TokenizeResponse(token_ids=list(request.text.encode()))
+
+    def ListModels(self, request: Any, context: Any) -> gateway_pb2.ListModelsResponse:
+        self._begin(request, context)
+        model = gateway_pb2.ModelInfo(
+            name="tiny",
+            max_context_tokens=512,
+            vocab_size=100,
+            fingerprint=b"\2" * 32,
+            modes=[common_pb2.REUSE_MODE_EXACT, common_pb2.REUSE_MODE_LINKED],
+        )
+        return gateway_pb2.ListModelsResponse(models=[model])
+
+    def GetCluster(self, request: Any, context: Any) -> gateway_pb2.GetClusterResponse:
+        self._begin(request, context)
+        node = directory_pb2.NodeRecord(
+            node_id="decode-1",
+            role=directory_pb2.NODE_ROLE_DECODE,
+            address="127.0.0.1:7",
+            model=directory_pb2.ServedModel(name="tiny"),
+            load=directory_pb2.NodeLoad(num_running=2, num_waiting=1, total_blocks=64, available_blocks=60),
+            held_chunks=[b"\3" * 32],
+            version="0.1.0",
+        )
+        return gateway_pb2.GetClusterResponse(nodes=[node], directory_reachable=True)
+
+    def _begin(self, request: Any, context: Any) -> None:
+        self.requests.append(request)
+        self.metadata = dict(context.invocation_metadata())
+        if self.failure is not None:
+            _abort(context, self.failure)
+        # Called when the call ends, also where the server drops a handler without running it again.
+        if (self.hang or Hang() in self.script) and not context.add_callback(self.caller_gone.set):
+            self.caller_gone.set()
+        if self.hang:
+            self._wait_until_caller_has_gone()
+
+    def _wait_until_caller_has_gone(self) -> None:
+        if not self.caller_gone.wait(PATIENCE_S):
+            raise AssertionError("the caller never went away")
+
+
+def _abort(context: Any, error: SpoliaError) -> None:
+    context.set_trailing_metadata(((DETAIL_KEY, detail_of(error).SerializeToString()),))
+    context.abort(status_of(error), error.message)
+
+
+def start(gateway: FakeGateway) -> grpc.Server:
+    """Serves `gateway`; the caller stops the server."""
+    server = grpc.server(ThreadPoolExecutor(max_workers=8))
+    add_GatewayServiceServicer_to_server(gateway, server)
+    gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    return server
