@@ -72,7 +72,7 @@ class Setting:
 
     def from_toml(self, value: object) -> object:
         """The value a TOML file gives: of the setting's own type, or text. Raises `ValueError` as `from_text` does."""
-        if self.kind is _WORDS and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if self.kind == _WORDS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             return _checked(self, tuple(value))
         if isinstance(value, str):
             return self.from_text(value)
