@@ -6,7 +6,8 @@
 
 The same bytes serve in RAM, on disk and on the wire. Any safetensors reader can open them. This module writes the
 header itself, since safetensors' own writer orders tensors by name and dtype; the format allows any order without
-holes (safetensors README, "Format").
+holes (safetensors README, "Format"). The metadata carries digests of each layer and of itself: a flipped bit anywhere
+is found, or changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spolia_core.reuse import ChunkKind
 RAW_CODEC = "raw"
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER_BYTES = 16 << 20
+METADATA_DIGEST = "spolia.metadata_digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,10 @@ def build_chunk_object(meta: ChunkMeta, layers: Sequence[tuple[memoryview, memor
     shape = meta.shape
     if len(layers) != shape.num_layers:
         raise AssertionError(f"{len(layers)} layers given, shape says {shape.num_layers}")
+    sizes = (shape.key_bytes(meta.num_tokens), shape.value_bytes(meta.num_tokens))
+    for index, (key, value) in enumerate(layers):
+        if (len(key), len(value)) != sizes:
+            raise AssertionError(f"layer {index} has {len(key)} + {len(value)} bytes, its shape says {sizes}")
     digests = [digest(b"".join(pair)).hex() for pair in layers]
     head = _encode_header(meta, digests)
     return b"".join([head, *(view for pair in layers for view in pair)])
@@ -89,7 +95,8 @@ def parse_chunk_object(data: bytes | bytearray | memoryview, *, verify: bool = T
     """Opens an object without copying it.
 
     Raises `NotSupported` for an unknown format version or codec, `DataCorrupt` for anything that is not a well-formed
-    object of its own header, or (with `verify`) a layer that does not match its digest.
+    object of its own header, or (with `verify`) a layer that does not match its digest. Whether it is the chunk that
+    was asked for is the caller's question: compare `meta`.
     """
     view = memoryview(data).cast("B")
     header, start = _decode_header(view)
@@ -133,23 +140,28 @@ def _tensor_entries(meta: ChunkMeta) -> dict[str, dict[str, object]]:
 
 def _encode_header(meta: ChunkMeta, digests: Sequence[str]) -> bytes:
     shape = meta.shape
-    header: dict[str, object] = {
-        "__metadata__": {
-            "spolia.format_version": str(meta.format_version),
-            "spolia.chunk_id": meta.chunk_id.hex(),
-            "spolia.kind": meta.kind.name,
-            "spolia.fingerprint": meta.fingerprint.hex(),
-            "spolia.num_tokens": str(meta.num_tokens),
-            "spolia.rope_base": str(meta.rope_base),
-            "spolia.codec": meta.codec,
-            "spolia.shape": f"{shape.num_layers},{shape.num_kv_heads},{shape.head_dim},{shape.v_dim},{shape.dtype}",
-            "spolia.layer_digests": ",".join(digests),
-        },
-        **_tensor_entries(meta),
+    metadata: dict[str, object] = {
+        "spolia.format_version": str(meta.format_version),
+        "spolia.chunk_id": meta.chunk_id.hex(),
+        "spolia.kind": meta.kind.name,
+        "spolia.fingerprint": meta.fingerprint.hex(),
+        "spolia.num_tokens": str(meta.num_tokens),
+        "spolia.rope_base": str(meta.rope_base),
+        "spolia.codec": meta.codec,
+        "spolia.shape": f"{shape.num_layers},{shape.num_kv_heads},{shape.head_dim},{shape.v_dim},{shape.dtype}",
+        "spolia.layer_digests": ",".join(digests),
     }
+    metadata[METADATA_DIGEST] = _metadata_digest(metadata)
+    header: dict[str, object] = {"__metadata__": metadata, **_tensor_entries(meta)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start 8-byte aligned, as safetensors' own writer does
     return len(text).to_bytes(8, "little") + text
+
+
+def _metadata_digest(metadata: dict[str, object]) -> str:
+    """Of every entry but itself, whatever their order in the file."""
+    covered = sorted((name, value) for name, value in metadata.items() if name != METADATA_DIGEST)
+    return digest(json.dumps(covered).encode()).hex()
 
 
 def _decode_header(view: memoryview) -> tuple[dict[str, object], int]:
@@ -158,7 +170,7 @@ def _decode_header(view: memoryview) -> tuple[dict[str, object], int]:
         raise DataCorrupt("chunk object has no readable header", field="header")
     try:
         header = json.loads(bytes(view[8 : 8 + size]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets nested too deep are no header of ours either
         raise DataCorrupt(f"chunk object's header is not JSON: {error}", field="header") from error
     if not isinstance(header, dict):
         raise DataCorrupt("chunk object's header is not an object", field="header")
@@ -173,6 +185,8 @@ def _meta_of(raw: object) -> tuple[ChunkMeta, list[str]]:
         raise NotSupported(f"chunk object format {version!r} is unknown", field="format_version", actual=str(version))
     if codec != RAW_CODEC:
         raise NotSupported(f"codec {codec!r} is unknown", field="codec", actual=str(codec))
+    if raw.get(METADATA_DIGEST) != _metadata_digest(raw):
+        raise DataCorrupt("digest of the chunk object's metadata does not match", field="__metadata__")
     try:
         layers, heads, head_dim, v_dim, dtype = raw["spolia.shape"].split(",")
         shape = KvShape(int(layers), int(heads), int(head_dim), int(v_dim), dtype)

@@ -7,6 +7,7 @@ guess another tenant's ids without its key.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ def pack_token_ids(token_ids: Sequence[int]) -> bytes:
     packed = array("I", token_ids)
     if packed.itemsize != 4:  # pragma: no cover - no supported platform
         raise AssertionError("array('I') must have 4-byte items")
+    if sys.byteorder == "big":  # pragma: no cover - an id is the same on every platform
+        packed.byteswap()
     return packed.tobytes()
 
 
@@ -65,9 +68,10 @@ class IdSpace:
         token_ids: Sequence[int],
     ) -> bytes:
         """Id of a linked chunk: live tokens behind `placements`, every reused range before them, in order."""
-        layout = b"".join(p.pack() for p in placements) + profile.encode()
-        payload = len(layout).to_bytes(8, "little") + layout + pack_token_ids(token_ids)
-        return self._id(ChunkKind.LINKED, predecessor or b"", payload)
+        name = profile.encode()
+        sizes = len(placements).to_bytes(8, "little") + len(name).to_bytes(8, "little")
+        layout = b"".join(placement.pack() for placement in placements)
+        return self._id(ChunkKind.LINKED, predecessor or b"", sizes + layout + name + pack_token_ids(token_ids))
 
     def prefix_chain(self, token_ids: Sequence[int], predecessor: bytes | None = None) -> Iterator[bytes]:
         """Ids of the full `PREFIX_CHUNK_TOKENS` blocks of `token_ids`, first to last; a last partial block has none."""
@@ -76,9 +80,11 @@ class IdSpace:
             yield predecessor
 
     def _id(self, kind: ChunkKind, predecessor: bytes, payload: bytes) -> bytes:
+        # Every part that may vary in length is counted before it, so no two inputs share one byte sequence.
         hasher = blake3.blake3(key=self.key)
         dtype = self.recipe.compute_dtype.encode()
-        header = (int(kind), FORMAT_VERSION, self.recipe.num_sink_tokens, len(dtype), len(predecessor))
+        sizes = (len(self.fingerprint), len(dtype), len(predecessor))
+        header = (int(kind), FORMAT_VERSION, self.recipe.num_sink_tokens, *sizes)
         hasher.update(b"".join(n.to_bytes(4, "little") for n in header))
         hasher.update(self.fingerprint + dtype + predecessor)
         hasher.update(payload)
