@@ -72,3 +72,16 @@ def check_context_length(num_prompt_tokens: int, max_context_tokens: int) -> Non
             limit=f"{max_context_tokens} tokens",
             actual=f"{num_prompt_tokens} tokens",
         )
+
+
+def check_answer_length(num_prompt_tokens: int, max_tokens: int, max_context_tokens: int) -> None:
+    """Raises `InvalidRequest`, with the numbers, when prompt and longest answer together exceed the context."""
+    room = max_context_tokens - num_prompt_tokens
+    if max_tokens > room:
+        raise InvalidRequest(
+            f"the prompt's {num_prompt_tokens} tokens and max_tokens {max_tokens} exceed this model's context of "
+            f"{max_context_tokens} tokens",
+            field="sampling.max_tokens",
+            limit=f"{room} behind this prompt",
+            actual=str(max_tokens),
+        )
