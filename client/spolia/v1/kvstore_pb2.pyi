@@ -128,7 +128,7 @@ class LookupEntry(_message.Message):
     """Not here, but claimed by this owner now."""
     @_builtins.property
     def info(self) -> _common_pb2.ObjectInfo:
-        """The object when it is here."""
+        """The object when it is here and this reader can use it."""
 
     def __init__(
         self,
@@ -315,9 +315,9 @@ class PutHeader(_message.Message):
     tenant_id: _builtins.str
     """Tenant whose chunk it is."""
     durability: Global___Durability.ValueType
-    """How safe it must be. UNIMPLEMENTED when the store has no such tier."""
+    """How safe it must be. FAILED_PRECONDITION when the store has no such tier."""
     claim_owner: _builtins.str
-    """Owner of the claim this Put ends, if any."""
+    """Owner of the claim this Put ends, if any. An object that is stored ends every claim on its id."""
     @_builtins.property
     def info(self) -> _common_pb2.ObjectInfo:
         """The object; `replica` is ignored. The whole-object digest is checked against the bytes."""

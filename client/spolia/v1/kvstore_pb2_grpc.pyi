@@ -41,12 +41,15 @@ class KVStoreServiceStub:
     """
     Put: _grpc.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: frames out of order, wrong length,
-    unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned.
+    ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
+    unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
+    match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
+    durability here.
     """
     Claim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
-    of the ids changes from claimed to stored or free. Idempotent for one owner.
+    of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
+    begin. Idempotent for one owner.
     """
     Unclaim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -72,12 +75,15 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     """
     Put: _aio.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]  # type: ignore[assignment]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: frames out of order, wrong length,
-    unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned.
+    ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
+    unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
+    match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
+    durability here.
     """
     Claim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]  # type: ignore[assignment]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
-    of the ids changes from claimed to stored or free. Idempotent for one owner.
+    of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
+    begin. Idempotent for one owner.
     """
     Unclaim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]  # type: ignore[assignment]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -118,8 +124,10 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.PutResponse, _abc.Awaitable[_kvstore_pb2.PutResponse]]:
         """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-        ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: frames out of order, wrong length,
-        unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned.
+        ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
+        unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
+        match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
+        durability here.
         """
 
     @_abc_1.abstractmethod
@@ -129,7 +137,8 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.ClaimResponse, _abc.Awaitable[_kvstore_pb2.ClaimResponse]]:
         """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
-        of the ids changes from claimed to stored or free. Idempotent for one owner.
+        of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
+        begin. Idempotent for one owner.
         """
 
     @_abc_1.abstractmethod
