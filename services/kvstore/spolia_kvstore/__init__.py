@@ -1,0 +1,1 @@
+"""The kvstore process: chunk objects in memory, claims, pins, and the directory of who is in the cluster. No torch."""

@@ -1,0 +1,96 @@
+"""Who is in the cluster: membership under leases. Pure: time comes in as an argument, in monotonic seconds.
+
+    (absent) ──renew──▶ member ──renew──▶ member, lease extended
+                          └── leave, or no renewal before the lease ends ──▶ (absent)
+
+A session is one heartbeat stream. A node that registers again through a newer session takes its place over, and the
+old session can neither renew nor remove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from spolia.v1.directory_pb2 import NodeRecord, NodeRole
+from spolia_core.errors import InvalidRequest
+from spolia_core.ids import ID_BYTES
+
+MAX_HELD_CHUNKS = 4096
+
+
+@dataclass(slots=True)
+class _Member:
+    record: NodeRecord
+    session: int
+    expires_at: float
+
+
+class Directory:
+    """Members by node id. `version` grows with every change that a watcher would see; renewals alone are none."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self.version = 0
+        self._members: dict[str, _Member] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def renew(self, session: int, record: NodeRecord, now: float) -> None:
+        """Registers the node, or renews its lease with the record as it is now. Keeps a copy.
+
+        Raises `InvalidRequest` for a bad record, or when a newer session has taken the node over.
+        """
+        check_record(record)
+        member = self._members.get(record.node_id)
+        if member is not None and member.session > session:
+            raise InvalidRequest(f"node {record.node_id!r} registered again meanwhile", field="record.node_id")
+        if member is None or member.record != record:
+            self.version += 1
+        copy = NodeRecord()
+        copy.CopyFrom(record)
+        self._members[record.node_id] = _Member(copy, session, now + self.lease_s)
+
+    def leave(self, session: int) -> None:
+        """Removes what this session still holds."""
+        self._remove([node_id for node_id, member in self._members.items() if member.session == session])
+
+    def expire(self, now: float) -> None:
+        """Removes members whose lease has run out."""
+        self._remove([node_id for node_id, member in self._members.items() if member.expires_at <= now])
+
+    def next_expiry(self) -> float | None:
+        """When the next lease runs out, unless it is renewed."""
+        return min((member.expires_at for member in self._members.values()), default=None)
+
+    def nodes(self, roles: Collection[int] = ()) -> list[NodeRecord]:
+        """Members of these roles (all, when empty), by node id. Records are the directory's own: do not change them."""
+        members = sorted(self._members.items())
+        return [member.record for _, member in members if not roles or member.record.role in roles]
+
+    def _remove(self, node_ids: Collection[str]) -> None:
+        for node_id in node_ids:
+            del self._members[node_id]
+        self.version += bool(node_ids)
+
+
+def check_record(record: NodeRecord) -> None:
+    """Raises `InvalidRequest` naming the first field that is missing or too long."""
+    for field, value in (("node_id", record.node_id), ("address", record.address)):
+        if not value:
+            raise InvalidRequest(f"record.{field} is missing", field=f"record.{field}")
+    if record.role not in NodeRole.values() or record.role == NodeRole.NODE_ROLE_UNSPECIFIED:
+        raise InvalidRequest("record.role is missing or unknown", field="record.role", actual=str(record.role))
+    size = len(record.held_chunks)
+    if size > MAX_HELD_CHUNKS:
+        raise InvalidRequest(
+            f"record.held_chunks has {size} ids, at most {MAX_HELD_CHUNKS} are kept",
+            field="record.held_chunks",
+            limit=f"at most {MAX_HELD_CHUNKS}",
+            actual=str(size),
+        )
+    if any(len(chunk_id) != ID_BYTES for chunk_id in record.held_chunks):
+        raise InvalidRequest(
+            "record.held_chunks holds a wrong id", field="record.held_chunks", limit=f"{ID_BYTES} bytes"
+        )

@@ -1,0 +1,143 @@
+"""DirectoryService: heartbeats in, snapshots out. The clock of the pure `Directory` is kept here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from spolia.v1 import directory_pb2, directory_pb2_grpc
+from spolia_core.errors import DeadlineExceeded, InvalidRequest
+from spolia_kvstore.directory import Directory
+from spolia_node.logs import get_log
+
+SERVICE = directory_pb2.DESCRIPTOR.services_by_name["DirectoryService"].full_name
+MIN_SNAPSHOT_INTERVAL_S = 0.1
+
+log = get_log(__name__)
+
+
+class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
+    """The service over one `Directory`. Call `start` once the loop runs, and `close` before the server stops."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._sessions = itertools.count(1)
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server that has not started."""
+        directory_pb2_grpc.add_DirectoryServiceServicer_to_server(self, server)
+
+    def start(self) -> None:
+        """Starts ending leases that run out."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="directory-sweeper")
+
+    async def close(self) -> None:
+        """Ends every stream, so that nodes look for the directory elsewhere. Idempotent."""
+        self._closing.set()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+
+    async def Register(
+        self, request_iterator: AsyncIterator[directory_pb2.RegisterRequest], context: Any
+    ) -> AsyncIterator[directory_pb2.RegisterResponse]:
+        """Keeps a node registered while its stream lives and its heartbeats come."""
+        session = next(self._sessions)
+        node_id = ""
+        requests = aiter(request_iterator)
+        try:
+            while (request := await self._next_until_closing(requests)) is not None:
+                node_id = self._renewed(session, node_id, request)
+                yield directory_pb2.RegisterResponse(lease_ms=round(self._directory.lease_s * 1000))
+        finally:
+            self._leave(session, node_id)
+
+    async def Watch(
+        self, request: directory_pb2.WatchRequest, context: Any
+    ) -> AsyncIterator[directory_pb2.WatchResponse]:
+        """Streams snapshots of the roles asked for."""
+        roles = frozenset(request.roles)
+        sent: directory_pb2.WatchResponse | None = None
+        while not self._closing.is_set():
+            changed = self._changed
+            snapshot = directory_pb2.WatchResponse(nodes=self._directory.nodes(roles))
+            if snapshot != sent:
+                yield snapshot
+                sent = snapshot
+                if await self._closed_within(MIN_SNAPSHOT_INTERVAL_S):
+                    return
+            await self._first_of(changed, self._closing)
+
+    def _renewed(self, session: int, node_id: str, request: directory_pb2.RegisterRequest) -> str:
+        if not request.HasField("record"):
+            raise InvalidRequest("every heartbeat carries the record", field="record")
+        if node_id and request.record.node_id != node_id:
+            raise InvalidRequest("a heartbeat stream belongs to one node", field="record.node_id", limit=node_id)
+        before = self._directory.version
+        self._directory.renew(session, request.record, time.monotonic())
+        if not node_id:
+            log.info("node registered", node=request.record.node_id, address=request.record.address)
+        self._notify_since(before)
+        return request.record.node_id
+
+    def _leave(self, session: int, node_id: str) -> None:
+        before = self._directory.version
+        self._directory.leave(session)
+        if self._directory.version != before:
+            log.info("node left", node=node_id)
+        self._notify_since(before)
+
+    def _notify_since(self, version: int) -> None:
+        if self._directory.version != version:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _sweep(self) -> None:
+        while True:
+            # A lease granted meanwhile is not shorter than the one slept for, so nothing has to wake this early.
+            expiry = self._directory.next_expiry()
+            now = time.monotonic()
+            await asyncio.sleep(self._directory.lease_s if expiry is None else max(0.01, expiry - now))
+            before = self._directory.version
+            self._directory.expire(time.monotonic())
+            if self._directory.version != before:
+                log.warning("leases ran out", num_nodes=len(self._directory))
+            self._notify_since(before)
+
+    async def _next_until_closing(
+        self, requests: AsyncIterator[directory_pb2.RegisterRequest]
+    ) -> directory_pb2.RegisterRequest | None:
+        reading = asyncio.ensure_future(anext(requests, None))
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            lease_s = self._directory.lease_s
+            done, _ = await asyncio.wait([reading, closing], timeout=lease_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise DeadlineExceeded(f"no heartbeat within the lease of {lease_s} s; register again")
+            return reading.result() if reading in done else None
+        finally:
+            for task in (reading, closing):
+                task.cancel()
+
+    async def _closed_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        return self._closing.is_set()
+
+    async def _first_of(self, *events: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()

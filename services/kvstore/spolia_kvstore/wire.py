@@ -1,0 +1,122 @@
+"""Between messages and the store's values: what a request must be, and how answers are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spolia.v1 import common_pb2, kvstore_pb2
+from spolia_core.digests import DIGEST_BYTES
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.ids import ID_BYTES
+from spolia_core.reuse import ChunkKind
+from spolia_kvstore.objects import ObjectKey, ObjectRecord
+from spolia_kvstore.store import ClaimResult, Entry, Reader
+
+MAX_IDS = 4096
+MAX_NAME_BYTES = 256
+MAX_CLAIM_TTL_MS = 600_000
+MAX_PIN_LEASE_MS = 3_600_000
+
+
+def keys_of(tenant_id: str, chunk_ids: Sequence[bytes]) -> list[ObjectKey]:
+    """Raises `InvalidRequest` for a bad tenant, too many ids, or an id that is none."""
+    check_name(tenant_id, "tenant_id")
+    require(len(chunk_ids) <= MAX_IDS, "chunk_ids", f"at most {MAX_IDS} ids", len(chunk_ids))
+    for index, chunk_id in enumerate(chunk_ids):
+        require(len(chunk_id) == ID_BYTES, f"chunk_ids[{index}]", f"{ID_BYTES} bytes", f"{len(chunk_id)} bytes")
+    return [ObjectKey(tenant_id, chunk_id) for chunk_id in chunk_ids]
+
+
+def reader_of(request: kvstore_pb2.LookupRequest | kvstore_pb2.GetRequest) -> Reader:
+    """What the caller can use. Raises `InvalidRequest` for a fingerprint of wrong length."""
+    size = len(request.fingerprint)
+    require(size in (0, ID_BYTES), "fingerprint", f"{ID_BYTES} bytes or none", f"{size} bytes")
+    return Reader(frozenset(request.accepted_codecs), request.fingerprint)
+
+
+def record_of(header: kvstore_pb2.PutHeader) -> ObjectRecord:
+    """The announced object. Raises `InvalidRequest`, or `NotSupported` for a durability this store has not."""
+    info = header.info
+    check_name(header.tenant_id, "tenant_id")
+    _check_durability(header.durability)
+    for field, value, size in (
+        ("chunk_id", info.chunk_id, ID_BYTES),
+        ("fingerprint", info.fingerprint, ID_BYTES),
+        ("digest", info.digest, DIGEST_BYTES),
+    ):
+        require(len(value) == size, f"info.{field}", f"{size} bytes", f"{len(value)} bytes")
+    kinds = [kind.value for kind in ChunkKind]
+    require(info.kind in kinds, "info.kind", f"one of {kinds}", info.kind)
+    return ObjectRecord(
+        key=ObjectKey(header.tenant_id, info.chunk_id),
+        kind=ChunkKind(info.kind),
+        format_version=info.format_version,
+        codec=info.codec,
+        fingerprint=info.fingerprint,
+        num_tokens=info.num_tokens,
+        size_bytes=info.size_bytes,
+        digest=info.digest,
+    )
+
+
+def lease_s(field: str, given_ms: int, default_ms: int, max_ms: int) -> float:
+    """A lease in seconds; 0 ms means the default. Raises `InvalidRequest` when it is longer than allowed."""
+    require(given_ms <= max_ms, field, f"at most {max_ms} ms", given_ms)
+    return (given_ms or default_ms) / 1000
+
+
+def check_name(name: str, field: str) -> None:
+    """Raises `InvalidRequest` unless `name` (a tenant, an owner) has 1 … 256 bytes."""
+    size = len(name.encode())
+    require(1 <= size <= MAX_NAME_BYTES, field, f"1 … {MAX_NAME_BYTES} bytes", f"{size} bytes")
+
+
+def require(ok: bool, field: str, limit: str, actual: object) -> None:
+    """Raises `InvalidRequest` naming field, limit and value unless `ok`."""
+    if not ok:
+        raise InvalidRequest(f"{field} must be {limit}, got {actual}", field=field, limit=limit, actual=str(actual))
+
+
+def info_message(record: ObjectRecord) -> common_pb2.ObjectInfo:
+    """A stored object as announced to readers."""
+    return common_pb2.ObjectInfo(
+        chunk_id=record.key.chunk_id,
+        kind=common_pb2.ChunkKind.ValueType(record.kind),
+        format_version=record.format_version,
+        codec=record.codec,
+        fingerprint=record.fingerprint,
+        num_tokens=record.num_tokens,
+        size_bytes=record.size_bytes,
+        digest=record.digest,
+        replica=record.replica,
+    )
+
+
+def entry_message(entry: Entry) -> kvstore_pb2.LookupEntry:
+    """What is known of one chunk. `info` is set exactly when the reader can have it."""
+    return kvstore_pb2.LookupEntry(
+        info=None if entry.record is None else info_message(entry.record),
+        tier=common_pb2.Tier.ValueType(entry.tier or 0),
+        miss=common_pb2.MissReason.ValueType(entry.miss or 0),
+        claimed_by=entry.claimed_by,
+    )
+
+
+def claim_message(result: ClaimResult) -> kvstore_pb2.ClaimResult:
+    """What became of a claim."""
+    return kvstore_pb2.ClaimResult(
+        state=kvstore_pb2.ClaimState.ValueType(result.state),
+        owner=result.owner,
+        ttl_ms=max(0, round(result.ttl_s * 1000)),
+    )
+
+
+def _check_durability(durability: int) -> None:
+    names = kvstore_pb2.Durability
+    if durability not in (names.DURABILITY_UNSPECIFIED, names.DURABILITY_RAM):
+        raise NotSupported(
+            "this store has no disk tier",
+            field="durability",
+            limit="DURABILITY_RAM",
+            actual=names.Name(names.ValueType(durability)) if durability in names.values() else str(durability),
+        )
