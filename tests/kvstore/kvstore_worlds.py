@@ -1,0 +1,89 @@
+"""Tiny worlds for the store's tests: real chunk objects, records, a clock that is set by hand, a running node."""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from spolia.v1.common_pb2 import ObjectInfo
+from spolia_core.chunk_object import ChunkMeta, KvShape, build_chunk_object
+from spolia_core.digests import digest
+from spolia_core.reuse import ChunkKind
+from spolia_kvstore.config import KVStoreConfig
+from spolia_kvstore.node import KVStoreNode
+from spolia_kvstore.objects import ObjectKey, ObjectRecord
+from spolia_node.rpc_messages import object_info
+
+TENANT = "tenant"
+FINGERPRINT = b"f" * 32
+
+
+@dataclass(frozen=True)
+class Chunk:
+    chunk_id: bytes
+    data: bytes
+    info: ObjectInfo
+
+
+def make_chunk(number: int, num_tokens: int = 8, head_dim: int = 4, fingerprint: bytes = FINGERPRINT) -> Chunk:
+    """A real chunk object with random KV, the same for the same arguments."""
+    shape = KvShape(num_layers=2, num_kv_heads=2, head_dim=head_dim, v_dim=head_dim, dtype="F32")
+    meta = ChunkMeta(number.to_bytes(32, "big"), ChunkKind.LOCAL, fingerprint, num_tokens, shape)
+    source = random.Random(number)
+    layers = [
+        (
+            memoryview(source.randbytes(shape.key_bytes(num_tokens))),
+            memoryview(source.randbytes(shape.value_bytes(num_tokens))),
+        )
+        for _ in range(shape.num_layers)
+    ]
+    data = build_chunk_object(meta, layers)
+    return Chunk(meta.chunk_id, data, object_info(meta, data))
+
+
+def make_big_chunk(number: int, mebibytes: int = 8) -> Chunk:
+    """One that fills any flow-control window: 8 KiB per token."""
+    return make_chunk(number, num_tokens=mebibytes * 128, head_dim=256)
+
+
+def make_record(number: int, size_bytes: int, tenant_id: str = TENANT) -> ObjectRecord:
+    """A record for stores that never look at the bytes."""
+    return ObjectRecord(
+        key=ObjectKey(tenant_id, number.to_bytes(32, "big")),
+        kind=ChunkKind.LOCAL,
+        format_version=1,
+        codec="raw",
+        fingerprint=FINGERPRINT,
+        num_tokens=8,
+        size_bytes=size_bytes,
+        digest=digest(bytes(size_bytes)),
+    )
+
+
+class HandClock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def running_node(**settings: object) -> AsyncIterator[KVStoreNode]:
+    """A kvstore node on a free port, ended without waiting for anyone."""
+    settings = {"log_level": "error", **settings}
+    node = KVStoreNode(KVStoreConfig(**settings))  # type: ignore[arg-type]
+    try:
+        await node.start()
+        yield node
+    finally:
+        await node.server.stop_at_once()
+        await node.close()
+
+
+def fresh_id() -> bytes:
+    """An id nobody has."""
+    return os.urandom(32)

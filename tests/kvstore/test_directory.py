@@ -1,0 +1,94 @@
+"""Membership as a pure state machine: time is an argument."""
+
+import pytest
+
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
+from spolia_core.errors import InvalidRequest
+from spolia_kvstore.directory import MAX_HELD_CHUNKS, Directory
+
+
+def make_node(node_id: str = "d1", role: int = NODE_ROLE_DECODE, **more: object) -> NodeRecord:
+    return NodeRecord(node_id=node_id, role=role, address="localhost:1", **more)  # type: ignore[arg-type]
+
+
+def ids_of(directory: Directory, roles: tuple[int, ...] = ()) -> list[str]:
+    return [record.node_id for record in directory.nodes(roles)]
+
+
+def test_a_node_stays_for_its_lease_after_the_last_heartbeat() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(1, make_node(), now=0.0)
+    directory.renew(1, make_node(), now=2.0)
+    assert directory.next_expiry() == 5.0
+    directory.expire(4.9)
+    assert ids_of(directory) == ["d1"]
+    directory.expire(5.0)
+    assert ids_of(directory) == []
+    assert directory.next_expiry() is None
+
+
+def test_only_changes_move_the_version() -> None:
+    directory = Directory(lease_s=3.0)
+    versions = []
+    for step in (
+        lambda: directory.renew(1, make_node(), 0.0),
+        lambda: directory.renew(1, make_node(), 1.0),
+        lambda: directory.renew(1, make_node(load=NodeLoad(num_running=1)), 1.0),
+        lambda: directory.expire(1.0),
+        lambda: directory.leave(2),
+        lambda: directory.leave(1),
+    ):
+        step()
+        versions.append(directory.version)
+    assert versions == [1, 1, 2, 2, 2, 3]
+
+
+def test_a_newer_session_takes_over_and_the_older_can_neither_remove_nor_renew() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(1, make_node(), 0.0)
+    directory.renew(2, make_node(draining=True), 0.0)
+    directory.leave(1)
+    assert [record.draining for record in directory.nodes()] == [True]
+    with pytest.raises(InvalidRequest, match="registered again"):
+        directory.renew(1, make_node(), 0.0)
+    directory.leave(2)
+    assert ids_of(directory) == []
+
+
+def test_nodes_are_filtered_by_role_and_ordered_by_id() -> None:
+    directory = Directory(lease_s=3.0)
+    for session, (node_id, role) in enumerate(
+        (("b", NODE_ROLE_DECODE), ("a", NODE_ROLE_DECODE), ("c", NODE_ROLE_PREFILL))
+    ):
+        directory.renew(session, make_node(node_id, role), 0.0)
+    assert ids_of(directory) == ["a", "b", "c"]
+    assert ids_of(directory, (NODE_ROLE_PREFILL,)) == ["c"]
+
+
+def test_held_chunks_are_kept_in_order_and_the_caller_keeps_its_record() -> None:
+    directory = Directory(lease_s=3.0)
+    held = [number.to_bytes(32, "big") for number in (3, 1, 2)]
+    record = make_node(held_chunks=held)
+    directory.renew(1, record, 0.0)
+    record.Clear()
+    assert list(directory.nodes()[0].held_chunks) == held
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("record.node_id", {"node_id": ""}),
+        ("record.address", {"address": ""}),
+        ("record.role", {"role": 0}),
+        ("record.role", {"role": 99}),
+        ("record.held_chunks", {"held_chunks": [b"short"]}),
+        ("record.held_chunks", {"held_chunks": [bytes(32)] * (MAX_HELD_CHUNKS + 1)}),
+    ],
+)
+def test_a_bad_record_is_refused_by_field_and_changes_nothing(field: str, change: dict[str, object]) -> None:
+    directory = Directory(lease_s=3.0)
+    values = {"node_id": "d1", "role": NODE_ROLE_DECODE, "address": "localhost:1", **change}
+    with pytest.raises(InvalidRequest) as caught:
+        directory.renew(1, NodeRecord(**values), 0.0)  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert len(directory) == 0

@@ -1,0 +1,50 @@
+"""Pins are leases: they hold until their time, and no longer."""
+
+from kvstore_worlds import make_record
+
+from spolia_kvstore.pins import Pins
+
+KEY = make_record(1, 1).key
+
+
+def test_a_pin_holds_until_its_lease_ends() -> None:
+    pins = Pins()
+    pins.pin(KEY, "a", until=10.0)
+    assert pins.is_pinned(KEY, now=9.9)
+    assert not pins.is_pinned(KEY, now=10.0)
+    assert pins.num_live(now=0.0) == 0, "a lease that ran out is forgotten"
+
+
+def test_the_longest_of_several_owners_decides() -> None:
+    pins = Pins()
+    pins.pin(KEY, "a", until=10.0)
+    pins.pin(KEY, "b", until=20.0)
+    assert pins.num_live(now=0.0) == 2
+    assert pins.is_pinned(KEY, now=15.0)
+    assert pins.num_live(now=15.0) == 1
+
+
+def test_pinning_again_renews() -> None:
+    pins = Pins()
+    pins.pin(KEY, "a", until=10.0)
+    pins.pin(KEY, "a", until=30.0)
+    assert pins.num_live(now=0.0) == 1
+    assert pins.is_pinned(KEY, now=20.0)
+
+
+def test_unpin_ends_the_owners_pin_only_and_says_whether_it_lived() -> None:
+    pins = Pins()
+    pins.pin(KEY, "a", until=10.0)
+    pins.pin(KEY, "b", until=10.0)
+    assert pins.unpin(KEY, "a", now=0.0)
+    assert not pins.unpin(KEY, "a", now=0.0)
+    assert pins.is_pinned(KEY, now=0.0)
+    assert not pins.unpin(KEY, "b", now=11.0)
+    assert not pins.is_pinned(KEY, now=0.0)
+
+
+def test_drop_ends_every_pin_of_an_object() -> None:
+    pins = Pins()
+    pins.pin(KEY, "a", until=10.0)
+    pins.drop(KEY)
+    assert not pins.is_pinned(KEY, now=0.0)
