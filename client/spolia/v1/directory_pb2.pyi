@@ -62,6 +62,10 @@ class NodeLoad(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _builtins.int
     AVAILABLE_BLOCKS_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFERENCED_BLOCKS_FIELD_NUMBER: _builtins.int
+    CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
+    IN_TRANSFER_BLOCKS_FIELD_NUMBER: _builtins.int
+    LENT_BLOCKS_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """Requests being worked on."""
     num_waiting: _builtins.int
@@ -72,6 +76,14 @@ class NodeLoad(_message.Message):
     """Blocks free, cached ones that may be dropped included."""
     queued_tokens: _builtins.int
     """Tokens waiting to be prefilled."""
+    referenced_blocks: _builtins.int
+    """The ledger: blocks read or written by a request now. Zero on an idle node; anything else is a leak."""
+    cached_blocks: _builtins.int
+    """The ledger: blocks that hold chunks nobody reads now."""
+    in_transfer_blocks: _builtins.int
+    """The ledger: blocks whose bytes are arriving."""
+    lent_blocks: _builtins.int
+    """The ledger: blocks that hold a peer's runs."""
     def __init__(
         self,
         *,
@@ -80,10 +92,14 @@ class NodeLoad(_message.Message):
         total_blocks: _builtins.int = ...,
         available_blocks: _builtins.int = ...,
         queued_tokens: _builtins.int = ...,
+        referenced_blocks: _builtins.int = ...,
+        cached_blocks: _builtins.int = ...,
+        in_transfer_blocks: _builtins.int = ...,
+        lent_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_blocks", b"available_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "queued_tokens", b"queued_tokens", "total_blocks", b"total_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_blocks", b"available_blocks", "cached_blocks", b"cached_blocks", "in_transfer_blocks", b"in_transfer_blocks", "lent_blocks", b"lent_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "queued_tokens", b"queued_tokens", "referenced_blocks", b"referenced_blocks", "total_blocks", b"total_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

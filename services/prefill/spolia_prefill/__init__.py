@@ -1,0 +1,1 @@
+"""The prefill node: compiles local chunks and prefills exact contexts for decode nodes."""

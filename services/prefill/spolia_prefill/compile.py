@@ -1,0 +1,153 @@
+"""Compiles local chunks: claim, compute once, store, or send inline where no store can carry them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from spolia.v1.common_pb2 import Frame, ObjectInfo
+from spolia.v1.kvstore_pb2 import ClaimResult, ClaimState
+from spolia.v1.prefill_pb2 import ChunkOutcome, ChunkReady, PrefillDone, PrefillResponse
+from spolia_core.digests import frames
+from spolia_core.errors import SpoliaError, Unavailable
+from spolia_core.reuse import ChunkKind
+from spolia_engine.core import EngineCore
+from spolia_engine.run import Run
+from spolia_node.deadline import Deadline
+from spolia_node.logs import get_log
+from spolia_node.store_client import StoreClient
+from spolia_prefill.work import CompileJob, LocalChunk
+from spolia_worker.chunk_fetch import ACCEPTED_CODECS
+from spolia_worker.config import WorkerConfig
+from spolia_worker.engine_thread import EngineThread
+from spolia_worker.publisher import ChunkBytes, Publisher
+
+UNCLAIM_TIMEOUT_S = 1.0
+log = get_log(__name__)
+
+
+class Compiler:
+    """Runs compile jobs on one engine."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        thread: EngineThread,
+        store: StoreClient,
+        publisher: Publisher,
+        config: WorkerConfig,
+    ) -> None:
+        self._core = core
+        self._thread = thread
+        self._store = store
+        self._publisher = publisher
+        self._config = config
+
+    async def run(self, job: CompileJob, deadline: Deadline) -> AsyncGenerator[PrefillResponse, None]:
+        """Yields chunks as they become ready, in any order, and the end. Storing one overlaps computing the next."""
+        num_computed = 0
+        tasks = [asyncio.create_task(self._chunk(job, chunk, deadline)) for chunk in job.chunks]
+        try:
+            for next_done in asyncio.as_completed(tasks):
+                ready, data = await next_done
+                num_computed += ready.num_computed_tokens
+                yield PrefillResponse(chunk=ready)
+                for offset, piece, piece_digest in frames(data):
+                    yield PrefillResponse(inline_frame=Frame(offset=offset, data=piece, digest=piece_digest))
+            yield PrefillResponse(
+                done=PrefillDone(num_computed_tokens=num_computed, num_cached_tokens=job.num_tokens - num_computed)
+            )
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _chunk(self, job: CompileJob, chunk: LocalChunk, deadline: Deadline) -> tuple[ChunkReady, bytes]:
+        """A chunk made ready; with bytes when it has to travel in the stream."""
+        if chunk.inline:
+            return await self._inline(chunk)
+        owner = f"{self._config.node_id}/{job.request_id}"
+        claimed = True
+        try:
+            claim = await self._claim(job.tenant_id, chunk, owner, deadline)
+            claimed = claim.state == ClaimState.CLAIM_STATE_GRANTED
+            if claim.state == ClaimState.CLAIM_STATE_STORED:
+                info = await self._stored_info(job.tenant_id, chunk, deadline)
+                if info is not None:
+                    return ChunkReady(outcome=ChunkOutcome.CHUNK_OUTCOME_FOUND, info=info), b""
+            # Granted; or held for so long that computing it twice beats waiting; or evicted since.
+            return await self._store_chunk(job.tenant_id, chunk, owner if claimed else "", deadline)
+        except Unavailable as error:
+            log.info("no store, chunk goes inline", chunk_id=chunk.chunk_id.hex(), error=str(error))
+            return await self._inline(chunk)
+        except BaseException:
+            if claimed:
+                await self._unclaim(job.tenant_id, chunk, owner)
+            raise
+
+    async def _claim(self, tenant_id: str, chunk: LocalChunk, owner: str, deadline: Deadline) -> ClaimResult:
+        """The claim, after waiting for another owner's to end within this node's share of the time."""
+        waiting = deadline.share(self._config.store_share)
+        while True:
+            results = await self._store.claim(
+                tenant_id,
+                [chunk.chunk_id],
+                owner,
+                deadline,
+                ttl_ms=round(self._config.claim_ttl_s * 1000),
+                wait_ms=round(waiting.remaining() * 1000),
+            )
+            if results[0].state != ClaimState.CLAIM_STATE_HELD or waiting.expired:
+                return results[0]
+
+    async def _stored_info(self, tenant_id: str, chunk: LocalChunk, deadline: Deadline) -> ObjectInfo | None:
+        entries = await self._store.lookup(
+            tenant_id, [chunk.chunk_id], self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
+        )
+        return entries[0].info if entries[0].HasField("info") else None
+
+    async def _store_chunk(
+        self, tenant_id: str, chunk: LocalChunk, owner: str, deadline: Deadline
+    ) -> tuple[ChunkReady, bytes]:
+        data, num_computed = await self._object(chunk)
+        ready = ChunkReady(outcome=ChunkOutcome.CHUNK_OUTCOME_STORED, info=data.info, num_computed_tokens=num_computed)
+        try:
+            if not await self._publisher.put(tenant_id, data, deadline, owner):
+                ready.outcome = ChunkOutcome.CHUNK_OUTCOME_FOUND
+            return ready, b""
+        except SpoliaError as error:
+            # The work is done and the caller is waiting: what the store cannot take travels in the stream.
+            log.info("chunk not stored, goes inline", chunk_id=chunk.chunk_id.hex(), error=str(error))
+            if owner:
+                await self._unclaim(tenant_id, chunk, owner)
+            ready.outcome = ChunkOutcome.CHUNK_OUTCOME_INLINE
+            return ready, data.data
+
+    async def _inline(self, chunk: LocalChunk) -> tuple[ChunkReady, bytes]:
+        data, num_computed = await self._object(chunk)
+        outcome = ChunkOutcome.CHUNK_OUTCOME_INLINE
+        return ChunkReady(outcome=outcome, info=data.info, num_computed_tokens=num_computed), data.data
+
+    async def _object(self, chunk: LocalChunk) -> tuple[ChunkBytes, int]:
+        """The chunk as bytes, and how many tokens were computed for it."""
+        num_computed = 0
+        run = self._core.resident.acquire(chunk.chunk_id)
+        if run is None:
+            num_computed = len(chunk.token_ids)
+            run = await self._thread.run(
+                lambda: self._core.compile(chunk.chunk_id, chunk.token_ids), discard=self._release
+            )
+        try:
+            return await self._publisher.to_bytes(chunk.chunk_id, ChunkKind.LOCAL, run), num_computed
+        finally:
+            self._release(run)
+
+    def _release(self, run: Run) -> None:
+        self._core.pool.release(run.extent)
+
+    async def _unclaim(self, tenant_id: str, chunk: LocalChunk, owner: str) -> None:
+        """Gives the claim back even when the caller is gone, so that others need not wait for it to lapse."""
+        with suppress(SpoliaError):
+            deadline = Deadline.after(UNCLAIM_TIMEOUT_S)
+            await asyncio.shield(self._store.unclaim(tenant_id, [chunk.chunk_id], owner, deadline))

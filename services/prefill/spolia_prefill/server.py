@@ -1,0 +1,116 @@
+"""PrefillService over gRPC: one job per stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import grpc
+from structlog.contextvars import bind_contextvars
+
+from spolia.v1.prefill_pb2 import PrefillRequest, PrefillResponse
+from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer
+from spolia_core.errors import Busy, Cancelled, InvalidRequest
+from spolia_core.ids import tenant_key
+from spolia_engine.core import EngineCore
+from spolia_node.deadline import Deadline
+from spolia_node.logs import get_log
+from spolia_prefill.compile import Compiler
+from spolia_prefill.config import PrefillConfig
+from spolia_prefill.context import ContextPrefiller
+from spolia_prefill.handoff import Acknowledgements
+from spolia_prefill.work import CompileJob, ContextJob, check_start
+
+PrefillContext = grpc.aio.ServicerContext[PrefillRequest, PrefillResponse]
+log = get_log(__name__)
+
+
+class PrefillServer(PrefillServiceServicer):
+    """Translates streams into jobs and counts them; decides nothing."""
+
+    def __init__(
+        self, config: PrefillConfig, core: EngineCore, compiler: Compiler, prefiller: ContextPrefiller
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._compiler = compiler
+        self._prefiller = prefiller
+        self.num_running = 0
+        self.queued_tokens = 0
+        """Tokens of jobs under way."""
+
+    async def Prefill(
+        self, request_iterator: AsyncIterator[PrefillRequest], context: PrefillContext
+    ) -> AsyncIterator[PrefillResponse]:
+        """Runs the job the first message names; see prefill.proto."""
+        deadline = Deadline.of(context, self._config.rpc_timeout_s)
+        job = await deadline.wait(self._first(request_iterator), "the start message")
+        if self.num_running >= self._config.max_running:
+            raise Busy(
+                "all places are taken", field="max_running", limit=str(self._config.max_running), retry_after_ms=200
+            )
+        self.num_running += 1
+        self.queued_tokens += job.num_tokens
+        acks = Acknowledgements(self._core.adapter.num_layers, self._config.ack_lease_s)
+        reading = asyncio.create_task(_read(request_iterator, acks))
+        running = self._run(job, acks, deadline)
+        try:
+            async for response in _until_stopped(running, reading, acks):
+                yield response
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await running.aclose()
+            self.num_running -= 1
+            self.queued_tokens -= job.num_tokens
+
+    async def _first(self, requests: AsyncIterator[PrefillRequest]) -> CompileJob | ContextJob:
+        request = await anext(aiter(requests), None)
+        if request is None or request.WhichOneof("message") != "start":
+            raise InvalidRequest("the first message must be a start message", field="message", limit="start")
+        bind_contextvars(request_id=request.start.request_id)
+        key = tenant_key(self._config.cluster_secret.encode(), request.start.tenant_id)
+        return check_start(request.start, self._core, key)
+
+    def _run(
+        self, job: CompileJob | ContextJob, acks: Acknowledgements, deadline: Deadline
+    ) -> AsyncGenerator[PrefillResponse, None]:
+        if isinstance(job, CompileJob):
+            return self._compiler.run(job, deadline)
+        return self._prefiller.run(job, acks, deadline)
+
+
+async def _read(requests: AsyncIterator[PrefillRequest], acks: Acknowledgements) -> str:
+    """Feeds acknowledgements until the caller is done; returns why it stopped."""
+    async for request in requests:
+        match request.WhichOneof("message"):
+            case "ack":
+                acks.acknowledge(request.ack.layer)
+            case "cancel":
+                return request.cancel.reason or "cancelled by the caller"
+            case other:
+                raise InvalidRequest(
+                    f"{other} is not expected here", field="message", limit="ack or cancel", actual=str(other)
+                )
+    return "the caller closed the stream"
+
+
+async def _until_stopped(
+    running: AsyncGenerator[PrefillResponse, None], reading: asyncio.Task[str], acks: Acknowledgements
+) -> AsyncIterator[PrefillResponse]:
+    """What `running` yields, until it ends or the caller stops it. Raises `Cancelled`, or what reading raised."""
+    while True:
+        step = asyncio.ensure_future(anext(running, None))
+        try:
+            waited = {step} if reading.done() else {step, reading}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and (reading.exception() is not None or not acks.complete):
+                raise Cancelled(reading.result())
+            response = await step
+        finally:
+            if not step.done():
+                step.cancel()
+                await asyncio.gather(step, return_exceptions=True)
+        if response is None:
+            return
+        yield response

@@ -1,0 +1,129 @@
+"""What a stream asks for, checked before memory is held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia.v1 import prefill_pb2
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.ids import ID_BYTES, IdSpace
+from spolia_core.prompt import check_context_length, check_token_ids
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS
+from spolia_core.sampling import SamplingParams
+from spolia_engine.core import EngineCore
+from spolia_node.rpc_messages import sampling_from_pb
+from spolia_worker.chunk_fetch import ACCEPTED_CODECS
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChunk:
+    """A local chunk to compile; `inline` asks for its bytes in the stream."""
+
+    chunk_id: bytes
+    token_ids: tuple[int, ...]
+    inline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompileJob:
+    """Local chunks to compile."""
+
+    request_id: str
+    tenant_id: str
+    chunks: tuple[LocalChunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that may have to be computed."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextJob:
+    """An exact context: `chain` are the ids of its full prefix blocks."""
+
+    request_id: str
+    tenant_id: str
+    token_ids: tuple[int, ...]
+    num_cached_tokens: int
+    chain: tuple[bytes, ...]
+    sampling: SamplingParams
+    token_index: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that may have to be computed."""
+        return len(self.token_ids) - self.num_cached_tokens
+
+
+def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: bytes) -> CompileJob | ContextJob:
+    """The job a stream's first message asks for. Raises `InvalidRequest` or `NotSupported`, naming the field."""
+    if start.fingerprint != core.adapter.fingerprint:
+        raise NotSupported(
+            "this node serves another model",
+            field="fingerprint",
+            actual=start.fingerprint.hex(),
+            limit=core.adapter.fingerprint.hex(),
+        )
+    if not set(ACCEPTED_CODECS) & set(start.accepted_codecs):
+        raise NotSupported(
+            "none of the caller's codecs can be written here",
+            field="accepted_codecs",
+            limit=", ".join(ACCEPTED_CODECS),
+            actual=", ".join(start.accepted_codecs),
+        )
+    if not start.tenant_id:
+        raise InvalidRequest("tenant_id is empty", field="tenant_id")
+    ids = core.id_space(tenant_key)
+    if start.WhichOneof("work") == "compile":
+        return _compile_job(start, core, ids)
+    if start.WhichOneof("work") == "context":
+        return _context_job(start, core, ids)
+    raise InvalidRequest("the start message names no work", field="work", limit="compile or context")
+
+
+def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace) -> CompileJob:
+    core.adapter.support.require_linked()
+    inline = set(start.compile.inline_chunks)
+    if not start.compile.chunks:
+        raise InvalidRequest("no chunks to compile", field="compile.chunks", limit="≥ 1", actual="0")
+    chunks = []
+    for index, chunk in enumerate(start.compile.chunks):
+        field = f"compile.chunks[{index}]"
+        check_token_ids(chunk.token_ids, core.adapter.vocab_size, field=f"{field}.token_ids")
+        check_context_length(len(chunk.token_ids), core.adapter.max_context_tokens)
+        if len(chunk.chunk_id) != ID_BYTES or chunk.chunk_id != ids.local(chunk.token_ids):
+            raise InvalidRequest(f"{field}.chunk_id is not the id of these tokens", field=f"{field}.chunk_id")
+        chunks.append(LocalChunk(chunk.chunk_id, tuple(chunk.token_ids), chunk.chunk_id in inline))
+    unknown = inline - {chunk.chunk_id for chunk in chunks}
+    if unknown:
+        raise InvalidRequest("inline_chunks names ids that are not in chunks", field="compile.inline_chunks")
+    return CompileJob(start.request_id, start.tenant_id, _distinct(chunks))
+
+
+def _distinct(chunks: Sequence[LocalChunk]) -> tuple[LocalChunk, ...]:
+    return tuple({chunk.chunk_id: chunk for chunk in chunks}.values())
+
+
+def _context_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace) -> ContextJob:
+    work = start.context
+    check_token_ids(work.token_ids, core.adapter.vocab_size, field="context.token_ids")
+    check_context_length(len(work.token_ids), core.adapter.max_context_tokens)
+    if work.num_cached_tokens % PREFIX_CHUNK_TOKENS or work.num_cached_tokens >= len(work.token_ids):
+        raise InvalidRequest(
+            f"context.num_cached_tokens must be a multiple of {PREFIX_CHUNK_TOKENS} below {len(work.token_ids)}, "
+            f"got {work.num_cached_tokens}",
+            field="context.num_cached_tokens",
+            limit=f"multiple of {PREFIX_CHUNK_TOKENS}, < {len(work.token_ids)}",
+            actual=str(work.num_cached_tokens),
+        )
+    return ContextJob(
+        start.request_id,
+        start.tenant_id,
+        tuple(work.token_ids),
+        work.num_cached_tokens,
+        tuple(ids.prefix_chain(work.token_ids)),
+        sampling_from_pb(work.sampling, default_seed=0),
+        work.token_index,
+    )

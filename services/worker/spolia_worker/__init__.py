@@ -1,0 +1,1 @@
+"""What nodes with an engine share: its thread, its settings, and the ways of chunks between pool and store."""

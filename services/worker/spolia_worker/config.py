@@ -1,0 +1,36 @@
+"""Settings of a node with an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spolia_node.config import NodeConfig, at_least, one_of, setting
+
+
+@dataclass(frozen=True)
+class WorkerConfig(NodeConfig):
+    """Settings that prefill and decode nodes have in common."""
+
+    model: str = setting("", "Hugging Face-format directory of the model to serve. Required.")
+    model_name: str = setting("", "Name users ask for; empty: the directory's name.")
+    dtype: str = setting(
+        "float32",
+        "Compute dtype. float32 is fastest on most CPUs; take bfloat16 on a GPU.",
+        check=one_of("float32", "bfloat16", "float16"),
+    )
+    device: str = setting("cpu", "Torch device to compute on.")
+    max_context_tokens: int = setting(0, "Longest context to serve; 0: the model's own limit.", check=at_least(0))
+    pool_bytes: int = setting(
+        1 << 30,
+        "Memory for KV. Raise it until the machine is full: what is cached need not be fetched.",
+        check=at_least(1 << 20),
+    )
+    block_size: int = setting(16, "Tokens per block of the pool's ledger.", check=at_least(1))
+    threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
+    stall_limit_s: float = setting(
+        60.0, "A computation that runs longer than this makes the node NOT_SERVING.", check=at_least(0.1)
+    )
+    store_share: float = setting(
+        0.3, "Share of a request's remaining time that may be spent waiting for the store.", check=at_least(0.0)
+    )
+    claim_ttl_s: float = setting(30.0, "How long a claim on a chunk holds while it is computed.", check=at_least(0.1))

@@ -1,0 +1,63 @@
+"""How a node with an engine describes itself to the directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spolia.v1.directory_pb2 import NodeLoad, NodeRecord, NodeRole, ServedModel
+from spolia.version import __version__
+from spolia_core.reuse import ChunkKind
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.core import EngineCore
+from spolia_engine.pool import BlockState
+from spolia_node.server import NodeServer
+from spolia_worker.config import WorkerConfig
+
+
+def model_name(config: WorkerConfig) -> str:
+    """The name users ask for."""
+    return config.model_name or Path(config.model).resolve().name
+
+
+def served_model(config: WorkerConfig, adapter: ModelAdapter) -> ServedModel:
+    """The model as the directory lists it."""
+    return ServedModel(
+        name=model_name(config),
+        fingerprint=adapter.fingerprint,
+        max_context_tokens=adapter.max_context_tokens,
+        vocab_size=adapter.vocab_size,
+        supports_linked=adapter.support.linked,
+        compute_dtype=adapter.compute_dtype,
+    )
+
+
+def load_of(core: EngineCore, *, num_running: int, num_waiting: int, queued_tokens: int) -> NodeLoad:
+    """How busy a node is, its ledger included."""
+    counts = core.pool.counts()
+    return NodeLoad(
+        num_running=num_running,
+        num_waiting=num_waiting,
+        queued_tokens=queued_tokens,
+        total_blocks=core.pool.num_blocks,
+        available_blocks=counts[BlockState.FREE] + counts[BlockState.CACHED],
+        referenced_blocks=counts[BlockState.REFERENCED],
+        cached_blocks=counts[BlockState.CACHED],
+        in_transfer_blocks=counts[BlockState.IN_TRANSFER],
+        lent_blocks=counts[BlockState.LENT],
+    )
+
+
+def node_record(
+    server: NodeServer, role: NodeRole.ValueType, config: WorkerConfig, core: EngineCore, load: NodeLoad
+) -> NodeRecord:
+    """The whole record: what every heartbeat carries."""
+    return NodeRecord(
+        node_id=server.node_id,
+        role=role,
+        address=server.address,
+        model=served_model(config, core.adapter),
+        load=load,
+        held_chunks=core.resident.held(ChunkKind.LOCAL),
+        draining=not server.accepting,
+        version=__version__,
+    )
