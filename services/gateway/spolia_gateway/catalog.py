@@ -69,20 +69,23 @@ def _model(key: ModelKey, served: Sequence[pb.ServedModel]) -> Model:
     )
 
 
-def choose_model(wanted: str, own: str, decode_nodes: Sequence[pb.NodeRecord]) -> Model:
-    """The model for a request that names `wanted` at a gateway which tokenizes for `own`; empty means `own`.
+def check_model_name(wanted: str, own: str) -> None:
+    """Raises `NotFound` unless `wanted` is empty or the model `own` that this gateway tokenizes for."""
+    if wanted and wanted != own:
+        raise NotFound(
+            f"this gateway has no model {wanted!r}; it serves {own!r}", field="model", limit=own, actual=wanted
+        )
 
-    Raises `NotFound` for a name nobody knows or this gateway cannot tokenize for, `Unavailable` when no decode node
-    serves the model now.
-    """
+
+def choose_model(name: str, decode_nodes: Sequence[pb.NodeRecord]) -> Model:
+    """The model of this name that most decode nodes serve. Raises `Unavailable` when none does now."""
     models = models_of(decode_nodes)
-    served = sorted({model.key.name for model in models})
-    name = wanted or own
-    if name != own:
-        hint = f"it tokenizes for {own!r} only" if name in served else f"it serves {own!r}"
-        raise NotFound(f"this gateway has no model {name!r}; {hint}", field="model", limit=own, actual=name)
     for model in models:
         if model.key.name == name:
             return model
-    others = f"they serve {', '.join(map(repr, served))}" if served else "none is known"
-    raise Unavailable(f"no decode node serves model {name!r} now; {others}", field="model", actual=name)
+    others = ", ".join(repr(other) for other in sorted({model.key.name for model in models}))
+    raise Unavailable(
+        f"no decode node serves model {name!r} now; " + (f"those known serve {others}" if others else "none is known"),
+        field="model",
+        actual=name,
+    )

@@ -10,6 +10,7 @@ from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_gateway.catalog import ModelKey
+from spolia_node.rpc_messages import prompt_to_pb, sampling_to_pb
 
 _MODES = {
     ReuseMode.EXACT: common_pb2.REUSE_MODE_EXACT,
@@ -37,25 +38,10 @@ class GenerationRequest:
             request_id=self.request_id,
             tenant_id=self.tenant_id,
             fingerprint=self.model.fingerprint,
-            parts=[
-                decode_pb2.TokenPart(token_ids=part.token_ids, chunk_id=part.chunk_id or b"")
-                for part in self.prompt.parts
-            ],
+            parts=prompt_to_pb(self.prompt),
             mode=_MODES[self.mode],
             force_linked=self.force_linked,
-            sampling=_sampling_message(self.sampling),
+            sampling=sampling_to_pb(self.sampling),
             prefill_hints=prefill_hints,
             resume=resume,
         )
-
-
-def _sampling_message(sampling: SamplingParams) -> common_pb2.SamplingParams:
-    return common_pb2.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        max_tokens=sampling.max_tokens,
-        stop=sampling.stop,
-        ignore_eos=sampling.ignore_eos,
-    )

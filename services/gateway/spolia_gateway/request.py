@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spolia.v1 import common_pb2, gateway_pb2
+from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt, check_context_length, check_token_ids
@@ -16,12 +16,7 @@ from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_text, request_id_of
 from spolia_gateway.sampling import fit_max_tokens, read_sampling
 from spolia_gateway.tokenizer import Form, PartTokenizer
-
-_MODES = {
-    common_pb2.REUSE_MODE_UNSPECIFIED: ReuseMode.EXACT,
-    common_pb2.REUSE_MODE_EXACT: ReuseMode.EXACT,
-    common_pb2.REUSE_MODE_LINKED: ReuseMode.LINKED,
-}
+from spolia_node.rpc_messages import mode_from_pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +38,8 @@ class CheckedRequest:
         num_documents = sum(part.WhichOneof("part") == "document" for part in message.parts)
         if num_documents:
             limits.check_count(num_documents, limits.max_documents, "parts.document")
-        if message.mode not in _MODES:
-            raise InvalidRequest(
-                f"mode {message.mode} is unknown", field="mode", limit="EXACT or LINKED", actual=str(message.mode)
-            )
-        return cls(message, request_id, _MODES[message.mode], read_sampling(message.sampling))
+        mode = mode_from_pb(message.mode, unspecified=ReuseMode.EXACT)
+        return cls(message, request_id, mode, read_sampling(message.sampling))
 
     def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
         """Tokenizes and derives ids; milliseconds for long prompts, so keep it off the event loop.

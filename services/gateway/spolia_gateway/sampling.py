@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from spolia.v1 import common_pb2
 from spolia_core.errors import InvalidRequest
-from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
+from spolia_core.sampling import SamplingParams
+from spolia_node.rpc_messages import sampling_from_pb
 
 SEED_BITS = 63
 """Bits of a seed drawn here: every client language reads it back as a signed 64-bit number."""
@@ -15,17 +16,7 @@ SEED_BITS = 63
 
 def read_sampling(message: common_pb2.SamplingParams) -> SamplingParams:
     """The parameters as given, with a drawn seed where none is. Raises `InvalidRequest` for the first bad value."""
-    sampling = SamplingParams(
-        temperature=message.temperature,
-        top_p=message.top_p if message.HasField("top_p") else 1.0,
-        top_k=message.top_k,
-        seed=message.seed if message.HasField("seed") else secrets.randbits(SEED_BITS),
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
-        stop=tuple(message.stop),
-        ignore_eos=message.ignore_eos,
-    )
-    sampling.validate()
-    return sampling
+    return sampling_from_pb(message, default_seed=secrets.randbits(SEED_BITS))
 
 
 def fit_max_tokens(

@@ -1,0 +1,70 @@
+"""Which nodes a request has been tried on, and whether to try another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spolia_core.errors import Busy, SpoliaError, Unavailable
+from spolia_node.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long to go on looking for a node that takes a request.
+
+    `max_attempts` bounds the calls for one request, so that a request which kills nodes cannot kill them all.
+    `patience_s` bounds the wait for a node once the client has part of its answer; before that it is told at once.
+    `pause_s` is the wait before nodes that refused are asked again, where they gave no hint.
+    """
+
+    max_attempts: int = 6
+    patience_s: float = 10.0
+    pause_s: float = 0.2
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Calls made for one request. A round ends when every node has been asked once."""
+
+    policy: RetryPolicy
+    node_ids: list[str] = field(default_factory=list)
+    _this_round: set[str] = field(default_factory=set)
+    _error: SpoliaError | None = None
+
+    def begin(self, node_id: str) -> None:
+        """Counts a call."""
+        self.node_ids.append(node_id)
+        self._this_round.add(node_id)
+
+    def was_asked(self, node_id: str) -> bool:
+        """Whether the node was called in this round."""
+        return node_id in self._this_round
+
+    def failed(self, error: SpoliaError) -> None:
+        """Takes how the last call failed; raises what the client is told when that was the last one allowed."""
+        if not may_succeed_elsewhere(error):
+            raise error
+        # "Busy, retry after" tells a client more than "unreachable".
+        if not (isinstance(self._error, Busy) and isinstance(error, Unavailable)):
+            self._error = error
+        if len(self.node_ids) >= self.policy.max_attempts:
+            raise self._error
+
+    def next_round(self) -> None:
+        """Lets every node be asked again."""
+        self._this_round.clear()
+
+    @property
+    def error(self) -> SpoliaError | None:
+        """The most telling failure so far."""
+        return self._error
+
+    def pause(self, deadline: Deadline) -> Deadline:
+        """When to ask again the nodes that refused."""
+        hint_s = self._error.retry_after_ms / 1e3 if self._error is not None else 0.0
+        return Deadline.after(min(hint_s or self.policy.pause_s, deadline.remaining()))
+
+
+def may_succeed_elsewhere(error: SpoliaError) -> bool:
+    """Whether another node may take what this one refused. One that changed its model since it was listed counts."""
+    return error.retryable or error.field == "fingerprint"

@@ -1,0 +1,67 @@
+"""Settings of a gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from spolia_gateway.attempts import RetryPolicy
+from spolia_gateway.limits import RequestLimits
+from spolia_node.config import NodeConfig, at_least, between, setting
+
+MAX_TENANT_BYTES = 128
+DEFAULT_PORT = 7300
+
+
+def _tenant(value: str) -> str | None:
+    ok = value.isascii() and value.isprintable() and 0 < len(value) <= MAX_TENANT_BYTES
+    return None if ok else f"1 … {MAX_TENANT_BYTES} bytes of printable ASCII"
+
+
+@dataclass(frozen=True)
+class GatewayConfig(NodeConfig):
+    """Settings of a gateway. It needs `directory`, to know the nodes, and `model`, to tokenize."""
+
+    role: ClassVar[str] = "gateway"
+
+    port: int = setting(DEFAULT_PORT, "Port clients connect to; 0 takes a free one.", check=between(0, 65535))
+    model: Path | None = setting(
+        None, "Hugging Face-format directory of the model served; its tokenizer files are read, its weights are not."
+    )
+    model_name: str = setting("", "Name under which decode nodes serve the model; empty: the directory's name.")
+    tenant: str = setting("default", "Tenant whose chunks requests at this gateway use.", check=_tenant)
+    max_prompt_bytes: int = setting(
+        8 << 20, "Largest prompt, or list of documents, in bytes of text; raise for long contexts.", check=at_least(1)
+    )
+    max_parts: int = setting(4096, "Most parts in a prompt.", check=at_least(1))
+    max_documents: int = setting(4096, "Most documents in one request.", check=between(1, 4096))
+    default_timeout_s: float = setting(
+        600.0, "Seconds a request may take where the client set no deadline.", check=between(0.001, 86400.0)
+    )
+    max_requests: int = setting(1024, "Most requests under way at once; more are told to come back.", check=at_least(1))
+    max_attempts: int = setting(6, "Most nodes one request is tried on.", check=at_least(1))
+    replay_patience_s: float = setting(
+        10.0, "Seconds to wait for a decode node to take over a broken answer.", check=between(0.0, 3600.0)
+    )
+    warm_concurrency: int = setting(
+        8, "Documents of one Warm request compiled at once; about twice the number of prefill nodes.", check=at_least(1)
+    )
+    tokenizer_cache_bytes: int = setting(
+        64 << 20, "Memory for recently tokenized texts, in bytes; 0 turns the cache off.", check=at_least(0)
+    )
+
+    @property
+    def served_name(self) -> str:
+        """The model's name; empty when no model is set."""
+        return self.model_name or (self.model.resolve().name if self.model is not None else "")
+
+    @property
+    def limits(self) -> RequestLimits:
+        """Bounds on one request."""
+        return RequestLimits(self.max_prompt_bytes, self.max_documents, self.max_parts)
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """How long to look for a node."""
+        return RetryPolicy(max_attempts=self.max_attempts, patience_s=self.replay_patience_s)

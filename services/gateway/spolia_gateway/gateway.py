@@ -1,0 +1,179 @@
+"""What a gateway does, without gRPC's server side: from messages to the nodes that do the work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia_core.errors import Busy
+from spolia_core.ids import IdSpace
+from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
+from spolia_gateway.config import GatewayConfig
+from spolia_gateway.documents import check_documents, chunks_of
+from spolia_gateway.forget import Forgetter
+from spolia_gateway.generation import Generator
+from spolia_gateway.generation_request import GenerationRequest
+from spolia_gateway.limits import request_id_of
+from spolia_gateway.metrics import GatewayMetrics
+from spolia_gateway.request import CheckedRequest
+from spolia_gateway.routing import Demand
+from spolia_gateway.tokenizer import Form, PartTokenizer
+from spolia_gateway.warm import DocumentChunk, Warmer, WarmRequest
+from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
+from spolia_node.membership import ClusterView
+from spolia_node.store_client import StoreClient
+
+BUSY_RETRY_MS = 500
+ROLES = (
+    directory_pb2.NODE_ROLE_GATEWAY,
+    directory_pb2.NODE_ROLE_PREFILL,
+    directory_pb2.NODE_ROLE_DECODE,
+    directory_pb2.NODE_ROLE_KVSTORE,
+)
+
+
+class Gateway:
+    """The front door's work. Keeps no state of a request beyond its stream; owns none of what it is given.
+
+    Every call checks its input first and raises `InvalidRequest` before anything is tokenized or any node is asked.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        tokenizer: PartTokenizer,
+        cluster: ClusterView,
+        channels: ChannelPool,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._cluster = cluster
+        store = StoreClient(channels, self._store_address)
+        policy = config.retry_policy
+        self._generator = Generator(cluster, channels, policy, metrics)
+        self._warmer = Warmer(cluster, channels, store, policy, config.warm_concurrency)
+        self._forgetter = Forgetter(cluster, channels, store)
+        self.num_running = 0
+        """Generations and warmings under way."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be served now: a decode node serves the model this gateway tokenizes for."""
+        return any(model.key.name == self._config.served_name for model in models_of(self._decode_nodes()))
+
+    async def generate(
+        self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline
+    ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
+        """See GatewayService.Generate. Closing the iterator frees everything on every node."""
+        with self._running():
+            checked = CheckedRequest.check(message, self._config.limits)
+            model = self._model(message.model)
+            request, demand = await deadline.wait(
+                asyncio.to_thread(self._prepare, checked, model, tenant_id), f"tokenizing request {checked.request_id}"
+            )
+            async with aclosing(self._generator.run(request, demand, deadline)) as events:
+                async for event in events:
+                    yield event
+
+    async def warm(
+        self, message: gateway_pb2.WarmRequest, tenant_id: str, deadline: Deadline
+    ) -> AsyncGenerator[gateway_pb2.WarmResponse, None]:
+        """See GatewayService.Warm. Closing the iterator cancels what is not done."""
+        with self._running():
+            request_id = request_id_of(message.request_id)
+            check_documents(message.documents, self._config.limits)
+            model = self._model(message.model)
+            chunks = await self._chunks(message.documents, model, tenant_id, deadline)
+            request = WarmRequest(request_id, tenant_id, model.key, chunks)
+            async with aclosing(self._warmer.run(request, deadline)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def forget(
+        self, message: gateway_pb2.ForgetRequest, tenant_id: str, deadline: Deadline
+    ) -> gateway_pb2.ForgetResponse:
+        """See GatewayService.Forget. Covers every fingerprint under which the model is served now."""
+        check_documents(message.documents, self._config.limits)
+        name = self._model(message.model).key.name
+        models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
+        chunk_ids: list[bytes] = []
+        for model in models:
+            chunks = await self._chunks(message.documents, model, tenant_id, deadline)
+            chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
+        return await self._forgetter.run(tenant_id, chunk_ids, deadline)
+
+    async def tokenize(
+        self, message: gateway_pb2.TokenizeRequest, tenant_id: str, deadline: Deadline
+    ) -> gateway_pb2.TokenizeResponse:
+        """See GatewayService.Tokenize. Empty text has no tokens. Needs no other node."""
+        check_model_name(message.model, self._config.served_name)
+        self._config.limits.check_bytes([len(message.text.encode())], "text")
+        encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=tenant_id)
+        return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
+
+    def list_models(self) -> gateway_pb2.ListModelsResponse:
+        """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
+        return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in models_of(self._decode_nodes())])
+
+    def get_cluster(self) -> gateway_pb2.GetClusterResponse:
+        """See GatewayService.GetCluster. Draining nodes are listed; those found dead are not."""
+        nodes = [node for role in ROLES for node in self._cluster.nodes(role, include_draining=True)]
+        return gateway_pb2.GetClusterResponse(nodes=nodes, directory_reachable=self._cluster.reachable)
+
+    def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
+        return self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE)
+
+    def _store_address(self) -> str | None:
+        """A store that registered; before one has, the process that keeps the directory is one."""
+        stores = self._cluster.nodes(directory_pb2.NODE_ROLE_KVSTORE)
+        return stores[0].address if stores else self._config.directory or None
+
+    def _model(self, wanted: str) -> Model:
+        check_model_name(wanted, self._config.served_name)
+        return choose_model(self._config.served_name, self._decode_nodes())
+
+    def _ids(self, model: Model, tenant_id: str) -> IdSpace:
+        return model.key.id_space(self._config.cluster_secret, tenant_id)
+
+    async def _chunks(
+        self, documents: Sequence[gateway_pb2.Document], model: Model, tenant_id: str, deadline: Deadline
+    ) -> tuple[DocumentChunk, ...]:
+        ids = self._ids(model, tenant_id)
+        work = asyncio.to_thread(chunks_of, documents, model, ids, self._tokenizer, tenant_id)
+        return await deadline.wait(work, "tokenizing the documents")
+
+    def _prepare(self, checked: CheckedRequest, model: Model, tenant_id: str) -> tuple[GenerationRequest, Demand]:
+        ids = self._ids(model, tenant_id)
+        request = checked.build(model, ids, self._tokenizer, tenant_id)
+        return request, Demand.of(request.prompt, request.mode, ids)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Counts a request as long as it runs. Raises `Busy` when there are as many as are taken."""
+        limit = self._config.max_requests
+        if self.num_running >= limit:
+            raise Busy(
+                f"this gateway has {limit} requests under way, the most it takes",
+                limit=str(limit),
+                retry_after_ms=BUSY_RETRY_MS,
+            )
+        self.num_running += 1
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+
+
+def _model_info(model: Model) -> gateway_pb2.ModelInfo:
+    linked = [common_pb2.REUSE_MODE_LINKED] if model.supports_linked else []
+    return gateway_pb2.ModelInfo(
+        name=model.key.name,
+        max_context_tokens=model.max_context_tokens,
+        vocab_size=model.vocab_size,
+        fingerprint=model.key.fingerprint,
+        modes=[common_pb2.REUSE_MODE_EXACT, *linked],
+    )

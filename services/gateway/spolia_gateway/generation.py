@@ -1,0 +1,177 @@
+"""Runs a request on a decode node, and on another when that one dies, as one unbroken stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import grpc
+
+from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
+from spolia_core.errors import DeadlineExceeded, SpoliaError, Unavailable
+from spolia_core.reuse import ReuseMode
+from spolia_gateway.attempts import Attempts, RetryPolicy
+from spolia_gateway.failures import NodeLost, failure_of
+from spolia_gateway.generation_request import GenerationRequest
+from spolia_gateway.in_flight import InFlight
+from spolia_gateway.metrics import GatewayMetrics
+from spolia_gateway.received import Received
+from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes
+from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
+from spolia_node.interceptor import REQUEST_ID_KEY
+from spolia_node.logs import get_log
+from spolia_node.membership import ClusterView
+
+MAX_PREFILL_HINTS = 4
+
+log = get_log(__name__)
+
+
+class Generator:
+    """Generations under way at this gateway. Holds nothing for a request but its stream."""
+
+    def __init__(
+        self, cluster: ClusterView, channels: ChannelPool, policy: RetryPolicy, metrics: GatewayMetrics
+    ) -> None:
+        self._cluster = cluster
+        self._channels = channels
+        self._policy = policy
+        self._metrics = metrics
+        self._in_flight = InFlight()
+
+    async def run(
+        self, request: GenerationRequest, demand: Demand, deadline: Deadline
+    ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
+        """The answer: deltas, then one finish. Closing the iterator ends the work on the decode node.
+
+        Raises what the node raised when the request is at fault; `Busy` or `Unavailable` when no node could take it,
+        or take it over; `DeadlineExceeded` when time ran out; `InternalError` for an answer with a gap.
+        """
+        received, attempts = Received(), Attempts(self._policy)
+        while True:
+            node = await self._next_node(request, demand, received, attempts, deadline)
+            attempts.begin(node.node_id)
+            try:
+                async with aclosing(self._attempt(node, request, demand, received, deadline)) as events:
+                    async for event in events:
+                        self._count(event, request)
+                        yield _answer(event, attempts.node_ids)
+                return
+            except SpoliaError as error:
+                self._note_failure(error, node, request, received)
+                attempts.failed(error)
+
+    async def _attempt(
+        self,
+        node: directory_pb2.NodeRecord,
+        request: GenerationRequest,
+        demand: Demand,
+        received: Received,
+        deadline: Deadline,
+    ) -> AsyncGenerator[decode_pb2.DecodeServiceGenerateResponse, None]:
+        """One node's part of the answer, checked to continue what was received; `NodeLost` when it breaks off."""
+        deadline.check(f"request {request.request_id}")
+        stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address))
+        finished = False
+        with self._in_flight.hold(node.node_id):
+            call = stub.Generate(
+                request.message(self._prefill_hints(request, demand), received.resume()),
+                timeout=deadline.remaining(),
+                metadata=((REQUEST_ID_KEY, request.request_id),),
+            )
+            try:
+                async for event in call:
+                    if event.WhichOneof("event") is None:
+                        continue  # a newer node says more than this release can pass on
+                    finished = _take(event, received)
+                    yield event
+            except grpc.RpcError as error:
+                if not finished:  # the answer is whole; how the connection ended changes nothing
+                    raise failure_of(error, node.node_id, node.address) from error
+            finally:
+                call.cancel()  # a no-op once the call has ended
+        if not finished:
+            raise NodeLost(f"node {node.node_id} at {node.address} ended its answer without a finish")
+
+    async def _next_node(
+        self,
+        request: GenerationRequest,
+        demand: Demand,
+        received: Received,
+        attempts: Attempts,
+        deadline: Deadline,
+    ) -> directory_pb2.NodeRecord:
+        """The best node not yet asked in this round; once the client has tokens, waits for one to come back."""
+        give_up = Deadline.after(min(self._policy.patience_s, deadline.remaining()))
+        while True:
+            nodes = self._not_asked(request, attempts)
+            if nodes:
+                return order_decode_nodes(nodes, demand, self._in_flight.counts)[0]
+            if received.empty or give_up.expired:
+                deadline.check(f"request {request.request_id}")
+                raise attempts.error or _nobody(request)
+            try:
+                await self._cluster.wait_for(
+                    lambda _: bool(self._not_asked(request, attempts)), attempts.pause(give_up)
+                )
+            except DeadlineExceeded:
+                attempts.next_round()
+
+    def _not_asked(self, request: GenerationRequest, attempts: Attempts) -> list[directory_pb2.NodeRecord]:
+        nodes = request.model.served_by(self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE))
+        if request.mode is ReuseMode.LINKED and not request.force_linked:
+            nodes = [node for node in nodes if node.model.supports_linked]
+        return [node for node in nodes if not attempts.was_asked(node.node_id)]
+
+    def _prefill_hints(self, request: GenerationRequest, demand: Demand) -> list[str]:
+        nodes = request.model.served_by(self._cluster.nodes(directory_pb2.NODE_ROLE_PREFILL))
+        return [node.address for node in order_prefill_nodes(nodes, demand.affinity)[:MAX_PREFILL_HINTS]]
+
+    def _count(self, event: decode_pb2.DecodeServiceGenerateResponse, request: GenerationRequest) -> None:
+        if event.HasField("delta"):
+            self._metrics.count_tokens(request.tenant_id, len(event.delta.token_ids))
+        else:
+            self._metrics.count_finish(request.tenant_id, request.mode, event.finish)
+
+    def _note_failure(
+        self, error: SpoliaError, node: directory_pb2.NodeRecord, request: GenerationRequest, received: Received
+    ) -> None:
+        if isinstance(error, NodeLost):
+            self._cluster.mark_dead(node.node_id)
+        if error.retryable and not received.empty:
+            self._metrics.count_replay(request.tenant_id)
+        log.warning(
+            "attempt failed",
+            request_id=request.request_id,
+            decode_node=node.node_id,
+            num_received_tokens=len(received.token_ids),
+            error=repr(error),
+        )
+
+
+def _take(event: decode_pb2.DecodeServiceGenerateResponse, received: Received) -> bool:
+    """Counts an event in; whether it is the finish."""
+    if event.HasField("delta"):
+        received.take(event.delta)
+        return False
+    received.check_complete(event.finish)
+    return True
+
+
+def _answer(event: decode_pb2.DecodeServiceGenerateResponse, node_ids: Sequence[str]) -> gateway_pb2.GenerateResponse:
+    """The event for the client. A finish names every node that was asked, those that failed first."""
+    if event.HasField("delta"):
+        return gateway_pb2.GenerateResponse(delta=event.delta)
+    answer = gateway_pb2.GenerateResponse(finish=event.finish)
+    took_part = answer.finish.reuse.nodes
+    if not took_part or took_part[0] != node_ids[-1]:
+        took_part.insert(0, node_ids[-1])
+    took_part[:0] = node_ids[:-1]
+    return answer
+
+
+def _nobody(request: GenerationRequest) -> Unavailable:
+    return Unavailable(
+        f"no decode node serves model {request.model.name!r} now", field="model", actual=request.model.name
+    )

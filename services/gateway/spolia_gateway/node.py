@@ -1,0 +1,66 @@
+"""One gateway node: tokenizer, view of the cluster and server put together. The only place that knows them all."""
+
+from __future__ import annotations
+
+from spolia.v1.directory_pb2 import NODE_ROLE_GATEWAY, NodeLoad, NodeRecord
+from spolia.version import __version__
+from spolia_core.errors import InvalidRequest
+from spolia_gateway import server
+from spolia_gateway.config import GatewayConfig
+from spolia_gateway.gateway import ROLES, Gateway
+from spolia_gateway.metrics import GatewayMetrics
+from spolia_gateway.server import GatewayServer
+from spolia_gateway.tokenizer import PartTokenizer
+from spolia_node.channels import ChannelPool
+from spolia_node.membership import ClusterView, Registration
+from spolia_node.server import NodeServer
+
+
+class GatewayNode:
+    """A gateway node. `start` it on a running loop, then end it with `server.drain` or `stop_at_once`, then `close`.
+
+    Making one loads the tokenizer. Raises `InvalidRequest` when `directory` or `model` is not set, `NotFound` when the
+    model's directory holds no tokenizer.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        if not config.directory:
+            raise InvalidRequest("directory must be set: a gateway finds its nodes there", field="directory")
+        if config.model is None:
+            raise InvalidRequest("model must be set: a gateway tokenizes for it", field="model")
+        self.config = config
+        self.server = NodeServer(config, "gateway")
+        self._channels = ChannelPool(config.max_message_bytes)
+        self.cluster = ClusterView(self._channels, config.directory, ROLES)
+        tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
+        metrics = GatewayMetrics(self.server.metrics)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
+        self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
+        self.server.health.watch(lambda: self.gateway.ready)
+
+    async def start(self) -> str:
+        """Serves and registers; the address. Raises `InvalidRequest` for a port that cannot be bound.
+
+        Health says NOT_SERVING until a decode node that serves the model is known.
+        """
+        await self.server.start()
+        self.cluster.start()
+        registration = Registration(self._channels, self.config.directory, self._record)
+        registration.start()
+        self.server.registration = registration
+        return self.server.address
+
+    async def close(self) -> None:
+        """Gives back what is left once the server has ended. Idempotent."""
+        await self.cluster.stop()
+        await self._channels.close()
+
+    def _record(self) -> NodeRecord:
+        return NodeRecord(
+            node_id=self.config.node_id,
+            role=NODE_ROLE_GATEWAY,
+            address=self.server.address,
+            load=NodeLoad(num_running=self.gateway.num_running),
+            draining=not self.server.accepting,
+            version=__version__,
+        )

@@ -1,0 +1,70 @@
+"""GatewayService over gRPC: translates, decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from spolia.v1 import gateway_pb2 as pb
+from spolia.v1 import gateway_pb2_grpc
+from spolia_gateway.config import GatewayConfig
+from spolia_gateway.gateway import Gateway
+from spolia_node.deadline import Deadline
+from spolia_node.server import NodeServer
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
+
+
+class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
+    """The service over one `Gateway`. Calls that begin work are refused while the node drains."""
+
+    def __init__(self, gateway: Gateway, config: GatewayConfig, node: NodeServer) -> None:
+        self._gateway = gateway
+        self._config = config
+        self._node = node
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server that has not started."""
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Streams an answer. Closed when the client goes away, and with it all work for it."""
+        self._node.check_accepting()
+        async with aclosing(self._gateway.generate(request, self._tenant, self._deadline(context))) as responses:
+            async for response in responses:
+                yield response
+
+    async def Warm(self, request: pb.WarmRequest, context: Any) -> AsyncGenerator[pb.WarmResponse, None]:
+        """Streams progress, document by document."""
+        self._node.check_accepting()
+        async with aclosing(self._gateway.warm(request, self._tenant, self._deadline(context))) as responses:
+            async for response in responses:
+                yield response
+
+    async def Forget(self, request: pb.ForgetRequest, context: Any) -> pb.ForgetResponse:
+        """Drops documents everywhere."""
+        self._node.check_accepting()
+        return await self._gateway.forget(request, self._tenant, self._deadline(context))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Encodes a text."""
+        return await self._gateway.tokenize(request, self._tenant, self._deadline(context))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        """Lists what is served."""
+        return self._gateway.list_models()
+
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
+        """Shows the nodes."""
+        return self._gateway.get_cluster()
+
+    @property
+    def _tenant(self) -> str:
+        """The tenant is this gateway's to say: nothing a client sends can name another."""
+        return self._config.tenant
+
+    def _deadline(self, context: Any) -> Deadline:
+        return Deadline.of(context, self._config.default_timeout_s)
