@@ -74,6 +74,9 @@ _CLASS_OF: dict[grpc.StatusCode, type[SpoliaError]] = {
     grpc.StatusCode.PERMISSION_DENIED: InvalidRequest,
 }
 
+# What gRPC says of a call that this process itself gave up.
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
+
 # Trailers share one metadata limit (8 KiB by default) and a call whose trailers exceed it loses its status.
 _MAX_FIELD_CHARS = 256
 
@@ -113,6 +116,9 @@ def error_from_rpc(error: grpc.RpcError) -> SpoliaError:
 
 
 def _class_without_detail(code: grpc.StatusCode, message: str) -> type[SpoliaError]:
+    # A server that stops cancels the calls it has not looked at yet. Nobody gave those up; another node may take them.
+    if code is grpc.StatusCode.CANCELLED and message not in _CANCELLED_HERE:
+        return Unavailable
     # gRPC refuses an oversize message with the code that means "busy" here; sending it again would never succeed.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
         return InvalidRequest

@@ -14,6 +14,9 @@ KEEPALIVE_TIME_MS = 2_000
 KEEPALIVE_TIMEOUT_MS = 4_000
 """How long a probe may stay unanswered. With the time above, a silent peer is dead after about six seconds."""
 
+DROPPED_GRACE_S = 3600.0
+"""How long calls on a dropped channel may go on."""
+
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """gRPC options of a channel between nodes."""
@@ -41,7 +44,7 @@ class ChannelPool:
     def __init__(self, max_message_bytes: int) -> None:
         self._options = channel_options(max_message_bytes)
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._dropped: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def get(self, address: str) -> grpc.aio.Channel:
@@ -57,17 +60,23 @@ class ChannelPool:
         return channel
 
     def drop(self, address: str) -> None:
-        """Closes the channel to a peer thought dead; its calls end at once. The next `get` connects anew."""
+        """Forgets the channel to a peer thought dead; the next `get` connects anew.
+
+        Calls under way on it are not cut, since gRPC would cancel them as if their own tasks had been: those to a dead
+        peer fail within seconds, those to one that lives after all go on.
+        """
         channel = self._channels.pop(address, None)
         if channel is not None:
-            task = asyncio.get_running_loop().create_task(channel.close(None))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            task = asyncio.get_running_loop().create_task(channel.close(DROPPED_GRACE_S))
+            self._dropped.add(task)
+            task.add_done_callback(self._dropped.discard)
 
     async def close(self) -> None:
-        """Closes every channel; running calls end at once. Idempotent."""
+        """Closes every channel and cancels its calls; those on dropped ones end by their deadlines. Idempotent."""
         self._closed = True
-        for address in list(self._channels):
-            self.drop(address)
-        if self._closing:
-            await asyncio.gather(*self._closing)
+        channels, dropped = list(self._channels.values()), list(self._dropped)
+        self._channels.clear()
+        for task in dropped:
+            task.cancel()
+        await asyncio.gather(*(channel.close(None) for channel in channels))
+        await asyncio.gather(*dropped, return_exceptions=True)

@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from spolia.errors import DETAIL_KEY, detail_of, status_of
-from spolia_core.errors import Cancelled, InternalError, NotSupported, SpoliaError
+from spolia_core.errors import InternalError, NotSupported, SpoliaError, Unavailable
 from spolia_node.logs import get_log
 
 REQUEST_ID_KEY = "x-request-id"
@@ -83,7 +83,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise
         except BaseException as error:
             answer = self._answer_to(error, task, method)
-            if answer is None:
+            if answer is None:  # the caller is gone
                 code = grpc.StatusCode.CANCELLED
                 raise
             code = status_of(answer)
@@ -100,7 +100,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 task.uncancel()
                 return self._ended_with[task]
             # Not a cancel of this call, but of something it awaited: gRPC would leave the caller without an answer.
-            return None if task.cancelling() else Cancelled(f"work of {method} was cancelled inside this node")
+            return None if task.cancelling() else Unavailable(f"work of {method} was cancelled inside this node")
         if isinstance(error, SpoliaError):
             if isinstance(error, InternalError):
                 log.exception("internal error", method=method)

@@ -1,0 +1,300 @@
+"""What a handler raises is what its caller meets; what a handler holds is freed when its call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from node_worlds import SHAPES, STORE_SERVICE, ScriptedStore, World, answer_at_once, serving
+
+from spolia.errors import DETAIL_KEY, ERROR_KINDS, STATUS_OF, detail_of, error_from_rpc, status_of
+from spolia.v1.common_pb2 import Frame
+from spolia.v1.kvstore_pb2 import ClaimRequest, GetRequest, GetResponse, PutRequest
+from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub, add_KVStoreServiceServicer_to_server
+from spolia_core.errors import (
+    Busy,
+    Cancelled,
+    DataCorrupt,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    SpoliaError,
+    Unavailable,
+)
+from spolia_node.config import NodeConfig
+from spolia_node.server import NodeServer
+
+
+def raising(error: BaseException) -> Any:
+    async def act(_context: Any) -> None:
+        raise error
+
+    return act
+
+
+async def failure(world: World, shape: str, **call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await getattr(world, shape)(timeout=30, **call)
+    return failed.value
+
+
+def rpc_error(code: grpc.StatusCode, details: str = "", detail: bytes | None = None) -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata() if detail is None else grpc.aio.Metadata((DETAIL_KEY, detail))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details, None)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ERROR_KINDS.values())
+async def test_every_class_crosses_every_shape_of_call_with_all_its_fields(kind: type[SpoliaError], shape: str):
+    raised = kind("größer als 4", field="sampling.top_p", limit="(0, 1]", actual="1.5 × 2", retry_after_ms=250)
+    async with serving(raising(raised)) as world:
+        failed = await failure(world, shape)
+    met = error_from_rpc(failed)
+    assert type(met) is kind
+    assert vars(met) == vars(raised)
+    assert failed.code() is STATUS_OF[kind]
+
+
+def test_every_class_has_a_code_of_its_own():
+    assert set(STATUS_OF) == set(ERROR_KINDS.values())
+    assert len(set(STATUS_OF.values())) == len(STATUS_OF)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_an_unexpected_exception_is_internal_and_keeps_its_text_to_the_log(shape: str):
+    with structlog.testing.capture_logs() as lines:
+        async with serving(raising(KeyError("s3cret"))) as world:
+            failed = await failure(world, shape)
+    met = error_from_rpc(failed)
+    assert type(met) is InternalError
+    assert "KeyError" in met.message
+    assert "s3cret" not in met.message
+    (line,) = [line for line in lines if line["log_level"] == "error"]
+    assert line["method"].startswith("/spolia.v1.")
+    assert line["exc_info"]
+
+
+async def test_a_subclass_travels_as_its_nearest_listed_class():
+    class PoolFull(Busy):
+        pass
+
+    async with serving(raising(PoolFull("no blocks", retry_after_ms=5))) as world:
+        met = error_from_rpc(await failure(world, "unary_unary"))
+    assert type(met) is Busy
+    assert met.retry_after_ms == 5
+    assert status_of(PoolFull("")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status_of(SpoliaError("")) is grpc.StatusCode.INTERNAL
+
+
+async def test_texts_too_long_for_trailers_or_not_unicode_still_arrive():
+    raised = InvalidRequest("ü" * 100_000, field="\udcff", limit="x" * 100_000, actual="€" * 100_000)
+    async with serving(raising(raised)) as world:
+        met = error_from_rpc(await failure(world, "unary_unary"))
+    assert type(met) is InvalidRequest
+    assert met.message.startswith("üüü")
+    assert met.message.endswith("…")
+    assert (met.field, met.limit[:3], met.actual[-1]) == ("?", "xxx", "…")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        *((code, kind) for kind, code in STATUS_OF.items() if kind is not Cancelled),
+        (grpc.StatusCode.UNKNOWN, InternalError),
+        (grpc.StatusCode.UNIMPLEMENTED, NotSupported),
+        (grpc.StatusCode.ABORTED, Unavailable),
+        (grpc.StatusCode.OUT_OF_RANGE, InvalidRequest),
+        (grpc.StatusCode.UNAUTHENTICATED, InvalidRequest),
+        (grpc.StatusCode.PERMISSION_DENIED, InvalidRequest),
+    ],
+)
+def test_without_a_detail_the_code_decides(code: grpc.StatusCode, kind: type[SpoliaError]):
+    met = error_from_rpc(rpc_error(code, "why"))
+    assert type(met) is kind
+    assert met.message == "why"
+
+
+def test_a_cancel_counts_as_the_callers_only_when_made_here():
+    """A stopping server cancels calls it has not looked at: those are to be retried elsewhere."""
+    cancelled = grpc.StatusCode.CANCELLED
+    assert type(error_from_rpc(rpc_error(cancelled, "CANCELLED"))) is Unavailable
+    assert type(error_from_rpc(rpc_error(cancelled, "Locally cancelled by application!"))) is Cancelled
+    raised = detail_of(Cancelled("given up")).SerializeToString()
+    assert type(error_from_rpc(rpc_error(cancelled, "given up", raised))) is Cancelled
+
+
+def test_a_blocking_call_cancelled_here_is_cancelled():
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        call: Any = KVStoreServiceStub(channel).Get(GetRequest(), wait_for_ready=True, timeout=30)
+        call.cancel()
+        with pytest.raises(grpc.RpcError) as failed:
+            next(call)
+    assert type(error_from_rpc(failed.value)) is Cancelled
+
+
+def test_a_detail_of_an_unknown_class_or_of_no_sense_leaves_the_code_to_decide():
+    newer = detail_of(Busy("", field="pool"))
+    newer.kind = "Throttled"
+    met = error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "why", newer.SerializeToString()))
+    assert (type(met), met.field) == (Unavailable, "pool")
+    met = error_from_rpc(rpc_error(grpc.StatusCode.DATA_LOSS, "why", b"\xff\xff\xff"))
+    assert type(met) is DataCorrupt
+
+
+def test_an_error_without_words_is_named_by_its_code():
+    assert error_from_rpc(rpc_error(grpc.StatusCode.NOT_FOUND)).message == "NOT_FOUND"
+
+
+async def test_a_peer_that_is_not_there_is_unavailable():
+    async with serving() as world:
+        address = world.server.address
+    async with grpc.aio.insecure_channel(address) as channel:
+        gone = World(world.server, channel)
+        assert type(error_from_rpc(await failure(gone, "unary_unary"))) is Unavailable
+
+
+async def test_a_message_larger_than_the_limit_is_refused_and_not_worth_a_retry():
+    config = NodeConfig(max_message_bytes=5 << 20)
+    async with serving(config=config) as world:
+        big = GetRequest(tenant_id="t" * (6 << 20))
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            async for _ in world.store.Get(big, timeout=30):
+                pass
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert type(error_from_rpc(failed.value)) is InvalidRequest
+        fits = GetRequest(tenant_id="t" * (4 << 20))
+        assert len([r async for r in world.store.Get(fits, timeout=30)]) == 2
+
+
+async def test_a_method_nobody_wrote_is_unimplemented():
+    async with serving() as world:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await world.store.Claim(ClaimRequest(), timeout=30)
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert type(error_from_rpc(failed.value)) is NotSupported
+
+
+async def test_the_callers_deadline_is_met_as_such():
+    async def never(_context: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(never) as world:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await world.unary_unary(timeout=0.2)
+    assert type(error_from_rpc(failed.value)) is DeadlineExceeded
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_cancel_inside_the_handler_still_gives_the_caller_an_answer(shape: str):
+    async def await_something_cancelled(_context: Any) -> None:
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        inner.cancel()
+        await inner
+
+    async with serving(await_something_cancelled) as world:
+        assert type(error_from_rpc(await failure(world, shape))) is Unavailable
+
+
+async def test_an_abort_by_hand_passes_unchanged():
+    async def abort(context: Any) -> None:
+        await context.abort(grpc.StatusCode.OUT_OF_RANGE, "by hand")
+
+    async with serving(abort) as world:
+        failed = await failure(world, "unary_stream")
+        assert (failed.code(), failed.details()) == (grpc.StatusCode.OUT_OF_RANGE, "by hand")
+        counted = world.server.metrics.value(
+            "spolia_rpc_requests_total", service="spolia.v1.KVStoreService", method="Get", code="OUT_OF_RANGE"
+        )
+        assert counted == 1
+
+
+async def test_dropping_a_stream_runs_the_handlers_cleanup_before_its_call_ends():
+    entered, freed, events = asyncio.Event(), asyncio.Event(), []
+
+    async def hold(_context: Any) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("freed")
+            freed.set()
+
+    async with serving(hold) as world:
+        call = world.store.Get(GetRequest(), timeout=30)
+        await entered.wait()
+        call.cancel()
+        await asyncio.wait_for(freed.wait(), 30)
+        await asyncio.wait_for(world.server._interceptor.wait_idle(), 30)
+        assert world.server.num_running == 0
+        assert events == ["freed"]
+
+
+async def test_a_generator_waiting_to_send_is_closed_before_its_call_ends():
+    """The caller stops reading, so the handler hangs in a write and not in a wait of its own."""
+    closed_while_running = asyncio.get_running_loop().create_future()
+
+    class Firehose(ScriptedStore):
+        async def Get(self, request: Any, context: Any) -> AsyncIterator[GetResponse]:
+            try:
+                while True:
+                    yield GetResponse(frame=Frame(data=bytes(1 << 20)))
+            finally:
+                closed_while_running.set_result(server.num_running)
+
+    server = NodeServer(NodeConfig(), "kvstore")
+    server.add(lambda s: add_KVStoreServiceServicer_to_server(Firehose(answer_at_once), s), STORE_SERVICE)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = World(server, channel).store.Get(GetRequest(), timeout=30)
+        await call.read()
+        call.cancel()
+        assert await asyncio.wait_for(closed_while_running, 30) == 1
+    await server.stop_at_once()
+
+
+async def test_the_request_id_of_the_metadata_is_bound_to_logs_and_to_one_call_only():
+    seen = []
+
+    async def look(_context: Any) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    async with serving(look) as world:
+        await world.unary_unary(timeout=30, metadata=(("x-request-id", "r-1"),))
+        await world.unary_stream(timeout=30, metadata=(("x-request-id", "r" * 4000),))
+        await world.unary_unary(timeout=30)
+    assert seen == [{"request_id": "r-1"}, {"request_id": "r" * 128}, {}]
+
+
+async def test_calls_are_counted_by_service_method_and_code():
+    answers = [NotFound("no"), None, None]
+
+    async def act(_context: Any) -> None:
+        error = answers.pop(0)
+        if error is not None:
+            raise error
+
+    async with serving(act) as world:
+        await failure(world, "unary_unary")
+        await world.unary_unary(timeout=30)
+        await world.unary_unary(timeout=30)
+        name, labels = "spolia_rpc_requests_total", {"service": "spolia.v1.KVStoreService", "method": "GetStats"}
+        value = world.server.metrics.value
+        assert (value(name, **labels, code="OK"), value(name, **labels, code="NOT_FOUND")) == (2, 1)
+        assert value("spolia_rpc_seconds_count", **labels) == 3
+
+
+async def test_a_put_of_many_messages_reads_them_all():
+    read = []
+
+    async def act(_context: Any) -> None:
+        read.append(1)
+
+    async with serving(act) as world:
+        await world.store.Put(iter([PutRequest()] * 5), timeout=30)
+    assert len(read) == 5

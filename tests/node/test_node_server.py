@@ -1,0 +1,274 @@
+"""A node's life: starts, serves, drains in order, ends in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection_pb2
+from node_worlds import DIRECTORY_SERVICE, STORE_SERVICE, ScriptedDirectory, World, answer_at_once, serving, with_store
+
+from spolia.errors import error_from_rpc
+from spolia.v1.directory_pb2 import RegisterRequest
+from spolia.v1.directory_pb2_grpc import DirectoryServiceStub, add_DirectoryServiceServicer_to_server
+from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.channels import ChannelPool
+from spolia_node.config import NodeConfig
+from spolia_node.server import NodeServer
+
+
+class Gate:
+    """A handler that waits until it is opened, and knows when it was entered and left."""
+
+    def __init__(self) -> None:
+        self.entered, self.opened, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _context: Any) -> None:
+        self.entered.set()
+        try:
+            await self.opened.wait()
+        finally:
+            self.left.set()
+
+
+class Journal:
+    """A registration that writes down what it is asked, and what the node looked like then."""
+
+    def __init__(self, world: World, events: list[str]) -> None:
+        self.world, self.events = world, events
+
+    async def touch(self) -> None:
+        self.events.append(f"touch accepting={self.world.server.accepting} health={await self.world.health_of()}")
+
+    async def stop(self) -> None:
+        self.events.append("leave")
+
+
+async def first_failure(world: World) -> Exception:
+    """Calls until a call fails."""
+    try:
+        while True:
+            await world.health_of()
+    except grpc.aio.AioRpcError as refused:
+        return error_from_rpc(refused)
+
+
+async def test_a_drain_goes_in_order():
+    gate, hooked, events = Gate(), asyncio.Event(), []
+    async with serving(gate) as world:
+        world.server.registration = Journal(world, events)
+
+        async def hook() -> None:
+            events.append("hook")
+            hooked.set()
+
+        world.server.on_drain.append(hook)
+        stream = asyncio.ensure_future(world.unary_stream(timeout=30))
+        await gate.entered.wait()
+        assert world.server.accepting
+        drain = asyncio.ensure_future(world.server.drain())
+        await hooked.wait()
+        assert events == [f"touch accepting=False health={HealthCheckResponse.NOT_SERVING}", "hook"]
+        gate.opened.set()
+        assert await stream == [0, 1]
+        assert await drain is True
+        assert events[2:] == ["leave"]
+
+
+async def test_a_drain_lets_a_running_stream_finish_and_takes_no_new_one():
+    gate = Gate()
+    async with serving(gate) as world:
+        stream = asyncio.ensure_future(world.unary_stream(timeout=30))
+        await gate.entered.wait()
+        drain = asyncio.ensure_future(world.server.drain())
+        assert type(await first_failure(world)) is Unavailable
+        with pytest.raises(Unavailable, match="draining"):
+            world.server.check_accepting()
+        assert not drain.done()
+        gate.opened.set()
+        assert await stream == [0, 1]
+        assert await asyncio.wait_for(drain, 30) is True
+
+
+async def test_a_drain_ends_what_is_still_running_at_its_limit():
+    gate = Gate()
+    async with serving(gate, NodeConfig(drain_timeout_s=0.3)) as world:
+        stream = asyncio.ensure_future(world.unary_stream(timeout=30))
+        await gate.entered.wait()
+        assert await asyncio.wait_for(world.server.drain(), 30) is True
+        assert gate.left.is_set()
+        assert world.server.num_running == 0
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stream
+    met = error_from_rpc(failed.value)
+    assert type(met) is Unavailable
+    assert "shutting down" in met.message
+
+
+async def test_hooks_run_at_the_same_time_and_a_late_or_broken_one_is_not_clean():
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def one() -> None:
+        first.set()
+        await second.wait()
+
+    async def other() -> None:
+        second.set()
+        await first.wait()
+
+    async def broken() -> None:
+        raise RuntimeError("the disk is full")
+
+    async def late() -> None:
+        await asyncio.Event().wait()
+
+    for hooks, clean in (([one, other], True), ([one, other, broken], False), ([late], False)):
+        async with serving(config=NodeConfig(drain_timeout_s=0.3)) as world:
+            world.server.on_drain.extend(hooks)
+            assert await asyncio.wait_for(world.server.drain(), 30) is clean
+
+
+async def test_a_directory_that_is_away_does_not_hold_up_the_drain():
+    class Away:
+        async def touch(self) -> None:
+            raise Unavailable("no directory")
+
+        async def stop(self) -> None:
+            await asyncio.Event().wait()
+
+    async with serving() as world:
+        world.server.registration = Away()
+        assert await asyncio.wait_for(world.server.drain(), 30) is True
+
+
+async def test_drains_join_and_a_stop_cuts_them_short():
+    gate = Gate()
+    async with serving(gate, NodeConfig(drain_timeout_s=3600.0)) as world:
+        stream = asyncio.ensure_future(world.unary_stream(timeout=30))
+        await gate.entered.wait()
+        drains = [asyncio.ensure_future(world.server.drain()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(world.server.stop_at_once(), 30)
+        assert gate.left.is_set()
+        for ended in (stream, *drains):
+            with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+                await ended
+
+
+async def test_streams_without_end_do_not_hold_up_a_drain():
+    server = NodeServer(NodeConfig(drain_timeout_s=3600.0), "kvstore")
+
+    directory = ScriptedDirectory(answer_at_once)
+    server.add(lambda s: add_DirectoryServiceServicer_to_server(directory, s), DIRECTORY_SERVICE, endless=True)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        calls: Any = DirectoryServiceStub(channel)
+        call = calls.Register(timeout=60)
+        await call.write(RegisterRequest())
+        assert (await call.read()).lease_ms == 1
+        assert await asyncio.wait_for(server.drain(), 30) is True
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call.read()
+    assert type(error_from_rpc(failed.value)) is Unavailable
+
+
+async def test_reflection_lists_what_is_served():
+    async with serving() as world:
+        reflect = world.channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        asked = reflection_pb2.ServerReflectionRequest
+        call = reflect(iter([asked(list_services=""), asked(file_containing_symbol=STORE_SERVICE)]), timeout=30)
+        listed, described = [answer async for answer in call]
+    names = {service.name for service in listed.list_services_response.service}
+    assert names >= {STORE_SERVICE, DIRECTORY_SERVICE, "grpc.health.v1.Health"}
+    assert described.file_descriptor_response.file_descriptor_proto
+
+
+async def test_a_taken_port_stops_the_start_by_name():
+    async with serving() as world:
+        port = int(world.server.address.rpartition(":")[2])
+        second = with_store(NodeServer(NodeConfig(port=port), "kvstore"))
+        with pytest.raises(InvalidRequest, match=f"port {port} cannot be bound") as refused:
+            await second.start()
+        assert refused.value.field == "port"
+        await second.stop_at_once()
+
+
+async def test_the_address_is_what_peers_are_told():
+    server = with_store(NodeServer(NodeConfig(advertise_host="node-1"), "kvstore"))
+    port = await server.start()
+    assert server.address == f"node-1:{port}"
+    await server.stop_at_once()
+
+
+async def test_metrics_are_served_over_http_until_the_end():
+    async with serving() as world:
+        port = world.server.metrics.serve("127.0.0.1", 0)
+        await world.unary_unary(timeout=30)
+
+        def page() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                return answer.read().decode()
+
+        text = await asyncio.to_thread(page)
+        line = 'spolia_rpc_requests_total{code="OK",method="GetStats",service="spolia.v1.KVStoreService"} 1.0'
+        assert line in text.splitlines()
+        await world.server.drain()
+        with pytest.raises(OSError, match="refused"):
+            await asyncio.to_thread(page)
+
+
+async def test_a_metric_asked_for_twice_is_one_metric():
+    metrics = NodeServer(NodeConfig(), "kvstore").metrics
+    metrics.counter("spolia_hits_total", "Hits.", "tier").labels("ram").inc(2)
+    metrics.counter("spolia_hits_total", "Hits.", "tier").labels("ram").inc()
+    assert metrics.value("spolia_hits_total", tier="ram") == 3
+    assert metrics.value("spolia_hits_total", tier="disk") == 0
+    other = NodeServer(NodeConfig(), "kvstore").metrics
+    assert other.value("spolia_hits_total", tier="ram") == 0
+
+
+async def test_the_pool_keeps_one_channel_per_address_until_it_is_dropped():
+    async with serving() as world:
+        pool = ChannelPool(16 << 20)
+        first = pool.get(world.server.address)
+        assert pool.get(world.server.address) is first
+        assert await World(world.server, first).unary_unary(timeout=30) == 1
+        pool.drop(world.server.address)
+        second = pool.get(world.server.address)
+        assert second is not first
+        assert await World(world.server, second).unary_unary(timeout=30) == 1
+        await pool.close()
+        await pool.close()
+        with pytest.raises(Unavailable):
+            pool.get(world.server.address)
+
+
+async def test_a_dropped_channel_lets_running_calls_finish_and_a_closed_pool_does_not():
+    gate = Gate()
+    async with serving(gate) as world:
+        pool = ChannelPool(16 << 20)
+
+        def call() -> asyncio.Future[list[int]]:
+            return asyncio.ensure_future(World(world.server, pool.get(world.server.address)).unary_stream(timeout=30))
+
+        first = call()
+        await gate.entered.wait()
+        pool.drop(world.server.address)
+        gate.opened.set()
+        assert await first == [0, 1]
+
+        gate.opened.clear()
+        gate.entered.clear()
+        second = call()
+        await gate.entered.wait()
+        await asyncio.wait_for(pool.close(), 30)
+        with pytest.raises(asyncio.CancelledError):
+            await second
