@@ -113,6 +113,20 @@ def test_every_dtype_gives_a_partial_of_the_promised_dtype(function, dtype, erro
     assert_same(got, one_by_one(*world, sm_scale=0.125), error)
 
 
+@pytest.mark.parametrize("max_numbers", [0, 1 << 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tails_attend_the_same_masked_and_one_by_one(max_numbers, dtype, monkeypatch):
+    calls = []
+    fused = batch_cpu_module.flash
+    monkeypatch.setattr(batch_cpu_module, "flash", lambda *args, **options: calls.append(1) or fused(*args, **options))
+    monkeypatch.setattr(batch_cpu_module, "_MAX_NUMBERS_PER_CALL", max_numbers)
+    world = tails([3, 40, 0, 17, 17, 1, 29, 64, 2, 8, 0, 0], ratio=7, dtype=dtype)
+    got = attend_batch(*world, sm_scale=0.25)
+    assert len(calls) == (0 if max_numbers else 8)  # a call per length; the two 17s share one, empty tails need none
+    out_error, lse_error = (1e-5, 1e-5) if dtype == torch.float32 else (1e-2, 1e-3)
+    assert_same(got, one_by_one(*world, sm_scale=0.25), out_error, lse_error=lse_error)
+
+
 def test_long_tails_may_be_cut_between_threads(monkeypatch):
     monkeypatch.setattr(batch_cpu_module, "_LONG_TAIL", 32)
     monkeypatch.setattr(attend_cpu_module, "_MIN_KEYS_PER_SPLIT", 16)

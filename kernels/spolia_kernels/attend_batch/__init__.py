@@ -1,7 +1,8 @@
 """Attend batch: one decode row per sequence, each over its own private tail.
 
-CPU, K and V of one width, all of one dtype, last dimension dense: `cpu.py`, the fused kernel per sequence. CPU
-otherwise, CUDA and all else: the reference with a length mask. A Triton path has its room here.
+CPU, K and V of one width, all of one dtype, last dimension dense: `cpu.py`, which calls the fused kernel once per
+length, or runs the reference where many tails are short. CPU otherwise, CUDA and all else: the reference, a product
+with a length mask. A Triton path has its room here.
 """
 
 from __future__ import annotations
