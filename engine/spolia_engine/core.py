@@ -1,9 +1,10 @@
 """What services are made of: compile chunks, build contexts, decode.
 
-One thread at a time may compute; pool and residents are safe to use from others.
+One thread at a time may compute; pool and residents are safe to use from others, and so are `adopt` and
+`acquire_prefix`.
 
-Ownership: a run handed out or taken in carries one reference on its extent. Functions that build a context take the
-references of the runs they are given, also when they raise.
+Ownership: a run handed out or taken in carries one reference on its extent, except where a function says otherwise.
+Functions that build a context take the references of the runs they are given, also when they raise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
+from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, PREFIX_CHUNK_TOKENS, ChunkKind
@@ -24,7 +26,7 @@ from spolia_engine.generation import Delta, Generation
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
-from spolia_engine.run import Run, Span, coalesce
+from spolia_engine.run import Run, Span, coalesce, copy_kv
 from spolia_engine.sampler import sample
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.step_plan import StepPlan, plan_step
@@ -60,6 +62,7 @@ class EngineCore:
     def compile(self, chunk_id: bytes, token_ids: Sequence[int]) -> Run:
         """Computes a local chunk alone at positions 0, 1, 2, … and registers it. Source: EPIC §4, KVCompile.
 
+        Where another thread registered the chunk meanwhile, the run is a second copy, which goes with its last reader.
         Raises `Busy` when the pool has no room.
         """
         run, _ = self._run_rows(token_ids, range(len(token_ids)), [], None)
@@ -95,15 +98,15 @@ class EngineCore:
         """
         num_cached = sum(run.num_tokens for run in prefix)
         spans = [whole(run) for run in prefix]
-        visible = [(span, 0) for span in spans]
         try:
             positions = range(num_cached, len(token_ids))
+            visible = [(span, 0) for span in spans]
             live, hidden = self._run_rows(token_ids[num_cached:], positions, visible, on_layer)
         except BaseException:
             release_runs(self.pool, prefix)
             raise
         extents = [run.extent for run in (*prefix, live)]
-        return Context(self.pool, [*spans, whole(live)], extents, hidden[-1], live.num_tokens)
+        return Context(self.pool, [*spans, whole(live)], extents, _last(hidden), live.num_tokens)
 
     def linked_context(
         self,
@@ -115,12 +118,14 @@ class EngineCore:
         """The link pass: recomputes the plan's rows over the reused chunks, in one forward pass.
 
         `runs` maps part index to the chunk's run, for every part that has a fragment in `plan` (default: leading
-        `DEFAULT_LINK_TOKENS`); takes their references. Nothing of a chunk is copied.
+        `DEFAULT_LINK_TOKENS`); takes their references. Nothing of a chunk is copied. Raises `InvalidRequest` when a
+        run is not as long as its part, `Busy` when the pool has no room.
         """
-        plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS)
-        fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
-        visible = [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
         try:
+            plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS)
+            _check_lengths(prompt, runs)
+            fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
+            visible = [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
             live, hidden = self._run_rows(plan.token_ids, plan.positions, visible, on_layer)
         except BaseException:
             release_runs(self.pool, list(runs.values()))
@@ -130,7 +135,7 @@ class EngineCore:
         ]
         spans = sorted([*pieces, *fragments], key=lambda span: span.first_position)
         extents = [*(run.extent for run in runs.values()), live.extent]
-        return Context(self.pool, spans, extents, hidden[-1], live.num_tokens)
+        return Context(self.pool, spans, extents, _last(hidden), live.num_tokens)
 
     def arrived_context(self, prefix: Sequence[Run], live: Run) -> Context:
         """A context whose live run another node computed. Takes the references of all runs."""
@@ -141,7 +146,9 @@ class EngineCore:
         """Registers the full prefix chunks of an exact context's live run; returns the newly registered ones.
 
         `chain` holds the ids of the context's full blocks from position 0; blocks before position `start` are skipped.
+        The returned runs carry no reference of their own: they are good while the context is open.
         """
+        assert context.is_exact, "KV behind moved chunks is no prefix chunk"
         live = context.spans[-1].run
         first = max(live.rope_base, start)
         found: list[tuple[bytes, Run]] = []
@@ -150,21 +157,24 @@ class EngineCore:
             if offset < 0 or offset + PREFIX_CHUNK_TOKENS > live.num_tokens:
                 continue
             run = Run(live.extent, live.start + offset, PREFIX_CHUNK_TOKENS, live.rope_base + offset)
-            if chain[index] not in self.resident:
-                self.resident.register(chain[index], ChunkKind.PREFIX, run)
+            if self.resident.register(chain[index], ChunkKind.PREFIX, run):
                 found.append((chain[index], run))
         return found
 
     # Decoding
 
-    def start(self, context: Context, params: SamplingParams) -> DecodeSequence:
+    def generation(self, params: SamplingParams) -> Generation:
+        """An answer with no tokens yet."""
+        return Generation(params, self.adapter.eos_token_ids, self._decode)
+
+    def start(self, context: Context, generation: Generation) -> DecodeSequence:
         """Makes a sequence of a context, room for the whole answer included. Takes the context, also when it raises."""
         try:
-            tail = self.pool.allocate(params.max_tokens)
+            tail = self.pool.allocate(generation.params.max_tokens)
         except BaseException:
             context.close()
             raise
-        return DecodeSequence(context, Generation(params, self.adapter.eos_token_ids, self._decode), tail)
+        return DecodeSequence(context, generation, tail)
 
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0) -> int:
         """Draws the token after a context that was computed here."""
@@ -173,6 +183,8 @@ class EngineCore:
 
     def step(self, sequences: Sequence[DecodeSequence]) -> list[Delta]:
         """Runs one decode step for sequences that are not finished and have their first token; a delta for each."""
+        if not sequences:
+            return []
         logits = self.step_logits(sequences)
         return [self.accept(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
 
@@ -182,7 +194,10 @@ class EngineCore:
         return generation.accept(sample(logits, generation.params, len(generation.token_ids)))
 
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
-        """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size]."""
+        """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
+
+        At least one sequence. When it raises, every sequence stands where it stood before.
+        """
         batch = tuple(sequences)
         if self._plan is None or self._plan[0] != batch:
             self._plan = (batch, plan_step([s.ranges for s in batch], [s.tail for s in batch]))
@@ -197,34 +212,34 @@ class EngineCore:
         self._plan = None
 
     def seal_answer(self, sequence: DecodeSequence, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
-        """Registers the prefix chunks that the answer completed, for the next turn; returns them.
+        """Registers the prefix chunks that the answer completed, for the next turn; returns the newly registered ones.
 
-        `chain` holds the ids of all full blocks of prompt and answer (the last token has no KV yet). Blocks may begin
-        in the prompt's live run and end in the tail, so they are copied once into an extent of their own. The caller
-        releases the reference on the extent of the first run. Nothing is sealed when the pool has no room: a cache is
-        not worth an error. Only for contexts whose last span is a live run that ends the prompt.
+        `chain` holds the ids of all full blocks of prompt and answer, as far as they have KV (the newest token has
+        none yet). Blocks may begin in the prompt's live run and end in the tail, so they are copied once into one
+        extent of their own; all returned runs share one reference on it: the caller releases that of the first.
+        Nothing is sealed when the pool has no room: a cache is not worth an error. For exact contexts only.
         """
-        live = sequence.context.spans[-1].run
-        begin = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
-        num_tokens = (len(chain) - begin) * PREFIX_CHUNK_TOKENS
-        if num_tokens <= 0 or self.pool.available_blocks < self.pool.blocks_for(num_tokens):
+        assert sequence.context.is_exact, "KV behind moved chunks is no prefix chunk"
+        first = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
+        while first < len(chain) and chain[first] in self.resident:
+            first += 1
+        base, end = first * PREFIX_CHUNK_TOKENS, len(chain) * PREFIX_CHUNK_TOKENS
+        assert end <= sequence.position, "blocks can be sealed only as far as KV was computed"
+        if base >= end:
             return []
-        base = begin * PREFIX_CHUNK_TOKENS
-        from_prompt = sequence.num_context_tokens - base
-        extent = self.pool.allocate(num_tokens)
-        for target, prompt, tail in (
-            (extent.key, live.extent.key, sequence.tail.extent.key),
-            (extent.value, live.extent.value, sequence.tail.extent.value),
-        ):
-            end = live.start + live.num_tokens
-            target[:, :, :from_prompt] = prompt[:, :, end - from_prompt : end]
-            target[:, :, from_prompt:] = tail[:, :, : num_tokens - from_prompt]
+        try:
+            extent = self.pool.allocate(end - base)
+        except Busy:
+            return []
+        copy_kv([*sequence.context.spans, sequence.tail.span], extent, base, end)
         sealed: list[tuple[bytes, Run]] = []
-        for index, chunk_id in enumerate(chain[begin:]):
-            start = index * PREFIX_CHUNK_TOKENS
-            run = Run(extent, start, PREFIX_CHUNK_TOKENS, base + start)
-            self.resident.register(chunk_id, ChunkKind.PREFIX, run)
-            sealed.append((chunk_id, run))
+        for index in range(first, len(chain)):
+            position = index * PREFIX_CHUNK_TOKENS
+            run = Run(extent, position - base, PREFIX_CHUNK_TOKENS, position)
+            if self.resident.register(chain[index], ChunkKind.PREFIX, run):
+                sealed.append((chain[index], run))
+        if not sealed:
+            self.pool.release(extent)
         return sealed
 
     def _run_rows(
@@ -250,6 +265,24 @@ class EngineCore:
             self.pool.release(extent)
             raise
         return run, hidden
+
+
+def _last(hidden: torch.Tensor) -> torch.Tensor:
+    """The last row, as a copy: a view would keep the hidden states of a whole prompt in memory."""
+    return hidden[-1].clone()
+
+
+def _check_lengths(prompt: Prompt, runs: Mapping[int, Run]) -> None:
+    """A chunk id comes with the request; a run of another length shows that it is not the id of these tokens."""
+    for index, run in runs.items():
+        expected = len(prompt.parts[index].token_ids)
+        if run.num_tokens != expected:
+            raise InvalidRequest(
+                f"parts[{index}] has {expected} tokens, the chunk it names has {run.num_tokens}",
+                field=f"parts[{index}].chunk_id",
+                limit=f"{run.num_tokens} tokens",
+                actual=f"{expected} tokens",
+            )
 
 
 def _visible_ranges(visible: Sequence[tuple[Span, int]]) -> list[VisibleRange]:

@@ -59,8 +59,13 @@ class Publisher:
             return False
         return True
 
-    def publish(self, tenant_id: str, kind: ChunkKind, chunks: Sequence[tuple[bytes, Run]]) -> None:
-        """Stores what the store does not have yet, in the background. Failures cost reuse only; they are counted."""
+    def publish(
+        self, tenant_id: str, kind: ChunkKind, chunks: Sequence[tuple[bytes, Run]], claim_owner: str = ""
+    ) -> None:
+        """Stores what the store does not have yet, in the background. Failures cost reuse only; they are counted.
+
+        Takes no reference of the caller's. `claim_owner` names the owner of claims that the puts end.
+        """
         if not chunks:
             return
         if self.num_pending + len(chunks) > self._max_pending:
@@ -69,7 +74,9 @@ class Publisher:
         for _, run in chunks:
             self._core.pool.retain(run.extent)
         self.num_pending += len(chunks)
-        task = asyncio.get_running_loop().create_task(self._publish(tenant_id, kind, list(chunks)), name="publish")
+        task = asyncio.get_running_loop().create_task(
+            self._publish(tenant_id, kind, list(chunks), claim_owner), name="publish"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -84,7 +91,9 @@ class Publisher:
             task.cancel()
         await self.drain()
 
-    async def _publish(self, tenant_id: str, kind: ChunkKind, chunks: list[tuple[bytes, Run]]) -> None:
+    async def _publish(
+        self, tenant_id: str, kind: ChunkKind, chunks: list[tuple[bytes, Run]], claim_owner: str
+    ) -> None:
         deadline = Deadline.after(self._timeout_s)
         try:
             ids = [chunk_id for chunk_id, _ in chunks]
@@ -92,7 +101,7 @@ class Publisher:
             entries = await self._store.lookup(tenant_id, ids, fingerprint, ACCEPTED_CODECS, deadline)
             for (chunk_id, run), entry in zip(chunks, entries, strict=True):
                 if not entry.HasField("info"):
-                    await self.put(tenant_id, await self.to_bytes(chunk_id, kind, run), deadline)
+                    await self.put(tenant_id, await self.to_bytes(chunk_id, kind, run), deadline, claim_owner)
         except SpoliaError as error:
             self.num_dropped += len(chunks)
             log.info("chunks not published", num_chunks=len(chunks), error=str(error))

@@ -1,0 +1,100 @@
+"""A request as a decode node takes it: checked before any memory is held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia.v1.decode_pb2 import DecodeServiceGenerateRequest
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.ids import IdSpace
+from spolia_core.prompt import Part, Prompt, check_token_ids
+from spolia_core.reuse import ReuseMode
+from spolia_core.sampling import SamplingParams
+from spolia_engine.core import EngineCore
+from spolia_node.rpc_messages import mode_from_pb, prompt_from_pb, sampling_from_pb
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """What to answer, and where the answer stood when its last node died."""
+
+    request_id: str
+    tenant_id: str
+    ids: IdSpace
+    prompt: Prompt
+    mode: ReuseMode
+    sampling: SamplingParams
+    prefill_hints: tuple[str, ...]
+    received_ids: tuple[int, ...]
+    received_code_points: int
+
+    @property
+    def context(self) -> Prompt:
+        """What the model reads before the next token: the prompt, and on a replay the tokens received."""
+        if not self.received_ids:
+            return self.prompt
+        return Prompt((*self.prompt.parts, Part(self.received_ids)))
+
+
+def check_job(request: DecodeServiceGenerateRequest, core: EngineCore, tenant_key: bytes) -> GenerateJob:
+    """The job a request asks for. Raises `InvalidRequest` or `NotSupported`, naming the field and the limit."""
+    if request.fingerprint != core.adapter.fingerprint:
+        raise NotSupported(
+            "this node serves another model",
+            field="fingerprint",
+            actual=request.fingerprint.hex(),
+            limit=core.adapter.fingerprint.hex(),
+        )
+    if not request.tenant_id:
+        raise InvalidRequest("tenant_id is empty", field="tenant_id")
+    mode = mode_from_pb(request.mode)
+    if mode is ReuseMode.LINKED:
+        core.adapter.support.require_linked()
+    prompt = prompt_from_pb(request.parts)
+    prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
+    sampling = sampling_from_pb(request.sampling, default_seed=0)
+    _check_room(prompt, sampling, core.adapter.max_context_tokens)
+    ids = core.id_space(tenant_key)
+    _check_chunk_ids(prompt.parts, ids)
+    received = tuple(request.resume.token_ids)
+    if received:
+        check_token_ids(received, core.adapter.vocab_size, field="resume.token_ids")
+        if len(received) > sampling.max_tokens:
+            raise InvalidRequest(
+                f"resume holds {len(received)} tokens, max_tokens is {sampling.max_tokens}",
+                field="resume.token_ids",
+                limit=str(sampling.max_tokens),
+                actual=str(len(received)),
+            )
+    return GenerateJob(
+        request.request_id,
+        request.tenant_id,
+        ids,
+        prompt,
+        mode,
+        sampling,
+        tuple(request.prefill_hints),
+        received,
+        request.resume.num_text_code_points,
+    )
+
+
+def _check_room(prompt: Prompt, sampling: SamplingParams, max_context_tokens: int) -> None:
+    room = max_context_tokens - prompt.num_tokens
+    if sampling.max_tokens > room:
+        raise InvalidRequest(
+            f"a prompt of {prompt.num_tokens} tokens leaves room for {room} in a context of {max_context_tokens}; "
+            f"max_tokens is {sampling.max_tokens}",
+            field="sampling.max_tokens",
+            limit=str(room),
+            actual=str(sampling.max_tokens),
+        )
+
+
+def _check_chunk_ids(parts: Sequence[Part], ids: IdSpace) -> None:
+    """An id that is not its tokens' would poison the cache for everyone who asks for it later."""
+    for index, part in enumerate(parts):
+        if part.chunk_id is not None and part.chunk_id != ids.local(part.token_ids):
+            field = f"parts[{index}].chunk_id"
+            raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=part.chunk_id.hex())

@@ -1,0 +1,156 @@
+"""DecodeService over gRPC: the life of a request on its decode node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import grpc
+from structlog.contextvars import bind_contextvars
+
+from spolia.v1.common_pb2 import Finish, Timings, TokenDelta
+from spolia.v1.common_pb2 import FinishReason as FinishReasonPb
+from spolia.v1.decode_pb2 import (
+    DecodeServiceGenerateRequest,
+    DecodeServiceGenerateResponse,
+    DropRequest,
+    DropResponse,
+)
+from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
+from spolia_core.errors import InvalidRequest
+from spolia_core.ids import tenant_key
+from spolia_core.reuse import ReuseMode, ReuseReport
+from spolia_decode.admission import Admission
+from spolia_decode.batch import DecodeBatch
+from spolia_decode.exact import ExactPath
+from spolia_decode.job import GenerateJob, check_job
+from spolia_decode.linked import LinkedPath
+from spolia_decode.node_parts import NodeParts
+from spolia_decode.sealing import AnswerSealer
+from spolia_engine.generation import Delta, Generation
+from spolia_engine.pool import Pool
+from spolia_node.deadline import Deadline
+from spolia_node.rpc_messages import report_to_pb
+
+GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
+DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
+
+
+class DecodeServer(DecodeServiceServicer):
+    """Runs requests: admit, prepare, decode, seal."""
+
+    def __init__(self, parts: NodeParts, batch: DecodeBatch, admission: Admission) -> None:
+        self._parts = parts
+        self._batch = batch
+        self._admission = admission
+        self._paths: dict[ReuseMode, ExactPath | LinkedPath] = {
+            ReuseMode.EXACT: ExactPath(parts),
+            ReuseMode.LINKED: LinkedPath(parts),
+        }
+
+    async def Generate(
+        self, request: DecodeServiceGenerateRequest, context: GenerateContext
+    ) -> AsyncIterator[DecodeServiceGenerateResponse]:
+        """Streams an answer; see decode.proto."""
+        clock = _Clock()
+        bind_contextvars(request_id=request.request_id)
+        deadline = Deadline.of(context, self._parts.config.rpc_timeout_s)
+        key = tenant_key(self._parts.config.cluster_secret.encode(), request.tenant_id)
+        job = check_job(request, self._parts.core, key)
+        report = ReuseReport(job.mode, nodes=[self._parts.config.node_id])
+        generation = self._parts.core.generation(job.sampling)
+        left_over = generation.resume(job.received_ids, job.received_code_points)
+        if generation.finish_reason is not None:
+            # The node that died had drawn the last token; what is left is to say so.
+            if left_over is not None:
+                yield DecodeServiceGenerateResponse(delta=_delta_message(left_over))
+            yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, clock))
+            return
+        async with self._admission.place(deadline):
+            clock.started()
+            async with aclosing(self._answer(job, generation, report, deadline)) as deltas:
+                async for delta in deltas:
+                    clock.token()
+                    yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
+        yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, clock))
+
+    async def Drop(self, request: DropRequest, context: DropContext) -> DropResponse:
+        """Forgets resident chunks; ids are keyed by tenant, so no other tenant's can be named."""
+        dropped = sum(self._parts.core.resident.drop(chunk_id) for chunk_id in request.chunk_ids)
+        return DropResponse(num_dropped=dropped)
+
+    async def _answer(
+        self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer's deltas. Whatever ends it, everything it held is given back."""
+        core = self._parts.core
+        _check_memory(job, core.pool)
+        prepared = await self._paths[job.mode].prepare(job, report, deadline)
+        sequence = core.start(prepared.context, generation)
+        owned = True
+        try:
+            yield generation.accept(prepared.first_token)
+            if not sequence.finished:
+                owned = False  # the batch closes it, between two steps
+                seal = AnswerSealer(job, self._parts)
+                async with aclosing(self._batch.stream(sequence, seal, deadline)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+        finally:
+            if owned:
+                sequence.close()
+
+
+class _Clock:
+    """Times of a request, from its arrival."""
+
+    def __init__(self) -> None:
+        self._arrived = time.monotonic()
+        self._queue_ms = 0.0
+        self._ttft_ms = 0.0
+
+    def started(self) -> None:
+        """Work begins."""
+        self._queue_ms = self._since_arrival_ms()
+
+    def token(self) -> None:
+        """A token is there."""
+        self._ttft_ms = self._ttft_ms or self._since_arrival_ms()
+
+    def timings(self) -> Timings:
+        """What goes into the finish message."""
+        return Timings(queue_ms=self._queue_ms, ttft_ms=self._ttft_ms, e2e_ms=self._since_arrival_ms())
+
+    def _since_arrival_ms(self) -> float:
+        return (time.monotonic() - self._arrived) * 1000
+
+
+def _check_memory(job: GenerateJob, pool: Pool) -> None:
+    """Refuses before any work is done for a request whose KV has no room now."""
+    needed = pool.blocks_for(job.context.num_tokens) + pool.blocks_for(job.sampling.max_tokens)
+    if needed > pool.num_blocks:
+        raise InvalidRequest(
+            f"the request needs {needed} blocks of KV, this node has {pool.num_blocks}",
+            field="sampling.max_tokens",
+            limit=f"{pool.num_blocks} blocks",
+            actual=f"{needed} blocks",
+        )
+
+
+def _delta_message(delta: Delta) -> TokenDelta:
+    return TokenDelta(
+        token_index=delta.token_index, token_ids=delta.token_ids, text=delta.text, text_offset=delta.text_offset
+    )
+
+
+def _finish_message(job: GenerateJob, generation: Generation, report: ReuseReport, clock: _Clock) -> Finish:
+    assert generation.finish_reason is not None
+    return Finish(
+        reason=FinishReasonPb.ValueType(generation.finish_reason),
+        num_prompt_tokens=job.prompt.num_tokens,
+        num_generated_tokens=len(generation.token_ids),
+        reuse=report_to_pb(report),
+        timings=clock.timings(),
+        seed=job.sampling.seed,
+    )
