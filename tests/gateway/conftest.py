@@ -1,0 +1,13 @@
+"""A tiny model directory, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gateway_worlds import byte_level_tokenizer, write_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny"), byte_level_tokenizer(), bos_token="<s>", eos_token="</s>")
