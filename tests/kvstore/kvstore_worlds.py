@@ -1,8 +1,9 @@
 """Tiny worlds for the store's tests: real chunk objects, records, a clock that is set by hand, a running node."""
 
+import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from spolia_core.digests import digest
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
+from spolia_kvstore.object_store import StoredObject
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
 from spolia_node.rpc_messages import object_info
 
@@ -87,3 +89,17 @@ async def running_node(**settings: object) -> AsyncIterator[KVStoreNode]:
 def fresh_id() -> bytes:
     """An id nobody has."""
     return os.urandom(32)
+
+
+def object_of(node: KVStoreNode, chunk: Chunk) -> StoredObject:
+    """A stored object, for tests that look at its bytes or damage them."""
+    stored = node.store.objects.touch(ObjectKey(TENANT, chunk.chunk_id))
+    assert stored is not None
+    return stored
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Returns once `condition` holds; fails after ten seconds. For what happens on the far side of a connection."""
+    async with asyncio.timeout(10.0):
+        while not condition():  # noqa: ASYNC110 - a server has no event for "the client has gone"
+            await asyncio.sleep(0.005)
