@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fake_gateway
@@ -9,8 +11,11 @@ import pytest
 from fake_gateway import FakeGateway
 
 from spolia import AsyncClient, Client
+from spolia.local_cluster import ROLES
 
 Call = Callable[..., Any]
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -37,3 +42,18 @@ def call(request: pytest.FixtureRequest, gateway: FakeGateway) -> Call:
         return asyncio.run(run())
 
     return blocking if request.param == "blocking" else on_a_loop
+
+
+@pytest.fixture
+def stand_in_env(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the services are stand-ins."""
+    for role in ROLES:
+        package = tmp_path / "packages" / f"spolia_{role}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(f"import stand_in\nstand_in.main({role!r})\n")
+    (tmp_path / "shared").mkdir()
+    return {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "packages"), str(HERE)]),
+        "STAND_IN_FOLDER": str(tmp_path / "shared"),
+    }

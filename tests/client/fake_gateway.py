@@ -159,10 +159,10 @@ def _abort(context: Any, error: SpoliaError) -> None:
     context.abort(status_of(error), error.message)
 
 
-def start(gateway: FakeGateway) -> grpc.Server:
+def start(gateway: FakeGateway, port: int = 0) -> grpc.Server:
     """Serves `gateway`; the caller stops the server."""
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     add_GatewayServiceServicer_to_server(gateway, server)
-    gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    gateway.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     server.start()
     return server

@@ -1,0 +1,269 @@
+"""A whole cluster on this machine: every node a process of its own, the way it runs anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from spolia import exit_with_parent
+from spolia.client import Client
+from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess
+from spolia_core.errors import Busy, DeadlineExceeded, Unavailable
+
+ROLES = ("kvstore", "prefill", "decode", "gateway")
+"""In the order in which nodes start; they stop the other way round, the front door first."""
+
+ENGINE_ROLES = frozenset({"prefill", "decode"})
+_LOOK_S = 0.1
+_LOOK_TIMEOUT_S = 2.0
+
+
+class LocalCluster:
+    """One kvstore, some prefill and decode nodes and a gateway, as processes of this machine.
+
+    `settings` are flags for every node, or for one role when they name it: `["--log-level", "debug",
+    "--decode.max-batch-rows", "4"]`; `env` is added to every node's environment. Logs go to a file per node under
+    `log_dir` (default: a new temporary folder, kept afterwards), or to this process's standard error with `verbose`.
+    Engines share the cores evenly unless the environment or `engine_threads` says otherwise.
+
+    `on_exit` is called, on a thread of the cluster, for each node that ends without being asked to; the others go on.
+    Nodes end with this process, however it ends.
+
+    Methods are for one thread at a time. A port that is 0 is chosen by the system.
+
+    >>> with LocalCluster("models/demo", num_decode=2) as cluster, Client(cluster.address) as client:
+    ...     print(client.generate("Once upon a time").text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        num_prefill: int = 1,
+        num_decode: int = 1,
+        port: int = 0,
+        settings: Sequence[str] = (),
+        log_dir: Path | None = None,
+        verbose: bool = False,
+        env: Mapping[str, str] | None = None,
+        engine_threads: int | None = None,
+        start_timeout_s: float = 120.0,
+        stop_timeout_s: float = 15.0,
+        on_exit: Callable[[NodeExit], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._counts = {"kvstore": 1, "prefill": num_prefill, "decode": num_decode, "gateway": 1}
+        self._port = port
+        self._settings = settings
+        self._log_dir = log_dir
+        self._verbose = verbose
+        self._env = dict(env or {})
+        self._engine_env = _engine_env(engine_threads, num_prefill + num_decode) | self._env
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._on_exit = on_exit
+        self._processes: list[NodeProcess] = []
+        self._expected_to_end: set[int] = set()
+        self._some_ended = threading.Event()
+
+    @property
+    def address(self) -> str:
+        """Where clients connect. Call after `start`."""
+        return self._only("gateway").node.address
+
+    @property
+    def directory_address(self) -> str:
+        """Where the kvstore and its directory are. Call after `start`."""
+        return self._only("kvstore").node.address
+
+    @property
+    def nodes(self) -> tuple[LocalNode, ...]:
+        """The nodes that run now, in the order in which they were started."""
+        return tuple(process.node for process in self._processes if process.running)
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Where the logs are; None where they go to the terminal."""
+        return self._log_dir
+
+    def start(self) -> None:
+        """Starts every node and waits until the gateway knows them all.
+
+        Raises `NodeFailed` with the end of its log when one ends early or is late; nothing is left running then.
+        """
+        deadline_s = time.monotonic() + self._start_timeout_s
+        try:
+            self._make_log_dir()
+            self._spawn("kvstore").wait_ready(deadline_s)
+            started = [self._spawn(role) for role in ROLES[1:] for _ in range(self._counts[role])]
+            for process in started:
+                process.wait_ready(deadline_s)
+            self._wait_until_known(self.nodes, deadline_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> tuple[LocalNode, ...]:
+        """Ends every node: gateway, decode, prefill, kvstore. Returns those that had to be killed for being late.
+
+        May be called twice, and after a `start` that failed.
+        """
+        self._expected_to_end.update(process.pid for process in self._processes)
+        late: list[NodeProcess] = []
+        try:
+            for role in reversed(ROLES):
+                late += self._stop_role(role)
+        finally:
+            for process in self._processes:
+                if process.running:
+                    process.kill()
+        return tuple(process.node for process in late)
+
+    def add_node(self, role: str) -> LocalNode:
+        """Starts one more node of `role`, "prefill" or "decode", and waits until the gateway knows it."""
+        return self._ready(self._spawn(role))
+
+    def kill(self, node: LocalNode) -> None:
+        """Ends a node at once, as a crash would (SIGKILL); returns when it is gone. `on_exit` is not called."""
+        self._expected_to_end.add(node.pid)
+        self._process(node).kill()
+
+    def restart(self, node: LocalNode) -> LocalNode:
+        """Starts a node again that has ended, under its name and at its address, and waits until it is known."""
+        if self._process(node).running:
+            raise ValueError(f"{node.name} is running")
+        self._processes = [process for process in self._processes if process.pid != node.pid]
+        return self._ready(self._spawn(node.role, name=node.name, port=_port_of(node.address)))
+
+    def __enter__(self) -> LocalCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _spawn(self, role: str, name: str = "", port: int = 0) -> NodeProcess:
+        name = name or self._free_name(role)
+        arguments = self._arguments(role, port or (self._port if role == "gateway" else 0))
+        process = NodeProcess(
+            name,
+            role,
+            [sys.executable, "-P", exit_with_parent.__file__, f"spolia_{role}", *arguments],
+            env=self._engine_env if role in ENGINE_ROLES else self._env,
+            log_path=None if self._log_dir is None else self._log_dir / f"{name}.log",
+            on_exit=self._note_exit,
+        )
+        self._processes.append(process)
+        return process
+
+    def _arguments(self, role: str, port: int) -> list[str]:
+        arguments = ["--port", str(port)]
+        if role != "kvstore":
+            arguments += ["--directory", self.directory_address]
+            if self._model is not None:
+                arguments += ["--model", str(self._model)]
+        return arguments + settings_for(role, self._settings)
+
+    def _ready(self, process: NodeProcess) -> LocalNode:
+        deadline_s = time.monotonic() + self._start_timeout_s
+        node = process.wait_ready(deadline_s)
+        self._wait_until_known([node], deadline_s)
+        return node
+
+    def _wait_until_known(self, nodes: Iterable[LocalNode], deadline_s: float) -> None:
+        """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
+        wanted = {node.address: node.name for node in nodes}
+        with Client(self.address, timeout_s=_LOOK_TIMEOUT_S) as client:
+            while missing := wanted.keys() - _known_addresses(client):
+                for process in self._processes:
+                    if process.node.address in missing and not process.running:
+                        raise NodeFailed(f"{process.exit}\n{process.log_tail()}", field=process.role)
+                if time.monotonic() >= deadline_s:
+                    names = ", ".join(sorted(wanted[address] for address in missing))
+                    raise NodeFailed(f"the gateway does not know {names} after {self._start_timeout_s:g} s")
+                if self._some_ended.wait(_LOOK_S):
+                    self._some_ended.clear()
+
+    def _stop_role(self, role: str) -> list[NodeProcess]:
+        running = [process for process in self._processes if process.role == role and process.running]
+        for process in running:
+            process.terminate()
+        deadline_s = time.monotonic() + self._stop_timeout_s
+        late = [process for process in running if not process.wait_ended(deadline_s)]
+        for process in late:
+            process.kill()
+        return late
+
+    def _note_exit(self, process: NodeProcess) -> None:
+        self._some_ended.set()
+        if process.pid not in self._expected_to_end and self._on_exit is not None:
+            self._on_exit(process.exit)
+
+    def _make_log_dir(self) -> None:
+        if self._verbose:
+            return
+        if self._log_dir is None:
+            self._log_dir = Path(tempfile.mkdtemp(prefix="spolia-"))
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+
+    def _free_name(self, role: str) -> str:
+        taken = {process.name for process in self._processes}
+        return next(name for number in range(len(taken) + 1) if (name := f"{role}-{number}") not in taken)
+
+    def _only(self, role: str) -> NodeProcess:
+        for process in self._processes:
+            if process.role == role:
+                return process
+        raise Unavailable(f"the cluster has no {role}: it has not been started")
+
+    def _process(self, node: LocalNode) -> NodeProcess:
+        for process in self._processes:
+            if process.pid == node.pid:
+                return process
+        raise ValueError(f"{node.name} (pid {node.pid}) is no node of this cluster")
+
+
+def settings_for(role: str, settings: Sequence[str]) -> list[str]:
+    """The flags of `settings` that concern `role`, without the role's name before them.
+
+    >>> settings_for("decode", ["--log-level", "debug", "--decode.pool-bytes", "9", "--prefill.pool-bytes=5"])
+    ['--log-level', 'debug', '--pool-bytes', '9']
+    """
+    chosen: list[str] = []
+    concerns = True
+    for word in settings:
+        if word.startswith("--"):
+            named, dot, setting = word[2:].partition(".")
+            of_one_role = bool(dot) and named in ROLES
+            concerns = not of_one_role or named == role
+            word = f"--{setting}" if of_one_role else word
+        if concerns:
+            chosen.append(word)
+    return chosen
+
+
+def _known_addresses(client: Client) -> set[str]:
+    try:
+        return {node.address for node in client.cluster().nodes}
+    except (Busy, DeadlineExceeded, Unavailable):
+        return set()
+
+
+def _engine_env(engine_threads: int | None, num_engines: int) -> dict[str, str]:
+    """Torch takes every core for itself unless it is told; engines that share a machine would fight for them."""
+    if engine_threads is None and "OMP_NUM_THREADS" in os.environ:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(engine_threads or max(1, cores // max(1, num_engines)))}
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])

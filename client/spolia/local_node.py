@@ -1,0 +1,182 @@
+"""A node as a child process of this one: started, announced, ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spolia_core.errors import SpoliaError
+
+TAIL_LINES = 20
+KILL_WAIT_S = 10.0
+
+
+class NodeFailed(SpoliaError):
+    """A local node ended, or was not ready in time, while it was needed. Its log says why; the message has its tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """A node that announced itself. `log_path` is None where its log goes to the terminal."""
+
+    name: str
+    role: str
+    pid: int
+    address: str
+    log_path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeExit:
+    """A node that ended without being asked to. A negative `exit_code` is the number of the signal that ended it."""
+
+    node: LocalNode
+    exit_code: int
+    log_tail: str
+
+    def __str__(self) -> str:
+        return f"{self.node.name} (pid {self.node.pid}) {_ended_how(self.exit_code)}"
+
+
+class NodeProcess:
+    """One child process. It says `READY <role> <host:port>` on standard output once it serves, and logs elsewhere.
+
+    In a session of its own, so that a Ctrl-C at the terminal reaches the parent alone, which ends nodes in order. Its
+    standard input stays open for as long as the parent lives. `on_exit` is called once, on a thread of this object,
+    when the process has ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        role: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: Path | None,
+        on_exit: Callable[[NodeProcess], None],
+    ) -> None:
+        self.name = name
+        self.role = role
+        self.log_path = log_path
+        self._address = ""
+        self._exit_code: int | None = None
+        self._changed = threading.Condition()
+        self._on_exit = on_exit
+        self._process = self._spawn(command, env)
+        for work in (self._read_output, self._await_end):
+            threading.Thread(target=work, name=f"{name}-{work.__name__}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._exit_code is None
+
+    @property
+    def node(self) -> LocalNode:
+        """What it is; the address is empty before it is ready."""
+        return LocalNode(self.name, self.role, self.pid, self._address, self.log_path)
+
+    @property
+    def exit(self) -> NodeExit:
+        """How it ended. Call after it has."""
+        if self._exit_code is None:
+            raise AssertionError(f"{self.name} is running")
+        return NodeExit(self.node, self._exit_code, self.log_tail())
+
+    def wait_ready(self, deadline_s: float) -> LocalNode:
+        """Waits until it serves. Raises `NodeFailed` when it ends first or `deadline_s` (monotonic clock) comes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._address or not self.running, max(0.0, deadline_s - time.monotonic()))
+            if self._address:
+                return self.node
+        what = "was not ready in time" if self.running else f"{_ended_how(self._exit_code)} before it was ready"
+        raise NodeFailed(f"{self.name} {what}{_quoted(self.log_tail())}", field=self.role)
+
+    def wait_ended(self, deadline_s: float) -> bool:
+        """Waits for its end until `deadline_s` (monotonic clock); whether it has ended."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self.running, max(0.0, deadline_s - time.monotonic()))
+
+    def terminate(self) -> None:
+        """Asks it to end in order."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends it as a crash would, and waits until the system has taken it away."""
+        self._process.kill()
+        self.wait_ended(time.monotonic() + KILL_WAIT_S)
+
+    def log_tail(self) -> str:
+        """The last lines of its log; empty where that goes to the terminal."""
+        if self.log_path is None:
+            return ""
+        with self.log_path.open(errors="replace") as log:
+            return "".join(deque(log, maxlen=TAIL_LINES)).rstrip()
+
+    def _spawn(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+        log = None if self.log_path is None else self.log_path.open("ab")
+        try:
+            return subprocess.Popen(
+                command,
+                env={**os.environ, **env},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        finally:
+            if log is not None:
+                log.close()
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                match line.split():
+                    case ["READY", self.role, address] if not self._address:
+                        with self._changed:
+                            self._address = address
+                            self._changed.notify_all()
+                    case _:
+                        self._log(line)
+
+    def _log(self, line: str) -> None:
+        if self.log_path is None:
+            sys.stderr.write(line)
+            return
+        with self.log_path.open("a") as log:
+            log.write(line)
+
+    def _await_end(self) -> None:
+        exit_code = self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with self._changed:
+            self._exit_code = exit_code
+            self._changed.notify_all()
+        self._on_exit(self)
+
+
+def _ended_how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"was ended by signal {-exit_code}"
+    return f"ended with exit code {exit_code}"
+
+
+def _quoted(tail: str) -> str:
+    return f". The end of its log:\n{tail}" if tail else ""

@@ -1,0 +1,75 @@
+"""Stands in for a service: announces itself, is seen by the gateway's stand-in, ends when told to.
+
+`STAND_IN_FOLDER` is shared by all of them: `<address>` files say who is there, `ended` lists roles in the order in
+which they ended. Settings make one misbehave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+SERVERS: list[object] = []
+"""Keeps a server alive for as long as the process lives."""
+
+
+def main(role: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--directory", default="")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--die-with", type=int, help="end with this exit code before being ready")
+    parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--hide", action="store_true", help="serve, but stay unknown to the gateway")
+    parser.add_argument("--mute", action="store_true", help="never say READY")
+    options = parser.parse_args()
+    print(f"{role} starts with {sys.argv[1:]}", file=sys.stderr, flush=True)
+    if options.die_with is not None:
+        print(f"{role} cannot go on", file=sys.stderr, flush=True)
+        sys.exit(options.die_with)
+    end = threading.Event()
+
+    def on_term(number: int, frame: FrameType | None) -> None:
+        if not options.ignore_term:
+            end.set()
+
+    signal.signal(signal.SIGTERM, on_term)
+    folder = Path(os.environ["STAND_IN_FOLDER"])
+    with socket.create_server(("127.0.0.1", 0 if role == "gateway" else options.port)) as server:
+        address = _serve_gateway(folder, options.port) if role == "gateway" else _address(server)
+        if not options.hide:
+            (folder / address).write_text(f"{role} {os.environ.get('OMP_NUM_THREADS', '')} {' '.join(sys.argv[1:])}")
+        if not options.mute:
+            print("a line that is not for the parent", flush=True)
+            print(f"READY {role} {address}", flush=True)
+        while not end.wait(0.05):
+            pass
+    with (folder / "ended").open("a") as ended:
+        ended.write(f"{role}\n")
+
+
+def _address(server: socket.socket) -> str:
+    host, port = server.getsockname()
+    return f"{host}:{port}"
+
+
+def _serve_gateway(folder: Path, port: int) -> str:
+    import fake_gateway
+
+    from spolia.v1 import directory_pb2, gateway_pb2
+
+    class Gateway(fake_gateway.FakeGateway):
+        def GetCluster(self, request: object, context: object) -> gateway_pb2.GetClusterResponse:
+            found = [path.name for path in folder.iterdir() if ":" in path.name]
+            records = [directory_pb2.NodeRecord(node_id=address, address=address) for address in found]
+            return gateway_pb2.GetClusterResponse(nodes=records, directory_reachable=True)
+
+    gateway = Gateway()
+    SERVERS.append(fake_gateway.start(gateway, port))
+    return gateway.address

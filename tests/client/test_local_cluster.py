@@ -1,0 +1,230 @@
+"""Laws of a cluster on this machine, with stand-ins for the services."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spolia.client import Client
+from spolia.errors import Unavailable
+from spolia.local_cluster import LocalCluster, settings_for
+from spolia.local_node import LocalNode, NodeExit, NodeFailed
+
+PATIENCE_S = 30.0
+
+MakeCluster = Callable[..., LocalCluster]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    return tmp_path / "shared"
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path, stand_in_env: dict[str, str], request: pytest.FixtureRequest) -> MakeCluster:
+    def make(**options: Any) -> LocalCluster:
+        defaults = {"env": stand_in_env, "log_dir": tmp_path / "logs", "start_timeout_s": PATIENCE_S}
+        cluster = LocalCluster(**{**defaults, **options})
+        request.addfinalizer(cluster.stop)
+        return cluster
+
+    return make
+
+
+def is_there(node: LocalNode) -> bool:
+    try:
+        os.kill(node.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def roles_of(cluster: LocalCluster) -> list[str]:
+    return sorted(node.role for node in cluster.nodes)
+
+
+def test_a_started_cluster_is_known_to_its_gateway_and_stops_whole(make_cluster: MakeCluster) -> None:
+    with make_cluster(num_decode=2) as cluster:
+        nodes = cluster.nodes
+        assert roles_of(cluster) == ["decode", "decode", "gateway", "kvstore", "prefill"]
+        assert [node.name for node in nodes if node.role == "decode"] == ["decode-0", "decode-1"]
+        with Client(cluster.address) as client:
+            assert {node.address for node in client.cluster().nodes} == {node.address for node in nodes}
+    assert cluster.nodes == ()
+    assert not any(is_there(node) for node in nodes)
+
+
+def test_nodes_stop_front_door_first_and_store_last(make_cluster: MakeCluster, shared: Path) -> None:
+    cluster = make_cluster()
+    cluster.start()
+    assert cluster.stop() == ()
+    assert (shared / "ended").read_text().split() == ["gateway", "decode", "prefill", "kvstore"]
+    assert cluster.stop() == ()
+
+
+def test_every_node_is_told_its_port_directory_model_and_settings(make_cluster: MakeCluster, shared: Path) -> None:
+    with make_cluster(model="some/model", settings=["--decode.ignore-term"], stop_timeout_s=0.5) as cluster:
+        told = {node.role: (shared / node.address).read_text() for node in cluster.nodes}
+        directory = f"--directory {cluster.directory_address} --model some/model"
+        assert told["kvstore"].endswith("--port 0")
+        assert told["prefill"].endswith(f"--port 0 {directory}")
+        assert told["gateway"].endswith(f"--port 0 {directory}")
+        assert told["decode"].endswith(f"--port 0 {directory} --ignore-term")
+
+
+def test_engines_share_the_cores_unless_told(
+    make_cluster: MakeCluster, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with make_cluster(engine_threads=3) as cluster:
+        threads = {node.role: (shared / node.address).read_text().split()[1] for node in cluster.nodes}
+        assert (threads["prefill"], threads["decode"]) == ("3", "3")
+        assert threads["kvstore"] == "--port"
+
+
+def test_the_users_number_of_threads_wins(
+    make_cluster: MakeCluster, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with make_cluster() as cluster:
+        assert {(shared / node.address).read_text().split()[1] for node in cluster.nodes} == {"7"}
+
+
+def test_a_node_that_ends_before_it_is_ready_fails_the_start_with_its_log(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings=["--decode.die-with", "3"])
+    with pytest.raises(
+        NodeFailed, match=r"decode-0 ended with exit code 3 before it was ready[^\0]*cannot go on"
+    ) as caught:
+        cluster.start()
+    assert caught.value.field == "decode"
+    assert cluster.nodes == ()
+
+
+def test_a_node_that_is_never_ready_fails_the_start_in_time(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings=["--kvstore.mute"], start_timeout_s=1.0)
+    with pytest.raises(NodeFailed, match="kvstore-0 was not ready in time"):
+        cluster.start()
+    assert cluster.nodes == ()
+
+
+def test_a_node_the_gateway_never_hears_of_fails_the_start_in_time(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings=["--prefill.hide"], start_timeout_s=5.0)
+    with pytest.raises(NodeFailed, match="does not know prefill-0"):
+        cluster.start()
+    assert cluster.nodes == ()
+
+
+def test_a_node_that_ignores_the_signal_is_killed_and_named(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings=["--prefill.ignore-term"], stop_timeout_s=0.5)
+    cluster.start()
+    (late,) = cluster.stop()
+    assert late.name == "prefill-0"
+    assert not is_there(late)
+
+
+def test_a_crash_is_reported_once_and_the_others_go_on(make_cluster: MakeCluster) -> None:
+    exits: list[NodeExit] = []
+    reported = threading.Event()
+
+    def note(ended: NodeExit) -> None:
+        exits.append(ended)
+        reported.set()
+
+    with make_cluster(on_exit=note) as cluster:
+        victim = next(node for node in cluster.nodes if node.role == "decode")
+        os.kill(victim.pid, signal.SIGKILL)
+        assert reported.wait(PATIENCE_S)
+        assert roles_of(cluster) == ["gateway", "kvstore", "prefill"]
+    (ended,) = exits
+    assert (ended.node, ended.exit_code) == (victim, -signal.SIGKILL)
+    assert "decode starts with" in ended.log_tail
+
+
+def test_a_node_killed_on_purpose_is_gone_at_once_and_not_reported(make_cluster: MakeCluster) -> None:
+    exits: list[NodeExit] = []
+    with make_cluster(on_exit=exits.append) as cluster:
+        victim = next(node for node in cluster.nodes if node.role == "prefill")
+        cluster.kill(victim)
+        assert not is_there(victim)
+        assert "prefill" not in roles_of(cluster)
+    assert exits == []
+
+
+def test_a_killed_node_restarts_under_its_name_and_at_its_address(make_cluster: MakeCluster) -> None:
+    with make_cluster() as cluster:
+        victim = next(node for node in cluster.nodes if node.role == "kvstore")
+        cluster.kill(victim)
+        again = cluster.restart(victim)
+        assert (again.name, again.address) == (victim.name, victim.address)
+        assert again.pid != victim.pid
+        assert again in cluster.nodes
+        with pytest.raises(ValueError, match="is running"):
+            cluster.restart(again)
+
+
+def test_a_node_can_join_later(make_cluster: MakeCluster) -> None:
+    with make_cluster(num_prefill=0) as cluster:
+        joined = cluster.add_node("prefill")
+        assert joined in cluster.nodes
+        with Client(cluster.address) as client:
+            assert joined.address in {node.address for node in client.cluster().nodes}
+
+
+def test_a_cluster_that_was_not_started_has_no_address(make_cluster: MakeCluster) -> None:
+    with pytest.raises(Unavailable, match="has not been started"):
+        _ = make_cluster().address
+
+
+def test_nodes_end_when_their_parent_is_killed(stand_in_env: dict[str, str], tmp_path: Path) -> None:
+    program = """
+        import sys
+        from pathlib import Path
+        from spolia.local_cluster import LocalCluster
+        cluster = LocalCluster(log_dir=Path(sys.argv[1]))
+        cluster.start()
+        print(*[node.address for node in cluster.nodes if node.role != "gateway"], flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "logs")],
+        env={**os.environ, **stand_in_env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        addresses = parent.stdout.readline().split()
+        lines = [socket.create_connection(("127.0.0.1", _port(address)), PATIENCE_S) for address in addresses]
+        assert len(lines) == 3
+        parent.kill()
+        for line in lines:  # the system closes a process's connections when the process ends
+            with line:
+                assert _hung_up(line)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _hung_up(line: socket.socket) -> bool:
+    try:
+        return line.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_settings_of_a_role_reach_that_role_only() -> None:
+    settings = ["--log-level", "debug", "--decode.pool-bytes", "9", "--prefill.pool-bytes=5", "--store-share", "0.5"]
+    assert settings_for("decode", settings) == ["--log-level", "debug", "--pool-bytes", "9", "--store-share", "0.5"]
+    assert settings_for("prefill", settings) == ["--log-level", "debug", "--pool-bytes=5", "--store-share", "0.5"]
+    assert settings_for("kvstore", settings) == ["--log-level", "debug", "--store-share", "0.5"]
