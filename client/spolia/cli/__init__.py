@@ -1,0 +1,1 @@
+"""The `spolia` command. Only this package needs typer and rich (extra `cli`)."""

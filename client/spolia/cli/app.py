@@ -1,0 +1,42 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+from spolia.cli import bench, cluster, generate, serve, up, version, warm
+from spolia.cli.output import exit_code, print_error
+from spolia.errors import SpoliaError
+
+EPILOG = (
+    "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time, 4 busy, 1 anything else."
+)
+PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""For commands that hand their last arguments, flags included, to another program."""
+
+app = typer.Typer(
+    name="spolia",
+    help="Serve a language model whose KV is reused at any position, and talk to it.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("up", epilog=EPILOG)(up.up)
+app.command("generate", epilog=EPILOG)(generate.generate)
+app.command("warm", epilog=EPILOG)(warm.warm)
+app.command("cluster", epilog=EPILOG)(cluster.cluster)
+app.command("serve", epilog=EPILOG, context_settings=PASS_ON)(serve.serve)
+app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
+app.command("version", epilog=EPILOG)(version.version)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code. Typer ends the process itself after `--help` and wrong usage."""
+    try:
+        app(None if argv is None else list(argv), prog_name="spolia")
+    except SpoliaError as error:
+        print_error(error)
+        return exit_code(error)
+    return 0

@@ -1,0 +1,37 @@
+"""Documents from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spolia.errors import InvalidRequest
+
+
+def read_document(path: Path) -> str:
+    """The text of a file; `InvalidRequest`, naming it, when it cannot be read as UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}", field=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path} is not UTF-8 text", field=str(path), limit="UTF-8") from error
+
+
+def files_of(paths: Sequence[Path], pattern: str) -> Iterator[Path]:
+    """Files as they were named; of a folder, those below it whose names match `pattern`, sorted, hidden ones left out.
+
+    Raises `InvalidRequest` for a path that does not exist, and for a folder without such a file.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        below = sorted(file for file in path.rglob(pattern) if file.is_file() and not _is_hidden(file, path))
+        if not below:
+            raise InvalidRequest(f"{path} holds no file that matches {pattern}", field=str(path), limit=pattern)
+        yield from below
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(name.startswith(".") for name in file.relative_to(folder).parts)

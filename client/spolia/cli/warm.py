@@ -1,0 +1,67 @@
+"""`spolia warm`: compute documents before anyone asks about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
+from spolia.cli.output import notes, print_json
+from spolia.cli.texts import files_of, read_document
+from spolia.client import Client
+from spolia.errors import InvalidRequest
+from spolia.parts import Document
+from spolia.results import WarmedDocument
+
+
+def warm(
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="PATH…")],
+    pattern: Annotated[str, typer.Option("--glob", help="Which files of a folder.")] = "*",
+    model: Model = "",
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Compute the KV of documents and store it, so that later prompts reuse it at any position."""
+    documents = _documents(paths, pattern)
+    bar = Progress(
+        TextColumn("warming"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[name]}", markup=False),
+        console=notes(),
+    )
+    with Client(address, timeout_s=timeout, model=model) as client, bar:
+        task = bar.add_task("warming", total=len(documents), name="")
+        warmed = client.warm(documents, on_progress=lambda done: bar.update(task, advance=1, name=done.name))
+    if as_json:
+        print_json({"documents": warmed, **_totals(warmed)})
+        return
+    totals = _totals(warmed)
+    notes().print(
+        f"{totals['num_documents']} documents are warm, {totals['num_already_stored']} of them were before: "
+        f"{totals['num_tokens']} tokens, {totals['size_bytes']} bytes"
+    )
+
+
+def _documents(paths: list[Path], pattern: str) -> list[Document]:
+    texts = [(path, read_document(path)) for path in files_of(paths, pattern)]
+    empty = [str(path) for path, text in texts if not text]
+    if empty:
+        notes().print(f"left out, because empty: {', '.join(empty)}", markup=False)
+    if len(empty) == len(texts):
+        raise InvalidRequest("every file is empty", field="documents", limit="≥ 1 character")
+    return [Document(text, name=str(path)) for path, text in texts if text]
+
+
+def _totals(warmed: list[WarmedDocument]) -> dict[str, int]:
+    return {
+        "num_documents": len(warmed),
+        "num_already_stored": sum(document.already_stored for document in warmed),
+        "num_tokens": sum(document.num_tokens for document in warmed),
+        "size_bytes": sum(document.size_bytes for document in warmed),
+    }

@@ -1,0 +1,327 @@
+"""Laws of the `spolia` command, against a gateway whose answers are written down beforehand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta
+
+from spolia import SpoliaError, errors
+from spolia.cli.main import main
+from spolia.version import __version__
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on standard output."""
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+
+Spolia = Callable[..., Done]
+
+
+@pytest.fixture
+def spolia(gateway: FakeGateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spolia:
+    """Runs a command in this process, with the fake gateway as its own."""
+    monkeypatch.setenv("SPOLIA_ADDRESS", gateway.address)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*argv: str) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "page.md"
+    path.write_text("A page.")
+    return path
+
+
+def test_generate_prints_the_text_and_says_what_was_reused_elsewhere(spolia: Spolia) -> None:
+    done = spolia("generate", "Say hello")
+    assert (done.code, done.out) == (0, "Héllo\n")
+    assert "4 tokens" in done.err
+    assert "112 of 140 prompt tokens reused" in done.err
+    assert "missed 30 tokens of a local chunk: store late" in done.err
+
+
+def test_generate_without_streaming_prints_the_same(spolia: Spolia) -> None:
+    assert spolia("generate", "--no-stream", "Say hello").out == "Héllo\n"
+
+
+def test_generate_puts_documents_first_and_reads_standard_input(
+    spolia: Spolia, page: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    done = spolia(
+        "generate", "Read.", "-", "--document", str(page), "--mode", "linked", "--max-tokens", "9", "--seed", "3"
+    )
+    assert done.code == 0
+    (request,) = gateway.requests
+    assert (request.parts[0].document.text, request.parts[0].document.name) == ("A page.", str(page))
+    assert [part.text for part in request.parts[1:]] == ["Read.", "from a pipe"]
+    assert (request.mode, request.sampling.max_tokens, request.sampling.seed) == (2, 9, 3)
+
+
+def test_generate_as_json_is_one_object(spolia: Spolia) -> None:
+    answer = spolia("generate", "--json", "Hi").json
+    assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == ("Héllo", [5, 6, 7, 8], "length")
+    assert (answer["mode"], answer["seed"]) == ("linked", 7)
+    reuse = answer["reuse"]
+    assert reuse["sources"] == {"computed": 12, "link": 16, "device": 72, "host": 40}
+    assert (reuse["num_reused_tokens"], reuse["bytes_moved"]) == (112, 1230)
+    assert reuse["misses"] == [{"chunk_id": "01" * 32, "kind": "local", "reason": "store_late", "num_tokens": 30}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.InvalidRequest, 2),
+        (errors.Unavailable, 3),
+        (errors.DeadlineExceeded, 3),
+        (errors.Busy, 4),
+        (errors.NotFound, 1),
+        (errors.NotSupported, 1),
+        (errors.InternalError, 1),
+    ],
+)
+def test_each_error_is_one_line_and_has_its_exit_code(
+    kind: type[SpoliaError], code: int, spolia: Spolia, gateway: FakeGateway
+) -> None:
+    gateway.failure = kind("this went wrong", field="parts[0]", limit="10 tokens")
+    for argv in (["generate", "Hi"], ["generate", "--json", "Hi"], ["cluster"], ["cluster", "--json"]):
+        done = spolia(*argv)
+        assert (done.code, done.out) == (code, "")
+        assert done.err == "error: this went wrong (field: parts[0], limit: 10 tokens)\n"
+
+
+def test_busy_says_when_to_try_again(spolia: Spolia, gateway: FakeGateway) -> None:
+    gateway.failure = errors.Busy("full", retry_after_ms=250)
+    assert spolia("generate", "Hi").err == "error: full (try again in 250 ms)\n"
+
+
+def test_nobody_at_the_address_is_code_3(spolia: Spolia) -> None:
+    assert spolia("generate", "--address", "127.0.0.1:1", "Hi").code == 3
+
+
+def test_a_late_answer_is_code_3(spolia: Spolia, gateway: FakeGateway) -> None:
+    gateway.script = [delta("Hé", [5], 0, 0), Hang()]
+    done = spolia("generate", "--timeout", "0.3", "Hi")
+    assert (done.code, done.out) == (3, "Hé")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate"],
+        ["generate", "--no-such-option"],
+        ["generate", "--mode", "fast", "Hi"],
+        ["generate", "--temperature", "-1", "Hi"],
+        ["generate", "--document", "no/such/file"],
+        ["generate", "--address", "nonsense", "Hi"],
+        ["warm"],
+        ["warm", "no/such/file"],
+        ["serve", "toaster"],
+        ["bench", "toaster"],
+        ["no-such-command"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_code_2_and_asks_nobody(argv: list[str], spolia: Spolia, gateway: FakeGateway) -> None:
+    done = spolia(*argv)
+    assert (done.code, done.out) == (2, "")
+    assert done.err
+    assert "Traceback" not in done.err
+    assert gateway.requests == []
+
+
+def test_warm_takes_files_and_folders_and_reports_each(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
+    (tmp_path / "b.md").write_text("bb")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.md").write_text("ccc")
+    (tmp_path / "sub" / "empty.md").touch()
+    (tmp_path / "skip.bin").write_bytes(b"\xff")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "d.md").write_text("dddd")
+    done = spolia("warm", "--json", "--glob", "*.md", str(tmp_path))
+    assert [document["num_tokens"] for document in done.json["documents"]] == [2, 3]
+    assert (done.json["num_documents"], done.json["num_already_stored"], done.json["num_tokens"]) == (2, 1, 5)
+    assert "empty.md" in done.err
+    assert [document.text for document in gateway.requests[0].documents] == ["bb", "ccc"]
+
+
+def test_warm_names_a_file_that_is_not_text(spolia: Spolia, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\xff")
+    done = spolia("warm", str(tmp_path))
+    assert done.code == 2
+    assert "a.bin is not UTF-8 text" in done.err
+
+
+def test_warm_says_how_much_was_warm_before(spolia: Spolia, page: Path) -> None:
+    done = spolia("warm", str(page))
+    assert (done.code, done.out) == (0, "")
+    assert "1 documents are warm, 1 of them were before: 7 tokens, 100 bytes" in done.err
+
+
+def test_cluster_shows_every_node(spolia: Spolia) -> None:
+    done = spolia("cluster")
+    assert done.code == 0
+    assert all(word in done.out for word in ("decode-1", "decode", "127.0.0.1:7", "tiny", "60/64"))
+    node = spolia("cluster", "--json").json["nodes"][0]
+    assert (node["node_id"], node["num_running"], node["draining"]) == ("decode-1", 2, False)
+
+
+def test_help_names_the_exit_codes(spolia: Spolia) -> None:
+    done = spolia("generate", "--help")
+    assert done.code == 0
+    assert "3 nobody there" in done.out
+
+
+def run_process(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def test_version_in_a_fresh_process_loads_no_engine() -> None:
+    code = (
+        "import sys\nfrom spolia.cli.main import main\n"
+        "try:\n    main(['version', '--json'])\n"
+        "finally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    done = run_process("-c", code)
+    assert json.loads(done.stdout)["spolia"] == __version__
+    assert "rich" in done.stderr.split()
+    assert not {"torch", "transformers", "tokenizers", "numpy"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_the_command_says_how_to_get_it(missing: str) -> None:
+    done = run_process("-c", f"import sys\nsys.modules[{missing!r}] = None\nfrom spolia.cli.main import main\nmain([])")
+    assert done.returncode == 1
+    assert done.stderr == f"the spolia command needs {missing}; install the extra `cli`: pip install 'spolia[cli]'\n"
+
+
+@pytest.fixture
+def with_plugins(tmp_path: Path) -> dict[str, str]:
+    """An environment with one more service, one more benchmark, and one service whose needs are not met."""
+    info = tmp_path / "site" / "plugins-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugins\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[spolia.services]\ntoaster = toaster:main\nlacking = lacking:main\n[spolia.benches]\ntoast = toaster:main\n"
+    )
+    (tmp_path / "site" / "toaster.py").write_text("def main(argv):\n    print(argv)\n    return len(argv)\n")
+    (tmp_path / "site" / "lacking.py").write_text("import no_such_engine\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+
+@pytest.mark.parametrize("argv", [["serve", "toaster"], ["bench", "toast"]], ids=" ".join)
+def test_a_program_gets_all_its_arguments_and_gives_its_exit_code(
+    argv: list[str], with_plugins: dict[str, str]
+) -> None:
+    done = run_process("-m", "spolia.cli.main", *argv, "--help", "--port", "0", "-v", "--json", env=with_plugins)
+    assert done.stdout == "['--help', '--port', '0', '-v', '--json']\n"
+    assert done.returncode == 5
+
+
+def test_a_service_whose_needs_are_not_met_says_so(with_plugins: dict[str, str]) -> None:
+    done = run_process("-m", "spolia.cli.main", "serve", "lacking", env=with_plugins)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: service lacking needs no_such_engine, which is not installed; try: pip install"
+    )
+
+
+def start_up(env: dict[str, str], *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "spolia.cli.main", "up", "--port", "0", *argv],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_until_it_is_told_to_end(
+    ending: signal.Signals, stand_in_env: dict[str, str], tmp_path: Path
+) -> None:
+    with start_up(stand_in_env, "--json", "--decode", "2", "--log-dir", str(tmp_path / "logs")) as up:
+        assert up.stdout is not None
+        ready = json.loads(up.stdout.readline())
+        assert sorted(node["name"] for node in ready["nodes"]) == [
+            "decode-0",
+            "decode-1",
+            "gateway-0",
+            "kvstore-0",
+            "prefill-0",
+        ]
+        assert ready["address"] in {node["address"] for node in ready["nodes"]}
+        up.send_signal(ending)
+        out, err = up.communicate(timeout=PATIENCE_S)
+    assert (up.returncode, out) == (0, ""), err
+    assert (tmp_path / "shared" / "ended").read_text().split() == ["gateway", "decode", "decode", "prefill", "kvstore"]
+
+
+def test_up_goes_on_without_a_prefill_node_and_ends_without_decode(stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--json") as up:
+        assert up.stdout is not None
+        assert up.stderr is not None
+        pids = {node["role"]: node["pid"] for node in json.loads(up.stdout.readline())["nodes"]}
+        os.kill(pids["prefill"], signal.SIGKILL)
+        assert "prefill-0" in (line := _line_with(up.stderr, "was ended by signal 9"))
+        assert "the cluster goes on" in line
+        os.kill(pids["decode"], signal.SIGKILL)
+        _, err = up.communicate(timeout=PATIENCE_S)
+    assert up.returncode == 1
+    assert "error: decode-0" in err
+
+
+def _line_with(lines: Any, text: str) -> str:
+    return next(str(line) for line in lines if text in line)
+
+
+def test_up_tells_why_a_node_did_not_start(stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--", "--decode.die-with", "3") as up:
+        out, err = up.communicate(timeout=PATIENCE_S)
+    assert (up.returncode, out) == (1, "")
+    assert "error: decode-0 ended with exit code 3 before it was ready" in err
+    assert "decode cannot go on" in err
+    assert "Traceback" not in err
+
+
+def test_up_shows_nodes_and_what_to_do_next(stand_in_env: dict[str, str]) -> None:
+    with start_up({**stand_in_env, "COLUMNS": "200"}) as up:
+        assert up.stdout is not None
+        shown = ""
+        for line in up.stdout:
+            shown += line
+            if "Ctrl-C ends the cluster." in line:
+                break
+        up.terminate()
+        up.communicate(timeout=PATIENCE_S)
+    assert all(
+        name in shown for name in ("gateway-0", "decode-0", "prefill-0", "kvstore-0", "spolia generate --address")
+    )
