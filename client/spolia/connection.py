@@ -45,6 +45,10 @@ def channel_options(address: str) -> list[tuple[str, int]]:
     """gRPC options of a channel to `address`."""
     options = [
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+        # While a call is under way, a gateway whose machine vanished is noticed within about ten seconds.
+        ("grpc.keepalive_time_ms", 5000),
+        ("grpc.keepalive_timeout_ms", 5000),
+        ("grpc.http2.max_pings_without_data", 0),
         # A gateway that was away for a moment is found again in about a second, not after minutes of back-off.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),

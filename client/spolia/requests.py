@@ -26,7 +26,8 @@ from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 MAX_REQUEST_ID_BYTES = 128
 MAX_UINT32 = 2**32 - 1
 DOCUMENT_BATCH_BYTES = 4 << 20
-"""Documents travel in requests of about this size, so that a large corpus is no large message."""
+MAX_BATCH_DOCUMENTS = 256
+"""Documents travel in requests of about these sizes, so that a large corpus is no large request."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 
@@ -184,7 +185,8 @@ def _batches(documents: Sequence[Document]) -> Iterator[list[gateway_pb2.Documen
     batch: list[gateway_pb2.Document] = []
     size = 0
     for document in [_document(item, f"documents[{index}]") for index, item in enumerate(documents)]:
-        if batch and size + document.ByteSize() > DOCUMENT_BATCH_BYTES:
+        full = len(batch) == MAX_BATCH_DOCUMENTS or size + document.ByteSize() > DOCUMENT_BATCH_BYTES
+        if batch and full:
             yield batch
             batch, size = [], 0
         batch.append(document)

@@ -134,7 +134,8 @@ class Node:
     """A node with a live lease, as it last described itself.
 
     `role` is "gateway", "prefill", "decode" or "kvstore"; `model` is empty for nodes that serve none. A draining node
-    takes no new work.
+    takes no new work. Blocks are those of its KV pool: `available_blocks` are free, or cached and droppable; of a node
+    that does nothing, `referenced_blocks` (used by a request) is 0.
     """
 
     node_id: str
@@ -146,6 +147,10 @@ class Node:
     queued_tokens: int
     total_blocks: int
     available_blocks: int
+    referenced_blocks: int
+    cached_blocks: int
+    in_transfer_blocks: int
+    lent_blocks: int
     num_held_chunks: int
     draining: bool
     version: str
