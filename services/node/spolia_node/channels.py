@@ -18,15 +18,24 @@ DROPPED_GRACE_S = 3600.0
 """How long calls on a dropped channel may go on."""
 
 
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """gRPC options of a channel between nodes."""
+def connection_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC options of both ends of a connection: its message limit, and how a dead peer is noticed."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # Probes time out by a clock of their own, of a minute by default, which outlasts the one above.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC options of a channel between nodes."""
+    return [
+        *connection_options(max_message_bytes),
         # A node that comes back is found again within a second or two, and a black hole is given up on as fast.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 2_000),

@@ -12,6 +12,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
 from spolia_node.deadline import Deadline
 from spolia_node.health import HEALTH_SERVICE, Health
@@ -149,12 +150,10 @@ class NodeServer:
 
     def _options(self) -> list[tuple[str, int]]:
         return [
-            ("grpc.max_receive_message_length", self.config.max_message_bytes),
-            ("grpc.max_send_message_length", self.config.max_message_bytes),
+            *connection_options(self.config.max_message_bytes),
             # Two processes on one port would share its calls; the second must fail instead.
             ("grpc.so_reuseport", 0),
-            # Peers probe often (see channels.py); without this they are dropped as a nuisance.
-            ("grpc.keepalive_permit_without_calls", 1),
+            # Peers probe often; without this they are dropped as a nuisance.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         ]
