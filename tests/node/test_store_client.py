@@ -1,0 +1,374 @@
+"""The store's client against a real store, and against one that lies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import pytest
+from store_worlds import (
+    CODECS,
+    FINGERPRINT,
+    TENANT,
+    Chunk,
+    end_at_once,
+    eventually,
+    lying_store,
+    make_chunk,
+    running_store,
+)
+
+from spolia.v1 import kvstore_pb2
+from spolia.v1.common_pb2 import Frame, ObjectInfo
+from spolia.v1.kvstore_pb2 import GetHeader, GetResponse, LookupEntry
+from spolia_core.chunk_object import parse_chunk_object
+from spolia_core.digests import digest, frames
+from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, DeadlineExceeded, InvalidRequest, Unavailable
+from spolia_core.reuse import MissReason
+from spolia_kvstore.node import KVStoreNode
+from spolia_kvstore.objects import ObjectKey
+from spolia_node.calls import call_errors
+from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
+from spolia_node.store_client import FetchedChunk, StoreClient
+
+CHUNK, OTHER = make_chunk(1), make_chunk(2)
+GRANTED, STORED = kvstore_pb2.CLAIM_STATE_GRANTED, kvstore_pb2.CLAIM_STATE_STORED
+
+
+def soon() -> Deadline:
+    return Deadline.after(20.0)
+
+
+@pytest.fixture
+async def channels() -> AsyncIterator[ChannelPool]:
+    pool = ChannelPool(16 << 20)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[KVStoreNode]:
+    async with running_store(budget_bytes=64 << 20) as running:
+        yield running
+
+
+@pytest.fixture
+def client(channels: ChannelPool, node: KVStoreNode) -> StoreClient:
+    return StoreClient(channels, lambda: node.server.address)
+
+
+async def fetch(client: StoreClient, *ids: bytes) -> list[FetchedChunk]:
+    return [chunk async for chunk in client.get(TENANT, ids, FINGERPRINT, CODECS, soon())]
+
+
+async def store(client: StoreClient, *chunks: Chunk) -> None:
+    for chunk in chunks:
+        await client.put(TENANT, chunk.info, chunk.data, soon())
+
+
+def answer(chunk: Chunk, index: int = 0, **said: object) -> GetResponse:
+    """A header for `chunk`, with lies in `said`."""
+    info = ObjectInfo()
+    info.CopyFrom(chunk.info)
+    info.MergeFrom(ObjectInfo(**said))  # type: ignore[arg-type]
+    return GetResponse(header=GetHeader(index=index, entry=LookupEntry(info=info)))
+
+
+def frames_of(data: bytes, frame_bytes: int = 100) -> list[GetResponse]:
+    return [GetResponse(frame=Frame(offset=o, data=d, digest=x)) for o, d, x in frames(data, frame_bytes)]
+
+
+async def test_chunks_come_back_whole_and_in_order_around_a_miss(client: StoreClient) -> None:
+    big = make_chunk(3, num_tokens=512, head_dim=256)
+    await store(client, CHUNK, big)
+    nobody = os.urandom(32)
+    chunks = await fetch(client, big.chunk_id, nobody, CHUNK.chunk_id)
+    assert [(chunk.index, chunk.chunk_id) for chunk in chunks] == [
+        (0, big.chunk_id),
+        (1, nobody),
+        (2, CHUNK.chunk_id),
+    ]
+    assert [chunk.data for chunk in chunks] == [big.data, None, CHUNK.data]
+    assert [chunk.miss for chunk in chunks] == [None, MissReason.NOT_FOUND, None]
+    assert chunks[0].data is not None
+    assert parse_chunk_object(chunks[0].data).meta.num_tokens == 512
+
+
+async def test_lookup_says_the_same_as_get_moves(client: StoreClient) -> None:
+    await store(client, CHUNK)
+    ids = [OTHER.chunk_id, CHUNK.chunk_id]
+    entries = await client.lookup(TENANT, ids, FINGERPRINT, CODECS, soon())
+    assert entries == [chunk.entry for chunk in await fetch(client, *ids)]
+    assert await client.lookup("other", ids, FINGERPRINT, CODECS, soon()) == [entries[0]] * 2
+    (refused,) = await client.lookup(TENANT, [CHUNK.chunk_id], b"x" * 32, CODECS, soon())
+    assert refused.miss == MissReason.FINGERPRINT
+
+
+async def test_nothing_asked_is_nothing_answered(client: StoreClient) -> None:
+    assert await fetch(client) == []
+    assert await client.lookup(TENANT, [], FINGERPRINT, CODECS, soon()) == []
+    assert await client.claim(TENANT, [], "a", soon(), wait_ms=10_000) == []
+
+
+async def test_a_second_put_is_already_stored_and_a_bad_one_names_its_field(client: StoreClient) -> None:
+    await store(client, CHUNK)
+    with pytest.raises(AlreadyStored):
+        await store(client, CHUNK)
+    with pytest.raises(InvalidRequest) as caught:
+        await client.put(TENANT, OTHER.info, OTHER.data[:-1], soon())
+    assert caught.value.field == "info.size_bytes"
+
+
+async def test_a_store_without_room_says_busy_and_a_pin_is_why(client: StoreClient) -> None:
+    pinned, wanted = (make_chunk(number, num_tokens=5000, head_dim=256) for number in (3, 4))  # 39 MiB each
+    await store(client, pinned)
+    assert await client.pin(TENANT, [pinned.chunk_id, wanted.chunk_id], "me", soon()) == [True, False]
+    with pytest.raises(Busy) as caught:
+        await store(client, wanted)
+    assert caught.value.retry_after_ms > 0
+    assert await client.unpin(TENANT, [pinned.chunk_id], "me", soon()) == 1
+    await store(client, wanted)
+    assert (await client.stats(soon())).evictions == 1
+
+
+async def test_deleted_chunks_are_gone(client: StoreClient) -> None:
+    await store(client, CHUNK)
+    deleted = await client.delete(TENANT, [CHUNK.chunk_id, OTHER.chunk_id], soon())
+    assert (deleted.num_deleted, deleted.bytes_deleted) == (1, len(CHUNK.data))
+    (gone,) = await fetch(client, CHUNK.chunk_id)
+    assert gone.miss is MissReason.NOT_FOUND
+
+
+async def test_a_byte_flipped_in_the_store_is_a_miss_and_the_next_chunk_still_comes(
+    node: KVStoreNode, client: StoreClient
+) -> None:
+    await store(client, CHUNK, OTHER)
+    stored = node.store.objects.touch(ObjectKey(TENANT, CHUNK.chunk_id))
+    assert stored is not None
+    stored.data[len(stored.data) // 2] ^= 0x10
+    damaged, whole = await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
+    assert (damaged.data, damaged.miss) == (None, MissReason.DIGEST)
+    assert (whole.data, whole.miss) == (OTHER.data, None)
+    assert (await client.stats(soon())).digest_failures == 1
+    await store(client, CHUNK)
+    (again,) = await fetch(client, CHUNK.chunk_id)
+    assert again.data == CHUNK.data
+
+
+FRAMES = frames_of(CHUNK.data)
+REHASHED = bytes(len(CHUNK.data))
+
+
+@pytest.mark.parametrize(
+    ("lie", "responses"),
+    [
+        ("a frame is missing", [answer(CHUNK), *FRAMES[:1], *FRAMES[2:]]),
+        ("a frame comes twice", [answer(CHUNK), FRAMES[0], *FRAMES]),
+        ("frames change places", [answer(CHUNK), FRAMES[1], FRAMES[0], *FRAMES[2:]]),
+        ("the last frame is missing", [answer(CHUNK), *FRAMES[:-1]]),
+        ("there are no frames", [answer(CHUNK)]),
+        ("a frame's digest is another's", [answer(CHUNK), GetResponse(frame=Frame(data=CHUNK.data, digest=bytes(16)))]),
+        ("every frame is right, the whole is not", [answer(CHUNK), *frames_of(REHASHED)]),
+        ("it is another chunk", [answer(OTHER), *frames_of(OTHER.data)]),
+        ("more bytes than announced", [answer(CHUNK, size_bytes=len(CHUNK.data) - 5), *FRAMES]),
+        ("more bytes than any machine has", [answer(CHUNK, size_bytes=2**63), *FRAMES]),
+    ],
+)
+async def test_bytes_that_are_not_what_was_announced_are_a_miss_never_data(
+    channels: ChannelPool, lie: str, responses: list[GetResponse]
+) -> None:
+    honest = [answer(OTHER, index=1), *frames_of(OTHER.data)]
+    async with lying_store([*responses, *honest]) as server:
+        client = StoreClient(channels, lambda: server.address)
+        first, second = await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
+    assert (first.data, first.miss) == (None, MissReason.DIGEST), lie
+    assert second.data == OTHER.data
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        [*FRAMES[:1]],
+        [answer(CHUNK, index=1)],
+        [answer(CHUNK), *FRAMES, *[answer(CHUNK), *FRAMES]],
+        [answer(CHUNK), *FRAMES, answer(OTHER, index=1), answer(OTHER, index=2)],
+        [answer(CHUNK), *FRAMES],
+        [],
+    ],
+)
+async def test_an_answer_to_another_question_is_an_error(channels: ChannelPool, responses: list[GetResponse]) -> None:
+    async with lying_store(responses) as server:
+        client = StoreClient(channels, lambda: server.address)
+        with pytest.raises(DataCorrupt):
+            await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
+
+
+async def test_a_chunk_is_handed_over_as_soon_as_it_is_whole(channels: ChannelPool) -> None:
+    async with lying_store([answer(CHUNK), *FRAMES], and_hang=True) as server:
+        client = StoreClient(channels, lambda: server.address)
+        ids = (CHUNK.chunk_id, OTHER.chunk_id)
+        async with aclosing(client.get(TENANT, ids, FINGERPRINT, CODECS, soon())) as chunks:
+            assert (await anext(chunks)).data == CHUNK.data
+
+
+# Failures
+
+
+async def test_no_address_and_nobody_there_are_unavailable(channels: ChannelPool) -> None:
+    with pytest.raises(Unavailable, match="no store is known"):
+        await fetch(StoreClient(channels, lambda: None), CHUNK.chunk_id)
+    nobody = StoreClient(channels, lambda: "127.0.0.1:1")
+    with pytest.raises(Unavailable):
+        await nobody.lookup(TENANT, [CHUNK.chunk_id], FINGERPRINT, CODECS, soon())
+    with pytest.raises(Unavailable):
+        await store(nobody, CHUNK)
+
+
+async def test_a_store_that_is_late_is_deadline_exceeded(channels: ChannelPool) -> None:
+    async with lying_store([answer(CHUNK)], and_hang=True) as server:
+        client = StoreClient(channels, lambda: server.address)
+        with pytest.raises(DeadlineExceeded):
+            async for _ in client.get(TENANT, [CHUNK.chunk_id], FINGERPRINT, CODECS, Deadline.after(0.2)):
+                pass
+        with pytest.raises(DeadlineExceeded):
+            await client.stats(Deadline.after(0.0))
+
+
+async def test_a_store_that_dies_mid_get_is_unavailable(node: KVStoreNode, client: StoreClient) -> None:
+    await store(client, CHUNK, make_chunk(3, num_tokens=5000, head_dim=256))
+    chunks = client.get(TENANT, [CHUNK.chunk_id, (3).to_bytes(32, "big")], FINGERPRINT, CODECS, soon())
+    assert (await anext(chunks)).data == CHUNK.data
+    await end_at_once(node)
+    with pytest.raises(Unavailable):
+        await anext(chunks)
+
+
+async def test_a_call_cancelled_beneath_its_caller_is_unavailable_and_a_cancelled_caller_is_cancelled() -> None:
+    async def beneath() -> None:
+        with call_errors("host:1"):
+            raise asyncio.CancelledError  # what gRPC raises when the channel is closed
+
+    async def waits() -> None:
+        with call_errors("host:1"):
+            await asyncio.Event().wait()
+
+    with pytest.raises(Unavailable, match="host:1"):
+        await beneath()
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
+
+
+async def test_a_store_that_comes_back_is_found_again(channels: ChannelPool, node: KVStoreNode) -> None:
+    address = [node.server.address]
+    client = StoreClient(channels, lambda: address[0])
+    await store(client, CHUNK)
+    await end_at_once(node)
+    with pytest.raises(Unavailable):
+        await fetch(client, CHUNK.chunk_id)
+    async with running_store() as another:
+        address[0] = another.server.address
+        (gone,) = await fetch(client, CHUNK.chunk_id)
+        assert gone.miss is MissReason.NOT_FOUND
+
+
+@pytest.mark.parametrize("leaving", ["close", "cancel"])
+async def test_a_reader_that_leaves_early_frees_the_store(node: KVStoreNode, client: StoreClient, leaving: str) -> None:
+    big = make_chunk(3, num_tokens=5000, head_dim=256)
+    await store(client, CHUNK, big)
+    reading = asyncio.Event()
+
+    async def read() -> None:
+        ids = (CHUNK.chunk_id, big.chunk_id)
+        async with aclosing(client.get(TENANT, ids, FINGERPRINT, CODECS, soon())) as chunks:
+            await anext(chunks)
+            assert node.store.objects.num_transfers == 2
+            reading.set()
+            if leaving == "cancel":
+                await anext(chunks)
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(read())
+    await asyncio.wait_for(reading.wait(), 10)
+    if leaving == "cancel":
+        task.cancel()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled() == (leaving == "cancel")
+    await eventually(lambda: node.store.objects.num_transfers == 0)
+
+
+async def test_an_upload_that_is_cancelled_frees_the_store(node: KVStoreNode, client: StoreClient) -> None:
+    big = make_chunk(3, num_tokens=5000, head_dim=256)
+    task = asyncio.create_task(store(client, big))
+    await eventually(lambda: node.store.objects.num_transfers == 1)
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
+    await eventually(lambda: node.store.objects.held_bytes == 0)
+
+
+# Single flight
+
+
+async def compute_once(client: StoreClient, owner: str, compute: Callable[[], None], ttl_ms: int = 0) -> bytes:
+    """What a node does with a chunk it lacks."""
+    while True:
+        (result,) = await client.claim(TENANT, [CHUNK.chunk_id], owner, soon(), ttl_ms=ttl_ms, wait_ms=10_000)
+        if result.state == STORED:
+            (chunk,) = await fetch(client, CHUNK.chunk_id)
+            assert chunk.data is not None
+            return bytes(chunk.data)
+        if result.state == GRANTED:
+            compute()
+            await client.put(TENANT, CHUNK.info, CHUNK.data, soon(), claim_owner=owner)
+
+
+async def test_two_nodes_compute_a_chunk_once(node: KVStoreNode, client: StoreClient) -> None:
+    (mine,) = await client.claim(TENANT, [CHUNK.chunk_id], "first", soon())
+    assert mine.state == GRANTED
+    computed: list[str] = []
+    second = asyncio.create_task(compute_once(client, "second", lambda: computed.append("second")))
+    await eventually(lambda: node.store.claims.num_waiters == 1)
+    await client.put(TENANT, CHUNK.info, CHUNK.data, soon(), claim_owner="first")
+    assert await second == CHUNK.data
+    assert computed == []
+
+
+async def test_a_node_that_died_with_the_claim_is_replaced_by_the_one_that_waits(client: StoreClient) -> None:
+    await client.claim(TENANT, [CHUNK.chunk_id], "dead", soon(), ttl_ms=50)
+    computed: list[str] = []
+    assert await compute_once(client, "waiter", lambda: computed.append("waiter")) == CHUNK.data
+    assert computed == ["waiter"]
+
+
+async def test_of_ten_nodes_at_once_one_computes_and_all_get_it(node: KVStoreNode, client: StoreClient) -> None:
+    computed: list[int] = []
+
+    def computing(number: int) -> Callable[[], None]:
+        return lambda: computed.append(number)
+
+    work = [compute_once(client, f"node-{number}", computing(number)) for number in range(10)]
+    assert await asyncio.gather(*work) == [CHUNK.data] * 10
+    assert len(computed) == 1
+    assert (await client.stats(soon())).puts == 1
+    assert node.store.claims.num_live() == node.store.claims.num_waiters == 0
+
+
+async def test_only_one_of_ten_claims_is_granted_and_unclaim_passes_it_on(client: StoreClient) -> None:
+    ids = [CHUNK.chunk_id]
+    results = await asyncio.gather(*(client.claim(TENANT, ids, f"n{i}", soon()) for i in range(10)))
+    owners = {result.owner for (result,) in results}
+    assert sorted(result.state == GRANTED for (result,) in results) == [False] * 9 + [True]
+    assert len(owners) == 1
+    assert await client.unclaim(TENANT, ids, owners.pop(), soon()) == 1
+    (next_one,) = await client.claim(TENANT, ids, "next", soon())
+    assert next_one.state == GRANTED
+
+
+def test_the_tests_own_digests_are_right() -> None:
+    assert digest(CHUNK.data) == CHUNK.info.digest != digest(REHASHED)
