@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from spolia.v1 import (
@@ -37,6 +38,7 @@ FINGERPRINT = b"\x07" * 32
 SECRET = "spolia-development"
 LINES = ["the stones of one building", "are cut and set again in another", "<s>[user] what was it? [end]", "é€ 漢字"]
 WAIT_S = 10.0
+LAWFUL = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 
 # --- tokenizers ---------------------------------------------------------------------------------------------------
 
@@ -354,6 +356,7 @@ class World:
     node: GatewayNode
     stub: Any
     channel: grpc.aio.Channel
+    directory_server: grpc.aio.Server
     decodes: dict[str, FakeDecode] = field(default_factory=dict)
     prefills: dict[str, FakePrefill] = field(default_factory=dict)
 
@@ -412,7 +415,7 @@ async def world(
     decodes: Sequence[FakeDecode] = (),
     num_prefills: int = 0,
     served: directory_pb2.ServedModel | None = None,
-    **settings: Any,
+    **changes: Any,
 ) -> AsyncIterator[World]:
     """Starts fakes and a gateway, waits until it knows them all, and stops everything.
 
@@ -420,7 +423,7 @@ async def world(
     """
     async with AsyncExitStack() as stack:
         directory, store = FakeDirectory(), FakeStore()
-        _, directory_address = await serve(
+        directory_server, directory_address = await serve(
             stack,
             lambda server: directory_pb2_grpc.add_DirectoryServiceServicer_to_server(directory, server),
             lambda server: kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server(store, server),
@@ -438,9 +441,8 @@ async def world(
                 stack, lambda server, other=other: prefill_pb2_grpc.add_PrefillServiceServicer_to_server(other, server)
             )
             directory.put(record(other.node_id, directory_pb2.NODE_ROLE_PREFILL, other.address, model=served))
-        config = GatewayConfig(
-            port=0, directory=directory_address, model=model, model_name=MODEL, drain_timeout_s=0.2, **settings
-        )
+        fixed = {"port": 0, "directory": directory_address, "model": model, "model_name": MODEL}
+        config = GatewayConfig(**fixed, **({"drain_timeout_s": 0.2} | changes))
         node = GatewayNode(config)
         stack.push_async_callback(node.close)
         stack.push_async_callback(node.server.stop_at_once)
@@ -454,6 +456,7 @@ async def world(
             node,
             stub,
             channel,
+            directory_server,
             {fake.node_id: fake for fake in decodes},
             {fake.node_id: fake for fake in prefills},
         )

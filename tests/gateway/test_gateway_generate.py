@@ -154,6 +154,25 @@ async def test_an_answer_waits_for_a_node_to_come_back(model: Path) -> None:
         assert ids == list(UTF8_ANSWER.token_ids)
 
 
+async def test_a_broken_answer_outlasts_a_busy_node(model: Path) -> None:
+    """Refusals in the middle of an answer are waited out: they cost no attempt, only patience."""
+    refusals = 0
+
+    async def busy_for_a_while(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[Any]:
+        nonlocal refusals
+        if refusals < 5:
+            refusals += 1
+            raise Busy("full", retry_after_ms=5)
+        async for event in answers(node, request, context):
+            yield event
+
+    a, b = FakeDecode("a", fails_after(3, grpc.StatusCode.UNAVAILABLE)), FakeDecode("b", busy_for_a_while)
+    async with world(model, decodes=[a, b], max_attempts=2) as w:
+        streamed = await w.generate(text_request("the stones"))
+        assert (streamed.token_ids, streamed.text) == (list(UTF8_ANSWER.token_ids), WHOLE_TEXT)
+        assert refusals == 5
+
+
 async def test_patience_for_a_broken_answer_ends(model: Path) -> None:
     a = FakeDecode("a", fails_after(3, grpc.StatusCode.UNAVAILABLE))
     async with world(model, decodes=[a], replay_patience_s=0.3) as w:
@@ -251,7 +270,7 @@ async def test_a_clients_deadline_reaches_the_decode_node(model: Path) -> None:
     async with world(model, decodes=[a]) as w:
         error = await failure(w, text_request("the stones"), timeout=1.0)
         assert isinstance(error, DeadlineExceeded)
-        assert 0 < a.remaining_s[0] <= 1.0
+        assert 0 < a.remaining_s[0] < 2.0  # not the gateway's own minutes; gRPC rounds a little
         await asyncio.wait_for(a.ended.wait(), WAIT_S)
         await w.idle()
         assert w.node.gateway.num_running == 0

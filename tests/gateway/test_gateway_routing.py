@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from gateway_worlds import FINGERPRINT, MODEL, SECRET, record
+from gateway_worlds import FINGERPRINT, LAWFUL, MODEL, SECRET, record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +31,7 @@ def names(nodes: list[object]) -> list[str]:
     return [node.node_id for node in nodes]  # type: ignore[attr-defined]
 
 
+@LAWFUL
 @given(NODE_IDS, KEYS, st.randoms(use_true_random=False))
 def test_order_does_not_depend_on_the_order_given(node_ids: list[str], key: bytes, rng: random.Random) -> None:
     nodes = [record(node_id) for node_id in node_ids]
@@ -40,6 +41,7 @@ def test_order_does_not_depend_on_the_order_given(node_ids: list[str], key: byte
     assert names(order_prefill_nodes(nodes, key)) == names(rendezvous(nodes, key))
 
 
+@LAWFUL
 @given(NODE_IDS, KEYS, st.data())
 def test_every_node_is_ordered_exactly_once(node_ids: list[str], key: bytes, data: st.DataObject) -> None:
     nodes = [
@@ -59,6 +61,7 @@ def test_every_node_is_ordered_exactly_once(node_ids: list[str], key: bytes, dat
     assert full == sorted(full)
 
 
+@LAWFUL
 @given(NODE_IDS, KEYS)
 def test_a_node_that_leaves_moves_only_its_own_prompts(node_ids: list[str], key: bytes) -> None:
     nodes = [record(node_id) for node_id in node_ids]
@@ -93,6 +96,7 @@ def test_a_long_queue_outweighs_held_chunks() -> None:
         assert names(order_decode_nodes(nodes, demand))[0] == expected
 
 
+@LAWFUL
 @given(KEYS)
 def test_without_anything_held_the_shorter_queue_wins(key: bytes) -> None:
     nodes = [record("a", num_running=2, num_waiting=1), record("b", num_running=1), record("c", num_waiting=2)]
@@ -107,6 +111,7 @@ def test_own_requests_count_where_the_published_load_is_behind() -> None:
     assert names(order_decode_nodes(nodes, Demand(b"k"), {"a": 3})) == ["a", "b"]
 
 
+@LAWFUL
 @given(KEYS)
 def test_an_exact_prefix_keeps_its_node_until_that_is_much_busier(key: bytes) -> None:
     nodes = [record(f"n{i}") for i in range(4)]

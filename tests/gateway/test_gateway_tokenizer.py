@@ -8,7 +8,7 @@ from array import array
 from pathlib import Path
 
 import pytest
-from gateway_worlds import byte_level_tokenizer, sentencepiece_tokenizer, write_model
+from gateway_worlds import LAWFUL, byte_level_tokenizer, sentencepiece_tokenizer, write_model
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -75,6 +75,7 @@ def test_a_document_cannot_spell_out_special_tokens() -> None:
     assert own.decode(ids(tokenizer, text, Form.DOCUMENT), skip_special_tokens=False) == text
 
 
+@LAWFUL
 @given(st.text(min_size=1, max_size=40))
 def test_a_document_is_its_text(text: str) -> None:
     own = BYTE_LEVEL
@@ -155,6 +156,7 @@ def test_what_one_tenant_encoded_is_no_hit_for_another() -> None:
     assert len(tokenizer._cache) == before + 1
 
 
+@LAWFUL
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), max_size=60))
 def test_the_cache_stays_within_its_bytes_and_keeps_the_latest(puts: list[tuple[int, int]]) -> None:
     limit = 4 * ENTRY_OVERHEAD_BYTES

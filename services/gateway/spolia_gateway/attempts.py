@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spolia_core.errors import Busy, SpoliaError, Unavailable
+from spolia_gateway.failures import NodeLost
 from spolia_node.deadline import Deadline
 
 
@@ -12,9 +13,10 @@ from spolia_node.deadline import Deadline
 class RetryPolicy:
     """How long to go on looking for a node that takes a request.
 
-    `max_attempts` bounds the calls for one request, so that a request which kills nodes cannot kill them all.
-    `patience_s` bounds the wait for a node once the client has part of its answer; before that it is told at once.
-    `pause_s` is the wait before nodes that refused are asked again, where they gave no hint.
+    `max_attempts` bounds the calls that begin a request and the nodes lost with it, so that a request which kills nodes
+    cannot kill them all. `patience_s` bounds the wait for a node to take over an answer that broke off; a client that
+    has nothing yet is told at once. `pause_s` is the wait before nodes that refused are asked again, where they gave no
+    hint.
     """
 
     max_attempts: int = 6
@@ -29,6 +31,9 @@ class Attempts:
     policy: RetryPolicy
     node_ids: list[str] = field(default_factory=list)
     _this_round: set[str] = field(default_factory=set)
+    _num_charged: int = 0
+    _num_received: int = 0
+    _give_up: Deadline | None = None
     _error: SpoliaError | None = None
 
     def begin(self, node_id: str) -> None:
@@ -40,29 +45,42 @@ class Attempts:
         """Whether the node was called in this round."""
         return node_id in self._this_round
 
-    def failed(self, error: SpoliaError) -> None:
-        """Takes how the last call failed; raises what the client is told when that was the last one allowed."""
+    def failed(self, error: SpoliaError, num_received: int = 0) -> None:
+        """Takes how the last call failed, when the client had `num_received` tokens.
+
+        Raises what the client is told when there is no use in another call, or none is left.
+        """
         if not may_succeed_elsewhere(error):
             raise error
         # "Busy, retry after" tells a client more than "unreachable".
         if not (isinstance(self._error, Busy) and isinstance(error, Unavailable)):
             self._error = error
-        if len(self.node_ids) >= self.policy.max_attempts:
+        self._num_charged += num_received == 0 or isinstance(error, NodeLost)
+        if self._num_charged >= self.policy.max_attempts:
             raise self._error
-
-    def next_round(self) -> None:
-        """Lets every node be asked again."""
-        self._this_round.clear()
+        if self._give_up is None or num_received > self._num_received:  # patience starts anew with each break
+            self._give_up = Deadline.after(self.policy.patience_s)
+            self._num_received = num_received
 
     @property
     def error(self) -> SpoliaError | None:
         """The most telling failure so far."""
         return self._error
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether an answer that broke off has waited long enough for a node."""
+        return self._give_up is not None and self._give_up.expired
+
+    def next_round(self) -> None:
+        """Lets every node be asked again."""
+        self._this_round.clear()
+
     def pause(self, deadline: Deadline) -> Deadline:
-        """When to ask again the nodes that refused."""
+        """When to ask again the nodes that refused; no later than patience and `deadline` allow."""
         hint_s = self._error.retry_after_ms / 1e3 if self._error is not None else 0.0
-        return Deadline.after(min(hint_s or self.policy.pause_s, deadline.remaining()))
+        left_s = deadline.remaining() if self._give_up is None else min(deadline.remaining(), self._give_up.remaining())
+        return Deadline.after(min(hint_s or self.policy.pause_s, left_s))
 
 
 def may_succeed_elsewhere(error: SpoliaError) -> bool:

@@ -37,10 +37,14 @@ class GatewayConfig(NodeConfig):
     max_parts: int = setting(4096, "Most parts in a prompt.", check=at_least(1))
     max_documents: int = setting(4096, "Most documents in one request.", check=between(1, 4096))
     default_timeout_s: float = setting(
-        600.0, "Seconds a request may take where the client set no deadline.", check=between(0.001, 86400.0)
+        600.0,
+        "Seconds a Generate or Warm call may take where the client set no deadline.",
+        check=between(0.001, 86400.0),
     )
     max_requests: int = setting(1024, "Most requests under way at once; more are told to come back.", check=at_least(1))
-    max_attempts: int = setting(6, "Most nodes one request is tried on.", check=at_least(1))
+    max_attempts: int = setting(
+        6, "Most nodes a request is tried on before its first token, or may lose in all.", check=at_least(1)
+    )
     replay_patience_s: float = setting(
         10.0, "Seconds to wait for a decode node to take over a broken answer.", check=between(0.0, 3600.0)
     )

@@ -60,7 +60,7 @@ class Generator:
                 return
             except SpoliaError as error:
                 self._note_failure(error, node, request, received)
-                attempts.failed(error)
+                attempts.failed(error, len(received.token_ids))
 
     async def _attempt(
         self,
@@ -103,18 +103,16 @@ class Generator:
         deadline: Deadline,
     ) -> directory_pb2.NodeRecord:
         """The best node not yet asked in this round; once the client has tokens, waits for one to come back."""
-        give_up = Deadline.after(min(self._policy.patience_s, deadline.remaining()))
         while True:
             nodes = self._not_asked(request, attempts)
             if nodes:
                 return order_decode_nodes(nodes, demand, self._in_flight.counts)[0]
-            if received.empty or give_up.expired:
+            if received.empty or attempts.out_of_patience or deadline.expired:
                 deadline.check(f"request {request.request_id}")
                 raise attempts.error or _nobody(request)
             try:
-                await self._cluster.wait_for(
-                    lambda _: bool(self._not_asked(request, attempts)), attempts.pause(give_up)
-                )
+                pause = attempts.pause(deadline)
+                await self._cluster.wait_for(lambda _: bool(self._not_asked(request, attempts)), pause)
             except DeadlineExceeded:
                 attempts.next_round()
 
@@ -133,6 +131,12 @@ class Generator:
             self._metrics.count_tokens(request.tenant_id, len(event.delta.token_ids))
         else:
             self._metrics.count_finish(request.tenant_id, request.mode, event.finish)
+            log.info(
+                "generation finished",
+                request_id=request.request_id,
+                num_prompt_tokens=request.prompt.num_tokens,
+                num_generated_tokens=event.finish.num_generated_tokens,
+            )
 
     def _note_failure(
         self, error: SpoliaError, node: directory_pb2.NodeRecord, request: GenerationRequest, received: Received

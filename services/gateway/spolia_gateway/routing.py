@@ -61,7 +61,8 @@ def order_decode_nodes(
     ranked = rendezvous(nodes, demand.affinity)
 
     def cost(rank: int, node: pb.NodeRecord) -> tuple[bool, int, int]:
-        expected = sum(demand.chunk_tokens.get(chunk, 0) for chunk in set(node.held_chunks))
+        held = demand.chunk_tokens.keys() & node.held_chunks if demand.chunk_tokens else ()
+        expected = sum(demand.chunk_tokens[chunk] for chunk in held)
         if rank == 0:
             expected += demand.prefix_tokens
         queued = max(node.load.num_running + node.load.num_waiting, own.get(node.node_id, 0))

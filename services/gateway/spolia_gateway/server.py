@@ -47,11 +47,11 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Forget(self, request: pb.ForgetRequest, context: Any) -> pb.ForgetResponse:
         """Drops documents everywhere."""
         self._node.check_accepting()
-        return await self._gateway.forget(request, self._tenant, self._deadline(context))
+        return await self._gateway.forget(request, self._tenant, self._short_deadline(context))
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Encodes a text."""
-        return await self._gateway.tokenize(request, self._tenant, self._deadline(context))
+        return await self._gateway.tokenize(request, self._tenant, self._short_deadline(context))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """Lists what is served."""
@@ -68,3 +68,7 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     def _deadline(self, context: Any) -> Deadline:
         return Deadline.of(context, self._config.default_timeout_s)
+
+    def _short_deadline(self, context: Any) -> Deadline:
+        """For calls without a model's work in them."""
+        return Deadline.of(context, self._config.rpc_timeout_s)

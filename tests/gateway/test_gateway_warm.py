@@ -1,0 +1,192 @@
+"""Documents are computed once, by whoever can, and forgotten everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+from gateway_worlds import FINGERPRINT, WAIT_S, FakeDecode, World, document_part, record, text_request, world
+
+from spolia.errors import error_from_rpc
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia_core.errors import Busy, InvalidRequest, NotFound, SpoliaError, Unavailable
+
+TEXTS = ("the stones", "of one building", "are cut and set")
+
+
+def documents(texts: Sequence[str] = TEXTS) -> list[gateway_pb2.Document]:
+    return [gateway_pb2.Document(text=text, name=f"d{index}") for index, text in enumerate(texts)]
+
+
+async def warm(w: World, texts: Sequence[str] = TEXTS, **changes: str) -> list[gateway_pb2.WarmResponse]:
+    request = gateway_pb2.WarmRequest(documents=documents(texts), **changes)
+    responses = [response async for response in w.stub.Warm(request, timeout=WAIT_S)]
+    return sorted(responses, key=lambda response: response.document_index)
+
+
+async def failure(w: World, request: gateway_pb2.WarmRequest | gateway_pb2.ForgetRequest) -> SpoliaError:
+    if isinstance(request, gateway_pb2.ForgetRequest):
+        call = w.stub.Forget(request, timeout=WAIT_S)
+    else:
+        call = w.stub.Warm(request, timeout=WAIT_S).read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return error_from_rpc(caught.value)
+
+
+def compiled(w: World) -> list[bytes]:
+    return [chunk_id for fake in w.prefills.values() for chunk_id in fake.compiled]
+
+
+async def test_warming_twice_computes_once(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2, tenant="museum") as w:
+        first = await warm(w, request_id="w-1")
+        assert [(r.document_index, r.already_stored) for r in first] == [(0, False), (1, False), (2, False)]
+        again = await warm(w)
+        assert [(r.document_index, r.already_stored) for r in again] == [(0, True), (1, True), (2, True)]
+        assert [r.size_bytes for r in again] == [r.size_bytes for r in first] == [64 * r.num_tokens for r in first]
+        assert len(compiled(w)) == len(set(compiled(w))) == 3
+        starts = [start for fake in w.prefills.values() for start in fake.starts]
+        assert {(s.request_id, s.tenant_id, s.fingerprint) for s in starts} == {("w-1", "museum", FINGERPRINT)}
+
+
+async def test_what_was_warmed_is_what_a_prompt_names(model: Path) -> None:
+    a = FakeDecode("a")
+    async with world(model, decodes=[a], num_prefills=1) as w:
+        await warm(w)
+        request = text_request("read: ", mode=common_pb2.REUSE_MODE_LINKED)
+        request.parts.extend(document_part(text) for text in reversed(TEXTS))
+        await w.generate(request)
+        named = {part.chunk_id for part in a.requests[0].parts if part.chunk_id}
+        assert named == set(compiled(w))
+
+
+async def test_a_document_named_twice_is_computed_once(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        responses = await warm(w, ("the stones", "are cut", "the stones"))
+        assert [r.already_stored for r in responses] == [False, False, True]
+        assert responses[0].size_bytes == responses[2].size_bytes
+        assert len(compiled(w)) == 2
+
+
+async def test_work_spreads_over_prefill_nodes_within_bounds(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2, warm_concurrency=4) as w:
+        hold = asyncio.Event()
+        for fake in w.prefills.values():
+            fake.hold = hold
+        call = asyncio.ensure_future(warm(w, [f"stones {number}" for number in range(10)]))
+        for fake in w.prefills.values():
+            await asyncio.wait_for(fake.started.wait(), WAIT_S)
+        hold.set()
+        assert len(await asyncio.wait_for(call, WAIT_S)) == 10
+        assert sum(fake.max_running for fake in w.prefills.values()) <= 4
+        assert min(len(fake.compiled) for fake in w.prefills.values()) >= 2
+
+
+async def test_each_document_is_reported_when_it_is_done(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        await warm(w, TEXTS[:1])
+        (prefill,) = w.prefills.values()
+        prefill.hold = asyncio.Event()
+        stream = aiter(w.stub.Warm(gateway_pb2.WarmRequest(documents=documents()), timeout=WAIT_S))
+        first = await anext(stream)
+        assert (first.document_index, first.already_stored) == (0, True)
+        prefill.hold.set()
+        assert sorted([response.document_index async for response in stream]) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [Unavailable("draining"), Busy("full")])
+async def test_another_prefill_node_takes_over(model: Path, error: SpoliaError) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
+        broken, sound = w.prefills.values()
+        broken.error = error
+        w.directory.put(record(sound.node_id, directory_pb2.NODE_ROLE_PREFILL, sound.address, queued_tokens=1000))
+        await w.sees(lambda view: view.nodes(directory_pb2.NODE_ROLE_PREFILL)[1].load.queued_tokens == 1000)
+        assert len(await warm(w)) == 3
+        assert len(broken.starts) == 3
+        assert len(sound.compiled) == 3
+
+
+async def test_a_prefill_node_that_dies_is_replaced(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
+        dying, sound = w.prefills.values()
+        dying.hold = asyncio.Event()
+        w.directory.put(record(sound.node_id, directory_pb2.NODE_ROLE_PREFILL, sound.address, queued_tokens=1000))
+        await w.sees(lambda view: view.nodes(directory_pb2.NODE_ROLE_PREFILL)[1].load.queued_tokens == 1000)
+        call = asyncio.ensure_future(warm(w, TEXTS[:1]))
+        await asyncio.wait_for(dying.started.wait(), WAIT_S)
+        await dying.server.stop(None)
+        (response,) = await asyncio.wait_for(call, WAIT_S)
+        assert not response.already_stored
+        assert len(sound.compiled) == 1
+
+
+async def test_dropping_the_stream_cancels_the_work(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        (prefill,) = w.prefills.values()
+        prefill.hold = asyncio.Event()
+        call = w.stub.Warm(gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])), timeout=WAIT_S)
+        await asyncio.wait_for(prefill.started.wait(), WAIT_S)
+        call.cancel()
+        await asyncio.wait_for(prefill.ended.wait(), WAIT_S)
+        await w.idle()
+        assert (prefill.num_running, w.node.gateway.num_running) == (0, 0)
+
+
+async def test_without_prefill_nodes_warming_says_so(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")]) as w:
+        error = await failure(w, gateway_pb2.WarmRequest(documents=documents()))
+        assert isinstance(error, Unavailable)
+        assert "no prefill node serves model 'tiny'" in error.message
+
+
+async def test_the_last_failure_is_told_when_all_prefill_nodes_fail(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
+        for fake in w.prefills.values():
+            fake.error = Busy("full", retry_after_ms=30)
+        error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
+        assert isinstance(error, Busy)
+        assert error.retry_after_ms == 30
+
+
+async def test_bad_warm_requests_reach_no_node(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        for request in (gateway_pb2.WarmRequest(), gateway_pb2.WarmRequest(documents=documents(["the stones", ""]))):
+            assert isinstance(await failure(w, request), InvalidRequest)
+        wrong = gateway_pb2.WarmRequest(documents=documents(), model="other")
+        assert isinstance(await failure(w, wrong), NotFound)
+        assert not any(fake.starts for fake in w.prefills.values())
+
+
+async def test_forgetting_reaches_the_store_and_every_decode_node(model: Path) -> None:
+    a, b = FakeDecode("a"), FakeDecode("b")
+    async with world(model, decodes=[a, b], num_prefills=1, tenant="museum") as w:
+        await warm(w)
+        w.directory.put(record("b", address=b.address, draining=True))  # it may hold the document all the same
+        await w.sees(lambda view: len(view.nodes(directory_pb2.NODE_ROLE_DECODE)) == 1)
+        stored = sum(w.store.objects.values())
+        request = gateway_pb2.ForgetRequest(documents=documents(TEXTS[:2]))
+        dropped = await w.stub.Forget(request, timeout=WAIT_S)
+        assert (dropped.num_stored_dropped, dropped.num_resident_dropped) == (2, 4)
+        assert dropped.stored_bytes_dropped == stored - sum(w.store.objects.values())
+        assert len(w.store.objects) == 1
+        for fake in (a, b):
+            (drop,) = fake.drops
+            assert drop.tenant_id == "museum"
+            assert set(drop.chunk_ids) == set(compiled(w)) - {key[1] for key in w.store.objects}
+        again = await w.stub.Forget(request, timeout=WAIT_S)
+        assert (again.num_stored_dropped, again.stored_bytes_dropped) == (0, 0)
+
+
+async def test_what_is_not_forgotten_everywhere_is_an_error_that_names_the_node(model: Path) -> None:
+    a, b = FakeDecode("a", drop_error=Unavailable("no answer")), FakeDecode("b")
+    async with world(model, decodes=[a, b], num_prefills=1) as w:
+        await warm(w)
+        error = await failure(w, gateway_pb2.ForgetRequest(documents=documents()))
+        assert isinstance(error, Unavailable)
+        assert error.actual == "a"
+        assert not w.store.objects
+        assert len(b.drops) == 1
