@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.request
 from typing import Any
 
@@ -16,6 +17,7 @@ from spolia.errors import error_from_rpc
 from spolia.v1.directory_pb2 import RegisterRequest
 from spolia.v1.directory_pb2_grpc import DirectoryServiceStub, add_DirectoryServiceServicer_to_server
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.config import NodeConfig
 from spolia_node.server import NodeServer
@@ -126,10 +128,27 @@ async def test_hooks_run_at_the_same_time_and_a_late_or_broken_one_is_not_clean(
     async def late() -> None:
         await asyncio.Event().wait()
 
-    for hooks, clean in (([one, other], True), ([one, other, broken], False), ([late], False)):
+    def broken_at_once() -> Any:
+        raise RuntimeError("no such hook")
+
+    async def stubborn() -> None:
+        while not first.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await first.wait()
+
+    for hooks, clean in (
+        ([one, other], True),
+        ([one, other, broken], False),
+        ([broken_at_once], False),
+        ([late], False),
+        ([stubborn], False),
+    ):
+        first.clear()
+        second.clear()
         async with serving(config=NodeConfig(drain_timeout_s=0.3)) as world:
             world.server.on_drain.extend(hooks)
             assert await asyncio.wait_for(world.server.drain(), 30) is clean
+            first.set()
 
 
 async def test_a_directory_that_is_away_does_not_hold_up_the_drain():
@@ -201,6 +220,14 @@ async def test_a_taken_port_stops_the_start_by_name():
         await second.stop_at_once()
 
 
+async def test_a_taken_metrics_port_stops_the_start_by_name():
+    async with serving() as world:
+        port = world.server.metrics.serve("127.0.0.1", 0)
+        second = with_store(NodeServer(NodeConfig(metrics_port=port), "kvstore"))
+        with pytest.raises(InvalidRequest, match=f"metrics_port {port} cannot be bound"):
+            await second.start()
+
+
 async def test_the_address_is_what_peers_are_told():
     server = with_store(NodeServer(NodeConfig(advertise_host="node-1"), "kvstore"))
     port = await server.start()
@@ -251,24 +278,23 @@ async def test_the_pool_keeps_one_channel_per_address_until_it_is_dropped():
             pool.get(world.server.address)
 
 
-async def test_a_dropped_channel_lets_running_calls_finish_and_a_closed_pool_does_not():
+@pytest.mark.parametrize("end", ["drop", "close"])
+async def test_dropping_or_closing_ends_running_calls_which_is_not_a_cancel_of_their_callers(end: str):
     gate = Gate()
     async with serving(gate) as world:
-        pool = ChannelPool(16 << 20)
+        pool, address = ChannelPool(16 << 20), world.server.address
 
-        def call() -> asyncio.Future[list[int]]:
-            return asyncio.ensure_future(World(world.server, pool.get(world.server.address)).unary_stream(timeout=30))
+        async def call() -> list[int]:
+            with call_errors(address):
+                return await World(world.server, pool.get(address)).unary_stream(timeout=30)
 
-        first = call()
+        running = asyncio.ensure_future(call())
         await gate.entered.wait()
-        pool.drop(world.server.address)
-        gate.opened.set()
-        assert await first == [0, 1]
-
-        gate.opened.clear()
-        gate.entered.clear()
-        second = call()
-        await gate.entered.wait()
-        await asyncio.wait_for(pool.close(), 30)
-        with pytest.raises(asyncio.CancelledError):
-            await second
+        if end == "drop":
+            pool.drop(address)
+        else:
+            await pool.close()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(gate.left.wait(), 20)
+        await pool.close()

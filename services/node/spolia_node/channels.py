@@ -14,9 +14,6 @@ KEEPALIVE_TIME_MS = 2_000
 KEEPALIVE_TIMEOUT_MS = 4_000
 """How long a probe may stay unanswered. With the time above, a silent peer is dead after about six seconds."""
 
-DROPPED_GRACE_S = 3600.0
-"""How long calls on a dropped channel may go on."""
-
 
 def connection_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """gRPC options of both ends of a connection: its message limit, and how a dead peer is noticed."""
@@ -53,7 +50,7 @@ class ChannelPool:
     def __init__(self, max_message_bytes: int) -> None:
         self._options = channel_options(max_message_bytes)
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._dropped: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def get(self, address: str) -> grpc.aio.Channel:
@@ -69,23 +66,20 @@ class ChannelPool:
         return channel
 
     def drop(self, address: str) -> None:
-        """Forgets the channel to a peer thought dead; the next `get` connects anew.
+        """Closes the channel to a peer known to be dead; the next `get` connects anew.
 
-        Calls under way on it are not cut, since gRPC would cancel them as if their own tasks had been: those to a dead
-        peer fail within seconds, those to one that lives after all go on.
+        Calls under way on it end at once, for those who await them as if they had been cancelled: make calls inside
+        `spolia_node.calls.call_errors`, which tells that from a cancel of the caller's own task.
         """
         channel = self._channels.pop(address, None)
         if channel is not None:
-            task = asyncio.get_running_loop().create_task(channel.close(DROPPED_GRACE_S))
-            self._dropped.add(task)
-            task.add_done_callback(self._dropped.discard)
+            task = asyncio.get_running_loop().create_task(channel.close(None))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Closes every channel and cancels its calls; those on dropped ones end by their deadlines. Idempotent."""
+        """Closes every channel; running calls end as in `drop`. Idempotent."""
         self._closed = True
-        channels, dropped = list(self._channels.values()), list(self._dropped)
-        self._channels.clear()
-        for task in dropped:
-            task.cancel()
-        await asyncio.gather(*(channel.close(None) for channel in channels))
-        await asyncio.gather(*dropped, return_exceptions=True)
+        for address in list(self._channels):
+            self.drop(address)
+        await asyncio.gather(*self._closing)

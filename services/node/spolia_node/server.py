@@ -207,21 +207,18 @@ class NodeServer:
             await _bounded("leave the directory", self.registration.stop())
 
     async def _run_hooks(self, deadline: Deadline) -> bool:
-        tasks = [asyncio.ensure_future(hook()) for hook in self.on_drain]
-        if not tasks:
+        if not self.on_drain:
             return True
+        tasks = [asyncio.ensure_future(_hook_ended_well(hook)) for hook in self.on_drain]
         try:
             _, late = await asyncio.wait(tasks, timeout=deadline.remaining())
         finally:
             for task in tasks:
                 task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
-                log.error("drain hook failed", exc_info=result)
         if late:
             log.warning("drain hooks were late", num_hooks=len(late), limit_s=self.config.drain_timeout_s)
-        return not any(isinstance(result, BaseException) for result in results)
+            await asyncio.wait(late, timeout=_FAREWELL_S)  # to clean up; no longer, even if they resist
+        return not late and all(not task.cancelled() and task.result() for task in tasks)
 
     async def _stop_serving(self, deadline: Deadline) -> None:
         if self._server is None:
@@ -237,6 +234,15 @@ class NodeServer:
             log.warning("calls were cut short", num_calls=num_cut)
         await stop
         await self.metrics.stop()
+
+
+async def _hook_ended_well(hook: Callable[[], Awaitable[None]]) -> bool:
+    try:
+        await hook()
+    except Exception:
+        log.exception("drain hook failed")
+        return False
+    return True
 
 
 async def _bounded(what: str, work: Awaitable[None]) -> None:
