@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from spolia_kvstore.objects import ObjectKey
@@ -83,11 +83,10 @@ class Claims:
         if len(lapses) < len(keys):
             return
         timeout_s = max(0.0, min([until, *lapses]) - self._clock()) + TIMER_SLACK_S
-        with self._listening(keys) as event:
-            try:
-                await asyncio.wait_for(event.wait(), timeout_s)
-            except TimeoutError:
-                return
+        # Not `wait_for`: before Python 3.12 it loses a cancel that comes together with the event.
+        with self._listening(keys) as event, suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
     def close(self) -> None:
         """Wakes every waiter, and lets nobody wait again: the store is going away."""

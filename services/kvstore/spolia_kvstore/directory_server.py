@@ -131,7 +131,8 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
 
     async def _closed_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
         return self._closing.is_set()
 
     async def _first_of(self, *events: asyncio.Event) -> None:

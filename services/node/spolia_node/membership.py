@@ -7,6 +7,7 @@ is away stops nobody. The view then goes on with what it knew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from functools import partial
@@ -28,7 +29,7 @@ MIN_HEARTBEAT_INTERVAL_S = 0.05
 """However often a node is touched: a record with thousands of chunk ids is not free."""
 
 HIDE_DEAD_S = 3.0
-REJOIN_GRACE_S = 3.0
+REJOIN_GRACE_S = 5.0
 """How long nodes that a directory does not list stay in the view after the stream to it was opened anew: one that has
 just started has not heard from them yet."""
 
@@ -107,6 +108,7 @@ class Registration:
     async def _stay_registered(self, backoff: Backoff) -> None:
         with call_errors(self._address):
             call = DirectoryServiceStub(self._channels.get(self._address)).Register(None)
+            call.add_done_callback(lambda _: self._wake.set())  # a broken stream is noticed at once
             try:
                 while True:
                     lease_s = await self._heartbeat(call)
@@ -133,10 +135,10 @@ class Registration:
         return response
 
     async def _touched_within(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
+        # Not `wait_for`: before Python 3.12 it loses a cancel that comes together with the wake.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     def _tell(self, num_touches: int) -> None:
         self._num_told = num_touches
