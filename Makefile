@@ -1,0 +1,52 @@
+# Every target makes what it needs in .venv. `make demo` and `make test` are all a visitor has to know.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch comes first and by exact version: an open range, or a plain index on Linux, brings gigabytes of CUDA.
+# TORCH_FLAGS is for pip, for example the index of PyTorch's CPU builds (README, "Set-up").
+TORCH ?= torch==2.13.0
+TORCH_FLAGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROTOS := $(wildcard protos/spolia/v1/*.proto)
+
+.PHONY: demo test bench gpu protos lint clean
+.DELETE_ON_ERROR:
+
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(TORCH_FLAGS) -c constraints.txt "$(TORCH)"
+	touch $@
+
+$(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e ".[all]"
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
+	$(BIN)/python -m spolia_bench.demo $(ARGS)
+
+test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/run.stamp  ## Every benchmark, each ending in one JSON line.
+	$(BIN)/spolia bench reuse $(ARGS)
+
+gpu: $(VENV)/run.stamp  ## What a CUDA device can check; says so where there is none.
+	$(BIN)/python -m spolia_bench.gpu $(ARGS)
+
+protos: $(VENV)/dev.stamp  ## Regenerates the stubs.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client \
+		--grpc_python_out=client --mypy_out=quiet:client --mypy_grpc_out=quiet:client $(PROTOS)
+
+lint: $(VENV)/dev.stamp  ## Style, types, one-way imports, protos.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+
+clean:  ## Removes what the other targets made.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
