@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from spolia.v1 import (
     prefill_pb2,
     prefill_pb2_grpc,
 )
+from spolia_core.errors import Busy
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.node import GatewayNode
 from spolia_node.deadline import Deadline
@@ -160,7 +162,7 @@ class FakeDirectory(directory_pb2_grpc.DirectoryServiceServicer):
 
 
 class FakeStore(kvstore_pb2_grpc.KVStoreServiceServicer):
-    """Knows ids and sizes, by tenant."""
+    """Knows ids and sizes, by tenant. What a gateway does not call is left to the generated base class."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, bytes], int] = {}
@@ -295,12 +297,18 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
 
 @dataclass
 class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
-    """Compiles chunks into a fake store. `hold` keeps work from ending until it is set; `error` fails every call."""
+    """Compiles chunks into a fake store. `hold` keeps work from ending until it is set; `error` fails every call,
+    and the first `busy_times` are refused.
+
+    With `outcome` INLINE nothing is stored, as when a store is full.
+    """
 
     node_id: str
     store: FakeStore
     error: Exception | None = None
+    busy_times: int = 0
     hold: asyncio.Event | None = None
+    outcome: prefill_pb2.ChunkOutcome.ValueType = prefill_pb2.CHUNK_OUTCOME_STORED
     compiled: list[bytes] = field(default_factory=list)
     starts: list[prefill_pb2.PrefillStart] = field(default_factory=list)
     num_running: int = 0
@@ -321,6 +329,8 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
         try:
             if self.error is not None:
                 raise self.error
+            if len(self.starts) <= self.busy_times:
+                raise Busy("full", retry_after_ms=5)
             if self.hold is not None:
                 await self.hold.wait()
             for chunk in start.compile.chunks:
@@ -336,9 +346,10 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
     def _compile(self, tenant_id: str, chunk: prefill_pb2.ChunkToCompile) -> prefill_pb2.ChunkReady:
         size = 64 * len(chunk.token_ids)
         self.compiled.append(chunk.chunk_id)
-        self.store.objects[tenant_id, chunk.chunk_id] = size
+        if self.outcome != prefill_pb2.CHUNK_OUTCOME_INLINE:
+            self.store.objects[tenant_id, chunk.chunk_id] = size
         return prefill_pb2.ChunkReady(
-            outcome=prefill_pb2.CHUNK_OUTCOME_STORED,
+            outcome=self.outcome,
             info=common_pb2.ObjectInfo(chunk_id=chunk.chunk_id, size_bytes=size, num_tokens=len(chunk.token_ids)),
             num_computed_tokens=len(chunk.token_ids),
         )
@@ -404,7 +415,7 @@ async def serve(stack: AsyncExitStack, *registrars: Callable[[grpc.aio.Server], 
         register(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    stack.push_async_callback(server.stop, None)
+    stack.push_async_callback(lambda: server.stop(None))
     return server, f"127.0.0.1:{port}"
 
 
@@ -422,33 +433,34 @@ async def world(
     Each decode node is busier than the one before it, so a short prompt is tried on them in the order given.
     """
     async with AsyncExitStack() as stack:
-        directory, store = FakeDirectory(), FakeStore()
+        directory = FakeDirectory()
+        store = FakeStore()  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED, and no gateway calls it
         directory_server, directory_address = await serve(
             stack,
-            lambda server: directory_pb2_grpc.add_DirectoryServiceServicer_to_server(directory, server),
-            lambda server: kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server(store, server),
+            partial(directory_pb2_grpc.add_DirectoryServiceServicer_to_server, directory),
+            partial(kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server, store),
         )
         prefills = [FakePrefill(f"prefill-{i}", store) for i in range(num_prefills)]
         for fake in decodes:
             fake.server, fake.address = await serve(
-                stack, lambda server, fake=fake: decode_pb2_grpc.add_DecodeServiceServicer_to_server(fake, server)
+                stack, partial(decode_pb2_grpc.add_DecodeServiceServicer_to_server, fake)
             )
             directory.put(
                 record(fake.node_id, address=fake.address, model=served, num_running=10 * len(directory.nodes))
             )
         for other in prefills:
             other.server, other.address = await serve(
-                stack, lambda server, other=other: prefill_pb2_grpc.add_PrefillServiceServicer_to_server(other, server)
+                stack, partial(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, other)
             )
             directory.put(record(other.node_id, directory_pb2.NODE_ROLE_PREFILL, other.address, model=served))
-        fixed = {"port": 0, "directory": directory_address, "model": model, "model_name": MODEL}
+        fixed: dict[str, Any] = {"port": 0, "directory": directory_address, "model": model, "model_name": MODEL}
         config = GatewayConfig(**fixed, **({"drain_timeout_s": 0.2} | changes))
         node = GatewayNode(config)
         stack.push_async_callback(node.close)
         stack.push_async_callback(node.server.stop_at_once)
         address = await node.start()
         channel = grpc.aio.insecure_channel(address)
-        stack.push_async_callback(channel.close)
+        stack.push_async_callback(lambda: channel.close(None))
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         made = World(
             directory,

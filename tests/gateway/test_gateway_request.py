@@ -27,12 +27,11 @@ from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaErr
 from spolia_core.ids import IdSpace
 from spolia_core.reuse import ReuseMode
 from spolia_gateway.catalog import Model, ModelKey, check_model_name, choose_model, models_of
-from spolia_gateway.documents import check_documents, chunks_of
+from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import RequestLimits
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.tokenizer import Form, PartTokenizer, TokenizerFiles
-from spolia_gateway.warm import DocumentChunk
 
 LIMITS = RequestLimits(max_prompt_bytes=1000, max_documents=2, max_parts=4)
 KEY = ModelKey(MODEL, FINGERPRINT, "float32")

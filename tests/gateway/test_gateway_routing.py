@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 from gateway_worlds import FINGERPRINT, LAWFUL, MODEL, SECRET, record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spolia.v1.directory_pb2 import NodeRecord
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ReuseMode
@@ -27,8 +29,8 @@ KEYS = st.binary(min_size=1, max_size=8)
 NODE_IDS = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
 
 
-def names(nodes: list[object]) -> list[str]:
-    return [node.node_id for node in nodes]  # type: ignore[attr-defined]
+def names(nodes: Sequence[NodeRecord]) -> list[str]:
+    return [node.node_id for node in nodes]
 
 
 @LAWFUL

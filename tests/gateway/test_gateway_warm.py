@@ -11,8 +11,8 @@ import pytest
 from gateway_worlds import FINGERPRINT, WAIT_S, FakeDecode, World, document_part, record, text_request, world
 
 from spolia.errors import error_from_rpc
-from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
-from spolia_core.errors import Busy, InvalidRequest, NotFound, SpoliaError, Unavailable
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, prefill_pb2
+from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, NotFound, SpoliaError, Unavailable
 
 TEXTS = ("the stones", "of one building", "are cut and set")
 
@@ -143,13 +143,48 @@ async def test_without_prefill_nodes_warming_says_so(model: Path) -> None:
         assert "no prefill node serves model 'tiny'" in error.message
 
 
+async def test_warming_waits_while_every_prefill_node_is_busy(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2, max_attempts=2) as w:
+        for fake in w.prefills.values():
+            fake.busy_times = 3
+        responses = await warm(w, TEXTS[:1])
+        assert not responses[0].already_stored
+        assert sum(len(fake.starts) for fake in w.prefills.values()) == 7
+
+
+async def test_waiting_for_busy_prefill_nodes_ends_with_the_deadline(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1, default_timeout_s=0.5) as w:
+        next(iter(w.prefills.values())).error = Busy("full", retry_after_ms=20)
+        stream = aiter(w.stub.Warm(gateway_pb2.WarmRequest(documents=documents(TEXTS[:1]))))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(stream)
+        assert isinstance(error_from_rpc(caught.value), DeadlineExceeded)
+
+
 async def test_the_last_failure_is_told_when_all_prefill_nodes_fail(model: Path) -> None:
     async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
         for fake in w.prefills.values():
-            fake.error = Busy("full", retry_after_ms=30)
+            fake.error = Unavailable("draining")
         error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
-        assert isinstance(error, Busy)
-        assert error.retry_after_ms == 30
+        assert isinstance(error, Unavailable)
+        assert error.message == "draining"
+
+
+async def test_a_document_no_store_could_keep_is_not_called_warm(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
+        for fake in w.prefills.values():
+            fake.outcome = prefill_pb2.CHUNK_OUTCOME_INLINE
+        error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
+        assert isinstance(error, Unavailable)
+        assert "no store could keep it" in error.message
+        assert len(compiled(w)) == 1
+
+
+async def test_a_document_another_computed_meanwhile_was_stored_already(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        next(iter(w.prefills.values())).outcome = prefill_pb2.CHUNK_OUTCOME_FOUND
+        (response,) = await warm(w, TEXTS[:1])
+        assert response.already_stored
 
 
 async def test_bad_warm_requests_reach_no_node(model: Path) -> None:

@@ -45,8 +45,8 @@ class Attempts:
         """Whether the node was called in this round."""
         return node_id in self._this_round
 
-    def failed(self, error: SpoliaError, num_received: int = 0) -> None:
-        """Takes how the last call failed, when the client had `num_received` tokens.
+    def failed(self, error: SpoliaError, *, refusals_cost: bool = True) -> None:
+        """Takes how the last call failed. Lost nodes always count against the limit, refusals when `refusals_cost`.
 
         Raises what the client is told when there is no use in another call, or none is left.
         """
@@ -55,10 +55,13 @@ class Attempts:
         # "Busy, retry after" tells a client more than "unreachable".
         if not (isinstance(self._error, Busy) and isinstance(error, Unavailable)):
             self._error = error
-        self._num_charged += num_received == 0 or isinstance(error, NodeLost)
+        self._num_charged += refusals_cost or isinstance(error, NodeLost)
         if self._num_charged >= self.policy.max_attempts:
             raise self._error
-        if self._give_up is None or num_received > self._num_received:  # patience starts anew with each break
+
+    def broke_off(self, num_received: int) -> None:
+        """An answer ended early, the client having `num_received` tokens. Patience starts anew when some were new."""
+        if self._give_up is None or num_received > self._num_received:
             self._give_up = Deadline.after(self.policy.patience_s)
             self._num_received = num_received
 

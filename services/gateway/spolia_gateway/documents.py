@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
@@ -11,7 +12,14 @@ from spolia_core.prompt import check_token_ids
 from spolia_gateway.catalog import Model
 from spolia_gateway.limits import RequestLimits, check_text
 from spolia_gateway.tokenizer import Form, PartTokenizer
-from spolia_gateway.warm import DocumentChunk
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentChunk:
+    """A document as a local chunk."""
+
+    chunk_id: bytes
+    token_ids: tuple[int, ...]
 
 
 def check_documents(documents: Sequence[gateway_pb2.Document], limits: RequestLimits) -> None:

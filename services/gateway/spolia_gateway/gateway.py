@@ -10,8 +10,9 @@ from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy
 from spolia_core.ids import IdSpace
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
+from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
-from spolia_gateway.documents import check_documents, chunks_of
+from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.forget import Forgetter
 from spolia_gateway.generation import Generator
 from spolia_gateway.generation_request import GenerationRequest
@@ -20,7 +21,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.routing import Demand
 from spolia_gateway.tokenizer import Form, PartTokenizer
-from spolia_gateway.warm import DocumentChunk, Warmer, WarmRequest
+from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import grpc
 
 from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
-from spolia_core.errors import DeadlineExceeded, SpoliaError, Unavailable
+from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
 from spolia_gateway.attempts import Attempts, RetryPolicy
 from spolia_gateway.failures import NodeLost, failure_of
@@ -60,7 +60,9 @@ class Generator:
                 return
             except SpoliaError as error:
                 self._note_failure(error, node, request, received)
-                attempts.failed(error, len(received.token_ids))
+                if not received.empty:
+                    attempts.broke_off(len(received.token_ids))
+                attempts.failed(error, refusals_cost=received.empty)
 
     async def _attempt(
         self,
@@ -73,10 +75,10 @@ class Generator:
         """One node's part of the answer, checked to continue what was received; `NodeLost` when it breaks off."""
         deadline.check(f"request {request.request_id}")
         stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address))
-        finished = False
+        resume, taken_over, finished = received.resume(), False, False
         with self._in_flight.hold(node.node_id):
             call = stub.Generate(
-                request.message(self._prefill_hints(request, demand), received.resume()),
+                request.message(self._prefill_hints(request, demand), resume),
                 timeout=deadline.remaining(),
                 metadata=((REQUEST_ID_KEY, request.request_id),),
             )
@@ -85,6 +87,9 @@ class Generator:
                     if event.WhichOneof("event") is None:
                         continue  # a newer node says more than this release can pass on
                     finished = _take(event, received)
+                    if resume is not None and not taken_over:
+                        taken_over = True
+                        self._metrics.count_replay(request.tenant_id)
                     yield event
             except grpc.RpcError as error:
                 if not finished:  # the answer is whole; how the connection ended changes nothing
@@ -143,9 +148,8 @@ class Generator:
     ) -> None:
         if isinstance(error, NodeLost):
             self._cluster.mark_dead(node.node_id)
-        if error.retryable and not received.empty:
-            self._metrics.count_replay(request.tenant_id)
-        log.warning(
+        note = log.debug if isinstance(error, Busy) else log.warning
+        note(
             "attempt failed",
             request_id=request.request_id,
             decode_node=node.node_id,
@@ -168,10 +172,8 @@ def _answer(event: decode_pb2.DecodeServiceGenerateResponse, node_ids: Sequence[
     if event.HasField("delta"):
         return gateway_pb2.GenerateResponse(delta=event.delta)
     answer = gateway_pb2.GenerateResponse(finish=event.finish)
-    took_part = answer.finish.reuse.nodes
-    if not took_part or took_part[0] != node_ids[-1]:
-        took_part.insert(0, node_ids[-1])
-    took_part[:0] = node_ids[:-1]
+    took_part = dict.fromkeys([*node_ids, *event.finish.reuse.nodes])
+    answer.finish.reuse.nodes[:] = took_part
     return answer
 
 

@@ -15,7 +15,7 @@ class GatewayMetrics:
             "spolia_gateway_generations_total", "Generations that came to their finish.", "tenant", "mode"
         )
         self._replays = metrics.counter(
-            "spolia_gateway_replays_total", "Answers that had to go on at another decode node.", "tenant"
+            "spolia_gateway_replays_total", "Times an answer that broke off went on at another decode node.", "tenant"
         )
         self._generated = metrics.counter(
             "spolia_gateway_generated_tokens_total", "Tokens passed on to clients.", "tenant"
@@ -29,7 +29,7 @@ class GatewayMetrics:
         self._generated.labels(tenant_id).inc(num_tokens)
 
     def count_replay(self, tenant_id: str) -> None:
-        """An answer that a client has part of broke off."""
+        """A node takes over an answer of which the client has a part."""
         self._replays.labels(tenant_id).inc()
 
     def count_finish(self, tenant_id: str, mode: ReuseMode, finish: common_pb2.Finish) -> None:

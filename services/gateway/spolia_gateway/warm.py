@@ -5,46 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import grpc
-
-from spolia.v1 import directory_pb2, gateway_pb2, prefill_pb2, prefill_pb2_grpc
-from spolia_core.chunk_object import RAW_CODEC
-from spolia_core.errors import SpoliaError, Unavailable
+from spolia.v1 import directory_pb2, gateway_pb2, prefill_pb2
+from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_gateway.attempts import Attempts, RetryPolicy
 from spolia_gateway.catalog import ModelKey
-from spolia_gateway.failures import NodeLost, failure_of
+from spolia_gateway.compile_call import WarmRequest, compile_on
+from spolia_gateway.documents import DocumentChunk
+from spolia_gateway.failures import NodeLost
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.routing import order_prefill_nodes
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
-from spolia_node.interceptor import REQUEST_ID_KEY
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView
 from spolia_node.store_client import StoreClient
 
 log = get_log(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentChunk:
-    """A document as a local chunk."""
-
-    chunk_id: bytes
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WarmRequest:
-    """Documents of one tenant to be computed for one model, in the order in which the client named them."""
-
-    request_id: str
-    tenant_id: str
-    model: ModelKey
-    documents: tuple[DocumentChunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,75 +101,50 @@ class Warmer:
         """Has one chunk compiled by the prefill node with the least to do, or by the next when that one fails."""
         started, attempts = time.monotonic(), Attempts(self._policy)
         while True:
-            node = self._next_node(request.model, chunk, attempts)
+            node = await self._next_node(request, chunk, attempts, deadline)
             attempts.begin(node.node_id)
             try:
                 with self._in_flight_tokens.hold(node.node_id, len(chunk.token_ids)):
-                    ready = await self._compile_on(node, request, chunk, deadline)
-                found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND
-                return _Warmed(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
+                    ready = await compile_on(node, self._channels, request, chunk, deadline)
+                break
             except SpoliaError as error:
                 if isinstance(error, NodeLost):
                     self._cluster.mark_dead(node.node_id)
-                log.warning(
-                    "compile failed", request_id=request.request_id, prefill_node=node.node_id, error=repr(error)
-                )
-                attempts.failed(error)
-
-    def _next_node(self, model: ModelKey, chunk: DocumentChunk, attempts: Attempts) -> directory_pb2.NodeRecord:
-        nodes = model.served_by(self._cluster.nodes(directory_pb2.NODE_ROLE_PREFILL))
-        fresh = [node for node in nodes if not attempts.was_asked(node.node_id)]
-        if not fresh:
-            raise attempts.error or Unavailable(
-                f"no prefill node serves model {model.name!r} now", field="model", actual=model.name
+                note = log.debug if isinstance(error, Busy) else log.warning
+                note("compile failed", request_id=request.request_id, prefill_node=node.node_id, error=repr(error))
+                attempts.failed(error, refusals_cost=False)
+        if ready.outcome == prefill_pb2.CHUNK_OUTCOME_INLINE:
+            raise Unavailable(
+                f"chunk {chunk.chunk_id.hex()} was computed, but no store could keep it", field="documents"
             )
-        return order_prefill_nodes(fresh, chunk.chunk_id, self._in_flight_tokens.counts)[0]
+        found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND
+        return _Warmed(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
 
-    async def _compile_on(
-        self, node: directory_pb2.NodeRecord, request: WarmRequest, chunk: DocumentChunk, deadline: Deadline
-    ) -> prefill_pb2.ChunkReady:
-        deadline.check(f"request {request.request_id}")
-        stub = prefill_pb2_grpc.PrefillServiceStub(self._channels.get(node.address))
-        done = asyncio.Event()
-        call = stub.Prefill(
-            _requests(request, chunk, done),
-            timeout=deadline.remaining(),
-            metadata=((REQUEST_ID_KEY, request.request_id),),
-        )
-        ready: prefill_pb2.ChunkReady | None = None
-        try:
-            async for response in call:
-                if response.HasField("chunk") and response.chunk.info.chunk_id == chunk.chunk_id:
-                    ready = response.chunk
-                elif response.HasField("done"):
-                    done.set()
-        except grpc.RpcError as error:
-            if ready is None:  # once it is in the store, how the connection ended changes nothing
-                raise failure_of(error, node.node_id, node.address) from error
-        finally:
-            call.cancel()  # a no-op once the call has ended
-        if ready is None:
-            raise NodeLost(f"node {node.node_id} at {node.address} ended its work without the chunk")
-        return ready
+    async def _next_node(
+        self, request: WarmRequest, chunk: DocumentChunk, attempts: Attempts, deadline: Deadline
+    ) -> directory_pb2.NodeRecord:
+        """The prefill node with the least to do. Waits while all are busy: nobody is kept from an answer by that."""
+        while True:
+            fresh = self._not_asked(request.model, attempts)
+            if fresh:
+                return order_prefill_nodes(fresh, chunk.chunk_id, self._in_flight_tokens.counts)[0]
+            if not isinstance(attempts.error, Busy):
+                raise attempts.error or _nobody(request.model)
+            deadline.check(f"request {request.request_id}")
+            try:
+                await self._cluster.wait_for(
+                    lambda _: bool(self._not_asked(request.model, attempts)), attempts.pause(deadline)
+                )
+            except DeadlineExceeded:
+                attempts.next_round()
+
+    def _not_asked(self, model: ModelKey, attempts: Attempts) -> list[directory_pb2.NodeRecord]:
+        nodes = model.served_by(self._cluster.nodes(directory_pb2.NODE_ROLE_PREFILL))
+        return [node for node in nodes if not attempts.was_asked(node.node_id)]
 
 
-async def _requests(
-    request: WarmRequest, chunk: DocumentChunk, done: asyncio.Event
-) -> AsyncIterator[prefill_pb2.PrefillRequest]:
-    """The start; then the stream stays open until the work is done, because half-closing it would cancel the work."""
-    work = prefill_pb2.CompileWork(
-        chunks=[prefill_pb2.ChunkToCompile(chunk_id=chunk.chunk_id, token_ids=chunk.token_ids)]
-    )
-    yield prefill_pb2.PrefillRequest(
-        start=prefill_pb2.PrefillStart(
-            request_id=request.request_id,
-            tenant_id=request.tenant_id,
-            fingerprint=request.model.fingerprint,
-            accepted_codecs=[RAW_CODEC],
-            compile=work,
-        )
-    )
-    await done.wait()
+def _nobody(model: ModelKey) -> Unavailable:
+    return Unavailable(f"no prefill node serves model {model.name!r} now", field="model", actual=model.name)
 
 
 def _progress(index: int, warmed: _Warmed, *, repeated: bool) -> gateway_pb2.WarmResponse:

@@ -1,0 +1,85 @@
+"""One chunk compiled by one prefill node: a stream that is kept open until the work is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from spolia.v1 import directory_pb2, prefill_pb2, prefill_pb2_grpc
+from spolia_core.chunk_object import RAW_CODEC
+from spolia_gateway.catalog import ModelKey
+from spolia_gateway.documents import DocumentChunk
+from spolia_gateway.failures import NodeLost, failure_of
+from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
+from spolia_node.interceptor import REQUEST_ID_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class WarmRequest:
+    """Documents of one tenant to be computed for one model, in the order in which the client named them."""
+
+    request_id: str
+    tenant_id: str
+    model: ModelKey
+    documents: tuple[DocumentChunk, ...]
+
+
+async def compile_on(
+    node: directory_pb2.NodeRecord,
+    channels: ChannelPool,
+    request: WarmRequest,
+    chunk: DocumentChunk,
+    deadline: Deadline,
+) -> prefill_pb2.ChunkReady:
+    """What became of the chunk; after INLINE its bytes were not waited for. A cancel frees everything on the node.
+
+    Raises what the node raised, `NodeLost` when it went away, `DeadlineExceeded` when it was late.
+    """
+    deadline.check(f"request {request.request_id}")
+    stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address))
+    done = asyncio.Event()
+    call = stub.Prefill(
+        _requests(request, chunk, done),
+        timeout=deadline.remaining(),
+        metadata=((REQUEST_ID_KEY, request.request_id),),
+    )
+    ready: prefill_pb2.ChunkReady | None = None
+    try:
+        async for response in call:
+            if response.HasField("chunk") and response.chunk.info.chunk_id == chunk.chunk_id:
+                ready = response.chunk
+                if ready.outcome == prefill_pb2.CHUNK_OUTCOME_INLINE:
+                    break  # its bytes follow, and nobody here wants them
+            elif response.HasField("done"):
+                done.set()
+    except grpc.RpcError as error:
+        if ready is None:  # once it is in the store, how the connection ended changes nothing
+            raise failure_of(error, node.node_id, node.address) from error
+    finally:
+        call.cancel()  # a no-op once the call has ended
+    if ready is None:
+        raise NodeLost(f"node {node.node_id} at {node.address} ended its work without the chunk")
+    return ready
+
+
+async def _requests(
+    request: WarmRequest, chunk: DocumentChunk, done: asyncio.Event
+) -> AsyncIterator[prefill_pb2.PrefillRequest]:
+    """The start; then the stream stays open until the work is done, because half-closing it would cancel the work."""
+    work = prefill_pb2.CompileWork(
+        chunks=[prefill_pb2.ChunkToCompile(chunk_id=chunk.chunk_id, token_ids=chunk.token_ids)]
+    )
+    yield prefill_pb2.PrefillRequest(
+        start=prefill_pb2.PrefillStart(
+            request_id=request.request_id,
+            tenant_id=request.tenant_id,
+            fingerprint=request.model.fingerprint,
+            accepted_codecs=[RAW_CODEC],
+            compile=work,
+        )
+    )
+    await done.wait()
