@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import FinishReason
 from spolia_core.sampling import SamplingParams
 from spolia_engine.text import Decode, IncrementalText
@@ -38,27 +39,42 @@ class Generation:
     def resume(self, token_ids: Sequence[int], num_text_code_points: int) -> Delta | None:
         """Takes the ids another node generated; text up to `num_text_code_points` was given out by it.
 
-        Returns what that node may not have given out any more when these ids already end the answer, else None.
+        Text behind that which these ids settle comes with the next token. When they already end the answer there is no
+        next token: then it is returned, in a delta without ids; else None. Raises `InvalidRequest` for ids behind the
+        end of the answer. Call it before the first `accept`.
         """
         self._text.skip(num_text_code_points)
-        for token_id in token_ids:
-            delta = self.accept(token_id)
+        for index, token_id in enumerate(token_ids):
+            self._add(token_id)
             if self.finish_reason is not None:
-                return Delta(delta.token_index, (), delta.text, delta.text_offset)
+                if index + 1 < len(token_ids):
+                    raise InvalidRequest(
+                        f"resume.token_ids goes on behind the end of the answer at token {index}",
+                        field="resume.token_ids",
+                        limit=f"{index + 1} ids",
+                        actual=f"{len(token_ids)} ids",
+                    )
+                return self._delta(())
         return None
 
     def accept(self, token_id: int) -> Delta:
         """Adds a token, decides whether the answer ends with it, and says what to stream."""
-        index, offset = len(self.token_ids), self._text.num_emitted
+        self._add(token_id)
+        return self._delta((token_id,))
+
+    def _add(self, token_id: int) -> None:
         self.token_ids.append(token_id)
         if token_id in self._eos:
             self.finish_reason = FinishReason.EOS
-            text = self._text.finish()
-        else:
-            text = self._text.push(token_id)
-            if self._text.stopped:
-                self.finish_reason = FinishReason.STOP
-            elif len(self.token_ids) >= self.params.max_tokens:
-                self.finish_reason = FinishReason.LENGTH
-                text += self._text.finish()
-        return Delta(index, (token_id,), text, offset)
+            return
+        self._text.add(token_id)
+        if self._text.stopped:
+            self.finish_reason = FinishReason.STOP
+        elif len(self.token_ids) >= self.params.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def _delta(self, token_ids: tuple[int, ...]) -> Delta:
+        """The newest `token_ids` with all text that has become final and was not given out."""
+        offset = self._text.num_emitted
+        text = self._text.take() if self.finish_reason is None else self._text.finish()
+        return Delta(len(self.token_ids) - len(token_ids), token_ids, text, offset)

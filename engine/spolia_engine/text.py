@@ -27,13 +27,16 @@ class IncrementalText:
     """Final text of a growing list of token ids; a function of the ids alone, so a replay gives the same text.
 
     Text is held back while it ends in an unfinished UTF-8 sequence, or in what may be the beginning of a stop string.
+    What has been returned is never taken back: for ids that spell valid UTF-8 all of it together is what decoding all
+    ids at once gives.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
         self._decode = decode
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._window_start = 0
+        self._window = 0
+        self._complete = 0
         self._window_text = ""
         self._decoded = ""
         self._emitted = 0
@@ -50,46 +53,71 @@ class IncrementalText:
         """Text returned so far."""
         return self._decoded[: self._emitted]
 
-    def push(self, token_id: int) -> str:
-        """Adds a token; returns the text that has become final."""
+    def add(self, token_id: int) -> None:
+        """Adds a token; `take` returns its text."""
         if self.stopped:
             raise AssertionError("no tokens after a stop string")
         self._ids.append(token_id)
-        self._decode_new()
-        for text in self._stop:
-            found = self._decoded.find(text, max(0, self._emitted - len(text)))
-            if found >= 0:
-                self.stopped = True
-                self._decoded = self._decoded[:found]
+        text = self._decode(self._ids[self._window :])
+        has_grown = len(text) > len(self._window_text)
+        # A trailing replacement character may be the beginning of a character; all before it is settled.
+        self._append(text.rstrip(REPLACEMENT))
+        if has_grown and not text.endswith(REPLACEMENT):
+            self._move_window()
+
+    def take(self) -> str:
+        """The text that has become final and was not returned yet."""
         return self._take(len(self._decoded) - (0 if self.stopped else self._held_back()))
 
     def finish(self) -> str:
         """The rest of the text, an unfinished UTF-8 sequence as replacement characters."""
         if not self.stopped:
-            self._decoded += self._decode(self._ids[self._window_start :])[len(self._window_text) :]
-            self._window_start, self._window_text = len(self._ids), ""
+            self._append(self._decode(self._ids[self._window :]))
         return self._take(len(self._decoded))
 
     def skip(self, num_code_points: int) -> None:
         """Marks text as given out already: a replay goes on after it."""
         self._emitted = max(self._emitted, num_code_points)
 
-    def _decode_new(self) -> None:
-        # Decoding a window that begins at a token whose text is settled keeps merges across tokens right at a cost
-        # that does not grow with the text.
-        text = self._decode(self._ids[self._window_start :])
-        if text.endswith(REPLACEMENT) or len(text) <= len(self._window_text):
+    def _append(self, window_text: str) -> None:
+        """Takes over what the window's text has grown by, up to the first stop string."""
+        new = window_text[len(self._window_text) :]
+        if not new:
             return
-        self._decoded += text[len(self._window_text) :]
-        self._window_start = len(self._ids) - 1
-        self._window_text = self._decode(self._ids[self._window_start :])
+        searched = len(self._decoded)
+        self._decoded += new
+        self._window_text = window_text
+        end = self._first_stop(searched)
+        if end is not None:
+            self.stopped = True
+            self._decoded = self._decoded[:end]
+
+    def _move_window(self) -> None:
+        # The window begins where text was complete once before, so it never begins inside a character; and it keeps
+        # one complete piece before the newest, because how a token reads may depend on the one before it. So a token
+        # costs no more late in a text than early.
+        self._window, self._complete = self._complete, len(self._ids)
+        self._window_text = self._decode(self._ids[self._window :])
+
+    def _first_stop(self, searched: int) -> int | None:
+        """Start of the stop string that is complete first, the longest of those; None when there is none.
+
+        No stop string ends at or before `searched`. Deciding by the end, not the start, makes the result independent
+        of how the text was cut into tokens.
+        """
+        found: list[tuple[int, int]] = []
+        for text in self._stop:
+            start = self._decoded.find(text, max(0, searched - len(text) + 1))
+            if start >= 0:
+                found.append((start + len(text), start))
+        return min(found)[1] if found else None
 
     def _held_back(self) -> int:
-        pending = self._decoded[self._emitted :]
+        """Length of the longest end of the text that a stop string may begin with."""
         longest = 0
         for text in self._stop:
-            for size in range(min(len(text) - 1, len(pending)), longest, -1):
-                if pending.endswith(text[:size]):
+            for size in range(min(len(text) - 1, len(self._decoded)), longest, -1):
+                if self._decoded.endswith(text[:size]):
                     longest = size
                     break
         return longest
