@@ -1,24 +1,25 @@
 """The one place that knows transformers: loads a model and runs its own modules with our attention.
 
 transformers lets an attention function be registered by name (`AttentionInterface`). Ours receives queries, keys and
-values after projection, norm and RoPE, and hands them to the `LayerAttention` of the running pass. Layers are called one
-by one, so a layer's KV can leave the node while the next one runs.
+values after projection, norm and RoPE, and hands them to the `LayerAttention` of the running pass. Layers are called
+one by one, so a layer's KV can leave the node while the next one runs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
-from spolia_core.errors import NotFound
+from spolia_core.errors import DataCorrupt, NotFound, NotSupported
 from spolia_engine.fingerprint import fingerprint_model
-from spolia_engine.support import check_supported
+from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,7 +72,8 @@ class ModelAdapter:
         self.num_layers = int(config.num_hidden_layers)
         self._model = model.to(DTYPES[dtype]).eval()
         self._model.config._attn_implementation = ATTENTION_NAME
-        rope = self._model.model.rotary_emb
+        # Made anew: the model's own frequencies follow `.to(dtype)` into 16 bits, or the length of what it ran before.
+        rope = type(self._model.model.rotary_emb)(config)
         self._rope_scaling = float(rope.attention_scaling)
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.device = next(model.parameters()).device
@@ -89,15 +91,12 @@ class ModelAdapter:
     ) -> ModelAdapter:
         """Loads a Hugging Face-format directory. Checks the config before reading weights.
 
-        Raises `NotFound` when there is no model at `path`, `NotSupported` when it cannot be served.
+        Raises `NotFound` when there is no model at `path`, `NotSupported` when it cannot be served, `DataCorrupt` when
+        its files cannot be read or lack weights.
         """
-        if not (Path(path) / "config.json").is_file():
-            raise NotFound(f"no config.json in {path}", field="model", actual=str(path))
-        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        config = _read_config(Path(path))
         check_supported(config, max_context_tokens)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), config=config, dtype=DTYPES[dtype], local_files_only=True, attn_implementation="eager"
-        )
+        model = _read_weights(Path(path), config, DTYPES[dtype])
         return cls(model.to(device), dtype=dtype, max_context_tokens=max_context_tokens)
 
     @torch.inference_mode()
@@ -137,6 +136,43 @@ class ModelAdapter:
             for half in self.rotary.cos_sin(positions)
         )
         return cos, sin
+
+
+def _read_config(path: Path) -> Any:
+    file = path / "config.json"
+    if not file.is_file():
+        raise NotFound(f"no config.json in {path}", field="model", actual=str(path))
+    try:
+        model_type = json.loads(file.read_bytes()).get("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise unknown_architecture(model_type)
+        return AutoConfig.from_pretrained(str(path), local_files_only=True)
+    except NotSupported:
+        raise
+    except Exception as error:  # whatever a parser meets in a broken file
+        raise DataCorrupt(f"{file} cannot be read: {error}", field="config.json", actual=str(file)) from error
+
+
+def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    if not any(path.glob("*.safetensors")):
+        raise NotFound(f"no *.safetensors in {path}", field="model", actual=str(path))
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a reader meets in a broken file
+        raise DataCorrupt(f"the weights in {path} cannot be read: {error}", field="model", actual=str(path)) from error
+    # transformers would run with random numbers in the place of missing weights.
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise DataCorrupt(f"{path} lacks the weights {missing}", field="model", actual=str(path))
+    return model
 
 
 def _eos_ids(model: Any) -> frozenset[int]:

@@ -41,10 +41,12 @@ def check_supported(config: Any, max_context_tokens: int | None = None) -> Suppo
 
     Raises `NotSupported` naming the layer and property that stand in the way.
     """
-    limit = min(int(config.max_position_embeddings), max_context_tokens or int(config.max_position_embeddings))
     _refuse_softcap(config)
     if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise _refusal("every layer", "model_type", config.model_type, " or ".join(SUPPORTED_MODEL_TYPES))
+        raise unknown_architecture(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise _refusal("every layer", "quantization_config", "set", "weights in a floating-point dtype")
+    limit = min(int(config.max_position_embeddings), max_context_tokens or int(config.max_position_embeddings))
     rope_type, original = _rope_of(config)
     linked_refusal = ""
     if rope_type in LENGTH_BOUND_ROPE:
@@ -60,6 +62,11 @@ def check_supported(config: Any, max_context_tokens: int | None = None) -> Suppo
     return Support(limit, linked_refusal)
 
 
+def unknown_architecture(model_type: object) -> NotSupported:
+    """The refusal of a model whose layers nobody here has checked."""
+    return _refusal("every layer", "model_type", model_type, " or ".join(SUPPORTED_MODEL_TYPES))
+
+
 def _refuse_softcap(config: Any) -> None:
     for name in SOFTCAP_FIELDS:
         if getattr(config, name, None):
@@ -68,21 +75,25 @@ def _refuse_softcap(config: Any) -> None:
 
 def _refuse_windows(config: Any, max_context_tokens: int) -> None:
     window = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True) or window >= max_context_tokens:
+    if window is None or window >= max_context_tokens:  # Qwen's is None unless it is in use
         return
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    # Mistral slides in every layer, whatever its config says of single ones.
+    listed = None if config.model_type == "mistral" else getattr(config, "layer_types", None)
+    kinds = listed or ["sliding_attention"] * config.num_hidden_layers
     for index, kind in enumerate(kinds):
         if kind != "full_attention":
             raise _refusal(f"layer {index}", "sliding_window", window, f"≥ the context of {max_context_tokens} tokens")
 
 
 def _rope_of(config: Any) -> tuple[str, int]:
+    """RoPE type, and the length up to which frequencies that depend on length are constant."""
     parameters = getattr(config, "rope_parameters", None) or {}
     partial = parameters.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
     if partial not in (None, 1, 1.0):
         raise _refusal("every layer", "partial_rotary_factor", partial, "1")
-    original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-    return str(parameters.get("rope_type", "default")), int(original)
+    rope_type = str(parameters.get("rope_type", "default"))
+    original = parameters.get("original_max_position_embeddings") if rope_type == "longrope" else None
+    return rope_type, int(original or config.max_position_embeddings)
 
 
 def _refusal(layer: str, name: str, actual: object, limit: str) -> NotSupported:
