@@ -54,8 +54,10 @@ ALLOWED_MOVES = {
 
 
 class Extent:
-    """Contiguous KV memory for `capacity` tokens. `key` is [num_layers, num_kv_heads, capacity, head_dim], `value` the
-    same with v_dim. The pool owns it; whoever retains it may use it.
+    """Contiguous KV memory for `capacity` tokens.
+
+    `key` is [num_layers, num_kv_heads, capacity, head_dim], `value` the same with v_dim; both are empty once the extent
+    is free. The pool owns it; whoever holds a reference may use it.
     """
 
     __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "state", "value")
@@ -124,7 +126,8 @@ class Pool:
                     field="pool",
                     limit=f"{self.available_blocks} blocks",
                     actual=f"{needed} blocks",
-                    retry_after_ms=500,
+                    # Waiting helps only where the pool could ever hold this much.
+                    retry_after_ms=500 if needed <= self.num_blocks else 0,
                 )
             while self._counts[BlockState.FREE] < needed:
                 self._evict(next(iter(self._cached)))
@@ -144,6 +147,8 @@ class Pool:
     def retain(self, extent: Extent) -> None:
         """Adds a reference; a cached extent becomes referenced."""
         with self.lock:
+            if extent.state is BlockState.FREE:
+                raise AssertionError("extent retained after its memory went")
             extent.ref_count += 1
             if extent.state is BlockState.CACHED:
                 del self._cached[extent]
@@ -170,12 +175,6 @@ class Pool:
             if extent.state is BlockState.CACHED and not extent.chunk_ids:
                 del self._cached[extent]
                 self._free(extent)
-
-    def touch(self, extent: Extent) -> None:
-        """Makes a cached extent the last to be evicted."""
-        with self.lock:
-            if extent in self._cached:
-                self._cached.move_to_end(extent)
 
     def check_invariants(self) -> None:
         """Asserts the ledger: counts equal what the extents say, and add up to the pool."""

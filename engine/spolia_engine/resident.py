@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from spolia_core.reuse import ChunkKind
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.pool import BlockState, Extent, Pool
 from spolia_engine.run import Run
 
 
 class ResidentChunks:
-    """Maps chunk ids to sealed runs. A run somebody acquired stays; others go when the pool needs room."""
+    """Maps chunk ids to sealed runs. A run somebody acquired stays; others go when the pool needs room.
+
+    Thread-safe, under the pool's lock. What `in` says may be old by the time it is read: `acquire` and `register` are
+    what to act on.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -18,12 +22,19 @@ class ResidentChunks:
     def __contains__(self, chunk_id: bytes) -> bool:
         return chunk_id in self._runs
 
-    def register(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> None:
-        """Makes a run findable. The caller keeps its own reference; the first run of an id stays."""
+    def register(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> bool:
+        """Makes a run findable. The caller holds a reference and keeps it.
+
+        The first run of an id stays: False when there is one already.
+        """
         with self._pool.lock:
-            if chunk_id not in self._runs:
-                self._runs[chunk_id] = (kind, run)
-                run.extent.chunk_ids.add(chunk_id)
+            if run.extent.state is not BlockState.REFERENCED:
+                raise AssertionError(f"a run in {run.extent.state.value} memory cannot be registered")
+            if chunk_id in self._runs:
+                return False
+            self._runs[chunk_id] = (kind, run)
+            run.extent.chunk_ids.add(chunk_id)
+            return True
 
     def acquire(self, chunk_id: bytes) -> Run | None:
         """The run of a chunk with a reference on its extent, which the caller releases; None when it is not here."""
