@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spolia_core.errors import InternalError
 from spolia_core.sampling import SamplingParams, uniform
 
 
@@ -13,11 +14,15 @@ def sample(logits: Tensor, params: SamplingParams, token_index: int, sample_inde
 
     Greedy takes the first of the largest. Otherwise temperature, then top-k, then top-p (the smallest set, most likely
     first, whose probability reaches `top_p`), then the inverse of the distribution function at
-    `uniform(seed, sample_index, token_index)`: the order transformers and vLLM use.
+    `uniform(seed, sample_index, token_index)`: the order transformers and vLLM use. Raises `InternalError` for logits
+    that are NaN.
     """
+    if bool(logits.isnan().any()):
+        raise InternalError("the model's logits are not numbers: its weights or its KV are broken")
     if params.is_greedy:
         return int(torch.argmax(logits))
-    values, ids = torch.sort(logits.double() / params.temperature, descending=True, stable=True)
+    values, ids = torch.sort(logits.double(), descending=True, stable=True)
+    values = (values - values[0]) / params.temperature  # from the largest down: no temperature makes it infinite
     if params.top_k:
         values = values[: params.top_k]
     probabilities = torch.softmax(values, -1)
