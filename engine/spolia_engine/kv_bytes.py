@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from spolia_engine.run import Run
 
 
 def run_to_object(run: Run, meta: ChunkMeta) -> bytes:
-    """A chunk object of a run. Copies the KV once, out of pool memory."""
+    """A chunk object of a run, a copy of its KV. The caller holds a reference on the run meanwhile."""
     layers = [(memoryview(k), memoryview(v)) for k, v in (layer_of_run(run, i) for i in range(meta.shape.num_layers))]
     return build_chunk_object(meta, layers)
 
@@ -36,11 +37,30 @@ def write_object(extent: Extent, start: int, chunk: ParsedChunk, shape: KvShape)
 def write_layer(
     extent: Extent, start: int, layer: int, num_tokens: int, key: bytes | memoryview, value: bytes | memoryview
 ) -> None:
-    """Copies one layer's K and V bytes into slots `start` … of an extent."""
+    """Copies one layer's K and V bytes into slots `start` … of an extent that has them.
+
+    Raises `DataCorrupt`, with nothing written, when a length is not that of `num_tokens` tokens.
+    """
     slots = slice(start, start + num_tokens)
-    for memory, data in ((extent.key[layer], key), (extent.value[layer], value)):
-        target = memory[:, slots]
-        target.copy_(torch.frombuffer(data, dtype=memory.dtype).view(target.shape))
+    targets = [(memory[layer][:, slots], data) for memory, data in ((extent.key, key), (extent.value, value))]
+    for target, data in targets:
+        expected = target.numel() * target.element_size()
+        if len(data) != expected:
+            raise DataCorrupt(
+                f"layer {layer} has {len(data)} bytes, {num_tokens} tokens are {expected}", field=f"layer {layer}"
+            )
+    for target, data in targets:
+        _copy_bytes(target, data)
+
+
+def _copy_bytes(target: Tensor, data: bytes | memoryview) -> None:
+    # Through numpy, which reads what it must not write; torch warns of every read-only buffer.
+    source = np.frombuffer(data, dtype=np.uint8)
+    raw = target.view(torch.uint8)
+    if raw.device.type == "cpu":
+        raw.numpy()[...] = source.reshape(raw.shape)
+    else:
+        raw.copy_(torch.from_numpy(source.copy()).view(raw.shape))
 
 
 def _to_bytes(tensor: Tensor) -> bytes:
