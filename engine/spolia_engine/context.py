@@ -32,6 +32,11 @@ class Context:
         return sum(span.num_tokens for span in self.spans)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether all KV stands where it was computed; False where a chunk was moved."""
+        return all(span.offset == 0 for span in self.spans)
+
+    @property
     def ranges(self) -> list[SlotRange]:
         """What attention reads: spans that lie side by side in memory are one range."""
         return coalesce(self.spans)
@@ -57,9 +62,9 @@ def release_all(pool: Pool, extents: Iterable[Extent]) -> None:
         pool.release(extent)
 
 
-def whole(run: Run, offset: int = 0) -> Span:
-    """The span of all tokens of a run."""
-    return Span(run, 0, run.num_tokens, offset)
+def whole(run: Run) -> Span:
+    """The span of all tokens of a run, standing where its keys are rotated to."""
+    return Span(run, 0, run.num_tokens, 0)
 
 
 def release_runs(pool: Pool, runs: Sequence[Run]) -> None:

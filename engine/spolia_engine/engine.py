@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
-from spolia_core.prompt import Part, Prompt
+from spolia_core.prompt import Part, Prompt, check_answer_length
 from spolia_core.reuse import (
     DEFAULT_LINK_TOKENS,
     PREFIX_CHUNK_TOKENS,
@@ -21,7 +22,7 @@ from spolia_core.reuse import (
     ReuseReport,
     TokenSource,
 )
-from spolia_core.sampling import SamplingParams
+from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
@@ -91,19 +92,21 @@ class Engine(EngineCore):
     ) -> Completion:
         """Answers a prompt. EXACT reuses prefix chunks of earlier answers; LINKED reuses and keeps local chunks.
 
+        `params` unset is greedy, up to the default number of tokens or what the prompt leaves of the context.
         Raises `InvalidRequest` for bad input before memory is held, `NotSupported` for LINKED on a model that has none,
         `Busy` when the pool has no room.
         """
-        params = params or SamplingParams()
-        params.validate()
         prompt.validate(vocab_size=self.adapter.vocab_size, max_context_tokens=self.adapter.max_context_tokens)
+        params = params or self._default_params(prompt)
+        params.validate()
+        check_answer_length(prompt.num_tokens, params.max_tokens, self.adapter.max_context_tokens)
         report = ReuseReport(mode)
         if mode is ReuseMode.LINKED:
             self.adapter.support.require_linked()
             context = self._linked(prompt, num_link_tokens, report)
         else:
             context = self._exact(prompt.token_ids, report)
-        sequence = self.start(context, params)
+        sequence = self.start(context, self.generation(params))
         try:
             margins = self._run(sequence)
             if mode is ReuseMode.EXACT:
@@ -117,6 +120,10 @@ class Engine(EngineCore):
             generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins)
         )
 
+    def _default_params(self, prompt: Prompt) -> SamplingParams:
+        room = self.adapter.max_context_tokens - prompt.num_tokens
+        return SamplingParams(max_tokens=min(DEFAULT_MAX_TOKENS, room))
+
     def _exact(self, token_ids: list[int], report: ReuseReport) -> Context:
         chain = list(self.ids.prefix_chain(token_ids))
         prefix = self.acquire_prefix(chain[: (len(token_ids) - 1) // PREFIX_CHUNK_TOKENS])
@@ -127,6 +134,7 @@ class Engine(EngineCore):
         return context
 
     def _linked(self, prompt: Prompt, num_link_tokens: int, report: ReuseReport) -> Context:
+        self._check_chunk_ids(prompt)
         plan = plan_link(prompt, num_link_tokens)
         report.link_tokens_per_chunk = num_link_tokens
         report.sources.update(linked_sources(prompt, plan))
@@ -138,6 +146,11 @@ class Engine(EngineCore):
             release_runs(self.pool, list(runs.values()))
             raise
         return self.linked_context(prompt, runs, plan)
+
+    def _check_chunk_ids(self, prompt: Prompt) -> None:
+        for index, part in enumerate(prompt.parts):
+            if part.chunk_id is not None and part.chunk_id != self.ids.local(part.token_ids):
+                raise InvalidRequest(f"parts[{index}] names another chunk", field=f"parts[{index}].chunk_id")
 
     def _chunk_run(self, part: Part, plan: LinkPlan, index: int, report: ReuseReport) -> Run:
         assert part.chunk_id is not None

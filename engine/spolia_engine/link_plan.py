@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from spolia_core.errors import InvalidRequest
 from spolia_core.prompt import Part, Prompt
 
 
@@ -55,8 +56,16 @@ class LinkPlan:
 def plan_link(prompt: Prompt, num_link_tokens: int) -> LinkPlan:
     """Leading-k: live tokens, the first `num_link_tokens` of every chunk not at position 0, and the last token.
 
-    The last token is always recomputed: its hidden state gives the first answer token.
+    The last token is always recomputed: its hidden state gives the first answer token. Raises `InvalidRequest` for a
+    negative number.
     """
+    if num_link_tokens < 0:
+        raise InvalidRequest(
+            f"num_link_tokens must be ≥ 0, got {num_link_tokens}",
+            field="num_link_tokens",
+            limit="≥ 0",
+            actual=str(num_link_tokens),
+        )
     recomputed: list[bool] = []
     for part in prompt.parts:
         size = len(part.token_ids)

@@ -43,6 +43,11 @@ class Span:
         return self.offset + self.run.rope_base + self.start
 
     @property
+    def end_position(self) -> int:
+        """Position in the context behind its last token."""
+        return self.first_position + self.num_tokens
+
+    @property
     def slots(self) -> SlotRange:
         """Where the span lies in memory."""
         return SlotRange(self.run.extent, self.run.start + self.start, self.run.start + self.end, self.offset)
@@ -56,6 +61,21 @@ class SlotRange:
     start: int
     end: int
     offset: int
+
+
+def copy_kv(spans: Iterable[Span], target: Extent, first_position: int, end_position: int) -> None:
+    """Copies the KV of positions `first_position` … `end_position` of `spans` into `target`, from its slot 0 on.
+
+    For spans of offset 0 only: their keys are rotated to where they stand.
+    """
+    for span in spans:
+        assert span.offset == 0, "keys of a moved span are not rotated to their positions"
+        low, high = max(span.first_position, first_position), min(span.end_position, end_position)
+        if low < high:
+            source = slice(*(span.slots.start + position - span.first_position for position in (low, high)))
+            slots = slice(low - first_position, high - first_position)
+            target.key[:, :, slots] = span.run.extent.key[:, :, source]
+            target.value[:, :, slots] = span.run.extent.value[:, :, source]
 
 
 def coalesce(spans: Iterable[Span]) -> list[SlotRange]:

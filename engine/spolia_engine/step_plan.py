@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spolia_engine.pool import Extent
-from spolia_engine.run import SlotRange
+from spolia_engine.run import Run, SlotRange, Span
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +21,11 @@ class Tail:
     extent: Extent
     rope_base: int
     length: int = 0
+
+    @property
+    def span(self) -> Span:
+        """What has been written so far."""
+        return Span(Run(self.extent, 0, self.length, self.rope_base), 0, self.length, 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
