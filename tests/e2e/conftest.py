@@ -1,0 +1,30 @@
+"""One cluster of real processes on the demo model, shared by the tests that do not break it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e_world import DEMO_MODEL, Oracle
+
+from spolia import Client
+from spolia.local_cluster import LocalCluster
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    return Oracle(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    logs: Path = tmp_path_factory.mktemp("cluster")
+    with LocalCluster(DEMO_MODEL, log_dir=logs, settings=["--decode.local-prefill-tokens", "0"]) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with Client(cluster.address, timeout_s=60.0) as connected:
+        yield connected
