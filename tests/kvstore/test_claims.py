@@ -6,6 +6,7 @@ import time
 import pytest
 from kvstore_worlds import HandClock, make_record
 
+from spolia_core.errors import Unavailable
 from spolia_kvstore.claims import SWEEP_EVERY_S, Claims
 
 KEY, OTHER = make_record(1, 1).key, make_record(2, 1).key
@@ -89,13 +90,19 @@ async def test_a_cancelled_waiter_leaves_nothing() -> None:
     assert claims.num_waiters == 0
 
 
-async def test_nobody_waits_for_what_is_free_or_after_close() -> None:
+async def test_nobody_waits_for_what_is_free() -> None:
     claims = Claims()
     await asyncio.wait_for(claims.wait_change([KEY], time.monotonic() + 60.0), 5.0)
+
+
+async def test_closing_ends_every_wait_for_good() -> None:
+    claims = Claims()
     claims.take(KEY, "a", 60.0)
     waiting = asyncio.create_task(claims.wait_change([KEY], time.monotonic() + 60.0))
     await asyncio.sleep(0)  # the task runs to its wait
     assert claims.num_waiters
     claims.close()
-    await asyncio.wait_for(waiting, 5.0)
-    await asyncio.wait_for(claims.wait_change([KEY], time.monotonic() + 60.0), 5.0)
+    for wait in (waiting, claims.wait_change([KEY], time.monotonic() + 60.0)):
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(wait, 5.0)
+    assert claims.num_waiters == 0

@@ -27,6 +27,7 @@ from spolia.errors import (
     InvalidRequest,
     NotSupported,
     SpoliaError,
+    Unavailable,
     error_from_rpc,
 )
 from spolia.v1 import common_pb2, kvstore_pb2
@@ -460,10 +461,12 @@ async def test_a_bad_claim_is_refused_by_field(
     assert error.field == field
 
 
-async def test_draining_answers_waiting_claims_at_once(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
+async def test_draining_ends_waiting_claims_at_once(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
     held = fresh_id()
     await claim(stub, [held], "a")
     waiting = asyncio.create_task(claim(stub, [held], "b", wait_ms=15_000))
     await eventually(lambda: node.store.claims.num_waiters == 1)
     assert await node.server.drain()
-    assert await waiting == [HELD]
+    with pytest.raises(grpc.RpcError) as caught:
+        await waiting
+    assert isinstance(error_from_rpc(caught.value), Unavailable)

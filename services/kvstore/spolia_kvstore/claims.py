@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from spolia_core.errors import Unavailable
 from spolia_kvstore.objects import ObjectKey
 
 SWEEP_EVERY_S = 1.0
@@ -76,9 +77,11 @@ class Claims:
         return sum(len(events) for events in self._waiters.values())
 
     async def wait_change(self, keys: Collection[ObjectKey], until: float) -> None:
-        """Returns when a claim on one of `keys` ended or lapsed, or at `until`; sometimes sooner, so look again."""
-        if self._closed:
-            return
+        """Returns when a claim on one of `keys` ended or lapsed, or at `until`; sometimes sooner, so look again.
+
+        Raises `Unavailable` once closed.
+        """
+        self._check_open()
         lapses = [claim.expires_at for key in keys if (claim := self.holder(key)) is not None]
         if len(lapses) < len(keys):
             return
@@ -87,18 +90,18 @@ class Claims:
         with self._listening(keys) as event, suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await event.wait()
+        self._check_open()
 
     def close(self) -> None:
-        """Wakes every waiter, and lets nobody wait again: the store is going away."""
+        """Ends every wait with `Unavailable`, and lets nobody wait again: the store is going away."""
         self._closed = True
         for events in self._waiters.values():
             for event in events:
                 event.set()
 
-    @property
-    def closed(self) -> bool:
-        """Whether waiting is over for good."""
-        return self._closed
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the store is shutting down; nobody can wait here for a claim")
 
     @contextmanager
     def _listening(self, keys: Collection[ObjectKey]) -> Iterator[asyncio.Event]:

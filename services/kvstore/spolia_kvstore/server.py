@@ -44,7 +44,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server(self, server)
 
     async def close(self) -> None:
-        """Answers every waiting Claim with what is known now."""
+        """Ends every waiting Claim with `Unavailable`."""
         self._store.claims.close()
 
     async def Lookup(self, request: kvstore_pb2.LookupRequest, context: Any) -> kvstore_pb2.LookupResponse:

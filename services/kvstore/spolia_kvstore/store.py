@@ -198,14 +198,14 @@ class KVStore:
         """Claims what is neither stored nor held by another; renews what `owner` holds.
 
         Waits up to `wait_s` for the first of the held keys to change, unless something new was granted: that work can
-        begin at once.
+        begin at once. Raises `Unavailable` when the store goes away meanwhile.
         """
         until = self._clock() + wait_s
         mine = {key for key in keys if (claim := self.claims.holder(key)) is not None and claim.owner == owner}
         results = self._claim_now(keys, owner, ttl_s)
         held = _in_state(keys, results, ClaimState.HELD)
         is_news = bool(_in_state(keys, results, ClaimState.GRANTED) - mine)
-        while held and not is_news and self._clock() < until and not self.claims.closed:
+        while held and not is_news and self._clock() < until:
             await self.claims.wait_change(held, until)
             results = self._claim_now(keys, owner, ttl_s)
             is_news = _in_state(keys, results, ClaimState.HELD) != held
