@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # TORCH_FLAGS is for pip, for example the index of PyTorch's CPU builds (README, "Set-up").
 TORCH ?= torch==2.13.0
 TORCH_FLAGS ?=
+MODEL ?= models/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
@@ -26,7 +27,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	touch $@
 
 demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
-	$(BIN)/python -m spolia_bench.demo $(ARGS)
+	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spolia.cli import bench, cluster, generate, serve, up, version, warm
+from spolia.cli import bench, cluster, demo, generate, serve, up, version, warm
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("up", epilog=EPILOG)(up.up)
+app.command("demo", epilog=EPILOG)(demo.demo)
 app.command("generate", epilog=EPILOG)(generate.generate)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
