@@ -7,13 +7,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from spolia import exit_with_parent
 from spolia.client import Client
-from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess
+from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, ended_how
 from spolia_core.errors import Busy, DeadlineExceeded, Unavailable
 
 ROLES = ("kvstore", "prefill", "decode", "gateway")
@@ -70,7 +70,7 @@ class LocalCluster:
         self._on_exit = on_exit
         self._processes: list[NodeProcess] = []
         self._expected_to_end: set[int] = set()
-        self._some_ended = threading.Event()
+        self._changed = threading.Condition()
 
     @property
     def address(self) -> str:
@@ -100,11 +100,11 @@ class LocalCluster:
         deadline_s = time.monotonic() + self._start_timeout_s
         try:
             self._make_log_dir()
-            self._spawn("kvstore").wait_ready(deadline_s)
-            started = [self._spawn(role) for role in ROLES[1:] for _ in range(self._counts[role])]
-            for process in started:
-                process.wait_ready(deadline_s)
-            self._wait_until_known(self.nodes, deadline_s)
+            store = self._spawn("kvstore")
+            self._wait_until_ready([store], deadline_s)
+            others = [self._spawn(role) for role in ROLES[1:] for _ in range(self._counts[role])]
+            self._wait_until_ready(others, deadline_s)
+            self._wait_until_known([store, *others], deadline_s)
         except BaseException:
             self.stop()
             raise
@@ -159,6 +159,7 @@ class LocalCluster:
             [sys.executable, "-P", exit_with_parent.__file__, f"spolia_{role}", *arguments],
             env=self._engine_env if role in ENGINE_ROLES else self._env,
             log_path=None if self._log_dir is None else self._log_dir / f"{name}.log",
+            changed=self._changed,
             on_exit=self._note_exit,
         )
         self._processes.append(process)
@@ -174,23 +175,32 @@ class LocalCluster:
 
     def _ready(self, process: NodeProcess) -> LocalNode:
         deadline_s = time.monotonic() + self._start_timeout_s
-        node = process.wait_ready(deadline_s)
-        self._wait_until_known([node], deadline_s)
-        return node
+        self._wait_until_ready([process], deadline_s)
+        self._wait_until_known([process], deadline_s)
+        return process.node
 
-    def _wait_until_known(self, nodes: Iterable[LocalNode], deadline_s: float) -> None:
+    def _wait_until_ready(self, processes: Sequence[NodeProcess], deadline_s: float) -> None:
+        def settled() -> bool:
+            return not all(process.running for process in processes) or all(process.ready for process in processes)
+
+        with self._changed:
+            in_time = self._changed.wait_for(settled, deadline_s - time.monotonic())
+        _check_running(processes)
+        if not in_time:
+            late = next(process for process in processes if not process.ready)
+            raise late.failure(f"was not ready within {self._start_timeout_s:g} s")
+
+    def _wait_until_known(self, processes: Sequence[NodeProcess], deadline_s: float) -> None:
         """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
-        wanted = {node.address: node.name for node in nodes}
+        wanted = {process.node.address: process.name for process in processes}
         with Client(self.address, timeout_s=_LOOK_TIMEOUT_S) as client:
             while missing := wanted.keys() - _known_addresses(client):
-                for process in self._processes:
-                    if process.node.address in missing and not process.running:
-                        raise NodeFailed(f"{process.exit}\n{process.log_tail()}", field=process.role)
+                _check_running(processes)
                 if time.monotonic() >= deadline_s:
                     names = ", ".join(sorted(wanted[address] for address in missing))
                     raise NodeFailed(f"the gateway does not know {names} after {self._start_timeout_s:g} s")
-                if self._some_ended.wait(_LOOK_S):
-                    self._some_ended.clear()
+                with self._changed:
+                    self._changed.wait(_LOOK_S)
 
     def _stop_role(self, role: str) -> list[NodeProcess]:
         running = [process for process in self._processes if process.role == role and process.running]
@@ -203,7 +213,6 @@ class LocalCluster:
         return late
 
     def _note_exit(self, process: NodeProcess) -> None:
-        self._some_ended.set()
         if process.pid not in self._expected_to_end and self._on_exit is not None:
             self._on_exit(process.exit)
 
@@ -248,6 +257,14 @@ def settings_for(role: str, settings: Sequence[str]) -> list[str]:
         if concerns:
             chosen.append(word)
     return chosen
+
+
+def _check_running(processes: Sequence[NodeProcess]) -> None:
+    for process in processes:
+        if not process.running:
+            raise process.failure(
+                f"{ended_how(process.exit.exit_code)} before it was {'known' if process.ready else 'ready'}"
+            )
 
 
 def _known_addresses(client: Client) -> set[str]:

@@ -42,15 +42,15 @@ class NodeExit:
     log_tail: str
 
     def __str__(self) -> str:
-        return f"{self.node.name} (pid {self.node.pid}) {_ended_how(self.exit_code)}"
+        return f"{self.node.name} (pid {self.node.pid}) {ended_how(self.exit_code)}"
 
 
 class NodeProcess:
     """One child process. It says `READY <role> <host:port>` on standard output once it serves, and logs elsewhere.
 
     In a session of its own, so that a Ctrl-C at the terminal reaches the parent alone, which ends nodes in order. Its
-    standard input stays open for as long as the parent lives. `on_exit` is called once, on a thread of this object,
-    when the process has ended.
+    standard input stays open for as long as the parent lives. `changed`, which several may share, is notified when the
+    process is ready and when it has ended; after the end `on_exit` is called, on a thread of this object.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class NodeProcess:
         *,
         env: Mapping[str, str],
         log_path: Path | None,
+        changed: threading.Condition,
         on_exit: Callable[[NodeProcess], None],
     ) -> None:
         self.name = name
@@ -68,7 +69,7 @@ class NodeProcess:
         self.log_path = log_path
         self._address = ""
         self._exit_code: int | None = None
-        self._changed = threading.Condition()
+        self._changed = changed
         self._on_exit = on_exit
         self._process = self._spawn(command, env)
         for work in (self._read_output, self._await_end):
@@ -85,6 +86,11 @@ class NodeProcess:
         return self._exit_code is None
 
     @property
+    def ready(self) -> bool:
+        """Whether it has announced itself, even if it has ended since."""
+        return bool(self._address)
+
+    @property
     def node(self) -> LocalNode:
         """What it is; the address is empty before it is ready."""
         return LocalNode(self.name, self.role, self.pid, self._address, self.log_path)
@@ -95,15 +101,6 @@ class NodeProcess:
         if self._exit_code is None:
             raise AssertionError(f"{self.name} is running")
         return NodeExit(self.node, self._exit_code, self.log_tail())
-
-    def wait_ready(self, deadline_s: float) -> LocalNode:
-        """Waits until it serves. Raises `NodeFailed` when it ends first or `deadline_s` (monotonic clock) comes."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._address or not self.running, max(0.0, deadline_s - time.monotonic()))
-            if self._address:
-                return self.node
-        what = "was not ready in time" if self.running else f"{_ended_how(self._exit_code)} before it was ready"
-        raise NodeFailed(f"{self.name} {what}{_quoted(self.log_tail())}", field=self.role)
 
     def wait_ended(self, deadline_s: float) -> bool:
         """Waits for its end until `deadline_s` (monotonic clock); whether it has ended."""
@@ -118,6 +115,11 @@ class NodeProcess:
         """Ends it as a crash would, and waits until the system has taken it away."""
         self._process.kill()
         self.wait_ended(time.monotonic() + KILL_WAIT_S)
+
+    def failure(self, what: str) -> NodeFailed:
+        """The error that says `what` became of it, with the end of its log."""
+        tail = self.log_tail()
+        return NodeFailed(f"{self.name} {what}" + (f"; its log ends so:\n{tail}" if tail else ""))
 
     def log_tail(self) -> str:
         """The last lines of its log; empty where that goes to the terminal."""
@@ -172,11 +174,8 @@ class NodeProcess:
         self._on_exit(self)
 
 
-def _ended_how(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
+def ended_how(exit_code: int) -> str:
+    """In words."""
+    if exit_code < 0:
         return f"was ended by signal {-exit_code}"
     return f"ended with exit code {exit_code}"
-
-
-def _quoted(tail: str) -> str:
-    return f". The end of its log:\n{tail}" if tail else ""

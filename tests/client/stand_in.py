@@ -24,6 +24,7 @@ def main(role: str) -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--directory", default="")
     parser.add_argument("--model", default="")
+    parser.add_argument("--log-level", default="")
     parser.add_argument("--die-with", type=int, help="end with this exit code before being ready")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--hide", action="store_true", help="serve, but stay unknown to the gateway")
@@ -44,7 +45,8 @@ def main(role: str) -> None:
     with socket.create_server(("127.0.0.1", 0 if role == "gateway" else options.port)) as server:
         address = _serve_gateway(folder, options.port) if role == "gateway" else _address(server)
         if not options.hide:
-            (folder / address).write_text(f"{role} {os.environ.get('OMP_NUM_THREADS', '')} {' '.join(sys.argv[1:])}")
+            threads = os.environ.get("OMP_NUM_THREADS", "")
+            (folder / address).write_text(f"{role} threads={threads} {' '.join(sys.argv[1:])}")
         if not options.mute:
             print("a line that is not for the parent", flush=True)
             print(f"READY {role} {address}", flush=True)
