@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,14 +255,19 @@ def test_a_service_whose_needs_are_not_met_says_so(with_plugins: dict[str, str])
     )
 
 
-def start_up(env: dict[str, str], *argv: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def start_up(env: dict[str, str], *argv: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-m", "spolia.cli.main", "up", "--port", "0", *argv],
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as up:
+        try:
+            yield up
+        finally:
+            up.kill()
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

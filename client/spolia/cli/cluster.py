@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Timeout
-from spolia.cli.output import console, notes, print_json
+from spolia.cli.output import notes, print_columns, print_json
 from spolia.client import Client
 from spolia.results import Node
 
-COLUMNS = ("node", "role", "address", "model", "running", "waiting", "blocks available", "chunks held", "")
+COLUMNS = ("node", "role", "address", "model", "running", "waiting", "free blocks", "held chunks", "state")
 
 
 def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: Json = False) -> None:
@@ -19,10 +17,8 @@ def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json
     if as_json:
         print_json(found)
         return
-    table = Table(*COLUMNS, box=None)
-    for node in sorted(found.nodes, key=lambda node: (node.role, node.node_id)):
-        table.add_row(*_cells(node))
-    console().print(table, markup=False)
+    nodes = sorted(found.nodes, key=lambda node: (node.role, node.node_id))
+    print_columns(COLUMNS, *map(_cells, nodes))
     if not found.directory_reachable:
         notes().print("the directory cannot be reached; this is the last list the gateway knew")
 
@@ -30,4 +26,4 @@ def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json
 def _cells(node: Node) -> tuple[str, ...]:
     blocks = f"{node.available_blocks}/{node.total_blocks}" if node.total_blocks else ""
     load = (str(node.num_running), str(node.num_waiting), blocks, str(node.num_held_chunks))
-    return (node.node_id, node.role, node.address, node.model, *load, "draining" if node.draining else "")
+    return (node.node_id, node.role, node.address, node.model, *load, "draining" if node.draining else "serving")

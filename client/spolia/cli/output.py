@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from rich.console import Console
@@ -14,11 +14,6 @@ from spolia.errors import Busy, DeadlineExceeded, InvalidRequest, SpoliaError, U
 
 EXIT_CODES: dict[type[SpoliaError], int] = {InvalidRequest: 2, Unavailable: 3, DeadlineExceeded: 3, Busy: 4}
 OTHER_ERROR = 1
-
-
-def console() -> Console:
-    """Where results go: standard output as it is now."""
-    return Console(highlight=False)
 
 
 def notes() -> Console:
@@ -43,6 +38,13 @@ def print_error(error: SpoliaError) -> None:
 def print_json(value: object) -> None:
     """Prints one JSON object."""
     print(json.dumps(plain(value), ensure_ascii=False))
+
+
+def print_columns(*rows: Sequence[str]) -> None:
+    """Prints rows of equal length with their columns aligned; never cut to the terminal, so that it can be piped."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def plain(value: object) -> object:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from spolia.cli.options import Json
-from spolia.cli.output import console, notes, print_json
+from spolia.cli.output import notes, print_columns, print_json
 from spolia.local_cluster import LocalCluster
 from spolia.local_node import NodeExit, NodeFailed
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNAL_DELAY_S = 0.5
+"""Longest time a signal may go unnoticed."""
 
 
 def up(
@@ -43,7 +45,7 @@ def up(
 
     Ends with Ctrl-C or SIGTERM, and when the gateway or the last decode node has died.
     """
-    exits: SimpleQueue[NodeExit] = SimpleQueue()
+    events: SimpleQueue[NodeExit | None] = SimpleQueue()
     cluster = LocalCluster(
         model,
         num_prefill=prefill,
@@ -54,29 +56,43 @@ def up(
         verbose=verbose,
         engine_threads=engine_threads,
         start_timeout_s=start_timeout,
-        on_exit=exits.put,
+        on_exit=events.put,
     )
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.default_int_handler)
     try:
+        _on_ending_signals(events, interrupt=True)
         with notes().status("starting the cluster"):
             cluster.start()
+        _on_ending_signals(events, interrupt=False)
         _announce(cluster, as_json=as_json)
-        _watch(cluster, exits)
+        _watch(cluster, events)
     except KeyboardInterrupt:
         pass
     finally:
+        _on_ending_signals(events, interrupt=True)
         _stop(cluster)
+
+
+def _on_ending_signals(events: SimpleQueue[NodeExit | None], *, interrupt: bool) -> None:
+    """Has a signal put None into `events`; with `interrupt`, also cut short what runs now.
+
+    An exception alone could get lost: Python drops one that is raised while an object is being finalised.
+    """
+
+    def ask_to_end(number: int, frame: FrameType | None) -> None:
+        events.put(None)
+        if interrupt:
+            raise KeyboardInterrupt
+
+    for number in ENDING_SIGNALS:
+        signal.signal(number, ask_to_end)
 
 
 def _announce(cluster: LocalCluster, *, as_json: bool) -> None:
     if as_json:
         print_json({"address": cluster.address, "log_dir": cluster.log_dir, "nodes": cluster.nodes})
         return
-    table = Table("node", "address", "pid", "log", box=None)
-    for node in cluster.nodes:
-        table.add_row(node.name, node.address, str(node.pid), str(node.log_path or "here"))
-    console().print(table, markup=False)
+    rows = [(node.name, node.address, str(node.pid), str(node.log_path or "this terminal")) for node in cluster.nodes]
+    print_columns(("node", "address", "pid", "log"), *rows)
     print(
         "\nready. Try, in another terminal:\n\n"
         f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n'
@@ -85,16 +101,25 @@ def _announce(cluster: LocalCluster, *, as_json: bool) -> None:
     )
 
 
-def _watch(cluster: LocalCluster, exits: SimpleQueue[NodeExit]) -> None:
-    """Reports each node that ends; raises `NodeFailed` once the cluster can serve nobody any more."""
-    while True:
-        ended = exits.get()
+def _watch(cluster: LocalCluster, events: SimpleQueue[NodeExit | None]) -> None:
+    """Reports each node that ends, until None comes; raises `NodeFailed` once the cluster can serve nobody any more."""
+    while (ended := _next_event(events)) is not None:
         left = {node.role for node in cluster.nodes}
         serves = {"gateway", "decode"} <= left
         notes().print(f"{ended}; the cluster {'goes on' if serves else 'ends'}", markup=False)
         notes().print(ended.log_tail, style="dim", markup=False)
         if not serves:
-            raise NodeFailed(f"{ended}, and the cluster cannot serve without it", field=ended.node.role)
+            raise NodeFailed(f"{ended}, and the cluster cannot serve without it")
+
+
+def _next_event(events: SimpleQueue[NodeExit | None]) -> NodeExit | None:
+    # Python runs signal handlers between bytecodes: a signal that comes just before a wait begins is seen only when the
+    # wait ends. So no wait is endless.
+    while True:
+        try:
+            return events.get(timeout=SIGNAL_DELAY_S)
+        except Empty:
+            continue
 
 
 def _stop(cluster: LocalCluster) -> None:
