@@ -214,10 +214,12 @@ async def test_a_taken_port_stops_the_start_by_name():
     async with serving() as world:
         port = int(world.server.address.rpartition(":")[2])
         second = with_store(NodeServer(NodeConfig(port=port), "kvstore"))
-        with pytest.raises(InvalidRequest, match=f"port {port} cannot be bound") as refused:
-            await second.start()
+        try:
+            with pytest.raises(InvalidRequest, match=f"port {port} cannot be bound") as refused:
+                await second.start()
+        finally:
+            await second.stop_at_once()
         assert refused.value.field == "port"
-        await second.stop_at_once()
 
 
 async def test_a_taken_metrics_port_stops_the_start_by_name():
