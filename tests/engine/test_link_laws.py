@@ -1,0 +1,226 @@
+"""The two laws of linking, and the laws of the plan behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_worlds import assert_nothing_held, engine_of, oracle_of, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from link_oracle import dense_forward, link, next_logits
+
+from spolia_core.errors import InvalidRequest
+from spolia_core.prompt import Part, Prompt
+from spolia_core.sampling import SamplingParams
+from spolia_engine.engine import Engine
+from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
+
+LAW_1 = 1e-5  # relative to the scale of the logits
+LAW_2 = 3e-5
+DECODE_STEPS = 2
+
+
+def live(count: int, seed: int) -> Part:
+    return Part(tuple(tokens(count, seed)))
+
+
+def link_here(engine: Engine, prompt: Prompt, plan: LinkPlan) -> list[torch.Tensor]:
+    """Logits behind the prompt, and of a few decode steps over a dictated answer."""
+    runs = {}
+    for index in dict.fromkeys(f.part_index for f in plan.fragments):
+        part = prompt.parts[index]
+        assert part.chunk_id is not None
+        runs[index] = engine.resident.acquire(part.chunk_id) or engine.compile(part.chunk_id, part.token_ids)
+    context = engine.linked_context(prompt, runs, plan)
+    context.check_invariants()
+    assert context.num_tokens == prompt.num_tokens
+    assert context.num_computed_tokens == len(plan.positions)
+    assert context.last_hidden is not None
+    found = [engine.adapter.logits(context.last_hidden[None])[0]]
+    sequence = engine.start(context, engine.generation(SamplingParams(max_tokens=DECODE_STEPS + 1)))
+    for token in tokens(DECODE_STEPS, seed=77):
+        sequence.generation.accept(token)
+        found.append(engine.step_logits([sequence])[0])
+    engine.forget_plan()
+    sequence.close()
+    assert_nothing_held(engine)
+    return found
+
+
+def link_there(name: str, prompt: Prompt, plan: LinkPlan) -> list[torch.Tensor]:
+    model = oracle_of(name)
+    linked = link(model, prompt, plan.positions)
+    found = [linked.logits[-1]]
+    for index, token in enumerate(tokens(DECODE_STEPS, seed=77)):
+        found.append(next_logits(model, linked, prompt.num_tokens + index, token))
+    return found
+
+
+def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    pairs = zip(got, expected, strict=True)
+    return max(float((mine - its).abs().max() / its.abs().max()) for mine, its in pairs)
+
+
+def check_law_1(engine: Engine, name: str, prompt: Prompt, plan: LinkPlan) -> None:
+    error = relative_error(link_here(engine, prompt, plan), link_there(name, prompt, plan))
+    assert error <= LAW_1, f"relative error {error:.2e}"
+
+
+def several_chunks(engine: Engine) -> Prompt:
+    """Live text first, chunks at several offsets, one of them twice, two side by side, live text between and last."""
+    a, b, c = (engine.chunk(tokens(n, seed)) for n, seed in ((70, 1), (33, 2), (129, 3)))
+    return Prompt((live(5, 10), a, b, live(9, 11), c, a, live(12, 12)))
+
+
+@pytest.mark.parametrize("k", [0, 1, 16, 33, 70])
+@pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen3"])
+def test_law_1_link_is_the_models_own_forward_over_rerotated_keys(name: str, k: int) -> None:
+    engine = engine_of(name)
+    prompt = several_chunks(engine)
+    check_law_1(engine, name, prompt, plan_link(prompt, k))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "llama-llama3", "llama-linear", "llama-mqa"])
+def test_law_1_holds_for_every_supported_kind_of_model(name: str) -> None:
+    engine = engine_of(name)
+    prompt = several_chunks(engine)
+    check_law_1(engine, name, prompt, plan_link(prompt, 4))
+
+
+def test_law_1_holds_up_to_four_thousand_positions() -> None:
+    engine = engine_of("llama")
+    far, near = engine.chunk(tokens(900, 1)), engine.chunk(tokens(400, 2))
+    prompt = Prompt((live(2, 3), near, far, live(1500, 4), far, near, live(6, 5)))
+    assert prompt.num_tokens > 4000
+    check_law_1(engine, "llama", prompt, plan_link(prompt, 2))
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_law_1_holds_for_a_chunk_at_the_end_and_one_at_position_0(k: int) -> None:
+    engine = engine_of("llama")
+    a, b = engine.chunk(tokens(40, 1)), engine.chunk(tokens(21, 2))
+    for parts in [(a,), (a, b), (live(3, 4), a), (a, live(1, 5), b), (a, a)]:
+        prompt = Prompt(parts)
+        check_law_1(engine, "llama", prompt, plan_link(prompt, k))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen2", "qwen3"])
+def test_law_2_linking_with_k_of_a_chunks_length_is_full_recompute(name: str) -> None:
+    engine = engine_of(name)
+    prompt = several_chunks(engine)
+    for k in (129, 10_000):
+        plan = plan_link(prompt, k)
+        assert not plan.fragments
+        got = link_here(engine, prompt, plan)[0]
+        expected = dense_forward(oracle_of(name), prompt.token_ids)[-1]
+        assert relative_error([got], [expected]) <= LAW_2
+
+
+def test_recomputing_every_token_by_choice_is_full_recompute() -> None:
+    engine = engine_of("llama")
+    prompt = several_chunks(engine)
+    got = link_here(engine, prompt, plan_recompute(prompt, range(prompt.num_tokens)))[0]
+    expected = dense_forward(oracle_of("llama"), prompt.token_ids)[-1]
+    assert relative_error([got], [expected]) <= LAW_2
+
+
+def test_k_of_one_chunks_length_reuses_only_the_longer_ones() -> None:
+    engine = engine_of("llama")
+    prompt = several_chunks(engine)
+    plan = plan_link(prompt, 33)
+    assert {f.part_index for f in plan.fragments} == {1, 4, 5}
+
+
+def test_a_chunk_at_position_0_is_reused_whole_and_exactly() -> None:
+    engine = engine_of("qwen3")
+    prompt = Prompt((engine.chunk(tokens(150, 1)), live(20, 2)))
+    plan = plan_link(prompt, 16)
+    assert plan.num_reused(0) == 150
+    got = link_here(engine, prompt, plan)[0]
+    assert relative_error([got], [dense_forward(oracle_of("qwen3"), prompt.token_ids)[-1]]) <= LAW_2
+
+
+def test_linking_differs_from_full_recompute_where_it_approximates() -> None:
+    engine = engine_of("llama")
+    prompt = several_chunks(engine)
+    got = link_here(engine, prompt, plan_link(prompt, 0))[0]
+    assert relative_error([got], [dense_forward(oracle_of("llama"), prompt.token_ids)[-1]]) > 1e-2
+
+
+def test_a_negative_number_of_link_tokens_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="num_link_tokens"):
+        plan_link(Prompt.live([1, 2]), -1)
+
+
+def test_a_run_of_another_length_than_its_part_is_refused_and_given_back() -> None:
+    engine = engine_of("llama")
+    part = engine.chunk(tokens(20))
+    assert part.chunk_id is not None
+    run = engine.compile(part.chunk_id, tokens(20)[:19])
+    with pytest.raises(InvalidRequest, match=r"parts\[1\]"):
+        engine.linked_context(Prompt((live(2, 1), part, live(2, 2))), {1: run})
+    assert_nothing_held(engine)
+
+
+# Plans, whatever the prompt
+
+compositions = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(0, 3)), min_size=1, max_size=7)
+
+
+def composed(engine: Engine, shape: list[tuple[int, bool, int]]) -> Prompt:
+    """Parts of given lengths; chunks of equal length and seed are the same chunk."""
+    return Prompt(
+        tuple(engine.chunk(tokens(n, seed)) if is_chunk else live(n, seed) for n, is_chunk, seed in shape)
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Prompt, LinkPlan]:
+    prompt = composed(engine_of("llama"), draw(compositions))
+    if draw(st.booleans()):
+        return prompt, plan_link(prompt, draw(st.integers(0, 10)))
+    chosen = draw(st.sets(st.integers(0, prompt.num_tokens - 1)))
+    return prompt, plan_recompute(prompt, chosen)
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_fragments_and_rows_cover_the_prompt_once(case: tuple[Prompt, LinkPlan]) -> None:
+    prompt, plan = case
+    reused = [f.offset + i for f in plan.fragments for i in range(f.start, f.end)]
+    assert sorted([*reused, *plan.positions]) == list(range(prompt.num_tokens))
+    assert list(plan.positions) == sorted(plan.positions)
+    assert plan.positions[-1] == prompt.num_tokens - 1
+    assert [prompt.token_ids[p] for p in plan.positions] == list(plan.token_ids)
+    assert sum(plan.num_reused(i) for i in range(len(prompt.parts))) == len(reused)
+    for f in plan.fragments:
+        part, base = prompt.parts[f.part_index], sum(len(p.token_ids) for p in prompt.parts[: f.part_index])
+        assert part.chunk_id is not None
+        assert (f.offset, 0 <= f.start < f.end <= len(part.token_ids)) == (base, True)
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_every_row_sees_exactly_the_tokens_at_or_before_it(case: tuple[Prompt, LinkPlan]) -> None:
+    _, plan = case
+    for row, position in enumerate(plan.positions):
+        seen = list(plan.positions[: row + 1])
+        seen += [f.offset + i for f in plan.fragments if f.first_row <= row for i in range(f.start, f.end)]
+        assert sorted(seen) == list(range(position + 1))
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_pieces_are_the_maximal_stretches_of_rows(case: tuple[Prompt, LinkPlan]) -> None:
+    _, plan = case
+    pieces = list(plan.pieces())
+    assert [p for row, first, length in pieces for p in range(first, first + length)] == list(plan.positions)
+    assert [row for row, _, _ in pieces] == [sum(length for _, _, length in pieces[:i]) for i in range(len(pieces))]
+    assert all(first + length < later for (_, first, length), (_, later, _) in zip(pieces, pieces[1:], strict=False))
+
+
+@given(case=plans())
+@settings(max_examples=100, deadline=None)
+def test_law_1_holds_for_every_composition_and_any_recomputed_set(case: tuple[Prompt, LinkPlan]) -> None:
+    prompt, plan = case
+    check_law_1(engine_of("llama", num_blocks=64), "llama", prompt, plan)
