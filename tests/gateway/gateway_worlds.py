@@ -28,7 +28,7 @@ from spolia.v1 import (
     prefill_pb2,
     prefill_pb2_grpc,
 )
-from spolia_core.errors import Busy
+from spolia_core.errors import Busy, Cancelled
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.node import GatewayNode
 from spolia_node.deadline import Deadline
@@ -143,6 +143,11 @@ class FakeDirectory(directory_pb2_grpc.DirectoryServiceServicer):
     def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+    async def lacks(self, node_id: str) -> None:
+        """Returns once no such node is registered."""
+        while node_id in self.nodes:
+            await asyncio.wait_for(self.changed.wait(), WAIT_S)
 
     async def Register(self, request_iterator: Any, context: Any) -> AsyncIterator[directory_pb2.RegisterResponse]:
         node_id = ""
@@ -333,10 +338,12 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
                 raise Busy("full", retry_after_ms=5)
             if self.hold is not None:
                 await self.hold.wait()
+            # As in the contract: half-closing before the end cancels the work. Give a careless caller time to do it.
+            await asyncio.wait({half_closed}, timeout=0.02)
+            if half_closed.done():
+                raise Cancelled("the caller closed the stream")
             for chunk in start.compile.chunks:
                 yield prefill_pb2.PrefillResponse(chunk=self._compile(start.tenant_id, chunk))
-            # As in the contract: half-closing before the end would have cancelled the work.
-            assert not half_closed.done()
             yield prefill_pb2.PrefillResponse(done=prefill_pb2.PrefillDone())
         finally:
             half_closed.cancel()
@@ -428,10 +435,11 @@ async def world(
     served: directory_pb2.ServedModel | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
-    """Starts fakes and a gateway, waits until it knows them all, and stops everything.
+    """Starts fakes and a gateway, waits until it knows them all, stops everything, and sees that no task is left.
 
     Each decode node is busier than the one before it, so a short prompt is tried on them in the order given.
     """
+    before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
         directory = FakeDirectory()
         store = FakeStore()  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED, and no gateway calls it
@@ -480,6 +488,10 @@ async def world(
             )
         )
         yield made
+    left = asyncio.all_tasks() - before
+    if left:  # cancelled calls of the fakes take a moment to unwind
+        _, left = await asyncio.wait(left, timeout=WAIT_S)
+    assert not left, f"tasks left behind: {left}"
 
 
 def text_request(*texts: str, **changes: Any) -> gateway_pb2.GenerateRequest:

@@ -61,6 +61,7 @@ async def compile_on(
             raise failure_of(error, node.node_id, node.address) from error
     finally:
         call.cancel()  # a no-op once the call has ended
+        done.set()  # and then it would leave the sender of requests waiting
     if ready is None:
         raise NodeLost(f"node {node.node_id} at {node.address} ended its work without the chunk")
     return ready
