@@ -168,9 +168,12 @@ class EngineCore:
         return Generation(params, self.adapter.eos_token_ids, self._decode)
 
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
-        """Makes a sequence of a context, room for the whole answer included. Takes the context, also when it raises."""
+        """Makes a sequence of a context, with room for what the answer still lacks.
+
+        Takes the context, also when it raises. Tokens a resumed answer has already are part of the context.
+        """
         try:
-            tail = self.pool.allocate(generation.params.max_tokens)
+            tail = self.pool.allocate(generation.params.max_tokens - len(generation.token_ids))
         except BaseException:
             context.close()
             raise
