@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from spolia.v1.common_pb2 import Tier
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia_core.chunk_object import RAW_CODEC, ParsedChunk, parse_chunk_object
-from spolia_core.errors import DataCorrupt, DeadlineExceeded, NotSupported, Unavailable
+from spolia_core.errors import Busy, DataCorrupt, DeadlineExceeded, NotSupported, SpoliaError
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, MissReason, TokenSource
 from spolia_engine.core import EngineCore
 from spolia_engine.kv_bytes import write_object
@@ -37,7 +37,8 @@ class Fetched:
 class ChunkFetcher:
     """Fetches chunks of one model. Late, lost or corrupt chunks are misses with a reason, never errors.
 
-    `Busy` is raised when the pool has no room: that is the request's failure, not the store's.
+    `Busy` is raised when the pool has no room: that is the request's failure, not the store's, which never says Busy to
+    a reader.
     """
 
     def __init__(self, core: EngineCore, store: StoreClient) -> None:
@@ -95,6 +96,8 @@ class ChunkFetcher:
                     start = chunk.index * PREFIX_CHUNK_TOKENS
                     parsed = self._open(chunk, ChunkKind.PREFIX, PREFIX_CHUNK_TOKENS, position + start, result)
                     if parsed is None:
+                        # What stands behind a lost chunk is of no use: lost for the same reason.
+                        _fill(result, ids, result.misses[chunk.chunk_id])
                         break
                     write_object(extent, start, parsed, self._core.adapter.kv_shape)
                     result.runs[chunk.chunk_id] = Run(extent, start, PREFIX_CHUNK_TOKENS, position + start)
@@ -106,7 +109,6 @@ class ChunkFetcher:
                     pool.retain(extent)
                     self._core.resident.register(chunk_id, ChunkKind.PREFIX, run)
             pool.release(extent)
-        _fill(result, ids, MissReason.NOT_FOUND)
 
     def _get(
         self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline
@@ -129,7 +131,7 @@ class ChunkFetcher:
                 raise DataCorrupt(f"object is {meta}, not chunk {chunk.chunk_id.hex()}")
         except (DataCorrupt, NotSupported) as error:
             log.warning("chunk dropped", chunk_id=chunk.chunk_id.hex(), error=str(error))
-            result.misses[chunk.chunk_id] = MissReason.DIGEST
+            result.misses[chunk.chunk_id] = _reason(error)
             return None
         result.sources[chunk.chunk_id] = source_of(chunk.entry.tier)
         return parsed
@@ -154,25 +156,37 @@ def source_of(tier: Tier.ValueType) -> TokenSource:
 
 
 def _leading(chain: Sequence[bytes], entries: Sequence[LookupEntry], result: Fetched) -> list[bytes]:
-    ids: list[bytes] = []
-    for chunk_id, entry in zip(chain, entries, strict=True):
+    """The ids before the first that is not stored; the rest are misses: what stands behind a gap is of no use."""
+    num_stored = 0
+    for entry in entries:
         if not entry.HasField("info"):
+            _fill(result, chain[num_stored:], _miss_of(entry))
             break
-        ids.append(chunk_id)
-    for chunk_id, entry in zip(chain[len(ids) :], entries[len(ids) :], strict=True):
-        if not entry.HasField("info"):
-            result.misses[chunk_id] = MissReason(entry.miss)
-    return ids
+        num_stored += 1
+    return list(chain[:num_stored])
+
+
+def _miss_of(entry: LookupEntry) -> MissReason:
+    """Why it is not stored; NOT_FOUND for a reason that a newer store knows and this release does not."""
+    known = {reason.value for reason in MissReason}
+    return MissReason(entry.miss) if entry.miss in known else MissReason.NOT_FOUND
 
 
 def _is_miss(error: BaseException) -> bool:
-    return isinstance(error, Unavailable | DeadlineExceeded | DataCorrupt)
+    return isinstance(error, SpoliaError) and not isinstance(error, Busy)
 
 
 def _reason(error: BaseException) -> MissReason:
-    if isinstance(error, DataCorrupt):
-        return MissReason.DIGEST
-    return MissReason.STORE_LATE if isinstance(error, DeadlineExceeded) else MissReason.STORE_UNREACHABLE
+    match error:
+        case DataCorrupt():
+            return MissReason.DIGEST
+        case DeadlineExceeded():
+            return MissReason.STORE_LATE
+        case NotSupported(field="format_version"):
+            return MissReason.FORMAT_VERSION
+        case NotSupported(field="codec"):
+            return MissReason.CODEC
+    return MissReason.STORE_UNREACHABLE
 
 
 def _fill(result: Fetched, ids: Sequence[bytes], reason: MissReason) -> None:

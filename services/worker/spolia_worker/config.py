@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spolia_node.config import NodeConfig, at_least, one_of, setting
+from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class WorkerConfig(NodeConfig):
         60.0, "A computation that runs longer than this makes the node NOT_SERVING.", check=at_least(0.1)
     )
     store_share: float = setting(
-        0.3, "Share of a request's remaining time that may be spent waiting for the store.", check=at_least(0.0)
+        0.3, "Share of a request's remaining time that may be spent waiting for the store.", check=between(0.0, 1.0)
     )
     claim_ttl_s: float = setting(30.0, "How long a claim on a chunk holds while it is computed.", check=at_least(0.1))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from spolia.v1.common_pb2 import ObjectInfo
+from spolia_core.chunk_object import ChunkMeta
 from spolia_core.errors import AlreadyStored, SpoliaError
 from spolia_core.reuse import ChunkKind
+from spolia_engine.context import release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.kv_bytes import run_to_object
 from spolia_engine.run import Run
@@ -17,7 +20,9 @@ from spolia_node.logs import get_log
 from spolia_node.rpc_messages import object_info
 from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
+from spolia_worker.claims import Claim
 
+MAX_PENDING_CHUNKS = 1024
 log = get_log(__name__)
 
 
@@ -33,7 +38,7 @@ class Publisher:
     """Puts runs into the store, now or in the background. Background work holds a reference on each run until done."""
 
     def __init__(
-        self, core: EngineCore, store: StoreClient, *, timeout_s: float, max_pending_chunks: int = 1024
+        self, core: EngineCore, store: StoreClient, *, timeout_s: float, max_pending_chunks: int = MAX_PENDING_CHUNKS
     ) -> None:
         self._core = core
         self._store = store
@@ -48,37 +53,41 @@ class Publisher:
     async def to_bytes(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkBytes:
         """Serialises a run off the event loop. The caller holds a reference on it meanwhile."""
         meta = self._core.meta(chunk_id, kind, run)
-        data = await asyncio.to_thread(run_to_object, run, meta)
-        return ChunkBytes(object_info(meta, data), data)
+        return await asyncio.to_thread(_object_of, run, meta)
 
-    async def put(self, tenant_id: str, chunk: ChunkBytes, deadline: Deadline, claim_owner: str = "") -> bool:
-        """Stores a chunk; False when another replica was first. Raises what the store raises."""
+    async def put(self, tenant_id: str, chunk: ChunkBytes, deadline: Deadline, claim: Claim | None = None) -> bool:
+        """Stores a chunk and ends its claim; False when another replica was first. Raises what the store raises."""
+        owner = claim.owner if claim is not None else ""
         try:
-            await self._store.put(tenant_id, chunk.info, chunk.data, deadline, claim_owner)
+            await self._store.put(tenant_id, chunk.info, chunk.data, deadline, owner)
+            is_first = True
         except AlreadyStored:
-            return False
-        return True
+            is_first = False
+        if claim is not None:
+            claim.settle()
+        return is_first
 
     def publish(
-        self, tenant_id: str, kind: ChunkKind, chunks: Sequence[tuple[bytes, Run]], claim_owner: str = ""
+        self, tenant_id: str, kind: ChunkKind, chunks: Sequence[tuple[bytes, Run]], claim: Claim | None = None
     ) -> None:
         """Stores what the store does not have yet, in the background. Failures cost reuse only; they are counted.
 
-        Takes no reference of the caller's. `claim_owner` names the owner of claims that the puts end.
+        Takes no reference of the caller's, but takes `claim`, which is on the only chunk.
         """
-        if not chunks:
-            return
-        if self.num_pending + len(chunks) > self._max_pending:
+        if not chunks or self.num_pending + len(chunks) > self._max_pending:
             self.num_dropped += len(chunks)
+            if claim is not None:
+                claim.give_back()
             return
         for _, run in chunks:
             self._core.pool.retain(run.extent)
         self.num_pending += len(chunks)
         task = asyncio.get_running_loop().create_task(
-            self._publish(tenant_id, kind, list(chunks), claim_owner), name="publish"
+            self._publish(tenant_id, kind, chunks, claim, Deadline.after(self._timeout_s)), name="publish"
         )
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
+        task.add_done_callback(partial(self._end, [run for _, run in chunks], claim))
 
     async def drain(self) -> None:
         """Waits until all background work is done; the caller bounds it."""
@@ -91,21 +100,38 @@ class Publisher:
             task.cancel()
         await self.drain()
 
+    def _end(self, runs: Sequence[Run], claim: Claim | None, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.num_pending -= len(runs)
+        release_runs(self._core.pool, runs)
+        if claim is not None:
+            claim.give_back()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("publishing failed", exc_info=task.exception())
+
     async def _publish(
-        self, tenant_id: str, kind: ChunkKind, chunks: list[tuple[bytes, Run]], claim_owner: str
+        self,
+        tenant_id: str,
+        kind: ChunkKind,
+        chunks: Sequence[tuple[bytes, Run]],
+        claim: Claim | None,
+        deadline: Deadline,
     ) -> None:
-        deadline = Deadline.after(self._timeout_s)
+        missing = list(chunks)
         try:
             ids = [chunk_id for chunk_id, _ in chunks]
             fingerprint = self._core.adapter.fingerprint
             entries = await self._store.lookup(tenant_id, ids, fingerprint, ACCEPTED_CODECS, deadline)
-            for (chunk_id, run), entry in zip(chunks, entries, strict=True):
-                if not entry.HasField("info"):
-                    await self.put(tenant_id, await self.to_bytes(chunk_id, kind, run), deadline, claim_owner)
+            missing = [c for c, entry in zip(chunks, entries, strict=True) if not entry.HasField("info")]
+            while missing:
+                chunk_id, run = missing[0]
+                await self.put(tenant_id, await self.to_bytes(chunk_id, kind, run), deadline, claim)
+                missing.pop(0)
         except SpoliaError as error:
-            self.num_dropped += len(chunks)
-            log.info("chunks not published", num_chunks=len(chunks), error=str(error))
-        finally:
-            self.num_pending -= len(chunks)
-            for _, run in chunks:
-                self._core.pool.release(run.extent)
+            self.num_dropped += len(missing)
+            log.info("chunks not published", num_chunks=len(missing), error=str(error))
+
+
+def _object_of(run: Run, meta: ChunkMeta) -> ChunkBytes:
+    data = run_to_object(run, meta)
+    return ChunkBytes(object_info(meta, data), data)
