@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 
 from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
 from spolia.v1.prefill_pb2 import DESCRIPTOR
 from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
-from spolia_core.errors import SpoliaError
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
-from spolia_node.config import load_config
-from spolia_node.logs import configure_logs
 from spolia_node.membership import Registration
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
@@ -22,8 +18,9 @@ from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
 from spolia_prefill.server import PrefillServer
 from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
-from spolia_worker.loading import load_engine
+from spolia_worker.process import run_process
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, node_record
 
@@ -31,22 +28,24 @@ SERVICE = DESCRIPTOR.services_by_name["PrefillService"].full_name
 
 
 class PrefillNode:
-    """The parts of a prefill node, wired. `start` and `stop` bound its life."""
+    """The parts of a prefill node, wired. `start`, a drain of `server`, then `close` bound its life."""
 
     def __init__(self, config: PrefillConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
         self.thread = EngineThread("prefill-engine")
         self.channels = ChannelPool(config.max_message_bytes)
+        self.server = NodeServer(config, "prefill")
         store = StoreClient(self.channels, lambda: config.directory or None)
+        self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)
         publisher = Publisher(engine, store, timeout_s=config.rpc_timeout_s)
         self.service = PrefillServer(
             config,
             engine,
-            Compiler(engine, self.thread, store, publisher, config),
-            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config),
+            Compiler(engine, self.thread, store, self.claims, publisher, config.store_share),
+            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config.store_share),
+            self.server.check_accepting,
         )
-        self.server = NodeServer(config, "prefill")
         self.server.add(lambda server: add_PrefillServiceServicer_to_server(self.service, server), SERVICE)
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 
@@ -59,14 +58,10 @@ class PrefillNode:
             registration.start()
             self.server.registration = registration
 
-    async def stop(self) -> None:
-        """Drains and lets everything go."""
-        await self.server.drain()
-        await self.close()
-
     async def close(self) -> None:
         """Lets go of what is not the server's. Call after a drain."""
-        self.thread.stop()
+        await self.claims.drain()
+        await self.thread.stop()
         await self.channels.close()
 
     def record(self) -> NodeRecord:
@@ -80,24 +75,9 @@ class PrefillNode:
         return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, load)
 
 
-async def serve(config: PrefillConfig) -> int:
-    """Runs a node until it is signalled; its exit code."""
-    node = PrefillNode(config, load_engine(config))
-    await node.start()
-    code = await node.server.run_until_signal()
-    await node.close()
-    return code
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `spolia serve prefill`."""
-    config = load_config(PrefillConfig, sys.argv[1:] if argv is None else argv)
-    configure_logs(config.log_level, config.log_json, config.node_id, "prefill")
-    try:
-        return asyncio.run(serve(config))
-    except SpoliaError as error:
-        print(f"prefill: {error}", file=sys.stderr)
-        return 2
+    return run_process(PrefillConfig, PrefillNode, argv)
 
 
 if __name__ == "__main__":

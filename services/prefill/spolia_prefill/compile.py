@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 
 from spolia.v1.common_pb2 import Frame, ObjectInfo
-from spolia.v1.kvstore_pb2 import ClaimResult, ClaimState
 from spolia.v1.prefill_pb2 import ChunkOutcome, ChunkReady, PrefillDone, PrefillResponse
 from spolia_core.digests import frames
-from spolia_core.errors import SpoliaError, Unavailable
+from spolia_core.errors import SpoliaError
 from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
 from spolia_engine.run import Run
@@ -19,11 +17,14 @@ from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
 from spolia_prefill.work import CompileJob, LocalChunk
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
-from spolia_worker.config import WorkerConfig
+from spolia_worker.claims import ChunkClaims, Claim, ClaimOutcome
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import ChunkBytes, Publisher
 
-UNCLAIM_TIMEOUT_S = 1.0
+CHUNKS_AT_ONCE = 4
+"""Chunks of one job that are claimed and worked on together: one computes while others are stored. With many more,
+claims would lapse while their chunks wait for the engine."""
+
 log = get_log(__name__)
 
 
@@ -35,19 +36,23 @@ class Compiler:
         core: EngineCore,
         thread: EngineThread,
         store: StoreClient,
+        claims: ChunkClaims,
         publisher: Publisher,
-        config: WorkerConfig,
+        store_share: float,
     ) -> None:
+        """`store_share` is the part of a job's time that may be spent waiting for another node's claim."""
         self._core = core
         self._thread = thread
         self._store = store
+        self._claims = claims
         self._publisher = publisher
-        self._config = config
+        self._store_share = store_share
 
     async def run(self, job: CompileJob, deadline: Deadline) -> AsyncGenerator[PrefillResponse, None]:
         """Yields chunks as they become ready, in any order, and the end. Storing one overlaps computing the next."""
         num_computed = 0
-        tasks = [asyncio.create_task(self._chunk(job, chunk, deadline)) for chunk in job.chunks]
+        slots = asyncio.Semaphore(CHUNKS_AT_ONCE)
+        tasks = [asyncio.create_task(self._chunk(job, chunk, slots, deadline)) for chunk in job.chunks]
         try:
             for next_done in asyncio.as_completed(tasks):
                 ready, data = await next_done
@@ -63,64 +68,65 @@ class Compiler:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _chunk(self, job: CompileJob, chunk: LocalChunk, deadline: Deadline) -> tuple[ChunkReady, bytes]:
+    async def _chunk(
+        self, job: CompileJob, chunk: LocalChunk, slots: asyncio.Semaphore, deadline: Deadline
+    ) -> tuple[ChunkReady, bytes]:
         """A chunk made ready; with bytes when it has to travel in the stream."""
-        if chunk.inline:
-            return await self._inline(chunk)
-        owner = f"{self._config.node_id}/{job.request_id}"
-        claimed = True
-        try:
-            claim = await self._claim(job.tenant_id, chunk, owner, deadline)
-            claimed = claim.state == ClaimState.CLAIM_STATE_GRANTED
-            if claim.state == ClaimState.CLAIM_STATE_STORED:
+        async with slots:
+            if chunk.inline:
+                return await self._inline(chunk)
+            claim = await self._claim(job, chunk, Deadline.after(0.0), deadline)
+            if claim.outcome is not ClaimOutcome.HELD:
+                return await self._with_claim(job, chunk, claim, deadline)
+        # Waiting for another node takes no slot.
+        claim = await self._claim(job, chunk, deadline.share(self._store_share), deadline)
+        with claim:
+            async with slots:
+                return await self._with_claim(job, chunk, claim, deadline)
+
+    async def _claim(self, job: CompileJob, chunk: LocalChunk, waiting: Deadline, deadline: Deadline) -> Claim:
+        return await self._claims.take(job.tenant_id, chunk.chunk_id, job.request_id, waiting, deadline)
+
+    async def _with_claim(
+        self, job: CompileJob, chunk: LocalChunk, claim: Claim, deadline: Deadline
+    ) -> tuple[ChunkReady, bytes]:
+        with claim:
+            if claim.outcome is ClaimOutcome.NO_STORE:
+                return await self._inline(chunk)
+            if claim.outcome is ClaimOutcome.STORED:
                 info = await self._stored_info(job.tenant_id, chunk, deadline)
                 if info is not None:
                     return ChunkReady(outcome=ChunkOutcome.CHUNK_OUTCOME_FOUND, info=info), b""
             # Granted; or held for so long that computing it twice beats waiting; or evicted since.
-            return await self._store_chunk(job.tenant_id, chunk, owner if claimed else "", deadline)
-        except Unavailable as error:
-            log.info("no store, chunk goes inline", chunk_id=chunk.chunk_id.hex(), error=str(error))
-            return await self._inline(chunk)
-        except BaseException:
-            if claimed:
-                await self._unclaim(job.tenant_id, chunk, owner)
-            raise
-
-    async def _claim(self, tenant_id: str, chunk: LocalChunk, owner: str, deadline: Deadline) -> ClaimResult:
-        """The claim, after waiting for another owner's to end within this node's share of the time."""
-        waiting = deadline.share(self._config.store_share)
-        while True:
-            results = await self._store.claim(
-                tenant_id,
-                [chunk.chunk_id],
-                owner,
-                deadline,
-                ttl_ms=round(self._config.claim_ttl_s * 1000),
-                wait_ms=round(waiting.remaining() * 1000),
-            )
-            if results[0].state != ClaimState.CLAIM_STATE_HELD or waiting.expired:
-                return results[0]
+            return await self._store_chunk(job.tenant_id, chunk, claim, deadline)
 
     async def _stored_info(self, tenant_id: str, chunk: LocalChunk, deadline: Deadline) -> ObjectInfo | None:
-        entries = await self._store.lookup(
-            tenant_id, [chunk.chunk_id], self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
-        )
+        """What the store has; None when it went since, or the store did."""
+        try:
+            entries = await self._store.lookup(
+                tenant_id,
+                [chunk.chunk_id],
+                self._core.adapter.fingerprint,
+                ACCEPTED_CODECS,
+                deadline.share(self._store_share),
+            )
+        except SpoliaError as error:
+            log.info("stored chunk not found again", chunk_id=chunk.chunk_id.hex(), error=str(error))
+            return None
         return entries[0].info if entries[0].HasField("info") else None
 
     async def _store_chunk(
-        self, tenant_id: str, chunk: LocalChunk, owner: str, deadline: Deadline
+        self, tenant_id: str, chunk: LocalChunk, claim: Claim, deadline: Deadline
     ) -> tuple[ChunkReady, bytes]:
         data, num_computed = await self._object(chunk)
         ready = ChunkReady(outcome=ChunkOutcome.CHUNK_OUTCOME_STORED, info=data.info, num_computed_tokens=num_computed)
         try:
-            if not await self._publisher.put(tenant_id, data, deadline, owner):
+            if not await self._publisher.put(tenant_id, data, deadline.share(self._store_share), claim):
                 ready.outcome = ChunkOutcome.CHUNK_OUTCOME_FOUND
             return ready, b""
         except SpoliaError as error:
             # The work is done and the caller is waiting: what the store cannot take travels in the stream.
             log.info("chunk not stored, goes inline", chunk_id=chunk.chunk_id.hex(), error=str(error))
-            if owner:
-                await self._unclaim(tenant_id, chunk, owner)
             ready.outcome = ChunkOutcome.CHUNK_OUTCOME_INLINE
             return ready, data.data
 
@@ -145,9 +151,3 @@ class Compiler:
 
     def _release(self, run: Run) -> None:
         self._core.pool.release(run.extent)
-
-    async def _unclaim(self, tenant_id: str, chunk: LocalChunk, owner: str) -> None:
-        """Gives the claim back even when the caller is gone, so that others need not wait for it to lapse."""
-        with suppress(SpoliaError):
-            deadline = Deadline.after(UNCLAIM_TIMEOUT_S)
-            await asyncio.shield(self._store.unclaim(tenant_id, [chunk.chunk_id], owner, deadline))

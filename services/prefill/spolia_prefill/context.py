@@ -16,7 +16,6 @@ from spolia_node.deadline import Deadline
 from spolia_prefill.handoff import Acknowledgements, LayerStream
 from spolia_prefill.work import ContextJob
 from spolia_worker.chunk_fetch import ChunkFetcher
-from spolia_worker.config import WorkerConfig
 from spolia_worker.engine_thread import EngineThread
 
 
@@ -30,11 +29,12 @@ class _Prefilled:
 class ContextPrefiller:
     """Runs context jobs on one engine."""
 
-    def __init__(self, core: EngineCore, thread: EngineThread, fetcher: ChunkFetcher, config: WorkerConfig) -> None:
+    def __init__(self, core: EngineCore, thread: EngineThread, fetcher: ChunkFetcher, store_share: float) -> None:
+        """`store_share` is the part of a job's time that may be spent fetching its prefix from the store."""
         self._core = core
         self._thread = thread
         self._fetcher = fetcher
-        self._config = config
+        self._store_share = store_share
 
     async def run(
         self, job: ContextJob, acks: Acknowledgements, deadline: Deadline
@@ -55,7 +55,7 @@ class ContextPrefiller:
         )
         try:
             yield layers.header()
-            async for response in layers.frames_of(working):
+            async for response in layers.frames(working):
                 yield response
             prefilled = await working
             yield PrefillResponse(first_token=FirstToken(token_id=prefilled.token_id))
@@ -68,7 +68,8 @@ class ContextPrefiller:
             )
             await deadline.wait(acks.wait_all(), "waiting for acknowledgements")
         finally:
-            await _close(working)
+            layers.close()
+            _close(working)
 
     async def _prefix(self, job: ContextJob, deadline: Deadline) -> list[Run]:
         """Runs of leading prefix chunks: resident ones as far as they go, then stored ones the caller has too.
@@ -82,7 +83,7 @@ class ContextPrefiller:
         if wanted:
             try:
                 fetched = await self._fetcher.fetch_prefix(
-                    job.tenant_id, wanted, len(prefix) * PREFIX_CHUNK_TOKENS, deadline.share(self._config.store_share)
+                    job.tenant_id, wanted, len(prefix) * PREFIX_CHUNK_TOKENS, deadline.share(self._store_share)
                 )
             except BaseException:
                 release_runs(self._core.pool, prefix)
@@ -120,9 +121,7 @@ def _from_position(runs: Sequence[Run], position: int) -> list[Run]:
     return found
 
 
-async def _close(working: asyncio.Future[_Prefilled]) -> None:
-    """Frees the pass's context, whether it has ended, is under way or never began."""
-    working.cancel()
-    results = await asyncio.gather(working, return_exceptions=True)
-    if isinstance(results[0], _Prefilled):
-        results[0].context.close()
+def _close(working: asyncio.Future[_Prefilled]) -> None:
+    """Frees the pass's context. One that is under way or never began is freed by the engine's thread."""
+    if not working.cancel() and not working.cancelled() and working.exception() is None:
+        working.result().context.close()

@@ -10,7 +10,7 @@ from spolia.v1.common_pb2 import Frame
 from spolia.v1.prefill_pb2 import LayerFrame, LiveKvHeader, PrefillResponse
 from spolia_core.chunk_object import KvShape
 from spolia_core.digests import frames
-from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_core.errors import Cancelled, InvalidRequest, Unavailable
 from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
 
@@ -52,7 +52,7 @@ class Acknowledgements:
 
 
 class LayerStream:
-    """Sends layers as the engine finishes them. `layer_done` may be called from the engine's thread."""
+    """Sends layers as the engine finishes them. Made in the event loop, told by the engine's thread."""
 
     def __init__(self, shape: KvShape, first_position: int, num_tokens: int) -> None:
         self._shape = shape
@@ -60,9 +60,19 @@ class LayerStream:
         self._num_tokens = num_tokens
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Queue[tuple[int, Sequence[Run]]] = asyncio.Queue()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody takes layers any more; the pass ends at its next one."""
+        self._closed = True
 
     def layer_done(self, layer: int, runs: Sequence[Run]) -> None:
-        """`layer` of `runs`, which together hold the live tokens in order, is complete."""
+        """`layer` of `runs`, which together hold the live tokens in order, is complete. Engine's thread.
+
+        Raises `Cancelled` once the stream is closed.
+        """
+        if self._closed:
+            raise Cancelled(f"nobody waits for layer {layer}")
         self._loop.call_soon_threadsafe(self._done.put_nowait, (layer, runs))
 
     def header(self) -> PrefillResponse:
@@ -80,7 +90,7 @@ class LayerStream:
             )
         )
 
-    async def frames_of(self, working: asyncio.Future[Any]) -> AsyncIterator[PrefillResponse]:
+    async def frames(self, working: asyncio.Future[Any]) -> AsyncIterator[PrefillResponse]:
         """Every layer's frames, in order, while `working` computes them; raises what `working` raises."""
         for _ in range(self._shape.num_layers):
             layer, runs = await self._next(working)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from structlog.contextvars import bind_contextvars
 
 from spolia.v1.prefill_pb2 import PrefillRequest, PrefillResponse
 from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer
-from spolia_core.errors import Busy, Cancelled, InvalidRequest
+from spolia_core.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest
 from spolia_core.ids import tenant_key
 from spolia_engine.core import EngineCore
 from spolia_node.deadline import Deadline
-from spolia_node.logs import get_log
 from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
@@ -22,19 +23,25 @@ from spolia_prefill.handoff import Acknowledgements
 from spolia_prefill.work import CompileJob, ContextJob, check_start
 
 PrefillContext = grpc.aio.ServicerContext[PrefillRequest, PrefillResponse]
-log = get_log(__name__)
 
 
 class PrefillServer(PrefillServiceServicer):
     """Translates streams into jobs and counts them; decides nothing."""
 
     def __init__(
-        self, config: PrefillConfig, core: EngineCore, compiler: Compiler, prefiller: ContextPrefiller
+        self,
+        config: PrefillConfig,
+        core: EngineCore,
+        compiler: Compiler,
+        prefiller: ContextPrefiller,
+        check_accepting: Callable[[], None],
     ) -> None:
+        """`check_accepting` raises while the node drains."""
         self._config = config
         self._core = core
         self._compiler = compiler
         self._prefiller = prefiller
+        self._check_accepting = check_accepting
         self.num_running = 0
         self.queued_tokens = 0
         """Tokens of jobs under way."""
@@ -43,26 +50,20 @@ class PrefillServer(PrefillServiceServicer):
         self, request_iterator: AsyncIterator[PrefillRequest], context: PrefillContext
     ) -> AsyncIterator[PrefillResponse]:
         """Runs the job the first message names; see prefill.proto."""
+        self._check_accepting()
         deadline = Deadline.of(context, self._config.rpc_timeout_s)
         job = await deadline.wait(self._first(request_iterator), "the start message")
-        if self.num_running >= self._config.max_running:
-            raise Busy(
-                "all places are taken", field="max_running", limit=str(self._config.max_running), retry_after_ms=200
-            )
-        self.num_running += 1
-        self.queued_tokens += job.num_tokens
-        acks = Acknowledgements(self._core.adapter.num_layers, self._config.ack_lease_s)
-        reading = asyncio.create_task(_read(request_iterator, acks))
-        running = self._run(job, acks, deadline)
-        try:
-            async for response in _until_stopped(running, reading, acks):
-                yield response
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            await running.aclose()
-            self.num_running -= 1
-            self.queued_tokens -= job.num_tokens
+        with self._counted(job):
+            acks = Acknowledgements(self._core.adapter.num_layers, self._config.ack_lease_s)
+            reading = asyncio.create_task(_read(request_iterator, acks))
+            running = self._run(job, acks, deadline)
+            try:
+                async for response in _until_stopped(running, reading, acks, deadline):
+                    yield response
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                await running.aclose()
 
     async def _first(self, requests: AsyncIterator[PrefillRequest]) -> CompileJob | ContextJob:
         request = await anext(aiter(requests), None)
@@ -71,6 +72,20 @@ class PrefillServer(PrefillServiceServicer):
         bind_contextvars(request_id=request.start.request_id)
         key = tenant_key(self._config.cluster_secret.encode(), request.start.tenant_id)
         return check_start(request.start, self._core, key)
+
+    @contextmanager
+    def _counted(self, job: CompileJob | ContextJob) -> Iterator[None]:
+        """Holds a place for a job. Raises `Busy` when there is none."""
+        if self.num_running >= self._config.max_running:
+            limit = str(self._config.max_running)
+            raise Busy("all places are taken", field="max_running", limit=limit, retry_after_ms=200)
+        self.num_running += 1
+        self.queued_tokens += job.num_tokens
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+            self.queued_tokens -= job.num_tokens
 
     def _run(
         self, job: CompileJob | ContextJob, acks: Acknowledgements, deadline: Deadline
@@ -96,21 +111,41 @@ async def _read(requests: AsyncIterator[PrefillRequest], acks: Acknowledgements)
 
 
 async def _until_stopped(
-    running: AsyncGenerator[PrefillResponse, None], reading: asyncio.Task[str], acks: Acknowledgements
+    running: AsyncGenerator[PrefillResponse, None],
+    reading: asyncio.Task[str],
+    acks: Acknowledgements,
+    deadline: Deadline,
 ) -> AsyncIterator[PrefillResponse]:
-    """What `running` yields, until it ends or the caller stops it. Raises `Cancelled`, or what reading raised."""
+    """What `running` yields, until it ends or the caller stops it.
+
+    Raises `Cancelled` when the caller left before it had everything, `DeadlineExceeded`, or what reading raised.
+    """
     while True:
         step = asyncio.ensure_future(anext(running, None))
         try:
-            waited = {step} if reading.done() else {step, reading}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done() and (reading.exception() is not None or not acks.complete):
-                raise Cancelled(reading.result())
-            response = await step
+            await _wait(step, reading, acks, deadline)
+            response = step.result()
         finally:
-            if not step.done():
-                step.cancel()
-                await asyncio.gather(step, return_exceptions=True)
+            step.cancel()
+            await asyncio.gather(step, return_exceptions=True)
         if response is None:
             return
         yield response
+
+
+async def _wait(
+    step: asyncio.Future[PrefillResponse | None],
+    reading: asyncio.Task[str],
+    acks: Acknowledgements,
+    deadline: Deadline,
+) -> None:
+    """Returns when `step` is done. Raises as `_until_stopped` does."""
+    while not step.done():
+        waited: set[asyncio.Future[Any]] = {step} if reading.done() else {step, reading}
+        done, _ = await asyncio.wait(waited, timeout=deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            reason = reading.result()
+            if not acks.complete:
+                raise Cancelled(reason)
+        if not done:
+            raise DeadlineExceeded("prefill ran out of time")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from spolia.v1 import prefill_pb2
 from spolia_core.errors import InvalidRequest, NotSupported
-from spolia_core.ids import ID_BYTES, IdSpace
+from spolia_core.ids import IdSpace
 from spolia_core.prompt import check_context_length, check_token_ids
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_node.rpc_messages import sampling_from_pb
+from spolia_worker.checks import check_caller
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
 
@@ -59,13 +60,7 @@ class ContextJob:
 
 def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: bytes) -> CompileJob | ContextJob:
     """The job a stream's first message asks for. Raises `InvalidRequest` or `NotSupported`, naming the field."""
-    if start.fingerprint != core.adapter.fingerprint:
-        raise NotSupported(
-            "this node serves another model",
-            field="fingerprint",
-            actual=start.fingerprint.hex(),
-            limit=core.adapter.fingerprint.hex(),
-        )
+    check_caller(start.tenant_id, start.fingerprint, core)
     if not set(ACCEPTED_CODECS) & set(start.accepted_codecs):
         raise NotSupported(
             "none of the caller's codecs can be written here",
@@ -73,8 +68,6 @@ def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: b
             limit=", ".join(ACCEPTED_CODECS),
             actual=", ".join(start.accepted_codecs),
         )
-    if not start.tenant_id:
-        raise InvalidRequest("tenant_id is empty", field="tenant_id")
     ids = core.id_space(tenant_key)
     if start.WhichOneof("work") == "compile":
         return _compile_job(start, core, ids)
@@ -93,7 +86,7 @@ def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
         field = f"compile.chunks[{index}]"
         check_token_ids(chunk.token_ids, core.adapter.vocab_size, field=f"{field}.token_ids")
         check_context_length(len(chunk.token_ids), core.adapter.max_context_tokens)
-        if len(chunk.chunk_id) != ID_BYTES or chunk.chunk_id != ids.local(chunk.token_ids):
+        if chunk.chunk_id != ids.local(chunk.token_ids):
             raise InvalidRequest(f"{field}.chunk_id is not the id of these tokens", field=f"{field}.chunk_id")
         chunks.append(LocalChunk(chunk.chunk_id, tuple(chunk.token_ids), chunk.chunk_id in inline))
     unknown = inline - {chunk.chunk_id for chunk in chunks}
