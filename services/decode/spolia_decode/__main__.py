@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
 from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeRecord
-from spolia_core.errors import SpoliaError
 from spolia_decode.admission import Admission
+from spolia_decode.arrivals import Arrivals
 from spolia_decode.batch import DecodeBatch
 from spolia_decode.config import DecodeConfig
 from spolia_decode.node_parts import NodeParts
@@ -19,22 +20,22 @@ from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.server import DecodeServer
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
-from spolia_node.config import load_config
-from spolia_node.logs import configure_logs
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
-from spolia_worker.loading import load_engine
+from spolia_worker.process import run_process
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, node_record
 
 SERVICE = DESCRIPTOR.services_by_name["DecodeService"].full_name
+PUBLISH_FAREWELL_S = 2.0
 
 
 class DecodeNode:
-    """The parts of a decode node, wired. `start` and `close` bound its life; create it in a running event loop."""
+    """The parts of a decode node, wired. `start`, a drain of `server`, then `close` bound its life."""
 
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
         self.config = config
@@ -46,23 +47,23 @@ class DecodeNode:
         self.parts = self._make_parts()
         self.admission = Admission(config.max_running, config.max_waiting)
         self.server = NodeServer(config, "decode")
-        service = DecodeServer(self.parts, self.batch, self.admission)
+        service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
-        self.server.on_drain.append(self._finish_requests)
 
     def _make_parts(self) -> NodeParts:
         config, engine = self.config, self.engine
         store = StoreClient(self.channels, lambda: config.directory or None)
         return NodeParts(
-            config,
-            engine,
-            self.thread,
-            store,
-            ChunkFetcher(engine, store),
-            Publisher(engine, store, timeout_s=config.rpc_timeout_s),
-            PrefillClient(self.channels),
-            PrefillNodes(self.view, engine.adapter.fingerprint),
+            config=config,
+            core=engine,
+            thread=self.thread,
+            fetcher=ChunkFetcher(engine, store),
+            publisher=Publisher(engine, store, timeout_s=config.rpc_timeout_s),
+            claims=ChunkClaims(store, config.node_id, config.claim_ttl_s),
+            arrivals=Arrivals(),
+            prefill=PrefillClient(self.channels),
+            prefill_nodes=PrefillNodes(self.view, engine.adapter.fingerprint, config.prefill_share),
         )
 
     async def start(self) -> None:
@@ -76,11 +77,14 @@ class DecodeNode:
             self.server.registration = registration
 
     async def close(self) -> None:
-        """Lets go of what is not the server's. Call after a drain."""
+        """Lets go of what is not the server's. Call after a drain: what the last answers sealed is stored first."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.parts.publisher.drain(), PUBLISH_FAREWELL_S)
         await self.parts.publisher.stop()
+        await self.parts.claims.drain()
         if self.view is not None:
             await self.view.stop()
-        self.thread.stop()
+        await self.thread.stop()
         await self.channels.close()
 
     def record(self) -> NodeRecord:
@@ -93,29 +97,10 @@ class DecodeNode:
         )
         return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, load)
 
-    async def _finish_requests(self) -> None:
-        """Drain: what was computed is stored before the node goes; the server bounds this and waits for the streams."""
-        await self.parts.publisher.drain()
-
-
-async def serve(config: DecodeConfig) -> int:
-    """Runs a node until it is signalled; its exit code."""
-    node = DecodeNode(config, load_engine(config))
-    await node.start()
-    code = await node.server.run_until_signal()
-    await node.close()
-    return code
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `spolia serve decode`."""
-    config = load_config(DecodeConfig, sys.argv[1:] if argv is None else argv)
-    configure_logs(config.log_level, config.log_json, config.node_id, "decode")
-    try:
-        return asyncio.run(serve(config))
-    except SpoliaError as error:
-        print(f"decode: {error}", file=sys.stderr)
-        return 2
+    return run_process(DecodeConfig, DecodeNode, argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 
+from torch import Tensor
+
 from spolia_core.errors import InternalError, SpoliaError
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Delta
@@ -69,7 +71,7 @@ class DecodeBatch:
                     raise item
                 yield item
         finally:
-            entry.cancelled = True
+            entry.cancelled = True  # says nothing new of a sequence that is closed already
             self._notify()
 
     def step(self) -> bool:
@@ -82,19 +84,28 @@ class DecodeBatch:
         if not batch:
             return False
         try:
-            deltas = self._core.step([entry.sequence for entry in batch])
+            logits = self._core.step_logits([entry.sequence for entry in batch])
         except Exception as error:
-            log.exception("decode step failed", num_sequences=len(batch))
-            failure = error if isinstance(error, SpoliaError) else InternalError(f"decode step failed: {error!r}")
-            self._drop(list(batch), failure)
+            self._fail(batch, error)
             return False
-        for entry, delta in zip(batch, deltas, strict=True):
-            entry.post(delta)
-        finished = [entry for entry in batch if entry.sequence.finished]
-        for entry in finished:
-            self._finish(entry)
-        self._drop(finished, None)
+        for entry, row in zip(batch, logits, strict=True):
+            self._accept(entry, row)
         return bool(self._decoding)
+
+    def _accept(self, entry: _Entry, logits: Tensor) -> None:
+        """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
+        try:
+            entry.post(self._core.accept(entry.sequence, logits))
+        except Exception as error:
+            self._fail([entry], error)
+            return
+        if entry.sequence.finished:
+            self._finish(entry)
+            self._drop([entry], None)
+
+    def _fail(self, entries: list[_Entry], error: Exception) -> None:
+        log.error("decoding failed", num_sequences=len(entries), exc_info=error)
+        self._drop(entries, error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}"))
 
     def _finish(self, entry: _Entry) -> None:
         try:

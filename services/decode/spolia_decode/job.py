@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spolia.v1.decode_pb2 import DecodeServiceGenerateRequest
-from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
-from spolia_core.prompt import Part, Prompt, check_token_ids
+from spolia_core.prompt import Part, Prompt, check_answer_length, check_token_ids
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_node.rpc_messages import mode_from_pb, prompt_from_pb, sampling_from_pb
+from spolia_worker.checks import check_caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +37,22 @@ class GenerateJob:
             return self.prompt
         return Prompt((*self.prompt.parts, Part(self.received_ids)))
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens still to come."""
+        return self.sampling.max_tokens - len(self.received_ids)
+
 
 def check_job(request: DecodeServiceGenerateRequest, core: EngineCore, tenant_key: bytes) -> GenerateJob:
     """The job a request asks for. Raises `InvalidRequest` or `NotSupported`, naming the field and the limit."""
-    if request.fingerprint != core.adapter.fingerprint:
-        raise NotSupported(
-            "this node serves another model",
-            field="fingerprint",
-            actual=request.fingerprint.hex(),
-            limit=core.adapter.fingerprint.hex(),
-        )
-    if not request.tenant_id:
-        raise InvalidRequest("tenant_id is empty", field="tenant_id")
+    check_caller(request.tenant_id, request.fingerprint, core)
     mode = mode_from_pb(request.mode)
     if mode is ReuseMode.LINKED:
         core.adapter.support.require_linked()
     prompt = prompt_from_pb(request.parts)
     prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
     sampling = sampling_from_pb(request.sampling, default_seed=0)
-    _check_room(prompt, sampling, core.adapter.max_context_tokens)
+    check_answer_length(prompt.num_tokens, sampling.max_tokens, core.adapter.max_context_tokens)
     ids = core.id_space(tenant_key)
     _check_chunk_ids(prompt.parts, ids)
     received = tuple(request.resume.token_ids)
@@ -78,18 +76,6 @@ def check_job(request: DecodeServiceGenerateRequest, core: EngineCore, tenant_ke
         received,
         request.resume.num_text_code_points,
     )
-
-
-def _check_room(prompt: Prompt, sampling: SamplingParams, max_context_tokens: int) -> None:
-    room = max_context_tokens - prompt.num_tokens
-    if sampling.max_tokens > room:
-        raise InvalidRequest(
-            f"a prompt of {prompt.num_tokens} tokens leaves room for {room} in a context of {max_context_tokens}; "
-            f"max_tokens is {sampling.max_tokens}",
-            field="sampling.max_tokens",
-            limit=str(room),
-            actual=str(sampling.max_tokens),
-        )
 
 
 def _check_chunk_ids(parts: Sequence[Part], ids: IdSpace) -> None:

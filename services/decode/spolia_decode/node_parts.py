@@ -1,15 +1,23 @@
-"""What the paths of a decode node work with."""
+"""What the paths of a decode node work with, and what they have in common."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from spolia.v1.prefill_pb2 import PrefillStart
+from spolia_decode.arrivals import Arrivals
 from spolia_decode.config import DecodeConfig
+from spolia_decode.job import GenerateJob
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
+from spolia_decode.prepared import Prepared
+from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
-from spolia_node.store_client import StoreClient
-from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_engine.run import Run
+from spolia_node.deadline import Deadline
+from spolia_worker.chunk_fetch import ACCEPTED_CODECS, ChunkFetcher
+from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import Publisher
 
@@ -21,8 +29,42 @@ class NodeParts:
     config: DecodeConfig
     core: EngineCore
     thread: EngineThread
-    store: StoreClient
     fetcher: ChunkFetcher
     publisher: Publisher
+    claims: ChunkClaims
+    arrivals: Arrivals
     prefill: PrefillClient
     prefill_nodes: PrefillNodes
+
+    def start_message(self, job: GenerateJob) -> PrefillStart:
+        """The first message of a stream to a prefill node, its work not yet named."""
+        return PrefillStart(
+            request_id=job.request_id,
+            tenant_id=job.tenant_id,
+            fingerprint=self.core.adapter.fingerprint,
+            accepted_codecs=ACCEPTED_CODECS,
+        )
+
+    async def compute(
+        self, job: GenerateJob, make_context: Callable[[], Context], runs: Sequence[Run], deadline: Deadline
+    ) -> Prepared:
+        """Builds a context on this node's engine, and draws the token after it.
+
+        `make_context` is called in the engine's thread and takes the references of `runs`; where it is not called they
+        are given back. Raises what it raises, and `DeadlineExceeded`.
+        """
+
+        def prepare() -> Prepared:
+            context = make_context()
+            try:
+                return Prepared(context, self.core.first_token(context, job.sampling, len(job.received_ids)))
+            except BaseException:
+                context.close()
+                raise
+
+        computing = self.thread.run(
+            prepare,
+            discard=lambda prepared: prepared.context.close(),
+            skip=lambda: release_runs(self.core.pool, runs),
+        )
+        return await deadline.wait(computing, "computing the prompt")

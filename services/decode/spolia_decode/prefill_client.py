@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import grpc
@@ -29,6 +30,9 @@ from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 
 PrefillCall = grpc.aio.StreamStreamCall[PrefillRequest, PrefillResponse]
+END_TIMEOUT_S = 0.5
+"""How long the end of a stream may take once its work is done."""
+
 OnLayer = Callable[[int, memoryview, memoryview], None]
 """Takes a layer's K and V bytes, checked, each [num_kv_heads, num_tokens, width]."""
 
@@ -81,6 +85,7 @@ class PrefillClient:
                             )
                         )
                     case "done":
+                        await _end(call)
                         return compiled
                     case other:
                         raise DataCorrupt(f"{address} sent {other} where a chunk was due")
@@ -111,11 +116,11 @@ class PrefillClient:
                         done = arrival.take(response.layer_frame.layer, response.layer_frame.frame)
                         if done is not None:
                             on_layer(done, *arrival.layer())
-                            await call.write(PrefillRequest(ack=LayerAck(layer=done)))
+                            await _write(call, PrefillRequest(ack=LayerAck(layer=done)))
                     case "first_token":
                         first_token = response.first_token.token_id
                     case "done" if first_token is not None and arrival.complete:
-                        await call.done_writing()
+                        await _end(call)
                         return HandedOff(first_token, arrival.num_bytes, response.done.num_computed_tokens)
                     case other:
                         raise DataCorrupt(f"{address} sent {other} out of order")
@@ -130,7 +135,7 @@ class PrefillClient:
                 None, timeout=deadline.remaining()
             )
             try:
-                await call.write(PrefillRequest(start=start))
+                await _write(call, PrefillRequest(start=start))
                 yield call
             finally:
                 call.cancel()
@@ -140,6 +145,20 @@ async def _next(call: PrefillCall) -> PrefillResponse | None:
     """The next response; None at a good end. Raises the call's error at any other."""
     response = await call.read()
     return response if isinstance(response, PrefillResponse) else None
+
+
+async def _write(call: PrefillCall, request: PrefillRequest) -> None:
+    try:
+        await call.write(request)
+    except asyncio.InvalidStateError:
+        await call.read()  # raises what ended the call, which says more
+        raise
+
+
+async def _end(call: PrefillCall) -> None:
+    """Lets a call whose work is done end by itself, so that the other side does not take it for a cancel."""
+    with suppress(TimeoutError, grpc.RpcError):
+        await asyncio.wait_for(call.read(), END_TIMEOUT_S)
 
 
 async def _receive_object(call: PrefillCall, info: ObjectInfo) -> bytes:
@@ -167,6 +186,7 @@ class _LayerArrival:
         self._data = bytearray(shape.layer_bytes(num_tokens))
         self._filled = 0
         self._next_layer = 0
+        self._announced = False
         self.num_bytes = 0
 
     @property
@@ -183,10 +203,11 @@ class _LayerArrival:
         )
         if got != (self._shape, self._first, self._num_tokens):
             raise DataCorrupt(f"live KV is announced as {got}, expected {self._shape} × {self._num_tokens} tokens")
+        self._announced = True
 
     def take(self, layer: int, frame: Frame) -> int | None:
         """Adds a frame; the layer's index when that completes it."""
-        if layer != self._next_layer or self.complete:
+        if not self._announced or layer != self._next_layer or self.complete:
             raise DataCorrupt(f"a frame of layer {layer} came where layer {self._next_layer} was due")
         _check_frame(frame, self._filled, len(self._data))
         self._data[self._filled : self._filled + len(frame.data)] = frame.data

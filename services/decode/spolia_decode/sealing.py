@@ -35,4 +35,4 @@ class AnswerSealer:
     def _publish(self, sealed: list[tuple[bytes, Run]]) -> None:
         if self._parts.config.publish:
             self._parts.publisher.publish(self._job.tenant_id, ChunkKind.PREFIX, sealed)
-        self._parts.core.pool.release(sealed[0][1].extent)
+        self._parts.core.pool.release(sealed[0][1].extent)  # the one reference they share

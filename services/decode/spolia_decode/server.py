@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from spolia.v1.common_pb2 import Finish, Timings, TokenDelta
+from spolia.v1.common_pb2 import Finish, TokenDelta
 from spolia.v1.common_pb2 import FinishReason as FinishReasonPb
 from spolia.v1.decode_pb2 import (
     DecodeServiceGenerateRequest,
@@ -28,6 +27,7 @@ from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.sealing import AnswerSealer
+from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.pool import Pool
 from spolia_node.deadline import Deadline
@@ -40,10 +40,14 @@ DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
 class DecodeServer(DecodeServiceServicer):
     """Runs requests: admit, prepare, decode, seal."""
 
-    def __init__(self, parts: NodeParts, batch: DecodeBatch, admission: Admission) -> None:
+    def __init__(
+        self, parts: NodeParts, batch: DecodeBatch, admission: Admission, check_accepting: Callable[[], None]
+    ) -> None:
+        """`check_accepting` raises while the node drains."""
         self._parts = parts
         self._batch = batch
         self._admission = admission
+        self._check_accepting = check_accepting
         self._paths: dict[ReuseMode, ExactPath | LinkedPath] = {
             ReuseMode.EXACT: ExactPath(parts),
             ReuseMode.LINKED: LinkedPath(parts),
@@ -53,7 +57,8 @@ class DecodeServer(DecodeServiceServicer):
         self, request: DecodeServiceGenerateRequest, context: GenerateContext
     ) -> AsyncIterator[DecodeServiceGenerateResponse]:
         """Streams an answer; see decode.proto."""
-        clock = _Clock()
+        times = RequestTimes()
+        self._check_accepting()
         bind_contextvars(request_id=request.request_id)
         deadline = Deadline.of(context, self._parts.config.rpc_timeout_s)
         key = tenant_key(self._parts.config.cluster_secret.encode(), request.tenant_id)
@@ -61,19 +66,18 @@ class DecodeServer(DecodeServiceServicer):
         report = ReuseReport(job.mode, nodes=[self._parts.config.node_id])
         generation = self._parts.core.generation(job.sampling)
         left_over = generation.resume(job.received_ids, job.received_code_points)
-        if generation.finish_reason is not None:
-            # The node that died had drawn the last token; what is left is to say so.
-            if left_over is not None:
-                yield DecodeServiceGenerateResponse(delta=_delta_message(left_over))
-            yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, clock))
-            return
-        async with self._admission.place(deadline):
-            clock.started()
-            async with aclosing(self._answer(job, generation, report, deadline)) as deltas:
-                async for delta in deltas:
-                    clock.token()
-                    yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
-        yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, clock))
+        if left_over is not None:
+            # The node that died had drawn the last token: what is left is to say so. No prompt is read for that.
+            yield DecodeServiceGenerateResponse(delta=_delta_message(left_over))
+        else:
+            _check_fits(self._paths[job.mode].min_blocks(job), job, self._parts.core.pool)
+            async with self._admission.place(deadline):
+                times.work_began()
+                async with aclosing(self._answer(job, generation, report, deadline)) as deltas:
+                    async for delta in deltas:
+                        times.token_came()
+                        yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
+        yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, times))
 
     async def Drop(self, request: DropRequest, context: DropContext) -> DropResponse:
         """Forgets resident chunks; ids are keyed by tenant, so no other tenant's can be named."""
@@ -85,7 +89,6 @@ class DecodeServer(DecodeServiceServicer):
     ) -> AsyncGenerator[Delta, None]:
         """The answer's deltas. Whatever ends it, everything it held is given back."""
         core = self._parts.core
-        _check_memory(job, core.pool)
         prepared = await self._paths[job.mode].prepare(job, report, deadline)
         sequence = core.start(prepared.context, generation)
         owned = True
@@ -102,37 +105,13 @@ class DecodeServer(DecodeServiceServicer):
                 sequence.close()
 
 
-class _Clock:
-    """Times of a request, from its arrival."""
-
-    def __init__(self) -> None:
-        self._arrived = time.monotonic()
-        self._queue_ms = 0.0
-        self._ttft_ms = 0.0
-
-    def started(self) -> None:
-        """Work begins."""
-        self._queue_ms = self._since_arrival_ms()
-
-    def token(self) -> None:
-        """A token is there."""
-        self._ttft_ms = self._ttft_ms or self._since_arrival_ms()
-
-    def timings(self) -> Timings:
-        """What goes into the finish message."""
-        return Timings(queue_ms=self._queue_ms, ttft_ms=self._ttft_ms, e2e_ms=self._since_arrival_ms())
-
-    def _since_arrival_ms(self) -> float:
-        return (time.monotonic() - self._arrived) * 1000
-
-
-def _check_memory(job: GenerateJob, pool: Pool) -> None:
-    """Refuses before any work is done for a request whose KV has no room now."""
-    needed = pool.blocks_for(job.context.num_tokens) + pool.blocks_for(job.sampling.max_tokens)
+def _check_fits(context_blocks: int, job: GenerateJob, pool: Pool) -> None:
+    """Refuses what would find no room in an empty pool either."""
+    needed = context_blocks + pool.blocks_for(job.max_new_tokens)
     if needed > pool.num_blocks:
         raise InvalidRequest(
-            f"the request needs {needed} blocks of KV, this node has {pool.num_blocks}",
-            field="sampling.max_tokens",
+            f"prompt and answer need {needed} blocks of KV, this node has {pool.num_blocks}",
+            field="parts",
             limit=f"{pool.num_blocks} blocks",
             actual=f"{needed} blocks",
         )
@@ -144,13 +123,13 @@ def _delta_message(delta: Delta) -> TokenDelta:
     )
 
 
-def _finish_message(job: GenerateJob, generation: Generation, report: ReuseReport, clock: _Clock) -> Finish:
+def _finish_message(job: GenerateJob, generation: Generation, report: ReuseReport, times: RequestTimes) -> Finish:
     assert generation.finish_reason is not None
     return Finish(
         reason=FinishReasonPb.ValueType(generation.finish_reason),
         num_prompt_tokens=job.prompt.num_tokens,
         num_generated_tokens=len(generation.token_ids),
         reuse=report_to_pb(report),
-        timings=clock.timings(),
+        timings=times.so_far(),
         seed=job.sampling.seed,
     )
