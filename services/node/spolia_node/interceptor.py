@@ -81,6 +81,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             code = _code_of(context)
             raise
+        except _CallerGone:
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from None
         except BaseException as error:
             answer = self._answer_to(error, task, method)
             if answer is None:  # the caller is gone
@@ -157,7 +160,14 @@ async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
     # gRPC would leave a generator that it stopped reading to the garbage collector, and with it what its cleanup frees.
     async with aclosing(responses) as open_responses:  # type: ignore[type-var]
         async for response in open_responses:
-            await context.write(response)
+            try:
+                await context.write(response)
+            except Exception as error:  # gRPC's own, of no public class: the call ended under the write
+                raise _CallerGone from error
+
+
+class _CallerGone(Exception):
+    """A response could not be written: nobody is there to read it."""
 
 
 async def _abort(context: Any, code: grpc.StatusCode, error: SpoliaError) -> None:
