@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from types import MappingProxyType
 from typing import TypeVar
 
 from spolia.errors import InternalError
@@ -125,7 +124,7 @@ def reuse_of(report: common_pb2.ReuseReport) -> Reuse:
     """A reuse report as a value."""
     return Reuse(
         mode=_member(ReuseMode, report.mode),
-        sources=MappingProxyType({_member(TokenSource, s.source): s.num_tokens for s in report.sources}),
+        sources={_member(TokenSource, s.source): s.num_tokens for s in report.sources},
         misses=tuple(
             Miss(m.chunk_id, _member(ChunkKind, m.kind), _member(MissReason, m.reason), m.num_tokens)
             for m in report.misses

@@ -184,7 +184,7 @@ def test_warm_names_a_file_that_is_not_text(spolia: Spolia, tmp_path: Path) -> N
 def test_warm_says_how_much_was_warm_before(spolia: Spolia, page: Path) -> None:
     done = spolia("warm", str(page))
     assert (done.code, done.out) == (0, "")
-    assert "1 documents are warm, 1 of them were before: 7 tokens, 100 bytes" in done.err
+    assert "warm documents: 1, 1 of them since before; 7 tokens, 100 bytes" in done.err
 
 
 def test_cluster_shows_every_node(spolia: Spolia) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import time
 from typing import Any
 
@@ -47,6 +49,12 @@ def test_an_answer_says_what_was_reused_and_what_moved(call: Call) -> None:
     assert reuse.bytes_moved == 1230
     assert (reuse.misses[0].kind, reuse.misses[0].reason) == (ChunkKind.LOCAL, MissReason.STORE_LATE)
     assert reuse.nodes == ("decode-1", "prefill-1")
+
+
+def test_an_answer_can_be_kept_in_any_form(call: Call) -> None:
+    result = call("generate", "Say hello")
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert dataclasses.asdict(result)["reuse"]["sources"][TokenSource.DEVICE] == 72
 
 
 def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGateway) -> None:

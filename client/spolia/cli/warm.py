@@ -43,7 +43,7 @@ def warm(
         return
     totals = _totals(warmed)
     notes().print(
-        f"{totals['num_documents']} documents are warm, {totals['num_already_stored']} of them were before: "
+        f"warm documents: {totals['num_documents']}, {totals['num_already_stored']} of them since before; "
         f"{totals['num_tokens']} tokens, {totals['size_bytes']} bytes"
     )
 
