@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fake_gateway
 import pytest
-from fake_gateway import FakeGateway
+from fake_gateway import Call, FakeGateway
 
 from spolia import AsyncClient, Client
 from spolia.local_cluster import ROLES
-
-Call = Callable[..., Any]
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,9 @@ from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia.v1.gateway_pb2_grpc import GatewayServiceServicer, add_GatewayServiceServicer_to_server
 
 PATIENCE_S = 30.0
+
+Call = Callable[..., Any]
+"""A method of a client by name, called with the rest."""
 
 
 @dataclass(frozen=True)

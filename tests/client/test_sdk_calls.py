@@ -8,8 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Call
-from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta, finish
+from fake_gateway import PATIENCE_S, Call, FakeGateway, Hang, delta, finish
 
 from spolia import (
     ChunkKind,
