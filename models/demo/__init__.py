@@ -1,0 +1,1 @@
+"""A small Llama checkpoint of our own, and everything that made it."""
