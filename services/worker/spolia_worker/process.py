@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -49,6 +50,9 @@ def run_process(
 
 async def _serve(config: C, make_node: Callable[[C, Engine], Node]) -> int:
     node = make_node(config, load_engine(config))
+    # What is loaded by now, torch above all, lives until the end: neither a collection nor the exit has to walk it
+    # (the exit took 2 s, it takes 0.2).
+    gc.freeze()
     try:
         await node.start()
         return await node.server.run_until_signal()
