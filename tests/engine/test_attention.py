@@ -40,7 +40,10 @@ def alone(query: Tensor, ranges: list[SlotRange], tail: tuple[Tensor, Tensor], l
     group = HEADS // KV_HEADS
     scores, values = [], []
     for keys, vals, offset in [
-        *((r.extent.key[layer][:, r.start : r.end], r.extent.value[layer][:, r.start : r.end], r.offset) for r in ranges),
+        *(
+            (r.extent.key[layer][:, r.start : r.end], r.extent.value[layer][:, r.start : r.end], r.offset)
+            for r in ranges
+        ),
         (*tail, 0),
     ]:
         wide = keys.double().repeat_interleave(group, 0)

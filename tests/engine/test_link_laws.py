@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from engine_worlds import assert_nothing_held, engine_of, oracle_of, tokens
@@ -169,9 +171,7 @@ compositions = st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(
 
 def composed(engine: Engine, shape: list[tuple[int, bool, int]]) -> Prompt:
     """Parts of given lengths; chunks of equal length and seed are the same chunk."""
-    return Prompt(
-        tuple(engine.chunk(tokens(n, seed)) if is_chunk else live(n, seed) for n, is_chunk, seed in shape)
-    )
+    return Prompt(tuple(engine.chunk(tokens(n, seed)) if is_chunk else live(n, seed) for n, is_chunk, seed in shape))
 
 
 @st.composite
@@ -216,7 +216,7 @@ def test_pieces_are_the_maximal_stretches_of_rows(case: tuple[Prompt, LinkPlan])
     pieces = list(plan.pieces())
     assert [p for row, first, length in pieces for p in range(first, first + length)] == list(plan.positions)
     assert [row for row, _, _ in pieces] == [sum(length for _, _, length in pieces[:i]) for i in range(len(pieces))]
-    assert all(first + length < later for (_, first, length), (_, later, _) in zip(pieces, pieces[1:], strict=False))
+    assert all(first + length < later for (_, first, length), (_, later, _) in pairwise(pieces))
 
 
 @given(case=plans())

@@ -51,7 +51,9 @@ def check_logits(got: torch.Tensor, expected: torch.Tensor, first_position: int 
     errors = (got - expected).abs().amax(dim=-1)
     limits = torch.tensor([allowed(first_position + row) for row in range(len(errors))])
     worst = int((errors - limits).argmax())
-    assert bool((errors <= limits).all()), f"position {first_position + worst}: {errors[worst]:.2e} > {limits[worst]:.2e}"
+    assert bool((errors <= limits).all()), (
+        f"position {first_position + worst}: {errors[worst]:.2e} > {limits[worst]:.2e}"
+    )
     assert float(expected.std()) > 0.5, "logits of a model so flat prove nothing"
 
 

@@ -51,7 +51,9 @@ def test_whole_characters_are_not_held_back(case: Tokenized) -> None:
     for count, token_id in enumerate(case.ids, 1):
         text.add(token_id)
         text.take()
-        assert text.emitted == case.decode(case.ids[:count]).rstrip(REPLACEMENT)
+        # At least: byte tokens of one run decode to replacement characters together while the last is unfinished.
+        assert len(text.emitted) >= len(case.decode(case.ids[:count]).rstrip(REPLACEMENT))
+        assert case.text.startswith(text.emitted)
 
 
 @given(st.binary(max_size=24), st.lists(st.integers(0, 200), max_size=30))
@@ -84,7 +86,9 @@ def first_to_appear(full: str, stop: tuple[str, ...]) -> str:
     return full
 
 
-STOPS = st.lists(st.text(st.sampled_from([*"ab .\n", "é", "中", "😀"]), min_size=1, max_size=4), min_size=1, max_size=3)
+STOPS = st.lists(
+    st.text(st.sampled_from([*"ab .\n", "\u00e9", "中", "😀"]), min_size=1, max_size=4), min_size=1, max_size=3
+)
 
 
 @given(TEXTS, st.lists(st.integers(0, 200), max_size=30), STOPS, st.booleans())
