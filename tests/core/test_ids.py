@@ -63,17 +63,16 @@ def test_kinds_tenants_models_and_recipes_never_share_an_id() -> None:
     fingerprints = [bytes(32), bytes([1]) + bytes(31), b""]
     recipes = [Recipe("float32"), Recipe("bfloat16"), Recipe("float32", 1), Recipe("float32", 4), Recipe("")]
     tokens = [[1], [1, 2], [2, 1], [258], [0], [0, 0]]
-    ids = [
-        make(IdSpace(key, fingerprint, recipe), part)
-        for key, fingerprint, recipe, part in product(keys, fingerprints, recipes, tokens)
-        for make in (
-            lambda space, part: space.local(part),
-            lambda space, part: space.prefix(None, part),
-            lambda space, part: space.prefix(bytes(32), part),
-            lambda space, part: space.linked(None, [], "", part),
-            lambda space, part: space.linked(bytes(32), [PLACEMENT], "", part),
-        )
-    ]
+    ids: list[bytes] = []
+    for key, fingerprint, recipe, part in product(keys, fingerprints, recipes, tokens):
+        space = IdSpace(key, fingerprint, recipe)
+        ids += [
+            space.local(part),
+            space.prefix(None, part),
+            space.prefix(bytes(32), part),
+            space.linked(None, [], "", part),
+            space.linked(bytes(32), [PLACEMENT], "", part),
+        ]
     assert len(ids) == len(set(ids))
     assert all(len(chunk_id) == 32 for chunk_id in ids)
 

@@ -135,7 +135,8 @@ def tokens(count: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[int]
 @torch.no_grad()
 def oracle_logits(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
     """Logits [num_tokens, vocab_size] of transformers' own forward."""
-    return model(torch.tensor([list(token_ids)]), use_cache=False).logits[0].float()
+    logits: torch.Tensor = model(torch.tensor([list(token_ids)]), use_cache=False).logits
+    return logits[0].float()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -205,6 +206,33 @@ def test_memory_that_is_not_ours_cannot_be_registered() -> None:
     with pytest.raises(AssertionError, match="free"):
         resident.register(b"a", ChunkKind.LOCAL, Run(arriving, 0, 4, 0))
     assert b"a" not in resident
+
+
+def test_threads_may_share_a_pool() -> None:
+    pool, resident = small_pool()
+
+    def work(seed: int) -> int:
+        done = 0
+        for index in range(300):
+            chunk_id = bytes([(seed * 7 + index * 5) % 12])
+            run = resident.acquire(chunk_id)
+            try:
+                extent = run.extent if run else pool.allocate(BLOCK_SIZE)
+            except Busy:
+                continue
+            assert extent.key.numel()
+            if run is None:
+                resident.register(chunk_id, ChunkKind.LOCAL, Run(extent, 0, BLOCK_SIZE, 0))
+            if index % 9 == 0:
+                resident.drop(chunk_id)
+            pool.release(extent)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(work, range(6)))
+    pool.check_invariants()
+    assert pool.available_blocks == NUM_BLOCKS
 
 
 def test_an_extent_of_no_tokens_is_a_mistake() -> None:

@@ -34,7 +34,8 @@ def _tokenizer(pieces: Sequence[str], decoder: decoders.Decoder) -> Tokenized:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?unknown?"))
     tokenizer.decoder = decoder
     tokenizer.add_special_tokens([AddedToken(SPECIAL, special=True)])
-    return Tokenized([tokenizer.token_to_id(p) for p in pieces], lambda ids: tokenizer.decode(list(ids)))
+    ids = tokenizer.get_vocab()
+    return Tokenized([ids[piece] for piece in pieces], lambda token_ids: str(tokenizer.decode(list(token_ids))))
 
 
 def _byte_letters() -> dict[int, str]:
