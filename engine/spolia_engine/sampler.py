@@ -30,5 +30,5 @@ def sample(logits: Tensor, params: SamplingParams, token_index: int, sample_inde
     # A token is kept while the mass before it is below top_p: the one that reaches top_p is the last kept.
     kept = int(((cumulative - probabilities) < params.top_p).sum())
     target = uniform(params.seed, sample_index, token_index) * float(cumulative[kept - 1])
-    index = int(torch.searchsorted(cumulative[:kept], torch.tensor(target, dtype=cumulative.dtype), right=True))
+    index = int(torch.searchsorted(cumulative[:kept], cumulative.new_tensor(target), right=True))
     return int(ids[min(index, kept - 1)])
