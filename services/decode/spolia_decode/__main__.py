@@ -79,7 +79,8 @@ class DecodeNode:
     async def close(self) -> None:
         """Lets go of what is not the server's. Call after a drain: what the last answers sealed is stored first."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.parts.publisher.drain(), PUBLISH_FAREWELL_S)
+            async with asyncio.timeout(PUBLISH_FAREWELL_S):
+                await self.parts.publisher.drain()
         await self.parts.publisher.stop()
         await self.parts.claims.drain()
         if self.view is not None:

@@ -158,7 +158,8 @@ async def _write(call: PrefillCall, request: PrefillRequest) -> None:
 async def _end(call: PrefillCall) -> None:
     """Lets a call whose work is done end by itself, so that the other side does not take it for a cancel."""
     with suppress(TimeoutError, grpc.RpcError):
-        await asyncio.wait_for(call.read(), END_TIMEOUT_S)
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await call.read()
 
 
 async def _receive_object(call: PrefillCall, info: ObjectInfo) -> bytes:

@@ -42,7 +42,9 @@ class Acknowledgements:
         while self._waiting:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), self._lease_s)
+                # Not wait_for, which before Python 3.12 drops a cancel that comes with the event.
+                async with asyncio.timeout(self._lease_s):
+                    await self._changed.wait()
             except TimeoutError:
                 raise Unavailable(
                     f"{len(self._waiting)} layers were not acknowledged within {self._lease_s} s; their KV is freed",
