@@ -1,0 +1,401 @@
+"""A tiny model, and real nodes around it in one event loop. A world that ends checks that nothing is held anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import string
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spolia.v1 import common_pb2, decode_pb2, kvstore_pb2
+from spolia.v1.decode_pb2_grpc import DecodeServiceStub
+from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL
+from spolia_core.ids import IdSpace, tenant_key
+from spolia_core.prompt import Part, Prompt
+from spolia_core.reuse import ReuseMode, ReuseReport, TokenSource
+from spolia_core.sampling import SamplingParams
+from spolia_decode.__main__ import DecodeNode
+from spolia_decode.config import DecodeConfig
+from spolia_engine.engine import Completion, Engine
+from spolia_engine.pool import BlockState, Pool
+from spolia_kvstore.config import KVStoreConfig
+from spolia_kvstore.node import KVStoreNode
+from spolia_kvstore.objects import ObjectKey
+from spolia_node.calls import call_errors
+from spolia_node.deadline import Deadline
+from spolia_node.rpc_messages import report_from_pb, sampling_to_pb
+from spolia_node.store_client import StoreClient
+from spolia_prefill.__main__ import PrefillNode
+from spolia_prefill.config import PrefillConfig
+from spolia_worker.config import WorkerConfig
+from spolia_worker.engine_thread import EngineThread
+from spolia_worker.loading import load_engine
+
+TENANT = "tenant"
+SECRET = "spolia-development"
+LETTERS = string.ascii_letters + string.digits + string.punctuation + "Ġ"
+VOCAB_SIZE = len(LETTERS)
+NUM_LAYERS = 3
+MAX_CONTEXT = 1536
+BLOCK_BYTES = 16 * NUM_LAYERS * 2 * 2 * 8 * 4
+"""16 tokens, K and V of two heads of eight floats."""
+
+WAIT_S = 20.0
+MARGIN = 1e-3
+"""Where the oracle's two best logits lie closer, another order of sums may choose the other: comparison stops."""
+
+
+def write_model(path: Path) -> Path:
+    """A random Llama with sharp logits, and a tokenizer with one printable letter per token."""
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=MAX_CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(LETTERS)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    """Random token ids, the same for the same arguments."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return [int(i) for i in torch.randint(0, VOCAB_SIZE, (count,), generator=generator)]
+
+
+@dataclass(frozen=True)
+class Doc:
+    """Tokens that are a document."""
+
+    token_ids: tuple[int, ...]
+
+
+def doc(count: int, seed: int = 0) -> Doc:
+    """A random document."""
+    return Doc(tuple(tokens(count, seed)))
+
+
+Parts = Sequence[Doc | Sequence[int]]
+"""A prompt: documents, and live tokens."""
+
+
+def prompt_of(parts: Parts, ids: IdSpace) -> Prompt:
+    """The prompt under some tenant's ids."""
+    made = []
+    for part in parts:
+        if isinstance(part, Doc):
+            made.append(Part(part.token_ids, ids.local(part.token_ids)))
+        else:
+            made.append(Part(tuple(part)))
+    return Prompt(tuple(made))
+
+
+@dataclass
+class Answer:
+    """What a stream said."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: common_pb2.Finish | None = None
+
+    @property
+    def report(self) -> ReuseReport:
+        """The finish's report."""
+        assert self.finish is not None
+        return report_from_pb(self.finish.reuse)
+
+    @property
+    def sources(self) -> dict[TokenSource, int]:
+        """Prompt tokens by source."""
+        return dict(self.report.sources)
+
+    def take(self, response: decode_pb2.DecodeServiceGenerateResponse) -> None:
+        """Adds a response, checking that deltas follow each other."""
+        assert self.finish is None, "nothing follows a finish"
+        if response.HasField("finish"):
+            self.finish = response.finish
+            return
+        assert response.delta.token_index == len(self.token_ids) or not response.delta.token_ids
+        self.token_ids += response.delta.token_ids
+        self.text += response.delta.text
+
+
+class World:
+    """Nodes of one cluster. Start the store first; prefill nodes before the decode nodes that are to use them."""
+
+    def __init__(self, model: Path, stack: AsyncExitStack) -> None:
+        self.model = model
+        self.stack = stack
+        self.stores: list[KVStoreNode] = []
+        self.workers: list[PrefillNode | DecodeNode] = []
+        self.directory = ""
+
+    async def store(self, prepare: Callable[[KVStoreNode], None] | None = None, **settings: Any) -> KVStoreNode:
+        """A kvstore node that keeps the directory; `prepare` is called before it starts."""
+        node = KVStoreNode(KVStoreConfig(**{"log_level": "error", "budget_bytes": 64 << 20, **settings}))
+        if prepare:
+            prepare(node)
+        self.directory = await node.start()
+        self.stores.append(node)
+        self.stack.push_async_callback(self.kill_store, node)
+        return node
+
+    async def kill_store(self, node: KVStoreNode) -> None:
+        """Ends a store at once. Does nothing the second time."""
+        if node in self.stores:
+            self.stores.remove(node)
+            await node.server.stop_at_once()
+            await node.close()
+
+    async def prefill(self, num_blocks: int | None = None, **settings: Any) -> PrefillNode:
+        """A prefill node."""
+        config = PrefillConfig(**self._settings(settings))
+        node: PrefillNode = await self._started(PrefillNode(config, self._engine(config, num_blocks)))
+        return node
+
+    async def decode(self, num_blocks: int | None = None, **settings: Any) -> DecodeNode:
+        """A decode node that has heard of every prefill node in this world."""
+        config = DecodeConfig(**self._settings(settings))
+        node: DecodeNode = await self._started(DecodeNode(config, self._engine(config, num_blocks)))
+        await self.sees_prefill(node, sum(isinstance(worker, PrefillNode) for worker in self.workers))
+        return node
+
+    async def sees_prefill(self, node: DecodeNode, count: int) -> None:
+        """Returns once `node` knows `count` prefill nodes."""
+        if node.view is not None:
+            await node.view.wait_for(lambda view: len(view.nodes(NODE_ROLE_PREFILL)) >= count, Deadline.after(WAIT_S))
+
+    async def kill(self, node: PrefillNode | DecodeNode) -> None:
+        """Ends a node at once. Does nothing the second time."""
+        if node in self.workers:
+            self.workers.remove(node)
+            await node.server.stop_at_once()
+            await node.close()
+
+    def oracle(self) -> Engine:
+        """A single process with the same model, nothing cached."""
+        return Engine.load(self.model, pool_bytes=16 << 20)
+
+    def expect(
+        self, parts: Parts, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, link_tokens: int = 16
+    ) -> Completion:
+        """What a fresh single process answers."""
+        engine = self.oracle()
+        return engine.generate(prompt_of(parts, engine.ids), params, mode=mode, num_link_tokens=link_tokens)
+
+    async def nothing_held(self) -> None:
+        """Fails unless every pool, claim and transfer comes to rest with nothing held by anyone."""
+        for worker in self.workers:
+            await eventually(partial(is_idle, worker.engine.pool), f"{worker.config.node_id} holds memory")
+            worker.engine.pool.check_invariants()
+            if isinstance(worker, PrefillNode):
+                await eventually(lambda w=worker: w.service.num_running == 0, "prefill counts a running job")
+                assert worker.service.queued_tokens == 0
+            else:
+                await eventually(lambda w=worker: w.batch.num_sequences == 0, "a sequence is left")
+                await eventually(lambda w=worker: w.admission.num_running == 0, "a place is taken")
+                assert worker.admission.num_waiting == 0
+        for store in self.stores:
+            await eventually(lambda s=store: s.store.objects.num_transfers == 0, "the store has a transfer")
+            await eventually(lambda s=store: s.store.claims.num_live() == 0, "the store has a claim")
+            store.store.check_invariants()
+
+    async def _started(self, node: Any) -> Any:
+        await node.start()
+        self.workers.append(node)
+        self.stack.push_async_callback(self.kill, node)
+        if node.server.registration is not None:
+            await node.server.registration.wait_registered(Deadline.after(WAIT_S))
+        return node
+
+    def _engine(self, config: WorkerConfig, num_blocks: int | None) -> Engine:
+        """Of as few blocks as a test wants, which no setting allows."""
+        if num_blocks is None:
+            return load_engine(config)
+        return Engine.load(self.model, pool_bytes=num_blocks * BLOCK_BYTES)
+
+    def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        common = {"model": str(self.model), "log_level": "error", "pool_bytes": 8 << 20, "drain_timeout_s": 5.0}
+        return {**common, "directory": self.directory, **settings}
+
+
+@asynccontextmanager
+async def a_world(model: Path) -> AsyncIterator[World]:
+    """An empty world; at its end nothing may be held, and every node is stopped."""
+    async with AsyncExitStack() as stack:
+        world = World(model, stack)
+        yield world
+        await world.nothing_held()
+
+
+def is_idle(pool: Pool) -> bool:
+    """Whether nobody uses the pool's memory: all is free or cached."""
+    counts = pool.counts()
+    return counts[BlockState.REFERENCED] == counts[BlockState.IN_TRANSFER] == 0
+
+
+async def eventually(condition: Callable[[], bool], what: str = "") -> None:
+    """Returns once `condition` holds; fails after a while. For what happens in a thread or behind a connection."""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(what or "it never came to be") from None
+
+
+def ids_of(engine: Engine) -> IdSpace:
+    """The ids of this world's tenant."""
+    return engine.id_space(tenant_key(SECRET.encode(), TENANT))
+
+
+def generate_request(
+    node: DecodeNode, prompt_parts: Parts, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, **fields: Any
+) -> decode_pb2.DecodeServiceGenerateRequest:
+    """A good request; `fields` change it."""
+    prompt = prompt_of(prompt_parts, ids_of(node.engine))
+    return decode_pb2.DecodeServiceGenerateRequest(
+        **{
+            "request_id": "request",
+            "tenant_id": TENANT,
+            "fingerprint": node.engine.adapter.fingerprint,
+            "parts": [decode_pb2.TokenPart(token_ids=p.token_ids, chunk_id=p.chunk_id or b"") for p in prompt.parts],
+            "mode": int(mode),
+            "sampling": sampling_to_pb(params),
+            **fields,
+        }
+    )
+
+
+@asynccontextmanager
+async def calling(
+    node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequest, timeout: float | None = WAIT_S
+) -> AsyncIterator[Any]:
+    """A Generate call under way; dropped at the end."""
+    async with grpc.aio.insecure_channel(node.server.address) as channel:
+        with call_errors("decode"):
+            call = DecodeServiceStub(channel).Generate(request, timeout=timeout)
+            try:
+                yield call
+            finally:
+                call.cancel()
+
+
+async def send(
+    node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequest, timeout: float | None = WAIT_S
+) -> Answer:
+    """The whole answer. Raises what the node raised, and checks that the report accounts for the whole prompt."""
+    answer = Answer()
+    async with calling(node, request, timeout) as call:
+        async for response in call:
+            answer.take(response)
+    assert answer.finish is not None
+    assert answer.finish.num_generated_tokens >= len(answer.token_ids)
+    if not request.HasField("resume") or answer.token_ids:
+        assert answer.report.num_prompt_tokens == answer.finish.num_prompt_tokens, answer.sources
+    assert answer.report.nodes[0] == node.config.node_id
+    return answer
+
+
+async def resume(node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequest, seen: Sequence[int]) -> Answer:
+    """What a replay adds to the tokens already `seen`, all of whose text was, too: a letter each."""
+    replay = decode_pb2.DecodeServiceGenerateRequest()
+    replay.CopyFrom(request)
+    replay.resume.CopyFrom(decode_pb2.Resume(token_ids=seen, num_text_code_points=len(seen)))
+    answer = Answer(list(seen))  # so that indices are checked
+    async with calling(node, replay) as call:
+        async for response in call:
+            answer.take(response)
+    del answer.token_ids[: len(seen)]
+    return answer
+
+
+async def ask(
+    node: DecodeNode, parts: Parts, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, **fields: Any
+) -> Answer:
+    """The whole answer to a prompt."""
+    return await send(node, generate_request(node, parts, params, mode, **fields))
+
+
+def assert_same(answer: Answer, expected: Completion, start: int = 0) -> None:
+    """Token for token from `start`, as far as the oracle was sure of itself; and sure it must be of most."""
+    unsure = next((i for i, margin in enumerate(expected.margins) if margin < MARGIN), len(expected.margins))
+    assert unsure >= min(4, len(expected.margins)), "choose another prompt: the oracle is unsure at once"
+    assert answer.token_ids[: unsure - start] == list(expected.token_ids[start:unsure])
+    if unsure == len(expected.margins):
+        assert len(answer.token_ids) == len(expected.token_ids) - start
+        if start == 0:
+            assert answer.text == expected.text
+
+
+@contextmanager
+def held_engine(thread: EngineThread) -> Iterator[Callable[[], None]]:
+    """Keeps an engine's thread busy until the function it yields is called, or the block ends."""
+    gate = threading.Event()
+    began = threading.Event()
+
+    def hold() -> None:
+        began.set()
+        assert gate.wait(WAIT_S)
+
+    thread.submit(hold)
+    assert began.wait(WAIT_S)
+    try:
+        yield gate.set
+    finally:
+        gate.set()
+
+
+def stored(store: KVStoreNode, chunk_id: bytes) -> Any:
+    """The stored object of a chunk of this world's tenant, or None."""
+    return store.store.objects.touch(ObjectKey(TENANT, chunk_id))
+
+
+def damage(store: KVStoreNode, chunk_id: bytes) -> None:
+    """Flips a bit of a stored object behind the store's back."""
+    found = stored(store, chunk_id)
+    assert found is not None
+    found.data[-1] ^= 1
+
+
+async def claim_as(node: PrefillNode | DecodeNode, chunk_id: bytes, owner: str, ttl_ms: int) -> None:
+    """Claims a chunk for somebody who is not in this world."""
+    client = StoreClient(node.channels, lambda: node.config.directory)
+    results = await client.claim(TENANT, [chunk_id], owner, Deadline.after(WAIT_S), ttl_ms=ttl_ms)
+    assert results[0].state == kvstore_pb2.CLAIM_STATE_GRANTED
+
+
+def count_calls(monkeypatch: Any, engine: Engine, name: str) -> list[tuple[Any, ...]]:
+    """Records the arguments of every call of a method of an engine."""
+    calls: list[tuple[Any, ...]] = []
+    original = getattr(engine, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(engine, name, counted)
+    return calls
