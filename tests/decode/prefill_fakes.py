@@ -1,0 +1,139 @@
+"""Prefill nodes that misbehave: a real one behind a front that spoils what it says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from tiny_cluster import World
+
+from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.prefill_pb2 import PrefillRequest, PrefillResponse
+from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer, PrefillServiceStub, add_PrefillServiceServicer_to_server
+from spolia_core.errors import Unavailable
+from spolia_node.deadline import Deadline
+from spolia_node.interceptor import ErrorInterceptor
+from spolia_node.membership import Registration
+from spolia_prefill.__main__ import PrefillNode
+
+Spoil = Callable[[AsyncIterator[PrefillResponse]], AsyncIterator[PrefillResponse]]
+NODE_ID = "a-front"
+
+
+async def dies_after_two_layers(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("layer_frame") and response.layer_frame.layer == 2:
+            raise Unavailable("killed")
+        yield response
+
+
+async def spoils_a_frame(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("layer_frame") and response.layer_frame.layer == 1:
+            response.layer_frame.frame.data = response.layer_frame.frame.data[:-1] + b"\x55"
+        if response.HasField("inline_frame"):
+            response.inline_frame.data = response.inline_frame.data[:-1] + b"\x55"
+        yield response
+
+
+async def announces_another_shape(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("live_header"):
+            response.live_header.num_tokens += 1
+        yield response
+
+
+async def announces_nothing(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if not response.HasField("live_header"):
+            yield response
+
+
+async def swaps_layers(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("layer_frame"):
+            response.layer_frame.layer = (response.layer_frame.layer + 1) % 3
+        yield response
+
+
+async def draws_an_unknown_token(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("first_token"):
+            response.first_token.token_id = 10_000
+        yield response
+
+
+async def ends_early(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("first_token") or response.HasField("done"):
+            return
+        yield response
+
+
+async def never_answers(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for _ in responses:
+        await asyncio.Event().wait()
+        yield PrefillResponse()
+
+
+async def raises_what_it_should_not(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    raise ValueError("a bug")
+    yield PrefillResponse()
+
+
+SPOILERS: dict[str, Spoil] = {
+    spoil.__name__: spoil
+    for spoil in (
+        dies_after_two_layers,
+        spoils_a_frame,
+        announces_another_shape,
+        announces_nothing,
+        swaps_layers,
+        draws_an_unknown_token,
+        ends_early,
+        raises_what_it_should_not,
+    )
+}
+
+
+class Front(PrefillServiceServicer):
+    """Passes a stream on to a real node and spoils the answers."""
+
+    def __init__(self, behind: PrefillNode, spoil: Spoil) -> None:
+        self._behind = behind
+        self._spoil = spoil
+        self.num_calls = 0
+
+    async def Prefill(
+        self, request_iterator: AsyncIterator[PrefillRequest], context: Any
+    ) -> AsyncIterator[PrefillResponse]:
+        self.num_calls += 1
+        async with grpc.aio.insecure_channel(self._behind.server.address) as channel:
+            call = PrefillServiceStub(channel).Prefill(request_iterator, timeout=context.time_remaining())
+            try:
+                async for response in self._spoil(call):
+                    yield response
+            finally:
+                call.cancel()
+
+
+async def a_front(world: World, behind: PrefillNode, spoil: Spoil) -> tuple[Front, str]:
+    """A front in the world's directory, under a node id that comes first; and its address."""
+    front = Front(behind, spoil)
+    server = grpc.aio.server(interceptors=(ErrorInterceptor(),))
+    add_PrefillServiceServicer_to_server(front, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    world.stack.push_async_callback(server.stop, None)
+    model = behind.record().model
+    registration = Registration(
+        behind.channels,
+        world.directory,
+        lambda: NodeRecord(node_id=NODE_ID, role=NODE_ROLE_PREFILL, address=address, model=model),
+    )
+    registration.start()
+    world.stack.push_async_callback(registration.stop)
+    await registration.wait_registered(Deadline.after(10))
+    return front, address

@@ -1,0 +1,367 @@
+"""A decode node's answers equal a single process's, wherever the KV came from; and the report says where."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from tiny_cluster import (
+    World,
+    ask,
+    assert_same,
+    count_calls,
+    damage,
+    doc,
+    eventually,
+    generate_request,
+    ids_of,
+    prompt_of,
+    resume,
+    send,
+    tokens,
+)
+
+from spolia.v1 import decode_pb2
+from spolia.v1.decode_pb2_grpc import DecodeServiceStub
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
+from spolia_core.sampling import SamplingParams
+
+GREEDY = SamplingParams(max_tokens=12)
+LINKED = ReuseMode.LINKED
+COMPUTED, LINK, DEVICE, HOST, COMPILED = (
+    TokenSource.COMPUTED,
+    TokenSource.LINK,
+    TokenSource.DEVICE,
+    TokenSource.HOST,
+    TokenSource.COMPILED,
+)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 127, 128, 129, 300])
+async def test_exact_cold_then_resident(world: World, num_tokens: int) -> None:
+    await world.store()
+    prefill = await world.prefill()
+    decode = await world.decode()
+    prompt = [tokens(num_tokens)]
+    expected = world.expect(prompt, GREEDY)
+    cold = await ask(decode, prompt, GREEDY)
+    assert_same(cold, expected)
+    assert cold.sources == {COMPUTED: num_tokens}
+    warm = await ask(decode, prompt, GREEDY)
+    assert_same(warm, expected)
+    num_reusable = (num_tokens - 1) // 128 * 128
+    assert warm.sources.get(DEVICE, 0) == num_reusable
+    went_out = num_tokens > decode.config.local_prefill_tokens
+    assert (prefill.config.node_id in cold.report.nodes) == went_out
+    assert (cold.report.live_bytes > 0) == went_out
+    per_token = decode.engine.adapter.kv_shape.bytes_per_token
+    if warm.report.live_bytes:  # what is handed off does not grow with what is reused
+        assert warm.report.live_bytes == (num_tokens - num_reusable) * per_token
+
+
+async def test_exact_from_the_store_of_another_node(world: World) -> None:
+    store = await world.store()
+    first, second = await world.decode(), await world.decode()
+    prompt = [tokens(400)]
+    expected = world.expect(prompt, GREEDY)
+    assert_same(await ask(first, prompt, GREEDY), expected)
+    await eventually(lambda: len(store.store.objects) == 3, "three full blocks are published")
+    answer = await ask(second, prompt, GREEDY)
+    assert_same(answer, expected)
+    assert answer.sources == {HOST: 384, COMPUTED: 16}
+    assert answer.report.chunk_bytes > 384 * second.engine.adapter.kv_shape.bytes_per_token
+    assert not answer.report.misses
+
+
+@pytest.mark.parametrize("share_of_prefix", [1, 2])
+async def test_a_prefix_that_is_partly_here_and_partly_stored(world: World, share_of_prefix: int) -> None:
+    store = await world.store()
+    first, second = await world.decode(), await world.decode()
+    whole = tokens(300)
+    await ask(first, [whole], GREEDY)
+    await eventually(lambda: len(store.store.objects) == 2)
+    await ask(second, [whole[: 128 * share_of_prefix + 5]], GREEDY)
+    answer = await ask(second, [whole], GREEDY)
+    assert_same(answer, world.expect([whole], GREEDY))
+    # A shorter prompt brought its own blocks in, whether they came from the store then or now.
+    assert answer.sources[DEVICE] == 128 * share_of_prefix
+    assert answer.sources.get(HOST, 0) == 256 - 128 * share_of_prefix
+
+
+async def test_without_store_or_prefill_a_node_computes_itself(world: World) -> None:
+    decode = await world.decode()
+    prompt, linked = [tokens(200)], [tokens(3), doc(60), tokens(9, 2)]
+    answer = await ask(decode, prompt, GREEDY)
+    assert_same(answer, world.expect(prompt, GREEDY))
+    assert answer.report.nodes == [decode.config.node_id]
+    assert [miss.reason for miss in answer.report.misses] == [MissReason.STORE_UNREACHABLE]
+    answer = await ask(decode, linked, GREEDY, LINKED)
+    assert_same(answer, world.expect(linked, GREEDY, LINKED))
+    assert answer.sources == {COMPUTED: 12, LINK: 16, COMPILED: 44}
+
+
+LINKED_PROMPTS = {
+    "one": [tokens(3), doc(60, 1), tokens(9, 2)],
+    "three": [tokens(2), doc(70, 1), doc(40, 2), tokens(4, 9), doc(150, 3), tokens(11, 3)],
+    "the same twice": [tokens(2), doc(50, 1), tokens(5, 5), doc(50, 1), tokens(7, 3)],
+    "ends in a document": [tokens(4), doc(45, 4)],
+    "begins with a document": [doc(45, 4), tokens(6, 2)],
+    "is a document": [doc(64, 6)],
+    "shorter than the link tokens": [tokens(3), doc(9, 1), doc(40, 2), tokens(3, 3)],
+    "no document": [tokens(30)],
+}
+
+
+@pytest.mark.parametrize("name", LINKED_PROMPTS)
+async def test_linked_cold_resident_and_from_the_store(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = await world.store()
+    prefill = await world.prefill()
+    decode, fresh = await world.decode(), await world.decode()
+    compiles = count_calls(monkeypatch, prefill.engine, "compile")
+    parts = LINKED_PROMPTS[name]
+    expected = world.expect(parts, GREEDY, LINKED)
+    cold = await ask(decode, parts, GREEDY, LINKED)
+    assert_same(cold, expected)
+    warm = await ask(decode, parts, GREEDY, LINKED)
+    assert_same(warm, expected)
+    elsewhere = await ask(fresh, parts, GREEDY, LINKED)
+    assert_same(elsewhere, expected)
+    num_reused = cold.sources.get(COMPILED, 0)
+    assert num_reused == warm.sources.get(DEVICE, 0) == elsewhere.sources.get(HOST, 0)
+    assert {m.reason for m in cold.report.misses} == ({MissReason.NOT_FOUND} if num_reused else set())
+    assert not warm.report.misses
+    assert not elsewhere.report.misses
+    assert warm.report.chunk_bytes == warm.report.inline_bytes == warm.report.live_bytes == 0
+    distinct = {part.token_ids for part in parts if not isinstance(part, list) and len(part.token_ids) > 16}
+    assert len(compiles) == len(distinct) == len(store.store.objects)
+    assert cold.report.link_tokens_per_chunk == 16
+
+
+async def test_linked_with_a_dead_store_travels_inline(world: World) -> None:
+    store = await world.store()
+    prefill = await world.prefill()
+    decode = await world.decode()
+    await world.kill_store(store)
+    parts = LINKED_PROMPTS["three"]
+    answer = await ask(decode, parts, GREEDY, LINKED)
+    assert_same(answer, world.expect(parts, GREEDY, LINKED))
+    assert {miss.reason for miss in answer.report.misses} == {MissReason.STORE_UNREACHABLE}
+    assert answer.report.nodes == [decode.config.node_id, prefill.config.node_id]
+    assert answer.report.inline_bytes > 260 * decode.engine.adapter.kv_shape.bytes_per_token
+    assert answer.report.chunk_bytes == 0
+
+
+async def test_a_full_store_still_answers_inline(world: World) -> None:
+    await world.store(budget_bytes=1000)
+    await world.prefill()
+    decode = await world.decode()
+    parts = LINKED_PROMPTS["one"]
+    answer = await ask(decode, parts, GREEDY, LINKED)
+    assert_same(answer, world.expect(parts, GREEDY, LINKED))
+    assert answer.sources[COMPILED] == 44
+    assert answer.report.inline_bytes > 0
+
+
+async def test_concurrent_requests_share_one_arrival_of_each_chunk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.store()
+    prefill = await world.prefill()
+    decode = await world.decode()
+    compiles = count_calls(monkeypatch, prefill.engine, "compile")
+    documents = [doc(40, seed) for seed in range(4)]
+    prompts = [[tokens(2), documents[i % 4], documents[(i + 1) % 4], tokens(5, i)] for i in range(8)]
+    answers = await asyncio.gather(*(ask(decode, parts, GREEDY, LINKED) for parts in prompts))
+    for answer, parts in zip(answers, prompts, strict=True):
+        assert_same(answer, world.expect(parts, GREEDY, LINKED))
+    assert len(compiles) == 4
+    object_bytes = 40 * decode.engine.adapter.kv_shape.bytes_per_token
+    assert sum(answer.report.chunk_bytes for answer in answers) < 5 * (object_bytes + 2048)
+    assert sum(answer.sources.get(COMPILED, 0) for answer in answers) == 4 * 24
+
+
+async def test_requests_of_different_lengths_decode_together_and_alike(world: World) -> None:
+    decode = await world.decode()
+    params = [SamplingParams(max_tokens=n) for n in (1, 2, 5, 9, 17, 30)]
+    prompts = [[tokens(5 + 30 * i, i)] for i in range(6)]
+    answers = await asyncio.gather(*(ask(decode, p, s) for p, s in zip(prompts, params, strict=True)))
+    for answer, parts, sampling in zip(answers, prompts, params, strict=True):
+        assert_same(answer, world.expect(parts, sampling))
+        assert answer.finish is not None
+        assert answer.finish.reason == int(FinishReason.LENGTH)
+        assert answer.finish.num_generated_tokens == sampling.max_tokens
+
+
+async def test_stop_strings_end_an_answer_before_them(world: World) -> None:
+    decode = await world.decode()
+    whole = await ask(decode, [tokens(30)], SamplingParams(max_tokens=30))
+    stop = whole.text[10:13]
+    answer = await ask(decode, [tokens(30)], SamplingParams(max_tokens=30, stop=(stop,)))
+    assert answer.finish is not None
+    assert answer.finish.reason == int(FinishReason.STOP)
+    assert answer.text == whole.text[: whole.text.index(stop)]
+
+
+async def test_seeds_draw_what_a_single_process_draws(world: World) -> None:
+    await world.store()
+    await world.prefill()
+    decode = await world.decode()
+    drawn = set()
+    for seed in (1, 2, 3):
+        params = SamplingParams(temperature=1.3, top_p=0.95, top_k=40, seed=seed, max_tokens=12)
+        answer = await ask(decode, [tokens(80)], params)
+        assert answer.token_ids == list(world.expect([tokens(80)], params).token_ids)
+        assert answer.finish is not None
+        assert answer.finish.seed == seed
+        drawn.add(tuple(answer.token_ids))
+    assert len(drawn) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("no document", ReuseMode.EXACT), ("one", LINKED), ("ends in a document", LINKED), ("is a document", LINKED)],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+async def test_a_replay_goes_on_alike_from_every_index(
+    world: World, name: str, mode: ReuseMode, temperature: float
+) -> None:
+    decode = await world.decode()
+    parts = LINKED_PROMPTS[name]
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=10)
+    expected = world.expect(parts, params, mode)
+    whole = await ask(decode, parts, params, mode)
+    assert_same(whole, expected)
+    for index in range(1, 11):
+        answer = await resume(decode, generate_request(decode, parts, params, mode), whole.token_ids[:index])
+        assert answer.token_ids == whole.token_ids[index:], index
+        assert answer.text == whole.text[index:]
+        assert answer.finish is not None
+        assert answer.finish.num_generated_tokens == 10
+
+
+async def test_a_replay_needs_no_more_room_than_the_request_did(world: World) -> None:
+    decode = await world.decode(num_blocks=12)
+    params = SamplingParams(max_tokens=96)  # 6 blocks, and 6 for the prompt
+    whole = await ask(decode, [tokens(96)], params)
+    answer = await resume(decode, generate_request(decode, [tokens(96)], params), whole.token_ids[:80])
+    assert answer.token_ids == whole.token_ids[80:]
+
+
+async def test_a_second_turn_reuses_the_first_answer(world: World) -> None:
+    store = await world.store()
+    first, second = await world.decode(), await world.decode()
+    params = SamplingParams(max_tokens=150)
+    opening = tokens(120)
+    answer = await ask(first, [opening], params)
+    # 120 + 149 tokens have KV: two full blocks, the first of which ends in the answer.
+    await eventually(lambda: len(store.store.objects) == 2, "the answer's blocks are published")
+    next_turn = [opening + answer.token_ids + tokens(20, 5)]
+    expected = world.expect(next_turn, GREEDY)
+    here, there = await ask(first, next_turn, GREEDY), await ask(second, next_turn, GREEDY)
+    assert_same(here, expected)
+    assert_same(there, expected)
+    assert here.sources == {DEVICE: 256, COMPUTED: 34}
+    assert there.sources == {HOST: 256, COMPUTED: 34}
+
+
+async def test_publishing_can_be_turned_off(world: World) -> None:
+    store = await world.store()
+    decode = await world.decode(publish=False)
+    await ask(decode, [tokens(140)], SamplingParams(max_tokens=130))
+    await decode.parts.publisher.drain()
+    assert len(store.store.objects) == 0
+
+
+async def test_a_damaged_chunk_is_a_miss_and_never_an_answer(world: World) -> None:
+    store = await world.store()
+    await world.prefill()
+    first, second = await world.decode(), await world.decode()
+    exact, linked = [tokens(300)], LINKED_PROMPTS["one"]
+    await ask(first, exact, GREEDY)
+    await ask(first, linked, GREEDY, LINKED)
+    await eventually(lambda: len(store.store.objects) == 3)
+    chain = list(ids_of(first.engine).prefix_chain(exact[0]))
+    document = prompt_of(linked, ids_of(first.engine)).parts[1].chunk_id
+    assert document is not None
+    damage(store, chain[0])
+    damage(store, document)
+    answer = await ask(second, exact, GREEDY)
+    assert_same(answer, world.expect(exact, GREEDY))
+    assert [(m.chunk_id, m.reason) for m in answer.report.misses] == [(i, MissReason.DIGEST) for i in chain]
+    assert answer.sources == {COMPUTED: 300}
+    answer = await ask(second, linked, GREEDY, LINKED)
+    assert_same(answer, world.expect(linked, GREEDY, LINKED))
+    assert [(m.chunk_id, m.kind, m.reason) for m in answer.report.misses] == [
+        (document, ChunkKind.LOCAL, MissReason.DIGEST)
+    ]
+
+
+async def test_a_chunk_evicted_between_lookup_and_get_is_a_miss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await world.store()
+    first, second = await world.decode(), await world.decode()
+    prompt = [tokens(400)]
+    await ask(first, prompt, GREEDY)
+    await eventually(lambda: len(store.store.objects) == 3)
+    chain = list(ids_of(first.engine).prefix_chain(prompt[0]))
+    lookup = store.store.lookup
+
+    def lookup_then_evict(keys: object, reader: object) -> object:
+        entries = lookup(keys, reader)  # type: ignore[arg-type]
+        store.store.delete([keys[1]])  # type: ignore[index]
+        return entries
+
+    monkeypatch.setattr(store.store, "lookup", lookup_then_evict)
+    answer = await ask(second, prompt, GREEDY)
+    assert_same(answer, world.expect(prompt, GREEDY))
+    assert answer.sources == {HOST: 128, COMPUTED: 272}
+    assert [(m.chunk_id, m.reason) for m in answer.report.misses] == [(i, MissReason.NOT_FOUND) for i in chain[1:]]
+
+
+async def test_tenants_share_nothing(world: World) -> None:
+    await world.store()
+    decode = await world.decode()
+    prompt = [tokens(200)]
+    await ask(decode, prompt, GREEDY)
+    answer = await ask(decode, prompt, GREEDY, tenant_id="another")
+    assert answer.sources == {COMPUTED: 200}
+
+
+async def test_drop_forgets_a_chunk_here(world: World) -> None:
+    decode = await world.decode()
+    parts = LINKED_PROMPTS["one"]
+    await ask(decode, parts, GREEDY, LINKED)
+    document = prompt_of(parts, ids_of(decode.engine)).parts[1].chunk_id
+    assert document is not None
+    request = decode_pb2.DropRequest(tenant_id="tenant", chunk_ids=[document, bytes(32)])
+    async with grpc.aio.insecure_channel(decode.server.address) as channel:
+        assert (await DecodeServiceStub(channel).Drop(request)).num_dropped == 1
+        assert (await DecodeServiceStub(channel).Drop(request)).num_dropped == 0
+    assert (await ask(decode, parts, GREEDY, LINKED)).sources[COMPILED] == 44
+
+
+BAD_REQUESTS = {
+    "fingerprint": ({"fingerprint": b"x" * 32}, NotSupported),
+    "tenant_id": ({"tenant_id": ""}, InvalidRequest),
+    "mode": ({"mode": 0}, InvalidRequest),
+    "parts": ({"parts": []}, InvalidRequest),
+    "parts[0].token_ids": ({"parts": [decode_pb2.TokenPart()]}, InvalidRequest),
+    "parts[1].token_ids": (
+        {"parts": [decode_pb2.TokenPart(token_ids=[1]), decode_pb2.TokenPart(token_ids=[95])]},
+        InvalidRequest,
+    ),
+    "parts[0].chunk_id": ({"parts": [decode_pb2.TokenPart(token_ids=[1], chunk_id=b"i" * 32)]}, InvalidRequest),
+    "sampling.max_tokens": ({"parts": [decode_pb2.TokenPart(token_ids=[1] * 1530)]}, InvalidRequest),
+    "resume.token_ids": ({"resume": decode_pb2.Resume(token_ids=[1] * 13)}, InvalidRequest),
+}
+
+
+async def test_bad_requests_are_refused_by_field(world: World) -> None:
+    decode = await world.decode()
+    for field, (change, kind) in BAD_REQUESTS.items():
+        with pytest.raises(kind) as caught:
+            await send(decode, generate_request(decode, [tokens(5)], GREEDY, **change))
+        assert caught.value.field == field, caught.value
