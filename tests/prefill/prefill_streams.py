@@ -1,0 +1,118 @@
+"""Prefill streams from a caller's side, message by message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from tiny_cluster import TENANT, WAIT_S, Doc, ids_of
+
+from spolia.v1.common_pb2 import SamplingParams
+from spolia.v1.prefill_pb2 import (
+    ChunkToCompile,
+    CompileWork,
+    ContextWork,
+    LayerAck,
+    PrefillCancel,
+    PrefillRequest,
+    PrefillResponse,
+    PrefillStart,
+)
+from spolia.v1.prefill_pb2_grpc import PrefillServiceStub
+from spolia_node.calls import call_errors
+from spolia_prefill.__main__ import PrefillNode
+
+
+def start_of(node: PrefillNode, **fields: Any) -> PrefillStart:
+    """A good start message; `fields` change it. Its work is among them."""
+    good = {
+        "request_id": "request",
+        "tenant_id": TENANT,
+        "fingerprint": node.engine.adapter.fingerprint,
+        "accepted_codecs": ["raw"],
+    }
+    return PrefillStart(**{**good, **fields})
+
+
+def compile_work(node: PrefillNode, documents: Sequence[Doc], inline: Sequence[Doc] = ()) -> CompileWork:
+    """Documents to compile, some of them inline."""
+    ids = ids_of(node.engine)
+    return CompileWork(
+        chunks=[ChunkToCompile(chunk_id=ids.local(d.token_ids), token_ids=d.token_ids) for d in documents],
+        inline_chunks=[ids.local(d.token_ids) for d in inline],
+    )
+
+
+def context_work(token_ids: Sequence[int], num_cached: int = 0, **fields: Any) -> ContextWork:
+    """A context to prefill, its first token drawn greedily."""
+    sampling = SamplingParams(max_tokens=4, seed=0, top_p=1.0)
+    return ContextWork(**{"token_ids": token_ids, "num_cached_tokens": num_cached, "sampling": sampling, **fields})
+
+
+@asynccontextmanager
+async def streaming(
+    node: PrefillNode, start: PrefillStart | None, timeout: float | None = WAIT_S
+) -> AsyncIterator[Any]:
+    """A stream that has been sent its start message; dropped at the end."""
+    async with grpc.aio.insecure_channel(node.server.address) as channel:
+        with call_errors("prefill"):
+            call = PrefillServiceStub(channel).Prefill(None, timeout=timeout)
+            try:
+                if start is not None:
+                    await call.write(PrefillRequest(start=start))
+                yield call
+            finally:
+                call.cancel()
+
+
+async def read_until(call: Any, kind: str) -> list[PrefillResponse]:
+    """Responses up to the first of a kind, that one included. Fails when the stream ends before."""
+    responses: list[PrefillResponse] = []
+    while (response := await call.read()) is not grpc.aio.EOF:
+        responses.append(response)
+        if response.WhichOneof("message") == kind:
+            return responses
+    raise AssertionError(f"no {kind} in {[r.WhichOneof('message') for r in responses]}")
+
+
+async def leave(call: Any, how: str) -> None:
+    """Gives a stream up: "drop", "cancel" by message, or "half-close"; the latter two are answered with CANCELLED."""
+    if how == "drop":
+        call.cancel()
+        return
+    if how == "cancel":
+        await call.write(PrefillRequest(cancel=PrefillCancel(reason="changed its mind")))
+    else:
+        await call.done_writing()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_until(call, "nothing")
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+
+
+async def acknowledge(call: Any, layers: Sequence[int]) -> None:
+    """Acknowledges layers."""
+    for layer in layers:
+        await call.write(PrefillRequest(ack=LayerAck(layer=layer)))
+
+
+async def whole(node: PrefillNode, start: PrefillStart) -> list[PrefillResponse]:
+    """All responses to a start message, every layer acknowledged as it ends. Raises what the node raised."""
+    responses: list[PrefillResponse] = []
+    shape = node.engine.adapter.kv_shape
+    num_received = 0
+    async with streaming(node, start) as call:
+        while (response := await call.read()) is not grpc.aio.EOF:
+            responses.append(response)
+            if response.HasField("layer_frame"):
+                num_received += len(response.layer_frame.frame.data)
+                if num_received == shape.layer_bytes(_num_live(start)):
+                    await acknowledge(call, [response.layer_frame.layer])
+                    num_received = 0
+    return responses
+
+
+def _num_live(start: PrefillStart) -> int:
+    return len(start.context.token_ids) - start.context.num_cached_tokens
