@@ -141,11 +141,11 @@ async def _wait(
 ) -> None:
     """Returns when `step` is done. Raises as `_until_stopped` does."""
     while not step.done():
-        waited: set[asyncio.Future[Any]] = {step} if reading.done() else {step, reading}
-        done, _ = await asyncio.wait(waited, timeout=deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
+        if reading.done():  # looked at before the wait: it may have ended while the last response was written
             reason = reading.result()
             if not acks.complete:
                 raise Cancelled(reason)
+        waited: set[asyncio.Future[Any]] = {step} if reading.done() else {step, reading}
+        done, _ = await asyncio.wait(waited, timeout=deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
         if not done:
             raise DeadlineExceeded("prefill ran out of time")
