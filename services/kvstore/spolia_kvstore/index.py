@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 
@@ -43,7 +44,7 @@ _COLUMNS = (
 )
 
 
-class IndexUnusable(Exception):
+class IndexUnusable(InvalidRequest):
     """The index file cannot be used: locked by another process, not ours, or of another release."""
 
 
