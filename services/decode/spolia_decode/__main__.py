@@ -21,12 +21,13 @@ from spolia_decode.server import DecodeServer
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
 from spolia_node.membership import ClusterView, Registration
+from spolia_node.process import run_process
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
-from spolia_worker.process import run_process
+from spolia_worker.loading import load_engine
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, node_record
 
@@ -101,7 +102,7 @@ class DecodeNode:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `spolia serve decode`."""
-    return run_process(DecodeConfig, DecodeNode, argv)
+    return run_process(DecodeConfig, lambda config: DecodeNode(config, load_engine(config)), argv)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
 from spolia_node.membership import Registration
+from spolia_node.process import run_process
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
 from spolia_prefill.compile import Compiler
@@ -20,7 +21,7 @@ from spolia_prefill.server import PrefillServer
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
-from spolia_worker.process import run_process
+from spolia_worker.loading import load_engine
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, node_record
 
@@ -77,7 +78,7 @@ class PrefillNode:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `spolia serve prefill`."""
-    return run_process(PrefillConfig, PrefillNode, argv)
+    return run_process(PrefillConfig, lambda config: PrefillNode(config, load_engine(config)), argv)
 
 
 if __name__ == "__main__":
