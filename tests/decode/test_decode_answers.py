@@ -251,6 +251,17 @@ async def test_a_replay_needs_no_more_room_than_the_request_did(world: World) ->
     assert answer.token_ids == whole.token_ids[80:]
 
 
+async def test_a_replay_reports_the_prompt_alone(world: World) -> None:
+    decode = await world.decode()
+    params = SamplingParams(max_tokens=40)
+    prompt = [tokens(120)]
+    whole = await ask(decode, prompt, params)
+    for _ in range(2):  # the second time the first block, which ends in the answer, is here
+        answer = await resume(decode, generate_request(decode, prompt, params), whole.token_ids[:20])
+        assert answer.token_ids == whole.token_ids[20:]
+    assert answer.sources == {DEVICE: 120}
+
+
 async def test_a_second_turn_reuses_the_first_answer(world: World) -> None:
     store = await world.store()
     first, second = await world.decode(), await world.decode()

@@ -11,14 +11,16 @@ from spolia_decode.admission import Admission
 from spolia_decode.arrivals import Arrivals
 from spolia_node.deadline import Deadline
 
-SOON = Deadline.after(60)
+
+def soon() -> Deadline:
+    return Deadline.after(60)
 
 
 async def test_places_are_given_in_order_and_come_back() -> None:
     admission, order = Admission(max_running=2, max_waiting=10), []
 
     async def one(number: int) -> None:
-        async with admission.place(SOON):
+        async with admission.place(soon()):
             assert admission.num_running <= 2
             order.append(number)
             await asyncio.sleep(0)
@@ -30,18 +32,18 @@ async def test_places_are_given_in_order_and_come_back() -> None:
 
 async def test_a_place_that_is_not_had_in_time_or_cancelled_is_not_held() -> None:
     admission = Admission(max_running=1, max_waiting=1)
-    async with admission.place(SOON):
+    async with admission.place(soon()):
         with pytest.raises(DeadlineExceeded):
             async with admission.place(Deadline.after(0.01)):
                 raise AssertionError("there was no place")
-        waiting = asyncio.ensure_future(admission.place(SOON).__aenter__())
+        waiting = asyncio.ensure_future(admission.place(soon()).__aenter__())
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            async with admission.place(SOON):
+            async with admission.place(soon()):
                 raise AssertionError("one waits already")
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    async with admission.place(SOON):
+    async with admission.place(soon()):
         assert (admission.num_running, admission.num_waiting) == (1, 0)
 
 

@@ -330,6 +330,9 @@ async def resume(node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequ
         async for response in call:
             answer.take(response)
     del answer.token_ids[: len(seen)]
+    assert answer.finish is not None
+    if answer.token_ids:  # else the answer was over already, and no prompt was read
+        assert answer.report.num_prompt_tokens == answer.finish.num_prompt_tokens, answer.sources
     return answer
 
 
