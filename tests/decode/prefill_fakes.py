@@ -16,7 +16,7 @@ from spolia_core.errors import Unavailable
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import ErrorInterceptor
 from spolia_node.membership import Registration
-from spolia_prefill.__main__ import PrefillNode
+from spolia_prefill.node import PrefillNode
 
 Spoil = Callable[[AsyncIterator[PrefillResponse]], AsyncIterator[PrefillResponse]]
 NODE_ID = "a-front"

@@ -29,9 +29,9 @@ from tiny_cluster import (
 from spolia_core.errors import Busy, DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from spolia_core.reuse import MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
-from spolia_decode.__main__ import DecodeNode
+from spolia_decode.node import DecodeNode
 from spolia_kvstore.node import KVStoreNode
-from spolia_prefill.__main__ import PrefillNode
+from spolia_prefill.node import PrefillNode
 
 GREEDY = SamplingParams(max_tokens=8)
 LONG = SamplingParams(max_tokens=1000)

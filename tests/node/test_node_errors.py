@@ -14,7 +14,7 @@ from node_worlds import SHAPES, STORE_SERVICE, ScriptedStore, World, answer_at_o
 from spolia.errors import DETAIL_KEY, ERROR_KINDS, STATUS_OF, detail_of, error_from_rpc, status_of
 from spolia.v1.common_pb2 import Frame
 from spolia.v1.kvstore_pb2 import ClaimRequest, GetRequest, GetResponse, PutRequest
-from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub, add_KVStoreServiceServicer_to_server
+from spolia.v1.kvstore_pb2_grpc import KVStoreServiceServicer, KVStoreServiceStub, add_KVStoreServiceServicer_to_server
 from spolia_core.errors import (
     Busy,
     Cancelled,
@@ -298,3 +298,39 @@ async def test_a_put_of_many_messages_reads_them_all():
     async with serving(act) as world:
         await world.store.Put(iter([PutRequest()] * 5), timeout=30)
     assert len(read) == 5
+
+
+class FloodingStore(KVStoreServiceServicer):
+    """Answers Get with more than any transport holds, until it is stopped."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def Get(self, request: Any, context: Any) -> AsyncIterator[GetResponse]:
+        try:
+            while True:
+                yield GetResponse(frame=Frame(data=bytes(1 << 20)))
+        finally:
+            self.ended.set()
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["stalls", "leaves"])
+async def test_a_reader_that_stalls_or_leaves_ends_the_stream_and_counts_as_cancelled(
+    leaves: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("spolia_node.interceptor.STALLED_READER_S", 0.5 if not leaves else 60.0)
+    store = FloodingStore()
+    server = NodeServer(NodeConfig(), "kvstore")
+    server.add(lambda grpc_server: add_KVStoreServiceServicer_to_server(store, grpc_server), STORE_SERVICE)
+    counted: asyncio.Queue[grpc.StatusCode] = asyncio.Queue()
+    observe = server.metrics.observe_rpc
+    server._interceptor._observe = lambda method, code, s: (observe(method, code, s), counted.put_nowait(code))
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = KVStoreServiceStub(channel).Get(GetRequest())
+        await call.read()
+        if leaves:
+            call.cancel()
+        await asyncio.wait_for(store.ended.wait(), 20)
+        assert await asyncio.wait_for(counted.get(), 20) is grpc.StatusCode.CANCELLED
+    await server.stop_at_once()

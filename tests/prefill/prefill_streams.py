@@ -23,7 +23,7 @@ from spolia.v1.prefill_pb2 import (
 )
 from spolia.v1.prefill_pb2_grpc import PrefillServiceStub
 from spolia_node.calls import call_errors
-from spolia_prefill.__main__ import PrefillNode
+from spolia_prefill.node import PrefillNode
 
 
 def start_of(node: PrefillNode, **fields: Any) -> PrefillStart:

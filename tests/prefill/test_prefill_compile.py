@@ -23,7 +23,7 @@ from spolia.v1.prefill_pb2 import (
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.digests import digest
 from spolia_core.errors import Busy, InvalidRequest, NotSupported, SpoliaError, Unavailable
-from spolia_prefill.__main__ import PrefillNode
+from spolia_prefill.node import PrefillNode
 
 DOCUMENTS = [doc(40, 1), doc(64, 2), doc(17, 3)]
 

@@ -13,7 +13,7 @@ from tiny_cluster import TENANT, World, claim_as, damage, eventually, ids_of, is
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind, MissReason, TokenSource
-from spolia_decode.__main__ import DecodeNode
+from spolia_decode.node import DecodeNode
 from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline

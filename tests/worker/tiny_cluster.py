@@ -24,8 +24,8 @@ from spolia_core.ids import IdSpace, tenant_key
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode, ReuseReport, TokenSource
 from spolia_core.sampling import SamplingParams
-from spolia_decode.__main__ import DecodeNode
 from spolia_decode.config import DecodeConfig
+from spolia_decode.node import DecodeNode
 from spolia_engine.engine import Completion, Engine
 from spolia_engine.pool import BlockState, Pool
 from spolia_kvstore.config import KVStoreConfig
@@ -35,8 +35,8 @@ from spolia_node.calls import call_errors
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_from_pb, sampling_to_pb
 from spolia_node.store_client import StoreClient
-from spolia_prefill.__main__ import PrefillNode
 from spolia_prefill.config import PrefillConfig
+from spolia_prefill.node import PrefillNode
 from spolia_worker.config import WorkerConfig
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_engine

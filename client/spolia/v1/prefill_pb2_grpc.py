@@ -51,7 +51,7 @@ class PrefillServiceServicer:
         the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
         once, live KV is computed anew.
         FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-        try another node. ABORTED: acknowledgements stopped and the lease ended. UNAVAILABLE: draining.
+        try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

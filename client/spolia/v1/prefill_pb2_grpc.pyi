@@ -38,7 +38,7 @@ class PrefillServiceStub:
     the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
     once, live KV is computed anew.
     FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-    try another node. ABORTED: acknowledgements stopped and the lease ended. UNAVAILABLE: draining.
+    try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
     """
 
 @_typing.type_check_only
@@ -51,7 +51,7 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
     once, live KV is computed anew.
     FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-    try another node. ABORTED: acknowledgements stopped and the lease ended. UNAVAILABLE: draining.
+    try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
     """
 
 class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -67,7 +67,7 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
         once, live KV is computed anew.
         FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-        try another node. ABORTED: acknowledgements stopped and the lease ended. UNAVAILABLE: draining.
+        try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
         """
 
 def add_PrefillServiceServicer_to_server(servicer: PrefillServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

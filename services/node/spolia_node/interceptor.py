@@ -24,6 +24,9 @@ _MAX_MESSAGE_CHARS = 512
 Observe = Callable[[str, grpc.StatusCode, float], None]
 """Takes the full method name, the status code and the seconds of a call that ended."""
 
+STALLED_READER_S = 60.0
+"""How long a response may wait for its reader; one that takes nothing for so long counts as gone."""
+
 log = get_log(__name__)
 
 
@@ -161,8 +164,9 @@ async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
     async with aclosing(responses) as open_responses:  # type: ignore[type-var]
         async for response in open_responses:
             try:
-                await context.write(response)
-            except Exception as error:  # gRPC's own, of no public class: the call ended under the write
+                async with asyncio.timeout(STALLED_READER_S):
+                    await context.write(response)
+            except Exception as error:  # time is up, or gRPC's own, of no public class: the call ended under the write
                 raise _CallerGone from error
 
 

@@ -1,0 +1,96 @@
+"""A decode node: its parts, wired, and its life."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from spolia.v1.decode_pb2 import DESCRIPTOR
+from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeRecord
+from spolia_decode.admission import Admission
+from spolia_decode.arrivals import Arrivals
+from spolia_decode.batch import DecodeBatch
+from spolia_decode.config import DecodeConfig
+from spolia_decode.node_parts import NodeParts
+from spolia_decode.prefill_client import PrefillClient
+from spolia_decode.prefill_nodes import PrefillNodes
+from spolia_decode.server import DecodeServer
+from spolia_engine.engine import Engine
+from spolia_node.channels import ChannelPool
+from spolia_node.membership import ClusterView, Registration
+from spolia_node.server import NodeServer
+from spolia_node.store_client import StoreClient
+from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_worker.claims import ChunkClaims
+from spolia_worker.engine_thread import EngineThread
+from spolia_worker.publisher import Publisher
+from spolia_worker.record import load_of, node_record
+
+SERVICE = DESCRIPTOR.services_by_name["DecodeService"].full_name
+PUBLISH_FAREWELL_S = 2.0
+
+
+class DecodeNode:
+    """The parts of a decode node, wired. `start`, a drain of `server`, then `close` bound its life."""
+
+    def __init__(self, config: DecodeConfig, engine: Engine) -> None:
+        self.config = config
+        self.engine = engine
+        self.channels = ChannelPool(config.max_message_bytes)
+        self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_PREFILL]) if config.directory else None
+        self.batch = DecodeBatch(engine, lambda: self.thread.notify())
+        self.thread = EngineThread("decode-engine", self.batch.step)
+        self.parts = self._make_parts()
+        self.admission = Admission(config.max_running, config.max_waiting)
+        self.server = NodeServer(config, "decode")
+        service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
+        self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
+        self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
+
+    def _make_parts(self) -> NodeParts:
+        config, engine = self.config, self.engine
+        store = StoreClient(self.channels, lambda: config.directory or None)
+        return NodeParts(
+            config=config,
+            core=engine,
+            thread=self.thread,
+            fetcher=ChunkFetcher(engine, store),
+            publisher=Publisher(engine, store, timeout_s=config.rpc_timeout_s),
+            claims=ChunkClaims(store, config.node_id, config.claim_ttl_s),
+            arrivals=Arrivals(),
+            prefill=PrefillClient(self.channels),
+            prefill_nodes=PrefillNodes(self.view, engine.adapter.fingerprint, config.prefill_share),
+        )
+
+    async def start(self) -> None:
+        """Serves, and registers where there is a directory."""
+        self.thread.start()
+        await self.server.start()
+        if self.view is not None:
+            self.view.start()
+            registration = Registration(self.channels, self.config.directory, self.record)
+            registration.start()
+            self.server.registration = registration
+
+    async def close(self) -> None:
+        """Lets go of what is not the server's. Call after a drain: what the last answers sealed is stored first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_FAREWELL_S):
+                await self.parts.publisher.drain()
+        await self.parts.publisher.stop()
+        await self.parts.claims.drain()
+        if self.view is not None:
+            await self.view.stop()
+        await self.thread.stop()
+        await self.channels.close()
+
+    def record(self) -> NodeRecord:
+        """The node as it is now."""
+        load = load_of(
+            self.engine,
+            num_running=self.admission.num_running,
+            num_waiting=self.admission.num_waiting,
+            queued_tokens=0,
+        )
+        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, load)

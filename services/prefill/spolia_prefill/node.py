@@ -1,0 +1,71 @@
+"""A prefill node: its parts, wired, and its life."""
+
+from __future__ import annotations
+
+from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.prefill_pb2 import DESCRIPTOR
+from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
+from spolia_engine.engine import Engine
+from spolia_node.channels import ChannelPool
+from spolia_node.membership import Registration
+from spolia_node.server import NodeServer
+from spolia_node.store_client import StoreClient
+from spolia_prefill.compile import Compiler
+from spolia_prefill.config import PrefillConfig
+from spolia_prefill.context import ContextPrefiller
+from spolia_prefill.server import PrefillServer
+from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_worker.claims import ChunkClaims
+from spolia_worker.engine_thread import EngineThread
+from spolia_worker.publisher import Publisher
+from spolia_worker.record import load_of, node_record
+
+SERVICE = DESCRIPTOR.services_by_name["PrefillService"].full_name
+
+
+class PrefillNode:
+    """The parts of a prefill node, wired. `start`, a drain of `server`, then `close` bound its life."""
+
+    def __init__(self, config: PrefillConfig, engine: Engine) -> None:
+        self.config = config
+        self.engine = engine
+        self.thread = EngineThread("prefill-engine")
+        self.channels = ChannelPool(config.max_message_bytes)
+        self.server = NodeServer(config, "prefill")
+        store = StoreClient(self.channels, lambda: config.directory or None)
+        self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)
+        publisher = Publisher(engine, store, timeout_s=config.rpc_timeout_s)
+        self.service = PrefillServer(
+            config,
+            engine,
+            Compiler(engine, self.thread, store, self.claims, publisher, config.store_share),
+            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config.store_share),
+            self.server.check_accepting,
+        )
+        self.server.add(lambda server: add_PrefillServiceServicer_to_server(self.service, server), SERVICE)
+        self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
+
+    async def start(self) -> None:
+        """Serves, and registers where there is a directory."""
+        self.thread.start()
+        await self.server.start()
+        if self.config.directory:
+            registration = Registration(self.channels, self.config.directory, self.record)
+            registration.start()
+            self.server.registration = registration
+
+    async def close(self) -> None:
+        """Lets go of what is not the server's. Call after a drain."""
+        await self.claims.drain()
+        await self.thread.stop()
+        await self.channels.close()
+
+    def record(self) -> NodeRecord:
+        """The node as it is now."""
+        load = load_of(
+            self.engine,
+            num_running=self.service.num_running,
+            num_waiting=self.thread.queue_length,
+            queued_tokens=self.service.queued_tokens,
+        )
+        return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, load)
