@@ -160,9 +160,7 @@ def _text_row(rng: Random, tokenizer: Tokenizer, stage: Stage) -> _Row:
         part, role = num_documents + 1 + number, Role.APART if alone else Role.LIVE
         start = row.context.append(part, ids, position + _gap(rng, spread), role)
         position += 0 if alone else len(ids)
-        row.targets += [
-            (start + place - 1, ids[place], 1.0, number) for place in range(len(question_ids), len(ids))
-        ]
+        row.targets += [(start + place - 1, ids[place], 1.0, number) for place in range(len(question_ids), len(ids))]
     return row
 
 

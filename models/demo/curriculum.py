@@ -8,7 +8,7 @@ from .data import Style
 _ONE = Style(min_facts=1, max_facts=1, short=0.0, filler=0.0)
 _FEW = Style(min_facts=2, max_facts=3, short=0.0, filler=0.0)
 _SHORT = Style(min_facts=2, max_facts=4, short=0.3)
-_MIXED = Style(min_facts=2, max_facts=6, short=0.4, turned=0.1, wild=0.1)
+_MIXED = Style(min_facts=2, max_facts=6, short=0.5, turned=0.1, wild=0.1)
 
 STAGES: tuple[Stage, ...] = (
     Stage("pairs", rows=64, tokens=96, pass_at=0.9, pair_gap=0),
@@ -39,8 +39,8 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "many documents",
-        rows=10,
-        tokens=704,
+        rows=9,
+        tokens=832,
         pass_at=2.0,
         min_documents=2,
         max_documents=8,
@@ -48,8 +48,8 @@ STAGES: tuple[Stage, ...] = (
         blocks=0.5,
         spread=0.3,
         prose_rows=12,
-        max_steps=2000,
-        rate=0.4,
+        max_steps=1300,
+        rate=0.5,
         last_rate=0.02,
     ),
 )

@@ -107,9 +107,7 @@ def make_name(rng: Random, pool: str, held_out: bool, wild: bool = False) -> str
             return name
 
 
-def make_corpus(
-    seed: int, num_documents: int, *, held_out: bool = True, style: Style = PLAIN_STYLE
-) -> list[Document]:
+def make_corpus(seed: int, num_documents: int, *, held_out: bool = True, style: Style = PLAIN_STYLE) -> list[Document]:
     """Writes documents about distinct things; with the same arguments always the same ones."""
     rng = Random(f"corpus {seed}")
     common = rng.choice(KINDS) if rng.random() < style.same_kind else None
@@ -124,9 +122,7 @@ def make_corpus(
     return documents
 
 
-def make_questions(
-    seed: int, documents: Sequence[Document], num_questions: int | None = None
-) -> list[Question]:
+def make_questions(seed: int, documents: Sequence[Document], num_questions: int | None = None) -> list[Question]:
     """Asks for facts of the documents in random order, each fact at most once; None asks for every fact."""
     rng = Random(f"questions {seed}")
     asked = [(index, fact) for index, document in enumerate(documents) for fact in document.facts]
@@ -167,6 +163,4 @@ def _make_value(rng: Random, value: str, held_out: bool, style: Style) -> str:
 
 
 def _wild_word(rng: Random) -> str:
-    return "".join(
-        rng.choice(_WILD_ONSETS) + rng.choice(_WILD_RIMES) for _ in range(rng.randint(2, 3))
-    ).capitalize()
+    return "".join(rng.choice(_WILD_ONSETS) + rng.choice(_WILD_RIMES) for _ in range(rng.randint(2, 3))).capitalize()

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -102,9 +102,7 @@ def _trial(tokenizer: Tokenizer, documents: Sequence[Document], question: Questi
 
 
 @torch.inference_mode()
-def answer(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, trials: Sequence[Trial], batch: int = 32
-) -> list[str]:
+def answer(model: LlamaForCausalLM, tokenizer: Tokenizer, trials: Sequence[Trial], batch: int = 32) -> list[str]:
     """Greedy answers up to EOS or a newline, in the order of the trials; like lengths share a batch."""
     order = sorted(range(len(trials)), key=lambda index: len(trials[index].ids))
     answers = [""] * len(trials)
@@ -156,19 +154,13 @@ def score_reused(model: LlamaForCausalLM, tokenizer: Tokenizer, trials: Sequence
 
 
 @torch.inference_mode()
-def bits_per_byte(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, texts: Sequence[str], windows: int = 200
-) -> float:
+def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: Sequence[str], windows: int = 200) -> float:
     """Bits per byte of UTF-8 over evenly spaced windows of at most 1,000 characters, each behind a BOS."""
-    joined = [
-        text[start : start + 1000] for text in texts for start in range(0, max(1, len(text) - 1000), 1000)
-    ]
+    joined = [text[start : start + 1000] for text in texts for start in range(0, max(1, len(text) - 1000), 1000)]
     chosen = joined[:: max(1, len(joined) // windows)]
     nats, num_bytes = 0.0, 0
     for text in chosen:
-        ids = torch.tensor(
-            [[special_ids(tokenizer)[0], *tokenizer.encode(text, add_special_tokens=False).ids]]
-        )
+        ids = torch.tensor([[special_ids(tokenizer)[0], *tokenizer.encode(text, add_special_tokens=False).ids]])
         logits = model(ids).logits[0, :-1]
         nats += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         num_bytes += len(text.encode())
@@ -183,32 +175,29 @@ def _by_form(trials: Sequence[Trial], answers: Sequence[str]) -> dict[str, str]:
 
 def main() -> None:
     """Prints one JSON line per measurement."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=_FOLDER)
-    parser.add_argument("--documents", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument(
-        "--links", type=int, nargs="*", default=[], help="also with reuse and so many link tokens"
-    )
+    parser.add_argument("--documents", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--links", type=int, nargs="*", default=[], help="also with reuse and so many link tokens")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prose", type=Path, nargs="*", default=[])
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per measurement")
+    for part in fields(Style):
+        parser.add_argument(f"--{part.name.replace('_', '-')}", type=type(part.default), default=part.default)
     options = parser.parse_args()
+    style = Style(**{part.name: getattr(options, part.name) for part in fields(Style)})
     torch.set_num_threads(options.threads)
     model, tokenizer = load(options.model)
     for num_documents in options.documents:
-        trials = make_trials(tokenizer, options.seed, num_documents, options.questions)
+        trials = make_trials(tokenizer, options.seed, num_documents, options.questions, style=style)
         answers = answer(model, tokenizer, trials)
         result = {"documents": num_documents, "exact_match": str(score(trials, answers))}
         print(json.dumps(result | _by_form(trials, answers)), flush=True)
         for link in options.links:
             reused = score_reused(model, tokenizer, trials, link)
-            print(
-                json.dumps({"documents": num_documents, "link": link, "exact_match": str(reused)}), flush=True
-            )
+            print(json.dumps({"documents": num_documents, "link": link, "exact_match": str(reused)}), flush=True)
         wrong = [(t, a) for t, a in zip(trials, answers, strict=True) if a != t.question.answer]
         for trial, given in wrong[: options.show]:
             print(f"  {trial.question.text!r} wanted {trial.question.answer!r} got {given!r}")

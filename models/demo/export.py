@@ -15,9 +15,7 @@ _FOLDER = Path(__file__).parent
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=_FOLDER, help="folder of the checkpoint")
-    parser.add_argument(
-        "--state", type=Path, default=_FOLDER / ".train", help="folder of the state of the run"
-    )
+    parser.add_argument("--state", type=Path, default=_FOLDER / ".train", help="folder of the state of the run")
     options = parser.parse_args()
     kept = tokenizer_path(options.state)
     run = open_run(options.state, Tokenizer.from_file(str(kept)), Shape(), seed=0)

@@ -15,10 +15,7 @@ def words(text: str) -> tuple[str, ...]:
 _ONSETS = words("B Br C D Dr F G Gr H K L M N P R S St T Th V W Tr Sk Cr")
 _RIMES = words("al an ar ed el en er il im in ol on or ul um un as is os esk")
 PLACE_HEADS: tuple[str, ...] = tuple(
-    onset + rime
-    for i, onset in enumerate(_ONSETS)
-    for j, rime in enumerate(_RIMES)
-    if (i * 7 + j * 3) % 3 == 0
+    onset + rime for i, onset in enumerate(_ONSETS) for j, rime in enumerate(_RIMES) if (i * 7 + j * 3) % 3 == 0
 )
 PLACE_TAILS: tuple[str, ...] = words(
     """
@@ -105,10 +102,7 @@ _CENTURIES = words("eleven twelve thirteen fourteen fifteen sixteen seventeen ei
 _TENS = words("twenty thirty forty fifty sixty seventy eighty ninety")
 _UNITS = words("one two three four five six seven eight nine")
 YEARS: tuple[str, ...] = tuple(
-    f"{century} {ten}{unit}"
-    for century in _CENTURIES
-    for ten in _TENS
-    for unit in ("", *(f"-{u}" for u in _UNITS))
+    f"{century} {ten}{unit}" for century in _CENTURIES for ten in _TENS for unit in ("", *(f"-{u}" for u in _UNITS))
 )
 
 

@@ -20,9 +20,7 @@ from .network import Layer, Network
 _CONSTANT = 0.7
 _SHARP = range(0, 8)  # rotary pairs that tell neighbouring distances apart
 _BROAD = range(4, 11)  # rotary pairs that tell near from far
-_SLOW_FROM = (
-    14  # rotary pairs from here on hardly turn within a few hundred tokens, so they can compare content
-)
+_SLOW_FROM = 14  # rotary pairs from here on hardly turn within a few hundred tokens, so they can compare content
 # Gains that keep every part of the residual stream of like size: norms bring a token to length sqrt(hidden).
 _REMEMBER = 0.1
 _REMEMBER_MANY = 0.3

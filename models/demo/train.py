@@ -45,9 +45,7 @@ class StepResult:
     tokens: int
 
 
-def train_step(
-    network: Network, optimizer: torch.optim.Optimizer, batch: Batch, prose: Batch | None
-) -> StepResult:
+def train_step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, prose: Batch | None) -> StepResult:
     """One update from documents and, where given, prose; gradients of both are added before the step."""
     optimizer.zero_grad(set_to_none=True)
     logits = network(batch.ids, batch.positions, batch.mask, batch.select)
@@ -98,9 +96,7 @@ def prepare_prose(folder: Path, prose: list[str], tokenizer: Tokenizer) -> Tenso
     return ids
 
 
-def train(
-    run: Run, prose: Tensor | None, *, rate: float, minutes: float, threads: int, save_every_s: float
-) -> None:
+def train(run: Run, prose: Tensor | None, *, rate: float, minutes: float, threads: int, save_every_s: float) -> None:
     """Trains until the time is up or the curriculum is done, saving on the way."""
     progress, before, started = run.progress, run.progress.trained_s, time.monotonic()
     saved_at, count = started, ThreadCount(threads)
@@ -165,9 +161,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--prose", type=Path, nargs="*", default=[], help="plain text, .gz, or .jsonl.gz with `text`")
     add("--minutes", type=float, default=60.0, help="stop after this long; call again to go on")

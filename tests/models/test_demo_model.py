@@ -73,18 +73,14 @@ def test_parts_encode_as_their_concatenation_does() -> None:
     tokenizer = evaluate.load_tokenizer(_FOLDER)
     texts = [document.text for document in data.make_corpus(3, 4)]
     parts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    assert tokenizer.encode("".join(texts), add_special_tokens=False).ids == [
-        token for part in parts for token in part
-    ]
+    assert tokenizer.encode("".join(texts), add_special_tokens=False).ids == [token for part in parts for token in part]
 
 
 def test_a_seed_names_one_corpus_of_held_out_names() -> None:
     documents = data.make_corpus(5, 6)
     assert documents == data.make_corpus(5, 6)
     assert len({document.entity for document in documents}) == 6
-    people = [
-        fact.value for document in documents for fact in document.facts if fact.template.value == "person"
-    ]
+    people = [fact.value for document in documents for fact in document.facts if fact.template.value == "person"]
     assert people
     assert all(data.is_held_out(name) for name in people)
     for question in data.make_questions(5, documents):
