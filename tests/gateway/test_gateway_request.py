@@ -308,3 +308,15 @@ def test_a_model_the_gateway_has_no_tokenizer_for_is_not_found() -> None:
         check_model_name("other", MODEL)
     error: SpoliaError = caught.value
     assert (error.field, error.limit, error.actual) == ("model", MODEL, "other")
+
+
+def test_what_no_context_could_hold_is_refused_before_it_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PartTokenizer, "encode", lambda *_, **__: pytest.fail("encoded"))
+    most = 32 * (TOKENIZER.max_bytes_per_token or 0)
+    with pytest.raises(InvalidRequest) as caught:
+        built(text_request("x" * (most // 2), "é" * (most // 4 + 1)))
+    assert (caught.value.field, caught.value.limit) == ("parts", f"{most} bytes")
+    document = gateway_pb2.Document(text="x" * (most + 1))
+    with pytest.raises(InvalidRequest) as caught:
+        chunks_of([document], MODEL_OF, KEY.id_space(SECRET, "t"), TOKENIZER, "t")
+    assert (caught.value.field, caught.value.actual) == ("documents[0].text", f"{most + 1} bytes")

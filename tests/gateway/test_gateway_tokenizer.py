@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -145,6 +147,31 @@ def test_threads_get_the_same_ids() -> None:
     for thread in threads:
         thread.join()
     assert all(result == results[0] for result in results.values())
+
+
+@pytest.mark.parametrize("style", [*STYLES, "byte_level"])
+def test_ids_are_those_of_a_plain_encoding(style: str) -> None:
+    own = byte_level_tokenizer() if style == "byte_level" else sentencepiece_tokenizer(style)
+    text = "the stones <s> of one\n\n building" * 40
+    for form in (Form.HEAD, Form.BODY):
+        plain = Tokenizer.from_str(own.to_str())
+        if form is Form.BODY:
+            plain = loaded(own)._tokenizers[Form.BODY]
+        assert list(ids(loaded(own), text, form)) == plain.encode(text, add_special_tokens=False).ids
+
+
+async def test_the_event_loop_goes_on_while_a_large_text_is_encoded() -> None:
+    tokenizer = loaded(BYTE_LEVEL)
+    text = "the stones of one building, cut and set again " * 40_000
+    longest_gap_s, last = 0.0, time.monotonic()
+    started = last
+    encoding = asyncio.ensure_future(asyncio.to_thread(ids, tokenizer, text, Form.DOCUMENT))
+    while not encoding.done():
+        await asyncio.wait({encoding}, timeout=0.005)
+        now = time.monotonic()
+        longest_gap_s, last = max(longest_gap_s, now - last), now
+    assert longest_gap_s < (last - started) / 2, "the interpreter stood still"
+    assert BYTE_LEVEL.decode(await encoding) == text
 
 
 def test_what_one_tenant_encoded_is_no_hit_for_another() -> None:

@@ -10,7 +10,7 @@ from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import check_token_ids
 from spolia_gateway.catalog import Model
-from spolia_gateway.limits import RequestLimits, check_text
+from spolia_gateway.limits import RequestLimits, check_may_fit, check_text
 from spolia_gateway.tokenizer import Form, PartTokenizer
 
 
@@ -33,7 +33,7 @@ def check_documents(documents: Sequence[gateway_pb2.Document], limits: RequestLi
 def chunks_of(
     documents: Sequence[gateway_pb2.Document], model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str
 ) -> tuple[DocumentChunk, ...]:
-    """The documents as the chunks that prompts would name, in order. Milliseconds: keep it off the event loop.
+    """The documents as the chunks that prompts would name, in order. Up to seconds: keep it off the event loop.
 
     Raises `InvalidRequest` for a document that no context of the model could hold.
     """
@@ -51,6 +51,8 @@ def _chunk(
     tokenizer: PartTokenizer,
     tenant_id: str,
 ) -> DocumentChunk:
+    size = len(document.text.encode())
+    check_may_fit(size, field, model.max_context_tokens, tokenizer.max_bytes_per_token)
     token_ids = tokenizer.encode(document.text, Form.DOCUMENT, tenant_id=tenant_id)
     check_token_ids(token_ids, model.vocab_size, field=field)
     if len(token_ids) + 1 > model.max_context_tokens:

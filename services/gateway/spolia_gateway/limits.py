@@ -47,6 +47,22 @@ def check_text(text: str, field: str) -> None:
         raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1 byte", actual="0 bytes")
 
 
+def check_may_fit(num_bytes: int, field: str, max_context_tokens: int, max_bytes_per_token: int | None) -> None:
+    """Raises `InvalidRequest` when so much text has more tokens than the context however it is encoded.
+
+    Spares the encoding. Passes what only counting tokens can tell, and all where the tokenizer has no such bound.
+    """
+    if max_bytes_per_token is None or num_bytes <= max_context_tokens * max_bytes_per_token:
+        return
+    raise InvalidRequest(
+        f"{field} holds {num_bytes} bytes of text; this model's context of {max_context_tokens} tokens holds "
+        f"{max_context_tokens * max_bytes_per_token} bytes at most",
+        field=field,
+        limit=f"{max_context_tokens * max_bytes_per_token} bytes",
+        actual=f"{num_bytes} bytes",
+    )
+
+
 def request_id_of(given: str) -> str:
     """The request's id, made here when none was given.
 

@@ -13,7 +13,7 @@ from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_gateway.catalog import Model
 from spolia_gateway.generation_request import GenerationRequest
-from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_text, request_id_of
+from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_may_fit, check_text, request_id_of
 from spolia_gateway.sampling import fit_max_tokens, read_sampling
 from spolia_gateway.tokenizer import Form, PartTokenizer
 from spolia_node.rpc_messages import mode_from_pb
@@ -42,12 +42,14 @@ class CheckedRequest:
         return cls(message, request_id, mode, read_sampling(message.sampling))
 
     def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
-        """Tokenizes and derives ids; milliseconds for long prompts, so keep it off the event loop.
+        """Tokenizes and derives ids; seconds for the longest prompts, so keep it off the event loop.
 
         Raises `InvalidRequest` for token ids out of range or a context too long, `NotSupported` where the model cannot
         serve the mode.
         """
         self._check_mode(model)
+        num_text_bytes = sum(_text_bytes(part) for part in self.message.parts)
+        check_may_fit(num_text_bytes, "parts", model.max_context_tokens, tokenizer.max_bytes_per_token)
         prompt = Prompt(tuple(self._parts(model, ids, tokenizer, tenant_id)))
         check_context_length(prompt.num_tokens, model.max_context_tokens)
         sampling = fit_max_tokens(
@@ -107,6 +109,11 @@ def _check_part(part: gateway_pb2.PromptPart, field: str) -> int:
             raise InvalidRequest(
                 f"{field} is empty", field=field, limit="one of text, document, token_ids", actual="none"
             )
+
+
+def _text_bytes(part: gateway_pb2.PromptPart) -> int:
+    """Bytes of the text in a part; none in one that is given as ids. Only one of the two is set."""
+    return len(part.text.encode()) + len(part.document.text.encode())
 
 
 def _encode(

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from spolia_core.errors import NotFound
 from spolia_gateway.prefix_space import without_dummy_prefix
+from spolia_gateway.token_bound import max_bytes_per_token
 from spolia_gateway.token_cache import TokenCache
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -71,6 +72,8 @@ class PartTokenizer:
         self._cache = TokenCache(cache_bytes)
         self.bos_ids = _bos_ids(head, files.tokenizer_config)
         """Ids that the tokenizer puts before a prompt; usually one or none."""
+        self.max_bytes_per_token = max_bytes_per_token(source)
+        """The most bytes of text that one token stands for; None where there is no such bound."""
 
     @classmethod
     def from_model(cls, model: Path, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> PartTokenizer:
@@ -83,16 +86,19 @@ class PartTokenizer:
         return int(self._tokenizers[Form.BODY].get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, form: Form, *, tenant_id: str) -> tuple[int, ...]:
-        """Ids of `text` alone; may be empty. Takes about a microsecond per token when not cached.
+        """Ids of `text` alone; may be empty. Not cached, a megabyte takes about a second: keep it off the event loop.
 
-        The cache is kept per tenant: nobody can tell from the time taken what another tenant has encoded.
+        Other threads run meanwhile. The cache is kept per tenant: nobody can tell from the time taken what another
+        tenant has encoded.
         """
         if form is Form.HEAD and not self._has_prefix:
             form = Form.BODY
         key = blake3(f"{form.value}\0{tenant_id}\0{text}".encode()).digest()
         cached = self._cache.get(key)
         if cached is None:
-            cached = array("I", self._tokenizers[form].encode(text, add_special_tokens=False).ids)
+            # Of the ways to encode, only the batched ones let other threads run.
+            (encoding,) = self._tokenizers[form].encode_batch_fast([text], add_special_tokens=False)
+            cached = array("I", encoding.ids)
             self._cache.put(key, cached)
         return tuple(cached)
 
