@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import grpc
 import pytest
 import structlog
+from node_worlds import serving
 
+from spolia.errors import InternalError, error_from_rpc
 from spolia_node.logs import configure_logs, get_log
 
 
@@ -79,3 +87,82 @@ def test_a_logger_made_before_the_configuration_follows_it(capsys: pytest.Captur
     configure_logs("info", as_json=True, node_id="n", role="r")
     early.info("said")
     assert [line["event"] for line in lines_of(capsys)] == ["said"]
+
+
+class BrokenStderr(io.StringIO):
+    """Takes nothing for as long as it is broken."""
+
+    broken: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        if self.broken is not None:
+            raise self.broken
+        return super().write(text)
+
+
+@pytest.mark.parametrize("broken", [OSError(errno.ENOSPC, "disk full"), ValueError("closed")], ids=["full", "closed"])
+def test_lines_that_cannot_be_written_are_dropped_and_counted_in_the_next_that_can(
+    broken: OSError | ValueError, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stderr", stderr := BrokenStderr())
+    configure_logs("info", as_json=True, node_id="n", role="r")
+    stderr.broken = broken
+    with structlog.contextvars.bound_contextvars(request_id="r-1"):
+        get_log("m").info("one")
+        get_log("m").error("two")
+        logging.getLogger("grpc").error("three")
+        stderr.broken = None
+        get_log("m").info("four")
+    get_log("m").info("five")
+    notice, *lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
+    assert (notice["event"], notice["level"], notice["node_id"]) == ("3 log lines were lost", "warning", "n")
+    assert "request_id" not in notice
+    assert [line["event"] for line in lines] == ["four", "five"]
+
+
+def test_a_full_disk_loses_lines_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a real file's buffer could not write stays lost: it is neither written later nor counted wrongly."""
+    path = tmp_path / "log"
+    with Path("/dev/full").open("w") as full, path.open("w") as good:
+        configure_logs("info", as_json=True, node_id="n", role="r")
+        monkeypatch.setattr(sys, "stderr", full)
+        get_log("m").info("one")
+        monkeypatch.setattr(sys, "stderr", good)
+        get_log("m").info("two")
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["1 log lines were lost", "two"]
+
+
+def test_a_line_cut_short_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "log"
+    write = os.write
+    with path.open("w") as stderr:
+        configure_logs("info", as_json=True, node_id="n", role="r")
+        monkeypatch.setattr(sys, "stderr", stderr)
+        room = [5]
+
+        def write_what_fits(number: int, data: bytes) -> int:
+            if not room:
+                raise OSError(errno.ENOSPC, "disk full")
+            return write(number, data[: room.pop()])
+
+        monkeypatch.setattr(os, "write", write_what_fits)
+        get_log("m").info("one")
+        monkeypatch.setattr(os, "write", write)
+        get_log("m").info("two")
+    cut, *lines = path.read_text().splitlines()
+    assert len(cut) == 5
+    assert [json.loads(line)["event"] for line in lines] == ["1 log lines were lost", "two"]
+
+
+async def test_a_request_is_answered_though_its_log_line_cannot_be_written(monkeypatch: pytest.MonkeyPatch):
+    async def act(_context: object) -> None:
+        raise KeyError("logged with its traceback")
+
+    async with serving(act) as world:
+        monkeypatch.setattr(sys, "stderr", stderr := BrokenStderr())
+        configure_logs("info", as_json=True, node_id="n", role="r")
+        stderr.broken = OSError(errno.EFBIG, "file size limit")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await world.unary_unary(timeout=30)
+        stderr.broken = None
+    assert type(error_from_rpc(failed.value)) is InternalError
