@@ -75,7 +75,7 @@ _CLASS_OF: dict[grpc.StatusCode, type[SpoliaError]] = {
 }
 
 # What gRPC says of a call that this process itself gave up.
-_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!", "Stream removed (Channel closed!)")
 
 # Trailers share one metadata limit (8 KiB by default) and a call whose trailers exceed it loses its status.
 _MAX_FIELD_CHARS = 256

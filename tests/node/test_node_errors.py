@@ -80,6 +80,39 @@ async def test_an_unexpected_exception_is_internal_and_keeps_its_text_to_the_log
     assert line["exc_info"]
 
 
+GARBAGE = b"\xff\xff\xff"
+AS_BYTES = {
+    "unary_unary": ("/spolia.v1.KVStoreService/GetStats", "spolia.v1.GetStatsRequest"),
+    "unary_stream": ("/spolia.v1.KVStoreService/Get", "spolia.v1.GetRequest"),
+    "stream_unary": ("/spolia.v1.KVStoreService/Put", "spolia.v1.PutRequest"),
+    "stream_stream": ("/spolia.v1.DirectoryService/Register", "spolia.v1.RegisterRequest"),
+}
+
+
+async def read_all(call: Any) -> list[Any]:
+    return [answer async for answer in call]
+
+
+@pytest.mark.parametrize("num_good", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_bytes_that_are_no_message_are_an_invalid_request_naming_its_type(
+    shape: str, num_good: int, caplog: pytest.LogCaptureFixture
+):
+    method, message_type = AS_BYTES[shape]
+    requests: Any = GARBAGE if shape.startswith("unary") else iter([b""] * num_good + [GARBAGE])
+    with structlog.testing.capture_logs() as lines:
+        async with serving() as world:
+            call = getattr(world.channel, shape)(method)(requests, timeout=30)
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await (call if shape.endswith("unary") else read_all(call))
+            assert await world.unary_unary(timeout=30) == 1
+    met = error_from_rpc(failed.value)
+    assert (type(met), failed.value.code()) == (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT)
+    assert message_type in met.message
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert caplog.records == []
+
+
 async def test_a_subclass_travels_as_its_nearest_listed_class():
     class PoolFull(Busy):
         pass
@@ -124,7 +157,11 @@ def test_a_cancel_counts_as_the_callers_only_when_made_here():
     """A stopping server cancels calls it has not looked at: those are to be retried elsewhere."""
     cancelled = grpc.StatusCode.CANCELLED
     assert type(error_from_rpc(rpc_error(cancelled, "CANCELLED"))) is Unavailable
-    assert type(error_from_rpc(rpc_error(cancelled, "Locally cancelled by application!"))) is Cancelled
+    assert type(error_from_rpc(rpc_error(cancelled, "Stream removed"))) is Unavailable
+    assert type(error_from_rpc(rpc_error(cancelled, "the server said: Channel closed!"))) is Unavailable
+    assert type(error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "Stream removed"))) is Unavailable
+    for made_here in ("Locally cancelled by application!", "Channel closed!", "Stream removed (Channel closed!)"):
+        assert type(error_from_rpc(rpc_error(cancelled, made_here))) is Cancelled
     raised = detail_of(Cancelled("given up")).SerializeToString()
     assert type(error_from_rpc(rpc_error(cancelled, "given up", raised))) is Cancelled
 
@@ -136,6 +173,37 @@ def test_a_blocking_call_cancelled_here_is_cancelled():
         with pytest.raises(grpc.RpcError) as failed:
             next(call)
     assert type(error_from_rpc(failed.value)) is Cancelled
+
+
+@pytest.mark.parametrize("closed_before_reading", [True, False])
+async def test_a_blocking_call_whose_channel_is_closed_here_is_cancelled_and_one_whose_server_stops_is_not(
+    closed_before_reading: bool,
+):
+    entered = asyncio.Event()
+
+    async def hold(_context: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with serving(hold) as world:
+        channels = [grpc.insecure_channel(world.server.address) for _ in range(2)]
+        calls: list[Any] = [KVStoreServiceStub(channel).Get(GetRequest(), timeout=30) for channel in channels]
+        for call in calls:
+            await asyncio.to_thread(next, call)
+        reading = None if closed_before_reading else asyncio.to_thread(failure_of_next, calls[0])
+        task = None if reading is None else asyncio.create_task(reading)
+        await asyncio.wait_for(entered.wait(), 30)
+        channels[0].close()
+        failed = await (task or asyncio.to_thread(failure_of_next, calls[0]))
+        assert type(error_from_rpc(failed)) is Cancelled
+    assert type(error_from_rpc(await asyncio.to_thread(failure_of_next, calls[1]))) is Unavailable
+    channels[1].close()
+
+
+def failure_of_next(call: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as failed:
+        next(call)
+    return failed.value
 
 
 def test_a_detail_of_an_unknown_class_or_of_no_sense_leaves_the_code_to_decide():

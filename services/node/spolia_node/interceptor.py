@@ -7,13 +7,15 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError, Message
 
 from spolia.errors import DETAIL_KEY, detail_of, status_of
-from spolia_core.errors import InternalError, NotSupported, SpoliaError, Unavailable
+from spolia_core.errors import InternalError, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_node.logs import get_log
 
 REQUEST_ID_KEY = "x-request-id"
@@ -33,9 +35,9 @@ log = get_log(__name__)
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every handler, which must be async: a coroutine function or an async generator.
 
-    `SpoliaError` becomes its status code, message and `ErrorDetail`; any other exception becomes INTERNAL and is logged
-    with its traceback; cancellation passes. A generator is closed before its call ends, so its `finally` blocks have
-    run by then. `observe` is called once for each call.
+    `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
+    any other exception becomes INTERNAL and is logged with its traceback; cancellation passes. A generator is closed
+    before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call.
     """
 
     def __init__(self, observe: Observe | None = None) -> None:
@@ -70,10 +72,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _wrapped(self, handler: Any, method: str) -> Any:
         behaviour, factory = _behaviour_of(handler)
 
-        async def invoke(request: Any, context: Any) -> Any:
-            return await self._run(method, context, _call(behaviour, request, context))
+        parse = _parser(handler.request_deserializer)
+        read = partial(_ParsedRequests, parse) if handler.request_streaming else parse
 
-        return factory(invoke, handler.request_deserializer, handler.response_serializer)
+        async def invoke(received: Any, context: Any) -> Any:
+            return await self._run(method, context, _call(behaviour, read, received, context))
+
+        # Requests come as bytes: gRPC answers UNKNOWN, and logs a traceback, when a deserializer of its own raises.
+        return factory(invoke, None, handler.response_serializer)
 
     async def _run(self, method: str, context: Any, work: Awaitable[Any]) -> Any:
         _bind_request_id(context)
@@ -146,7 +152,35 @@ def _behaviour_of(handler: Any) -> tuple[Callable[..., Any], Callable[..., Any]]
     return handler.unary_unary, grpc.unary_unary_rpc_method_handler
 
 
-async def _call(behaviour: Callable[..., Any], request: Any, context: Any) -> Any:
+def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    kind = getattr(deserialize, "__self__", None)  # of `Message.FromString`, the class
+    name = kind.DESCRIPTOR.full_name if isinstance(kind, type) and issubclass(kind, Message) else "the request"
+
+    def parse(received: bytes) -> Any:
+        try:
+            return deserialize(received)
+        except DecodeError as error:
+            raise InvalidRequest(f"{len(received)} bytes are no {name}: {error}", limit=name) from error
+
+    return parse
+
+
+class _ParsedRequests:
+    """The requests of a stream, parsed one by one as the handler asks for them."""
+
+    def __init__(self, parse: Callable[[bytes], Any], received: AsyncIterator[bytes]) -> None:
+        self._parse = parse
+        self._received = received
+
+    def __aiter__(self) -> _ParsedRequests:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._parse(await anext(self._received))
+
+
+async def _call(behaviour: Callable[..., Any], read: Callable[[Any], Any], received: Any, context: Any) -> Any:
+    request = read(received)
     try:
         result = behaviour(request, context)
     except NotImplementedError:  # the generated base class, which is not async: nobody wrote this method
