@@ -63,6 +63,10 @@ class FinishReason(IntEnum):
 PREFIX_CHUNK_TOKENS = 128
 """Length of a prefix chunk. A last partial block is never stored."""
 
+DEFAULT_MIN_REUSED_TOKENS = 16
+"""Fragments shorter than this are recomputed: each costs an attend and a merge over all later rows, so many short ones
+cost more than they save (demo model, 2 cores: break-even at 16 tokens with 16 … 128 documents)."""
+
 DEFAULT_LINK_TOKENS = 16
 """Link tokens per reused chunk where the model has no profile (EPIC's LegoLink default)."""
 

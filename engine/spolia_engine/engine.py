@@ -13,6 +13,7 @@ from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt, check_answer_length
 from spolia_core.reuse import (
     DEFAULT_LINK_TOKENS,
+    DEFAULT_MIN_REUSED_TOKENS,
     PREFIX_CHUNK_TOKENS,
     ChunkKind,
     FinishReason,
@@ -89,10 +90,12 @@ class Engine(EngineCore):
         *,
         mode: ReuseMode = ReuseMode.EXACT,
         num_link_tokens: int = DEFAULT_LINK_TOKENS,
+        min_reused_tokens: int = DEFAULT_MIN_REUSED_TOKENS,
     ) -> Completion:
         """Answers a prompt. EXACT reuses prefix chunks of earlier answers; LINKED reuses and keeps local chunks.
 
         `params` unset is greedy, up to the default number of tokens or what the prompt leaves of the context.
+        Chunks with fewer than `min_reused_tokens` behind their link tokens are recomputed whole.
         Raises `InvalidRequest` for bad input before memory is held, `NotSupported` for LINKED on a model that has none,
         `Busy` when the pool has no room.
         """
@@ -103,7 +106,9 @@ class Engine(EngineCore):
         report = ReuseReport(mode)
         if mode is ReuseMode.LINKED:
             self.adapter.support.require_linked()
-            context = self._linked(prompt, num_link_tokens, report)
+            plan = plan_link(prompt, num_link_tokens, min_reused_tokens)
+            report.link_tokens_per_chunk = num_link_tokens
+            context = self._linked(prompt, plan, report)
         else:
             context = self._exact(prompt.token_ids, report)
         sequence = self.start(context, self.generation(params))
@@ -133,10 +138,8 @@ class Engine(EngineCore):
         self.register_prefix(context, chain)
         return context
 
-    def _linked(self, prompt: Prompt, num_link_tokens: int, report: ReuseReport) -> Context:
+    def _linked(self, prompt: Prompt, plan: LinkPlan, report: ReuseReport) -> Context:
         self._check_chunk_ids(prompt)
-        plan = plan_link(prompt, num_link_tokens)
-        report.link_tokens_per_chunk = num_link_tokens
         report.sources.update(linked_sources(prompt, plan))
         runs: dict[int, Run] = {}
         try:

@@ -53,24 +53,21 @@ class LinkPlan:
                 start = row
 
 
-def plan_link(prompt: Prompt, num_link_tokens: int) -> LinkPlan:
+def plan_link(prompt: Prompt, num_link_tokens: int, min_reused_tokens: int = 1) -> LinkPlan:
     """Leading-k: live tokens, the first `num_link_tokens` of every chunk not at position 0, and the last token.
 
-    The last token is always recomputed: its hidden state gives the first answer token. Raises `InvalidRequest` for a
-    negative number.
+    A chunk that would have fewer than `min_reused_tokens` left to reuse is recomputed whole. The last token is always
+    recomputed: its hidden state gives the first answer token. Raises `InvalidRequest` for a negative number.
     """
-    if num_link_tokens < 0:
-        raise InvalidRequest(
-            f"num_link_tokens must be ≥ 0, got {num_link_tokens}",
-            field="num_link_tokens",
-            limit="≥ 0",
-            actual=str(num_link_tokens),
-        )
+    _check_count("num_link_tokens", num_link_tokens)
+    _check_count("min_reused_tokens", min_reused_tokens)
     recomputed: list[bool] = []
     for part in prompt.parts:
         size = len(part.token_ids)
         linked = 0 if not recomputed else min(num_link_tokens, size)
-        recomputed += [True] * size if part.chunk_id is None else [True] * linked + [False] * (size - linked)
+        if part.chunk_id is None or size - linked < min_reused_tokens:
+            linked = size
+        recomputed += [True] * linked + [False] * (size - linked)
     if recomputed:
         recomputed[-1] = True
     return _plan(prompt, recomputed)
@@ -84,6 +81,11 @@ def plan_recompute(prompt: Prompt, positions: Collection[int]) -> LinkPlan:
         base = len(recomputed)
         recomputed += [part.chunk_id is None or base + i in chosen for i in range(len(part.token_ids))]
     return _plan(prompt, recomputed)
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise InvalidRequest(f"{name} must be ≥ 0, got {value}", field=name, limit="≥ 0", actual=str(value))
 
 
 def _plan(prompt: Prompt, recomputed: list[bool]) -> LinkPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spolia_core.reuse import DEFAULT_LINK_TOKENS
+from spolia_core.reuse import DEFAULT_LINK_TOKENS, DEFAULT_MIN_REUSED_TOKENS
 from spolia_node.config import at_least, between, setting
 from spolia_worker.config import WorkerConfig
 
@@ -18,6 +18,12 @@ class DecodeConfig(WorkerConfig):
     link_tokens: int = setting(
         DEFAULT_LINK_TOKENS,
         "Tokens recomputed at the head of each reused chunk. More is slower and closer to exact.",
+        check=at_least(0),
+    )
+    min_reused_tokens: int = setting(
+        DEFAULT_MIN_REUSED_TOKENS,
+        "Documents with fewer tokens behind their link tokens are recomputed whole: many short pieces cost more than "
+        "they save.",
         check=at_least(0),
     )
     local_prefill_tokens: int = setting(

@@ -48,7 +48,7 @@ class LinkedPath:
         )
 
     def _plan(self, job: GenerateJob) -> LinkPlan:
-        plan = plan_link(job.prompt, self._parts.config.link_tokens)
+        plan = plan_link(job.prompt, self._parts.config.link_tokens, self._parts.config.min_reused_tokens)
         # A replay recomputes what the first node did, and the received tokens: planned anew, a document that ends the
         # prompt would no longer have its last token recomputed, and the answer could go on differently.
         return plan_recompute(job.context, plan.positions) if job.received_ids else plan

@@ -106,14 +106,15 @@ class DecodeServer(DecodeServiceServicer):
 
 
 def _check_fits(context_blocks: int, job: GenerateJob, pool: Pool) -> None:
-    """Refuses what would find no room in an empty pool either."""
+    """Refuses what would find no room in an empty pool either; names the answer where the prompt alone would fit."""
     needed = context_blocks + pool.blocks_for(job.max_new_tokens)
     if needed > pool.num_blocks:
+        room = (pool.num_blocks - context_blocks) * pool.block_size
         raise InvalidRequest(
             f"prompt and answer need {needed} blocks of KV, this node has {pool.num_blocks}",
-            field="parts",
-            limit=f"{pool.num_blocks} blocks",
-            actual=f"{needed} blocks",
+            field="sampling.max_tokens" if room > 0 else "parts",
+            limit=f"{room} tokens" if room > 0 else f"{pool.num_blocks} blocks",
+            actual=f"{job.max_new_tokens} tokens" if room > 0 else f"{needed} blocks",
         )
 
 

@@ -120,6 +120,8 @@ class ChunkFetcher:
     ) -> ParsedChunk | None:
         """The chunk, when it is what was asked for; its bytes are verified against their digest by the client."""
         if chunk.data is None:
+            if chunk.miss is MissReason.DIGEST:
+                log.warning("chunk damaged on arrival", chunk_id=chunk.chunk_id.hex())
             result.misses[chunk.chunk_id] = chunk.miss or MissReason.NOT_FOUND
             return None
         result.num_bytes += len(chunk.data)
