@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Unpack
 import grpc
 
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
-from spolia.connection import (
-    DEFAULT_ADDRESS,
-    DEFAULT_MAX_MESSAGE_BYTES,
-    channel_options,
-    check_address,
-    ended,
-    spolia_errors,
-)
-from spolia.options import GenerateOptions
+from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
+from spolia.lifetime import Lifetime
+from spolia.options import GenerateOptions, check_options
 from spolia.parts import Documents, Parts
 from spolia.requests import RequestBuilder, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
@@ -48,20 +42,24 @@ class AsyncClient:
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
+        self._lifetime = Lifetime()
         self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
         self._address = check_address(address)
 
     async def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
         """Answers a prompt and waits for the whole answer. `GenerateOptions` lists the keyword arguments."""
+        check_options(options, "AsyncClient.generate")
         async with self.stream(parts, **options) as stream:
             return await stream.result()
 
     def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> AsyncStream:
         """Starts an answer and returns at once; see `AsyncStream`. `GenerateOptions` lists the keyword arguments."""
+        check_options(options, "AsyncClient.stream")
         sent_s = time.monotonic()
         outgoing = self._requests.generate(parts, **options)
-        call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-        return AsyncStream(call, Answer(outgoing.request_id, sent_s))
+        with self._lifetime.call():
+            call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+        return AsyncStream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
 
     async def warm(
         self,
@@ -75,8 +73,9 @@ class AsyncClient:
         progress = WarmProgress(given)
         first_index = 0
         for outgoing in self._requests.warm(given, timeout_s):
-            call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-            with spolia_errors(), ended(call):
+            with self._lifetime.call():
+                call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            with self._lifetime.errors(), ended(call):
                 async for response in call:
                     warmed = progress.add(response, first_index)
                     if on_progress is not None:
@@ -87,7 +86,7 @@ class AsyncClient:
     async def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
         """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
         outgoing = self._requests.forget(document_list(documents), timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return forgotten_of(
                 [await self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
             )
@@ -95,23 +94,27 @@ class AsyncClient:
     async def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
         o = self._requests.tokenize(text, timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return list((await self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata)).token_ids)
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""
         o = self._requests.models(timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return models_of(await self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
 
     async def cluster(self, *, timeout_s: float | None = None) -> Cluster:
         """The nodes, how busy they are and what they hold."""
         o = self._requests.cluster(timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return cluster_of(await self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
 
     async def close(self) -> None:
-        """Ends every call under way and the connection. May be called twice."""
+        """Ends every call under way, with `Cancelled`, and the connection. May be called twice.
+
+        A call made afterwards raises `InvalidRequest`.
+        """
+        self._lifetime.close()
         await self._channel.close(grace=None)
 
     async def __aenter__(self) -> AsyncClient:

@@ -10,15 +10,9 @@ from typing import Unpack
 import grpc
 
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
-from spolia.connection import (
-    DEFAULT_ADDRESS,
-    DEFAULT_MAX_MESSAGE_BYTES,
-    channel_options,
-    check_address,
-    ended,
-    spolia_errors,
-)
-from spolia.options import GenerateOptions
+from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
+from spolia.lifetime import Lifetime
+from spolia.options import GenerateOptions, check_options
 from spolia.parts import Documents, Parts
 from spolia.requests import RequestBuilder, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
@@ -29,7 +23,7 @@ from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
 class Client:
     """Talks to a gateway. Any number of threads may share one; close it, or use it in a `with` block.
 
-    `timeout_s` limits every call that names no limit of its own; `model` may stay empty where the cluster serves one.
+    `timeout_s`, at most ten years, limits every call that names no limit of its own; `model` may stay empty where the cluster serves one.
     `max_message_bytes` is the longest request the gateway takes. Calls raise the classes of `spolia.errors` only:
     `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again, `DeadlineExceeded` when time
     ran out. Nothing is sent before the first call.
@@ -48,6 +42,7 @@ class Client:
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
+        self._lifetime = Lifetime()
         self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
         self._channel = grpc.insecure_channel(check_address(address), options=channel_options(address))
         self._stub = GatewayServiceStub(self._channel)
@@ -57,15 +52,18 @@ class Client:
 
         >>> client.generate("Twice two is", max_tokens=4).text
         """
+        check_options(options, "Client.generate")
         with self.stream(parts, **options) as stream:
             return stream.result()
 
     def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Stream:
         """Starts an answer and returns at once; see `Stream`. `GenerateOptions` lists the keyword arguments."""
+        check_options(options, "Client.stream")
         sent_s = time.monotonic()
         outgoing = self._requests.generate(parts, **options)
-        call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-        return Stream(call, Answer(outgoing.request_id, sent_s))
+        with self._lifetime.call():
+            call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+        return Stream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
 
     def warm(
         self,
@@ -85,8 +83,9 @@ class Client:
         progress = WarmProgress(given)
         first_index = 0
         for outgoing in self._requests.warm(given, timeout_s):
-            call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-            with spolia_errors(), ended(call):
+            with self._lifetime.call():
+                call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            with self._lifetime.errors(), ended(call):
                 for response in call:
                     warmed = progress.add(response, first_index)
                     if on_progress is not None:
@@ -97,7 +96,7 @@ class Client:
     def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
         """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
         outgoing = self._requests.forget(document_list(documents), timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return forgotten_of(
                 [self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
             )
@@ -105,23 +104,27 @@ class Client:
     def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
         o = self._requests.tokenize(text, timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return list(self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata).token_ids)
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""
         o = self._requests.models(timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return models_of(self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
 
     def cluster(self, *, timeout_s: float | None = None) -> Cluster:
         """The nodes, how busy they are and what they hold."""
         o = self._requests.cluster(timeout_s)
-        with spolia_errors():
+        with self._lifetime.call():
             return cluster_of(self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
 
     def close(self) -> None:
-        """Ends every call under way and the connection. May be called twice."""
+        """Ends every call under way, with `Cancelled`, and the connection. May be called twice.
+
+        A call made afterwards raises `InvalidRequest`.
+        """
+        self._lifetime.close()
         self._channel.close()
 
     def __enter__(self) -> Client:

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import grpc
-
-from spolia.errors import error_from_rpc
+from spolia.argument_checks import wrong_type
 from spolia_core.errors import InvalidRequest
 
 DEFAULT_ADDRESS = "127.0.0.1:7300"
@@ -33,6 +31,8 @@ _ADDRESS = re.compile(r"(?P<host>[^\s/]+):(?P<port>\d{1,5})")
 
 def check_address(address: str) -> str:
     """Returns `address`; raises `InvalidRequest` unless it is "host:port"."""
+    if not isinstance(address, str):
+        raise wrong_type(address, "address", "str, host:port")
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise InvalidRequest(
@@ -57,15 +57,6 @@ def channel_options(address: str) -> list[tuple[str, int]]:
         # An HTTP proxy from the environment cannot reach the caller's own machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options
-
-
-@contextmanager
-def spolia_errors() -> Iterator[None]:
-    """Turns a failed call into the error it stands for."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from spolia_core.reuse import ReuseMode
@@ -41,6 +41,13 @@ class GenerateOptions(TypedDict, total=False):
     no_bos: bool
     """Leave out the begin-of-sequence token that stands before the first part otherwise."""
     timeout_s: float
-    """Seconds for the whole answer, in place of the client's `timeout_s`."""
+    """Seconds for the whole answer, in place of the client's `timeout_s`; at most ten years."""
     request_id: str
     """Names this request in logs and traces: at most 128 bytes of printable ASCII. Default: a new random id."""
+
+
+def check_options(given: Iterable[str], caller: str) -> None:
+    """Raises `TypeError`, as Python does for any function, where `caller` was given a keyword it does not have."""
+    for name in given:
+        if name not in GenerateOptions.__annotations__:
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from spolia.argument_checks import checked_items
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -20,12 +22,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True, init=False)
 class TokenIds:
-    """Token ids taken as they are: for callers who tokenize themselves, and for the next turn of a chat."""
+    """Token ids taken as they are: for callers who tokenize themselves, and for the next turn of a chat.
+
+    Raises `InvalidRequest` for what cannot be gone through; the ids are looked at when they are sent.
+    """
 
     ids: tuple[int, ...]
 
     def __init__(self, ids: Iterable[int]) -> None:
-        object.__setattr__(self, "ids", tuple(ids))
+        given = checked_items(ids, "token_ids", "an iterable of int")
+        object.__setattr__(self, "ids", tuple(given))
 
 
 Part: TypeAlias = str | Document | TokenIds

@@ -11,7 +11,7 @@ from typing import Protocol
 import grpc
 
 from spolia.answers import Answer
-from spolia.errors import error_from_rpc
+from spolia.lifetime import Lifetime
 from spolia.results import Delta, Result
 from spolia.v1.gateway_pb2 import GenerateResponse
 from spolia_core.errors import Cancelled, SpoliaError
@@ -48,8 +48,9 @@ class Stream:
     <FinishReason.EOS: 1>
     """
 
-    def __init__(self, call: GenerateCall, answer: Answer) -> None:
+    def __init__(self, call: GenerateCall, answer: Answer, lifetime: Lifetime) -> None:
         self._call = call
+        self._lifetime = lifetime
         self._answer = answer
         self._failure: SpoliaError | None = None
 
@@ -91,7 +92,7 @@ class Stream:
                     return delta
         except grpc.RpcError as error:
             if not self._answer.finished:
-                self._failure = error_from_rpc(error)
+                self._failure = self._lifetime.error_of(error)
                 raise self._failure from error
         except SpoliaError as error:
             self._failure = error
@@ -113,8 +114,9 @@ class AsyncStream:
     <FinishReason.EOS: 1>
     """
 
-    def __init__(self, call: AsyncGenerateCall, answer: Answer) -> None:
+    def __init__(self, call: AsyncGenerateCall, answer: Answer, lifetime: Lifetime) -> None:
         self._call = call
+        self._lifetime = lifetime
         self._answer = answer
         self._failure: SpoliaError | None = None
         self._cancelled_here = False
@@ -157,12 +159,13 @@ class AsyncStream:
                     return delta
         except grpc.RpcError as error:
             if not self._answer.finished:
-                self._failure = error_from_rpc(error)
+                self._failure = self._lifetime.error_of(error)
                 raise self._failure from error
         except asyncio.CancelledError:
-            self._failure = Cancelled("the stream was cancelled")
             # gRPC says so both when this task is cancelled and when only the call was.
-            if not self._cancelled_here:
+            closed = self._lifetime.closed_under_this_task()
+            self._failure = closed or Cancelled("the stream was cancelled")
+            if closed is None and not self._cancelled_here:
                 raise
             raise self._failure from None
         except SpoliaError as error:

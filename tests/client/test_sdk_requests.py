@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fake_gateway import FakeGateway
 
-from spolia import Client, Document, InvalidRequest, TokenIds
+from spolia import AsyncClient, Client, Document, InvalidRequest, TokenIds
+from spolia.argument_checks import MAX_TIMEOUT_S
 
 LONE_SURROGATE = "caf\ud800"
 
@@ -64,6 +66,9 @@ def test_a_part_that_cannot_be_sent_is_refused_by_name(
         ({"request_id": "x" * 129}, "request_id"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"timeout_s": math.inf}, "timeout_s"),
+        ({"timeout_s": MAX_TIMEOUT_S * 1.01}, "timeout_s"),
+        ({"timeout_s": 1e10}, "timeout_s"),
+        ({"timeout_s": 10**400}, "timeout_s"),
     ],
 )
 def test_an_option_that_cannot_be_served_is_refused_by_name(
@@ -73,6 +78,109 @@ def test_an_option_that_cannot_be_served_is_refused_by_name(
         client.generate("Hi", **options)
     assert caught.value.field == field
     assert gateway.requests == []
+
+
+def wrong_options() -> list[Any]:
+    wrong: dict[str, tuple[str, list[Any]]] = {
+        "sampling.stop": ("stop", [None, 5, [b"x"], b"x", {"a": 1}]),
+        "sampling.max_tokens": ("max_tokens", [1.5, "3", True]),
+        "sampling.temperature": ("temperature", ["x", None, True, [1.0]]),
+        "sampling.top_p": ("top_p", ["1", None, False]),
+        "sampling.top_k": ("top_k", [1.5, None, "1", True]),
+        "sampling.seed": ("seed", [1.5, "a", True]),
+        "sampling.ignore_eos": ("ignore_eos", ["yes", 1, None]),
+        "force_linked": ("force_linked", ["yes", 1]),
+        "no_bos": ("no_bos", ["no", 0]),
+        "mode": ("mode", [None, 5, b"exact"]),
+        "request_id": ("request_id", [5, b"a", None]),
+        "timeout_s": ("timeout_s", ["3", b"3", True, [3]]),
+    }
+    return [
+        pytest.param("Hi", {name: value}, field, id=f"{name}={value!r}")
+        for field, (name, values) in wrong.items()
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "field"),
+    [
+        *(
+            pytest.param(parts, {}, "parts", id=f"parts={parts!r}")
+            for parts in (None, 5, b"abc", bytearray(b"abc"), {"text": 1}, 1.5)
+        ),
+        ([None], {}, "parts[0]"),
+        ([b"abc"], {}, "parts[0]"),
+        ([["a"]], {}, "parts[0]"),
+        (TokenIds(["a"]), {}, "parts[0].token_ids"),  # type: ignore[list-item]
+        (TokenIds([1, 1.5]), {}, "parts[0].token_ids"),  # type: ignore[list-item]
+        (["a", TokenIds([True])], {}, "parts[1].token_ids"),
+        (Document(5), {}, "parts[0].document.text"),  # type: ignore[arg-type]
+        (Document(b"a"), {}, "parts[0].document.text"),  # type: ignore[arg-type]
+        (Document("a", name=None), {}, "parts[0].document.name"),  # type: ignore[arg-type]
+        *wrong_options(),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_by_name(
+    parts: Any, options: Any, field: str, client: Client, gateway: FakeGateway
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.generate(parts, **options)
+    assert caught.value.field == field
+    assert field in caught.value.message
+    assert caught.value.limit
+    assert caught.value.actual
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: TokenIds(5), "token_ids"),  # type: ignore[arg-type]
+        (lambda: TokenIds("12"), "token_ids"),  # type: ignore[arg-type]
+        (lambda: Client(None), "address"),  # type: ignore[arg-type]
+        (lambda: Client(model=5), "model"),  # type: ignore[arg-type]
+        (lambda: Client(timeout_s="3"), "timeout_s"),  # type: ignore[arg-type]
+        (lambda: Client(timeout_s=9.3e9), "timeout_s"),
+        (lambda: Client(max_message_bytes="1"), "max_message_bytes"),  # type: ignore[arg-type]
+        (lambda: AsyncClient(timeout_s=None), "timeout_s"),  # type: ignore[arg-type]
+        (lambda: Client().tokenize(5), "text"),  # type: ignore[arg-type]
+        (lambda: Client().warm(None), "documents"),  # type: ignore[arg-type]
+        (lambda: Client().forget(b"abc"), "documents"),  # type: ignore[arg-type]
+    ],
+)
+def test_so_is_one_of_any_other_call(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make()
+    assert caught.value.field == field
+    assert field in caught.value.message
+
+
+class Two:
+    """Counts as an int, as a number of numpy does."""
+
+    def __index__(self) -> int:
+        return 2
+
+
+def test_what_counts_as_an_int_is_taken_as_one(gateway: FakeGateway) -> None:
+    with Client(gateway.address) as client:
+        client.generate(TokenIds([Two()]), max_tokens=Two(), seed=Two(), temperature=1, timeout_s=30)  # type: ignore[list-item, arg-type]
+    (request,) = gateway.requests
+    assert list(request.parts[0].token_ids.ids) == [2]
+    assert (request.sampling.max_tokens, request.sampling.seed, request.sampling.temperature) == (2, 2, 1.0)
+
+
+def test_the_longest_time_limit_is_not_over_at_once(gateway: FakeGateway) -> None:
+    with Client(gateway.address, timeout_s=MAX_TIMEOUT_S) as client:
+        assert client.generate("Hi").text == "Héllo"
+
+
+@pytest.mark.parametrize("method", ["generate", "stream"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_an_unknown_option_is_named_with_the_method_that_was_called(kind: Any, method: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}\.{method}\(\) got an unexpected keyword argument 'top_q'$"):
+        await getattr(kind(), method)("Hi", top_q=1)
 
 
 @pytest.mark.parametrize(
