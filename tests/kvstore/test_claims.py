@@ -65,6 +65,19 @@ async def test_a_waiter_is_woken_when_any_of_its_claims_ends(ending: str) -> Non
     assert claims.num_waiters == 0
 
 
+async def test_the_claims_of_a_node_end_with_it_and_wake_who_waits() -> None:
+    claims = Claims()
+    third = make_record(3, 1).key
+    for key, owner in ((KEY, "node-1/request#1"), (OTHER, "node-1"), (third, "node-10/request#1")):
+        claims.take(key, owner, 60.0)
+    waiting = asyncio.create_task(claims.wait_change([KEY], time.monotonic() + 60.0))
+    await asyncio.sleep(0)  # the task runs to its wait
+    assert claims.num_waiters
+    assert claims.end_of_node("node-1") == 2
+    await asyncio.wait_for(waiting, 5.0)
+    assert [claims.holder(key) is not None for key in (KEY, OTHER, third)] == [False, False, True]
+
+
 async def test_a_waiter_is_woken_when_a_claim_lapses() -> None:
     claims = Claims()
     claims.take(KEY, "a", 0.05)

@@ -6,6 +6,19 @@ from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeLoa
 from spolia_core.errors import InvalidRequest
 from spolia_kvstore.directory import MAX_HELD_CHUNKS, Directory
 
+BAD_ADDRESSES = (
+    "",
+    "localhost",
+    ":1",
+    "localhost:",
+    "localhost:0",
+    "localhost:65536",
+    "::1:80",
+    "a b:1",
+    "[]:1",
+    "x:１",
+)
+
 
 def make_node(node_id: str = "d1", role: int = NODE_ROLE_DECODE, **more: object) -> NodeRecord:
     return NodeRecord(node_id=node_id, role=role, address="localhost:1", **more)  # type: ignore[arg-type]
@@ -25,6 +38,23 @@ def test_a_node_stays_for_its_lease_after_the_last_heartbeat() -> None:
     directory.expire(5.0)
     assert ids_of(directory) == []
     assert directory.next_expiry() is None
+
+
+def test_who_leaves_is_named() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(1, make_node("a"), now=0.0)
+    directory.renew(2, make_node("b"), now=1.0)
+    assert directory.expire(2.0) == []
+    assert directory.expire(3.0) == ["a"]
+    assert directory.leave(1) == []
+    assert directory.leave(2) == ["b"]
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:65535", "[::1]:80", "node-1.rack_2.example:7300"])
+def test_addresses_that_can_be_connected_to_are_taken(address: str) -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(1, NodeRecord(node_id="d1", role=NODE_ROLE_DECODE, address=address), 0.0)
+    assert [record.address for record in directory.nodes()] == [address]
 
 
 def test_only_changes_move_the_version() -> None:
@@ -78,7 +108,7 @@ def test_held_chunks_are_kept_in_order_and_the_caller_keeps_its_record() -> None
     ("field", "change"),
     [
         ("record.node_id", {"node_id": ""}),
-        ("record.address", {"address": ""}),
+        *(("record.address", {"address": address}) for address in BAD_ADDRESSES),
         ("record.role", {"role": 0}),
         ("record.role", {"role": 99}),
         ("record.held_chunks", {"held_chunks": [b"short"]}),

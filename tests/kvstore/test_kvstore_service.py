@@ -11,6 +11,7 @@ from kvstore_worlds import (
     FINGERPRINT,
     TENANT,
     Chunk,
+    captured_logs,
     eventually,
     fresh_id,
     make_big_chunk,
@@ -173,8 +174,11 @@ async def test_damage_is_data_loss_whichever_digest_notices(node: KVStoreNode, s
     frame_damaged = [header_of(CHUNK.info), PutRequest(frame=Frame(data=damaged, digest=digest(CHUNK.data)))]
     whole_damaged = [header_of(CHUNK.info), *frames_of(damaged)]
     layer_damaged = [header_of(changed(CHUNK.info, digest=digest(damaged))), *frames_of(damaged)]
-    for requests in (frame_damaged, whole_damaged, layer_damaged):
-        assert isinstance(await refusal(stub, requests), DataCorrupt)
+    with captured_logs() as lines:
+        for requests in (frame_damaged, whole_damaged, layer_damaged):
+            assert isinstance(await refusal(stub, requests), DataCorrupt)
+    noted = [(line["log_level"], line["chunk_id"]) for line in lines if line["event"] == "damaged upload refused"]
+    assert noted == [("warning", CHUNK.chunk_id.hex())] * 3
     assert (node.store.counters.digest_failures, len(node.store.objects)) == (3, 0)
 
 
@@ -378,8 +382,11 @@ async def test_bytes_that_rot_in_memory_are_dropped_so_that_they_can_be_stored_a
 ) -> None:
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)
     object_of(node, CHUNK).data[-1] ^= 1
-    _, frame = await get(stub, [CHUNK.chunk_id])
+    with captured_logs() as lines:
+        _, frame = await get(stub, [CHUNK.chunk_id])
     assert digest(frame.frame.data) != frame.frame.digest
+    (line,) = [line for line in lines if line["event"] == "bytes changed in memory"]
+    assert (line["log_level"], line["chunk_id"]) == ("warning", CHUNK.chunk_id.hex())
     assert (node.store.counters.digest_failures, len(node.store.objects)) == (1, 0)
     node.store.check_invariants()
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)

@@ -4,7 +4,7 @@ from kvstore_worlds import make_record
 
 from spolia_kvstore.pins import Pins
 
-KEY = make_record(1, 1).key
+KEY, OTHER = make_record(1, 1).key, make_record(2, 1).key
 
 
 def test_a_pin_holds_until_its_lease_ends() -> None:
@@ -48,3 +48,13 @@ def test_drop_ends_every_pin_of_an_object() -> None:
     pins.pin(KEY, "a", until=10.0)
     pins.drop(KEY)
     assert not pins.is_pinned(KEY, now=0.0)
+
+
+def test_the_pins_of_a_node_end_with_it() -> None:
+    pins = Pins()
+    for key, owner in ((KEY, "node-1/request"), (KEY, "node-10/request"), (OTHER, "node-1")):
+        pins.pin(key, owner, until=10.0)
+    assert pins.end_of_node("node-1") == 2
+    assert (pins.is_pinned(KEY, now=0.0), pins.is_pinned(OTHER, now=0.0)) == (True, False)
+    assert pins.end_of_node("node-10") == 1
+    assert pins.num_live(now=0.0) == 0

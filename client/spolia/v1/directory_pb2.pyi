@@ -75,7 +75,7 @@ class NodeLoad(_message.Message):
     available_blocks: _builtins.int
     """Blocks free, cached ones that may be dropped included."""
     queued_tokens: _builtins.int
-    """Tokens waiting to be prefilled."""
+    """Tokens waiting to be prefilled; on prefill nodes, those of all jobs under way."""
     referenced_blocks: _builtins.int
     """The ledger: blocks read or written by a request now. Zero on an idle node; anything else is a leak."""
     cached_blocks: _builtins.int
@@ -181,7 +181,7 @@ class NodeRecord(_message.Message):
 
     @_builtins.property
     def held_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Ids of resident local chunks, most recently used first; at most 4096."""
+        """Ids of resident local chunks, most recently registered first; at most 4096."""
 
     def __init__(
         self,

@@ -54,7 +54,8 @@ class DirectoryServiceServicer:
     def Register(self, request_iterator, context):
         """A node says who it is and goes on saying how it is; each message renews its lease and is answered. The node leaves
         when the stream ends, or when the lease runs out. A node whose stream breaks registers again with the same id.
-        INVALID_ARGUMENT: first message without a record, or a record without id, role or address.
+        INVALID_ARGUMENT: first message without a record, or a record without id or role, or whose address is not
+        "host:port".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

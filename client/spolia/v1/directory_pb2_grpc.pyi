@@ -36,7 +36,8 @@ class DirectoryServiceStub:
     Register: _grpc.StreamStreamMultiCallable[_directory_pb2.RegisterRequest, _directory_pb2.RegisterResponse]
     """A node says who it is and goes on saying how it is; each message renews its lease and is answered. The node leaves
     when the stream ends, or when the lease runs out. A node whose stream breaks registers again with the same id.
-    INVALID_ARGUMENT: first message without a record, or a record without id, role or address.
+    INVALID_ARGUMENT: first message without a record, or a record without id or role, or whose address is not
+    "host:port".
     """
     Watch: _grpc.UnaryStreamMultiCallable[_directory_pb2.WatchRequest, _directory_pb2.WatchResponse]
     """Streams the membership: one snapshot at once, then one for each change, at most ten a second."""
@@ -49,7 +50,8 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     Register: _aio.StreamStreamMultiCallable[_directory_pb2.RegisterRequest, _directory_pb2.RegisterResponse]  # type: ignore[assignment]
     """A node says who it is and goes on saying how it is; each message renews its lease and is answered. The node leaves
     when the stream ends, or when the lease runs out. A node whose stream breaks registers again with the same id.
-    INVALID_ARGUMENT: first message without a record, or a record without id, role or address.
+    INVALID_ARGUMENT: first message without a record, or a record without id or role, or whose address is not
+    "host:port".
     """
     Watch: _aio.UnaryStreamMultiCallable[_directory_pb2.WatchRequest, _directory_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams the membership: one snapshot at once, then one for each change, at most ten a second."""
@@ -65,7 +67,8 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_directory_pb2.RegisterResponse], _abc.AsyncIterator[_directory_pb2.RegisterResponse]]:
         """A node says who it is and goes on saying how it is; each message renews its lease and is answered. The node leaves
         when the stream ends, or when the lease runs out. A node whose stream breaks registers again with the same id.
-        INVALID_ARGUMENT: first message without a record, or a record without id, role or address.
+        INVALID_ARGUMENT: first message without a record, or a record without id or role, or whose address is not
+        "host:port".
         """
 
     @_abc_1.abstractmethod

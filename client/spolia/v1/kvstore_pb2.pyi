@@ -378,7 +378,7 @@ class ClaimRequest(_message.Message):
     tenant_id: _builtins.str
     """Tenant whose chunks they are."""
     owner: _builtins.str
-    """Who computes: node id and request id."""
+    """Who computes: "node_id/…", or the node id alone. Claims of a node end when it leaves the directory."""
     ttl_ms: _builtins.int
     """How long the claim holds unless renewed by the same call, milliseconds; 0 is the server's default of 30 s. At most 10 min."""
     wait_ms: _builtins.int

@@ -115,7 +115,8 @@ class KVStoreServiceServicer:
     def Claim(self, request, context):
         """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
         of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
-        begin. Idempotent for one owner. UNAVAILABLE: the store goes away while the call waits.
+        begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
+        pins ended. UNAVAILABLE: the store goes away while the call waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,8 @@ class KVStoreServiceStub:
     Claim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
     of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
-    begin. Idempotent for one owner. UNAVAILABLE: the store goes away while the call waits.
+    begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
+    pins ended. UNAVAILABLE: the store goes away while the call waits.
     """
     Unclaim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -83,7 +84,8 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     Claim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]  # type: ignore[assignment]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
     of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
-    begin. Idempotent for one owner. UNAVAILABLE: the store goes away while the call waits.
+    begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
+    pins ended. UNAVAILABLE: the store goes away while the call waits.
     """
     Unclaim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]  # type: ignore[assignment]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -138,7 +140,8 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kvstore_pb2.ClaimResponse, _abc.Awaitable[_kvstore_pb2.ClaimResponse]]:
         """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
         of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
-        begin. Idempotent for one owner. UNAVAILABLE: the store goes away while the call waits.
+        begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
+        pins ended. UNAVAILABLE: the store goes away while the call waits.
         """
 
     @_abc_1.abstractmethod

@@ -1,6 +1,7 @@
 """Claims: who computes a chunk, so that each is computed once (single flight).
 
-A claim ends when its owner gives it back, when the chunk is stored, or when its time runs out. Waiters are woken by
+A claim ends when its owner gives it back, when the owner's node leaves the cluster, when the chunk is stored, or when
+its time runs out. Waiters are woken by
 each of these; they must look again, since another waiter may have been faster.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from spolia_core.errors import Unavailable
 from spolia_kvstore.objects import ObjectKey
+from spolia_kvstore.owners import belongs_to
 
 SWEEP_EVERY_S = 1.0
 TIMER_SLACK_S = 0.001  # loop timers may fire a little before the clock says so
@@ -65,6 +67,13 @@ class Claims:
         self._claims.pop(key, None)
         for event in self._waiters.get(key, ()):
             event.set()
+
+    def end_of_node(self, node_id: str) -> int:
+        """Ends the claims of a node that is gone, and wakes who waits for them. Returns how many ended."""
+        keys = [key for key, claim in self._claims.items() if belongs_to(claim.owner, node_id)]
+        for key in keys:
+            self.end(key)
+        return len(keys)
 
     def num_live(self) -> int:
         """Live claims."""

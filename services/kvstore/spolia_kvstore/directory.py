@@ -17,6 +17,7 @@ from spolia_core.errors import InvalidRequest
 from spolia_core.ids import ID_BYTES
 
 MAX_HELD_CHUNKS = 4096
+MAX_PORT = 65535
 
 
 @dataclass(slots=True)
@@ -52,13 +53,13 @@ class Directory:
         copy.CopyFrom(record)
         self._members[record.node_id] = _Member(copy, session, now + self.lease_s)
 
-    def leave(self, session: int) -> None:
-        """Removes what this session still holds."""
-        self._remove([node_id for node_id, member in self._members.items() if member.session == session])
+    def leave(self, session: int) -> list[str]:
+        """Removes what this session still holds. Returns the ids of the nodes that are gone."""
+        return self._remove([node_id for node_id, member in self._members.items() if member.session == session])
 
-    def expire(self, now: float) -> None:
-        """Removes members whose lease has run out."""
-        self._remove([node_id for node_id, member in self._members.items() if member.expires_at <= now])
+    def expire(self, now: float) -> list[str]:
+        """Removes members whose lease has run out. Returns the ids of the nodes that are gone."""
+        return self._remove([node_id for node_id, member in self._members.items() if member.expires_at <= now])
 
     def next_expiry(self) -> float | None:
         """When the next lease runs out, unless it is renewed."""
@@ -69,17 +70,24 @@ class Directory:
         members = sorted(self._members.items())
         return [member.record for _, member in members if not roles or member.record.role in roles]
 
-    def _remove(self, node_ids: Collection[str]) -> None:
+    def _remove(self, node_ids: list[str]) -> list[str]:
         for node_id in node_ids:
             del self._members[node_id]
         self.version += bool(node_ids)
+        return node_ids
 
 
 def check_record(record: NodeRecord) -> None:
-    """Raises `InvalidRequest` naming the first field that is missing or too long."""
-    for field, value in (("node_id", record.node_id), ("address", record.address)):
-        if not value:
-            raise InvalidRequest(f"record.{field} is missing", field=f"record.{field}")
+    """Raises `InvalidRequest` naming the first field that is missing, malformed or too long."""
+    if not record.node_id:
+        raise InvalidRequest("record.node_id is missing", field="record.node_id")
+    if not _is_address(record.address):
+        raise InvalidRequest(
+            f"record.address must be host:port, got {record.address!r}",
+            field="record.address",
+            limit="host:port",
+            actual=record.address,
+        )
     if record.role not in NodeRole.values() or record.role == NodeRole.NODE_ROLE_UNSPECIFIED:
         raise InvalidRequest("record.role is missing or unknown", field="record.role", actual=str(record.role))
     size = len(record.held_chunks)
@@ -94,3 +102,12 @@ def check_record(record: NodeRecord) -> None:
         raise InvalidRequest(
             "record.held_chunks holds a wrong id", field="record.held_chunks", limit=f"{ID_BYTES} bytes"
         )
+
+
+def _is_address(text: str) -> bool:
+    """Whether peers can be told to connect to this: "host:port", an IPv6 host in brackets."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= MAX_PORT):
+        return False
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
+    return bool(bare) and bare.isprintable() and not any(character in bare for character in " /@[]")

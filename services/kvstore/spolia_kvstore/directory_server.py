@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -25,8 +25,10 @@ log = get_log(__name__)
 class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
     """The service over one `Directory`. Call `start` once the loop runs, and `close` before the server stops."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, on_left: Callable[[str], None] = lambda node_id: None) -> None:
+        """`on_left` is told the id of every node that leaves, or whose lease runs out. It must not raise."""
         self._directory = directory
+        self._on_left = on_left
         self._sessions = itertools.count(1)
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
@@ -60,7 +62,7 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
                 node_id = self._renewed(session, node_id, request)
                 yield directory_pb2.RegisterResponse(lease_ms=round(self._directory.lease_s * 1000))
         finally:
-            self._leave(session, node_id)
+            self._leave(session)
 
     async def Watch(
         self, request: directory_pb2.WatchRequest, context: Any
@@ -90,17 +92,25 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         self._notify_since(before)
         return request.record.node_id
 
-    def _leave(self, session: int, node_id: str) -> None:
-        before = self._directory.version
-        self._directory.leave(session)
-        if self._directory.version != before:
-            log.info("node left", node=node_id)
-        self._notify_since(before)
+    def _leave(self, session: int) -> None:
+        left = self._directory.leave(session)
+        if left:
+            log.info("node left", nodes=left)
+        self._tell_of(left)
+
+    def _tell_of(self, left: Sequence[str]) -> None:
+        for node_id in left:
+            self._on_left(node_id)
+        if left:
+            self._notify()
 
     def _notify_since(self, version: int) -> None:
         if self._directory.version != version:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _sweep(self) -> None:
         while True:
@@ -108,11 +118,10 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
             expiry = self._directory.next_expiry()
             now = time.monotonic()
             await asyncio.sleep(self._directory.lease_s if expiry is None else max(0.01, expiry - now))
-            before = self._directory.version
-            self._directory.expire(time.monotonic())
-            if self._directory.version != before:
-                log.warning("leases ran out", num_nodes=len(self._directory))
-            self._notify_since(before)
+            gone = self._directory.expire(time.monotonic())
+            if gone:
+                log.warning("leases ran out", nodes=gone, num_nodes_left=len(self._directory))
+            self._tell_of(gone)
 
     async def _next_until_closing(
         self, requests: AsyncIterator[directory_pb2.RegisterRequest]

@@ -35,7 +35,7 @@ class KVStoreNode:
         self._kvstore_server = KVStoreServer(
             self.store, LeaseDefaults(config.claim_ttl_ms, config.pin_lease_ms, config.rpc_timeout_s)
         )
-        self._directory_server = DirectoryServer(self.directory)
+        self._directory_server = DirectoryServer(self.directory, on_left=self.store.release_node)
         self.server.add(self._kvstore_server.register, server.SERVICE)
         self.server.add(self._directory_server.register, directory_server.SERVICE)
         self.server.on_drain += [self._kvstore_server.close, self._directory_server.close]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spolia_kvstore.objects import ObjectKey
+from spolia_kvstore.owners import belongs_to
 
 
 class Pins:
@@ -25,6 +26,13 @@ class Pins:
     def drop(self, key: ObjectKey) -> None:
         """Ends every pin of an object that is gone."""
         self._leases.pop(key, None)
+
+    def end_of_node(self, node_id: str) -> int:
+        """Ends the pins of a node that is gone. Returns how many ended."""
+        gone = [(key, owner) for key, owners in self._leases.items() for owner in owners if belongs_to(owner, node_id)]
+        for key, owner in gone:
+            self.unpin(key, owner, now=0.0)
+        return len(gone)
 
     def is_pinned(self, key: ObjectKey, now: float) -> bool:
         """Whether any lease lives. Forgets those that have run out."""

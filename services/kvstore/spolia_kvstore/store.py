@@ -18,6 +18,9 @@ from spolia_kvstore.object_store import ObjectStore, StoredObject, Upload
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.pins import Pins
 from spolia_kvstore.verify import check_complete, check_frame, check_object, check_record
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,11 @@ class KVStore:
         """
         if not stored.is_intact(frame_index):
             self.counters.digest_failures += 1
-            if self.objects.discard(stored):
+            is_dropped = self.objects.discard(stored)
+            if is_dropped:
                 self._forget(stored.record.key)
+            chunk_id = stored.record.key.chunk_id.hex()
+            log.warning("bytes changed in memory", chunk_id=chunk_id, frame=frame_index, dropped=is_dropped)
 
     def begin_put(self, record: ObjectRecord, claim_owner: str) -> Upload:
         """Checks the announcement and reserves memory; end it with `finish_put` or `abort_put`.
@@ -167,7 +173,7 @@ class KVStore:
 
     def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
         """Checks and keeps the next frame. Raises `InvalidRequest` or `DataCorrupt`."""
-        with self._counting_damage():
+        with self._noting_damage(upload.key):
             check_frame(upload, offset, data, frame_digest)
         self.objects.append(upload, data)
 
@@ -177,7 +183,7 @@ class KVStore:
         Raises `InvalidRequest`, `DataCorrupt`, or `AlreadyStored` when another upload of this chunk was faster.
         """
         check_complete(upload)
-        with self._counting_damage():
+        with self._noting_damage(record.key):
             frame_digests = await _in_thread_to_the_end(check_object, record, upload.data)
         record = replace(record, replica=f"{self._name}/{next(self._replica_numbers)}")
         self.objects.commit(upload, record, frame_digests)
@@ -229,6 +235,15 @@ class KVStore:
         now = self._clock()
         return sum(self.pins.unpin(key, owner, now) for key in keys)
 
+    def release_node(self, node_id: str) -> None:
+        """Ends the claims and pins of a node that left the cluster, so that nobody waits for what it will not do.
+
+        A node that is alive after all loses little: what it stores is taken all the same.
+        """
+        num_claims, num_pins = self.claims.end_of_node(node_id), self.pins.end_of_node(node_id)
+        if num_claims or num_pins:
+            log.info("released what a node left behind", node=node_id, num_claims=num_claims, num_pins=num_pins)
+
     def delete(self, keys: Sequence[ObjectKey]) -> list[int]:
         """Drops objects, pinned or not, and returns the sizes of those that were here. Readers finish."""
         sizes = []
@@ -277,11 +292,12 @@ class KVStore:
         self.index.remove([key], Tier.RAM)
 
     @contextmanager
-    def _counting_damage(self) -> Iterator[None]:
+    def _noting_damage(self, key: ObjectKey) -> Iterator[None]:
         try:
             yield
-        except DataCorrupt:
+        except DataCorrupt as error:
             self.counters.digest_failures += 1
+            log.warning("damaged upload refused", chunk_id=key.chunk_id.hex(), error=error.message)
             raise
 
 
