@@ -171,6 +171,7 @@ class FakeStore(kvstore_pb2_grpc.KVStoreServiceServicer):
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, bytes], int] = {}
+        self.delete_error: Exception | None = None
 
     async def Lookup(self, request: kvstore_pb2.LookupRequest, context: Any) -> kvstore_pb2.LookupResponse:
         return kvstore_pb2.LookupResponse(entries=[self._entry(request.tenant_id, i) for i in request.chunk_ids])
@@ -183,6 +184,8 @@ class FakeStore(kvstore_pb2_grpc.KVStoreServiceServicer):
         return kvstore_pb2.LookupEntry(info=info, tier=common_pb2.TIER_RAM)
 
     async def Delete(self, request: kvstore_pb2.DeleteRequest, context: Any) -> kvstore_pb2.DeleteResponse:
+        if self.delete_error is not None:
+            raise self.delete_error
         sizes = [
             self.objects.pop((request.tenant_id, i))
             for i in request.chunk_ids
@@ -320,8 +323,15 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
     max_running: int = 0
     started: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    drops: list[prefill_pb2.PrefillServiceDropRequest] = field(default_factory=list)
     server: Any = None
     address: str = ""
+
+    async def Drop(self, request: Any, context: Any) -> prefill_pb2.PrefillServiceDropResponse:
+        self.drops.append(request)
+        if self.error is not None:
+            raise self.error
+        return prefill_pb2.PrefillServiceDropResponse(num_dropped=len(request.chunk_ids))
 
     async def Prefill(self, request_iterator: Any, context: Any) -> AsyncIterator[prefill_pb2.PrefillResponse]:
         requests = aiter(request_iterator)

@@ -196,7 +196,7 @@ async def test_bad_warm_requests_reach_no_node(model: Path) -> None:
         assert not any(fake.starts for fake in w.prefills.values())
 
 
-async def test_forgetting_reaches_the_store_and_every_decode_node(model: Path) -> None:
+async def test_forgetting_reaches_the_store_and_every_node_that_keeps_chunks(model: Path) -> None:
     a, b = FakeDecode("a"), FakeDecode("b")
     async with world(model, decodes=[a, b], num_prefills=1, tenant="museum") as w:
         await warm(w)
@@ -205,10 +205,11 @@ async def test_forgetting_reaches_the_store_and_every_decode_node(model: Path) -
         stored = sum(w.store.objects.values())
         request = gateway_pb2.ForgetRequest(documents=documents(TEXTS[:2]))
         dropped = await w.stub.Forget(request, timeout=WAIT_S)
-        assert (dropped.num_stored_dropped, dropped.num_resident_dropped) == (2, 4)
+        (prefill,) = w.prefills.values()
+        assert (dropped.num_stored_dropped, dropped.num_resident_dropped) == (2, 6)
         assert dropped.stored_bytes_dropped == stored - sum(w.store.objects.values())
         assert len(w.store.objects) == 1
-        for fake in (a, b):
+        for fake in (a, b, prefill):
             (drop,) = fake.drops
             assert drop.tenant_id == "museum"
             assert set(drop.chunk_ids) == set(compiled(w)) - {key[1] for key in w.store.objects}
@@ -224,4 +225,21 @@ async def test_what_is_not_forgotten_everywhere_is_an_error_that_names_the_node(
         assert isinstance(error, Unavailable)
         assert error.actual == "a"
         assert not w.store.objects
-        assert len(b.drops) == 1
+        (prefill,) = w.prefills.values()
+        assert len(b.drops) == len(prefill.drops) == 1
+
+
+async def test_a_store_and_a_prefill_node_that_fail_keep_no_other_from_forgetting(model: Path) -> None:
+    a = FakeDecode("a")
+    async with world(model, decodes=[a], num_prefills=2) as w:
+        await warm(w)
+        w.store.delete_error = Unavailable("the store is shutting down")
+        w.prefills["prefill-0"].error = Unavailable("draining")
+        error = await failure(w, gateway_pb2.ForgetRequest(documents=documents()))
+        assert isinstance(error, Unavailable)
+        assert error.actual == "store, prefill-0"
+        assert "the store is shutting down" in error.message
+        assert len(a.drops) == len(w.prefills["prefill-1"].drops) == 1
+        w.store.delete_error = w.prefills["prefill-0"].error = None
+        again = await w.stub.Forget(gateway_pb2.ForgetRequest(documents=documents()), timeout=WAIT_S)
+        assert again.num_stored_dropped == 3

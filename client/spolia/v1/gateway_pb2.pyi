@@ -300,7 +300,7 @@ class ForgetResponse(_message.Message):
     stored_bytes_dropped: _builtins.int
     """Bytes of them."""
     num_resident_dropped: _builtins.int
-    """Runs dropped from the memory of decode nodes."""
+    """Runs dropped from the memory of decode and prefill nodes."""
     def __init__(
         self,
         *,

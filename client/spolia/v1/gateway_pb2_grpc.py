@@ -93,7 +93,10 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Drops a document's chunks on every tier and node. Idempotent.
+        """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
+        Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
+        which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+        UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

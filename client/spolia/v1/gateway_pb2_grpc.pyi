@@ -47,7 +47,11 @@ class GatewayServiceStub:
     document. Same status codes as Generate.
     """
     Forget: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ForgetRequest, _gateway_pb2.ForgetResponse]
-    """Drops a document's chunks on every tier and node. Idempotent."""
+    """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
+    Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
+    which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+    UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
+    """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
@@ -74,7 +78,11 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     document. Same status codes as Generate.
     """
     Forget: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ForgetRequest, _gateway_pb2.ForgetResponse]  # type: ignore[assignment]
-    """Drops a document's chunks on every tier and node. Idempotent."""
+    """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
+    Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
+    which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+    UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
+    """
     Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -116,7 +124,11 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ForgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ForgetResponse, _abc.Awaitable[_gateway_pb2.ForgetResponse]]:
-        """Drops a document's chunks on every tier and node. Idempotent."""
+        """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
+        Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
+        which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+        UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
+        """
 
     @_abc_1.abstractmethod
     def Tokenize(

@@ -491,3 +491,53 @@ class PrefillDone(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillDone: _TypeAlias = PrefillDone  # noqa: Y015
+
+@_typing.final
+class PrefillServiceDropRequest(_message.Message):
+    """Names runs to drop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant whose chunks they are."""
+    @_builtins.property
+    def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Chunk ids, 32 bytes each."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        chunk_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillServiceDropRequest: _TypeAlias = PrefillServiceDropRequest  # noqa: Y015
+
+@_typing.final
+class PrefillServiceDropResponse(_message.Message):
+    """What was dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_DROPPED_FIELD_NUMBER: _builtins.int
+    num_dropped: _builtins.int
+    """Resident runs dropped, or marked to go with their last reader."""
+    def __init__(
+        self,
+        *,
+        num_dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_dropped", b"num_dropped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillServiceDropResponse: _TypeAlias = PrefillServiceDropResponse  # noqa: Y015

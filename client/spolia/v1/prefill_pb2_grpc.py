@@ -40,6 +40,11 @@ class PrefillServiceStub:
                 request_serializer=spolia_dot_v1_dot_prefill__pb2.PrefillRequest.SerializeToString,
                 response_deserializer=spolia_dot_v1_dot_prefill__pb2.PrefillResponse.FromString,
                 _registered_method=True)
+        self.Drop = channel.unary_unary(
+                '/spolia.v1.PrefillService/Drop',
+                request_serializer=spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropResponse.FromString,
+                _registered_method=True)
 
 
 class PrefillServiceServicer:
@@ -57,6 +62,13 @@ class PrefillServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drop(self, request, context):
+        """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PrefillServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +76,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.Prefill,
                     request_deserializer=spolia_dot_v1_dot_prefill__pb2.PrefillRequest.FromString,
                     response_serializer=spolia_dot_v1_dot_prefill__pb2.PrefillResponse.SerializeToString,
+            ),
+            'Drop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drop,
+                    request_deserializer=spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +111,33 @@ class PrefillService:
             '/spolia.v1.PrefillService/Prefill',
             spolia_dot_v1_dot_prefill__pb2.PrefillRequest.SerializeToString,
             spolia_dot_v1_dot_prefill__pb2.PrefillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spolia.v1.PrefillService/Drop',
+            spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropRequest.SerializeToString,
+            spolia_dot_v1_dot_prefill__pb2.PrefillServiceDropResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class PrefillServiceStub:
     FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
     try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
     """
+    Drop: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceDropRequest, _prefill_pb2.PrefillServiceDropResponse]
+    """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
 
 @_typing.type_check_only
 class PrefillServiceAsyncStub(PrefillServiceStub):
@@ -53,6 +55,8 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
     try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
     """
+    Drop: _aio.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceDropRequest, _prefill_pb2.PrefillServiceDropResponse]  # type: ignore[assignment]
+    """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
 
 class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
     """Compiles local chunks and prefills exact contexts. Called by decode nodes, and by gateways to warm documents."""
@@ -69,5 +73,13 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
         try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
         """
+
+    @_abc_1.abstractmethod
+    def Drop(
+        self,
+        request: _prefill_pb2.PrefillServiceDropRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prefill_pb2.PrefillServiceDropResponse, _abc.Awaitable[_prefill_pb2.PrefillServiceDropResponse]]:
+        """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
 
 def add_PrefillServiceServicer_to_server(servicer: PrefillServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

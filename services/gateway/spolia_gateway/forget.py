@@ -1,13 +1,14 @@
-"""Drops documents from the store and from the memory of decode nodes."""
+"""Drops documents from the store and from the memory of decode and prefill nodes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import grpc
 
-from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
+from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2, prefill_pb2, prefill_pb2_grpc
 from spolia_core.errors import SpoliaError, Unavailable
 from spolia_gateway.failures import failure_of
 from spolia_node.channels import ChannelPool
@@ -17,6 +18,18 @@ from spolia_node.store_client import StoreClient
 
 MAX_IDS_PER_CALL = 4096
 """What the store takes in one call."""
+
+STORE = "store"
+STORE_SHARE = 0.5
+"""Share of the caller's time that a store which does not answer may use up; the rest is for the nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What went from the store."""
+
+    num_dropped: int = 0
+    size_bytes: int = 0
 
 
 class Forgetter:
@@ -30,39 +43,58 @@ class Forgetter:
     async def run(self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline) -> gateway_pb2.ForgetResponse:
         """Drops the chunks and counts what went.
 
-        The store goes first, so that no decode node fetches again what it has just dropped; then every decode node,
-        draining ones too. Raises `Unavailable`, naming those that could not be asked, after asking all the others:
-        forgetting is idempotent, so the caller tries again until it succeeds.
+        The store goes first, so that no node fetches again what it has just dropped; then every decode and prefill
+        node, draining ones too. Raises `Unavailable`, naming those that could not be asked, after asking all the
+        others: forgetting is idempotent, so the caller tries again until it succeeds.
         """
-        num_stored, stored_bytes = 0, 0
-        for start in range(0, len(chunk_ids), MAX_IDS_PER_CALL):
-            deleted = await self._store.delete(tenant_id, chunk_ids[start : start + MAX_IDS_PER_CALL], deadline)
-            num_stored, stored_bytes = num_stored + deleted.num_deleted, stored_bytes + deleted.bytes_deleted
-        nodes = self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE, include_draining=True)
-        results = await asyncio.gather(*(self._drop(node, tenant_id, chunk_ids, deadline) for node in nodes))
-        _raise_if_any_failed(zip(nodes, results, strict=True))
+        stored = await self._drop_stored(tenant_id, chunk_ids, deadline.share(STORE_SHARE))
+        nodes = [
+            node
+            for role in (directory_pb2.NODE_ROLE_DECODE, directory_pb2.NODE_ROLE_PREFILL)
+            for node in self._cluster.nodes(role, include_draining=True)
+        ]
+        dropped = await asyncio.gather(*(self._drop_resident(node, tenant_id, chunk_ids, deadline) for node in nodes))
+        _raise_if_any_failed([(STORE, stored), *zip((node.node_id for node in nodes), dropped, strict=True)])
+        counts = stored if isinstance(stored, _Stored) else _Stored()
         return gateway_pb2.ForgetResponse(
-            num_stored_dropped=num_stored,
-            stored_bytes_dropped=stored_bytes,
-            num_resident_dropped=sum(count for count in results if isinstance(count, int)),
+            num_stored_dropped=counts.num_dropped,
+            stored_bytes_dropped=counts.size_bytes,
+            num_resident_dropped=sum(count for count in dropped if isinstance(count, int)),
         )
 
-    async def _drop(
+    async def _drop_stored(
+        self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline
+    ) -> _Stored | SpoliaError:
+        """What went, or why it failed: nodes are asked even when the store is away."""
+        num_dropped, size_bytes = 0, 0
+        try:
+            for start in range(0, len(chunk_ids), MAX_IDS_PER_CALL):
+                ids = chunk_ids[start : start + MAX_IDS_PER_CALL]
+                deleted = await self._store.delete(tenant_id, ids, deadline)
+                num_dropped, size_bytes = num_dropped + deleted.num_deleted, size_bytes + deleted.bytes_deleted
+        except SpoliaError as error:
+            return error
+        return _Stored(num_dropped, size_bytes)
+
+    async def _drop_resident(
         self, node: directory_pb2.NodeRecord, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline
     ) -> int | SpoliaError:
         """Runs dropped, or why it failed: one node's failure must not keep the others from being asked."""
-        stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address))
-        request = decode_pb2.DropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)
+        channel, timeout = self._channels.get(node.address), deadline.remaining()
         try:
-            return (await stub.Drop(request, timeout=deadline.remaining())).num_dropped
+            if node.role == directory_pb2.NODE_ROLE_PREFILL:
+                asked = prefill_pb2.PrefillServiceDropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)
+                return (await prefill_pb2_grpc.PrefillServiceStub(channel).Drop(asked, timeout=timeout)).num_dropped
+            request = decode_pb2.DropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)
+            return (await decode_pb2_grpc.DecodeServiceStub(channel).Drop(request, timeout=timeout)).num_dropped
         except grpc.RpcError as error:
             return failure_of(error, node.node_id, node.address)
 
 
-def _raise_if_any_failed(results: Iterable[tuple[directory_pb2.NodeRecord, int | SpoliaError]]) -> None:
-    failed = {node.node_id: result for node, result in results if isinstance(result, SpoliaError)}
+def _raise_if_any_failed(results: Iterable[tuple[str, object]]) -> None:
+    failed = {name: result for name, result in results if isinstance(result, SpoliaError)}
     if failed:
-        reasons = "; ".join(f"{node_id}: {error.message}" for node_id, error in failed.items())
+        reasons = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
         raise Unavailable(
             f"not forgotten everywhere, try again: {reasons}",
             field="nodes",

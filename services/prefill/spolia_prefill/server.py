@@ -10,7 +10,12 @@ from typing import Any
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from spolia.v1.prefill_pb2 import PrefillRequest, PrefillResponse
+from spolia.v1.prefill_pb2 import (
+    PrefillRequest,
+    PrefillResponse,
+    PrefillServiceDropRequest,
+    PrefillServiceDropResponse,
+)
 from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer
 from spolia_core.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest
 from spolia_core.ids import tenant_key
@@ -23,6 +28,7 @@ from spolia_prefill.handoff import Acknowledgements
 from spolia_prefill.work import CompileJob, ContextJob, check_start
 
 PrefillContext = grpc.aio.ServicerContext[PrefillRequest, PrefillResponse]
+DropContext = grpc.aio.ServicerContext[PrefillServiceDropRequest, PrefillServiceDropResponse]
 
 
 class PrefillServer(PrefillServiceServicer):
@@ -64,6 +70,11 @@ class PrefillServer(PrefillServiceServicer):
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
                 await running.aclose()
+
+    async def Drop(self, request: PrefillServiceDropRequest, context: DropContext) -> PrefillServiceDropResponse:
+        """Forgets resident chunks; ids are keyed by tenant, so no other tenant's can be named."""
+        dropped = sum(self._core.resident.drop(chunk_id) for chunk_id in request.chunk_ids)
+        return PrefillServiceDropResponse(num_dropped=dropped)
 
     async def _first(self, requests: AsyncIterator[PrefillRequest]) -> CompileJob | ContextJob:
         request = await anext(aiter(requests), None)
