@@ -413,7 +413,9 @@ class ReuseReport(_message.Message):
     """Link tokens recomputed at the head of each reused chunk."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceCount]:
-        """Prompt tokens by source; absent sources are zero."""
+        """Prompt tokens by source; absent sources are zero. They add up to the prompt's length; all are absent where a replay
+        found the answer complete and read no prompt.
+        """
 
     @_builtins.property
     def misses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Miss]:
