@@ -183,6 +183,9 @@ class FakeStore(kvstore_pb2_grpc.KVStoreServiceServicer):
         info = common_pb2.ObjectInfo(chunk_id=chunk_id, size_bytes=size)
         return kvstore_pb2.LookupEntry(info=info, tier=common_pb2.TIER_RAM)
 
+    async def GetStats(self, request: kvstore_pb2.GetStatsRequest, context: Any) -> kvstore_pb2.GetStatsResponse:
+        return kvstore_pb2.GetStatsResponse(used_bytes=900, budget_bytes=1000, num_pins=2)
+
     async def Delete(self, request: kvstore_pb2.DeleteRequest, context: Any) -> kvstore_pb2.DeleteResponse:
         if self.delete_error is not None:
             raise self.delete_error

@@ -176,8 +176,34 @@ async def test_a_document_no_store_could_keep_is_not_called_warm(model: Path) ->
             fake.outcome = prefill_pb2.CHUNK_OUTCOME_INLINE
         error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
         assert isinstance(error, Unavailable)
-        assert "no store could keep it" in error.message
+        assert "no store kept its" in error.message
+        assert "900 of 1000 bytes are in use" in error.message
+        assert (error.limit, error.actual.endswith(" bytes")) == ("1000 bytes", True)
         assert len(compiled(w)) == 1
+
+
+@pytest.mark.parametrize("kind", [gateway_pb2.WarmRequest, gateway_pb2.ForgetRequest])
+async def test_a_store_that_is_away_is_told_in_words(
+    model: Path, kind: type[gateway_pb2.WarmRequest] | type[gateway_pb2.ForgetRequest]
+) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        await w.directory_server.stop(None)
+        error = await failure(w, kind(documents=documents()))
+        assert isinstance(error, Unavailable)
+        assert "is the kvstore process running" in error.message
+        assert "ipv4" not in error.message
+        assert "connect" not in error.message
+
+
+async def test_a_store_that_goes_away_while_a_document_is_computed_is_told_in_words(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1) as w:
+        (prefill,) = w.prefills.values()
+        prefill.outcome, prefill.hold = prefill_pb2.CHUNK_OUTCOME_INLINE, asyncio.Event()
+        call = asyncio.ensure_future(failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1]))))
+        await asyncio.wait_for(prefill.started.wait(), WAIT_S)
+        await w.directory_server.stop(None)
+        prefill.hold.set()
+        assert "is the kvstore process running" in (await call).message
 
 
 async def test_a_document_another_computed_meanwhile_was_stored_already(model: Path) -> None:
@@ -238,7 +264,7 @@ async def test_a_store_and_a_prefill_node_that_fail_keep_no_other_from_forgettin
         error = await failure(w, gateway_pb2.ForgetRequest(documents=documents()))
         assert isinstance(error, Unavailable)
         assert error.actual == "store, prefill-0"
-        assert "the store is shutting down" in error.message
+        assert "the store cannot be reached" in error.message
         assert len(a.drops) == len(w.prefills["prefill-1"].drops) == 1
         w.store.delete_error = w.prefills["prefill-0"].error = None
         again = await w.stub.Forget(gateway_pb2.ForgetRequest(documents=documents()), timeout=WAIT_S)

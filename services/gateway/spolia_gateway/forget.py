@@ -11,6 +11,7 @@ import grpc
 from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2, prefill_pb2, prefill_pb2_grpc
 from spolia_core.errors import SpoliaError, Unavailable
 from spolia_gateway.failures import failure_of
+from spolia_gateway.store_failures import store_away_in_words
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView
@@ -70,7 +71,8 @@ class Forgetter:
         try:
             for start in range(0, len(chunk_ids), MAX_IDS_PER_CALL):
                 ids = chunk_ids[start : start + MAX_IDS_PER_CALL]
-                deleted = await self._store.delete(tenant_id, ids, deadline)
+                with store_away_in_words():
+                    deleted = await self._store.delete(tenant_id, ids, deadline)
                 num_dropped, size_bytes = num_dropped + deleted.num_deleted, size_bytes + deleted.bytes_deleted
         except SpoliaError as error:
             return error

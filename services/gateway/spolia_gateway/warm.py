@@ -18,6 +18,7 @@ from spolia_gateway.documents import DocumentChunk
 from spolia_gateway.failures import NodeLost
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.routing import order_prefill_nodes
+from spolia_gateway.store_failures import not_kept, store_away_in_words
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
@@ -75,7 +76,8 @@ class Warmer:
     ) -> AsyncGenerator[_Warmed, None]:
         started = time.monotonic()
         ids = [chunk.chunk_id for chunk in chunks]
-        entries = await self._store.lookup(request.tenant_id, ids, request.model.fingerprint, (), deadline)
+        with store_away_in_words():
+            entries = await self._store.lookup(request.tenant_id, ids, request.model.fingerprint, (), deadline)
         waiting: deque[DocumentChunk] = deque()
         for chunk, entry in zip(chunks, entries, strict=True):
             if entry.HasField("info"):
@@ -114,9 +116,9 @@ class Warmer:
                 note("compile failed", request_id=request.request_id, prefill_node=node.node_id, error=repr(error))
                 attempts.failed(error, refusals_cost=False)
         if ready.outcome == prefill_pb2.CHUNK_OUTCOME_INLINE:
-            raise Unavailable(
-                f"chunk {chunk.chunk_id.hex()} was computed, but no store could keep it", field="documents"
-            )
+            with store_away_in_words():
+                stats = await self._store.stats(deadline)
+            raise not_kept(chunk.chunk_id, ready.info.size_bytes, stats)
         found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND
         return _Warmed(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
 
