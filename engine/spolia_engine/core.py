@@ -142,17 +142,16 @@ class EngineCore:
         runs = [*prefix, live]
         return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs])
 
-    def register_prefix(self, context: Context, chain: Sequence[bytes], start: int = 0) -> list[tuple[bytes, Run]]:
+    def register_prefix(self, context: Context, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
         """Registers the full prefix chunks of an exact context's live run; returns the newly registered ones.
 
-        `chain` holds the ids of the context's full blocks from position 0; blocks before position `start` are skipped.
-        The returned runs carry no reference of their own: they are good while the context is open.
+        `chain` holds the ids of the context's full blocks from position 0. The returned runs carry no reference of
+        their own: they are good while the context is open.
         """
         assert context.is_exact, "KV behind moved chunks is no prefix chunk"
         live = context.spans[-1].run
-        first = max(live.rope_base, start)
         found: list[tuple[bytes, Run]] = []
-        for index in range(first // PREFIX_CHUNK_TOKENS, len(chain)):
+        for index in range(live.rope_base // PREFIX_CHUNK_TOKENS, len(chain)):
             offset = index * PREFIX_CHUNK_TOKENS - live.rope_base
             if offset < 0 or offset + PREFIX_CHUNK_TOKENS > live.num_tokens:
                 continue
@@ -183,13 +182,6 @@ class EngineCore:
         """Draws the token after a context that was computed here."""
         assert context.last_hidden is not None, "another node drew this context's first token"
         return sample(self.adapter.logits(context.last_hidden[None])[0], params, token_index)
-
-    def step(self, sequences: Sequence[DecodeSequence]) -> list[Delta]:
-        """Runs one decode step for sequences that are not finished and have their first token; a delta for each."""
-        if not sequences:
-            return []
-        logits = self.step_logits(sequences)
-        return [self.accept(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
 
     def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
         """Draws a sequence's next token from `logits` [vocab_size] and adds it to the answer."""

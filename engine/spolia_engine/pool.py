@@ -2,7 +2,7 @@
 
     free ──allocate──▶ referenced ◀──retain── cached
       ▲  └─allocate─▶ in transfer ──arrive──▶ referenced
-      └──── release / abort / evict ──────────┘
+      └──────── release / evict ─────────────┘
     (lent: memory held by a peer under a lease; no move leads there yet)
 
 The ledger: free + referenced + cached + in transfer + lent = pool, at all times. On a CPU an extent is memory of its

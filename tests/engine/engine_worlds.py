@@ -25,6 +25,7 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
 from spolia_engine.pool import BlockState
+from spolia_engine.sequence import Sequence as DecodeSequence
 
 VOCAB_SIZE = 97
 MAX_CONTEXT = 4608
@@ -163,6 +164,11 @@ def check_greedy(got: Sequence[int], expected: Sequence[int], margins: Sequence[
             return index
         assert mine == its, f"token {index} is {mine}, the oracle's {its} with a margin of {margin}"
     return len(expected)
+
+
+def step(core: EngineCore, sequence: DecodeSequence) -> None:
+    """One decode step of one sequence."""
+    core.accept(sequence, core.step_logits([sequence])[0])
 
 
 def assert_nothing_held(core: EngineCore) -> None:

@@ -19,6 +19,7 @@ from engine_worlds import (
     oracle_greedy,
     oracle_logits,
     oracle_of,
+    step,
     tokens,
 )
 
@@ -143,7 +144,7 @@ def test_an_arrived_context_goes_on_where_the_other_node_stopped() -> None:
     sent.close()
     sequence = here.start(context, generation)
     while not sequence.finished:
-        here.step([sequence])
+        step(here, sequence)
     sealed = here.seal_answer(sequence, list(here.ids.prefix_chain([*ids, *generation.token_ids[:-1]])))
     assert len(sealed) == 1
     here.pool.release(sealed[0][1].extent)
@@ -154,7 +155,7 @@ def test_an_arrived_context_goes_on_where_the_other_node_stopped() -> None:
     assert_nothing_held(there)
 
 
-def test_a_prefix_is_registered_from_where_the_caller_says() -> None:
+def test_a_prefix_is_registered_once() -> None:
     engine, ids = engine_of(), tokens(400)
     chain = list(engine.ids.prefix_chain(ids))
     with_context(engine, ids, lambda context: _check_registered(engine, context, chain))
@@ -168,11 +169,10 @@ def with_context(engine: Engine, ids: list[int], use: Callable[[Context], None])
 
 
 def _check_registered(engine: Engine, context: Context, chain: list[bytes]) -> None:
-    found = engine.register_prefix(context, chain, start=128)
-    assert [chunk_id for chunk_id, _ in found] == chain[1:]
-    assert [(run.start, run.rope_base, run.num_tokens) for _, run in found] == [(128, 128, 128), (256, 256, 128)]
-    assert engine.register_prefix(context, chain, start=128) == []
-    assert [chunk_id for chunk_id, _ in engine.register_prefix(context, chain)] == chain[:1]
+    found = engine.register_prefix(context, chain)
+    assert [chunk_id for chunk_id, _ in found] == chain
+    assert [(run.start, run.rope_base, run.num_tokens) for _, run in found] == [(n, n, 128) for n in (0, 128, 256)]
+    assert engine.register_prefix(context, chain) == []
 
 
 # LINKED
@@ -387,7 +387,6 @@ def test_a_step_that_breaks_can_be_run_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     got = engine.step_logits([sequence])[0]
     torch.testing.assert_close(got, oracle_logits(oracle_of("llama"), [*ids, 7])[-1], atol=1e-4, rtol=0)
-    assert engine.step([]) == []
     engine.forget_plan()
     sequence.close()
     sequence.close()

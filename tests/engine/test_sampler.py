@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from engine_worlds import engine_of, tokens
+from engine_worlds import engine_of, step, tokens
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from spolia_core.errors import InternalError
@@ -95,7 +95,7 @@ def test_a_replay_draws_on_where_the_first_left_off() -> None:
     sequence = engine.start(context, generation)
     generation.accept(engine.first_token(context, params, token_index=12))
     while not sequence.finished:
-        engine.step([sequence])
+        step(engine, sequence)
     sequence.close()
     assert tuple(generation.token_ids) == whole
 
