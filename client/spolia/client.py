@@ -23,10 +23,10 @@ from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
 class Client:
     """Talks to a gateway. Any number of threads may share one; close it, or use it in a `with` block.
 
-    `timeout_s`, at most ten years, limits every call that names no limit of its own; `model` may stay empty where the cluster serves one.
-    `max_message_bytes` is the longest request the gateway takes. Calls raise the classes of `spolia.errors` only:
-    `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again, `DeadlineExceeded` when time
-    ran out. Nothing is sent before the first call.
+    `timeout_s`, at most ten years, limits every call that names no limit of its own; `model` may stay empty where the
+    cluster serves one. `max_message_bytes` is the longest request the gateway takes. Calls raise the classes of
+    `spolia.errors` only: `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again,
+    `DeadlineExceeded` when time ran out. Nothing is sent before the first call.
 
     >>> with Client("127.0.0.1:7300") as client:
     ...     handbook = Document(Path("handbook.md").read_text(), name="handbook")

@@ -13,8 +13,8 @@ from types import TracebackType
 
 from spolia import exit_with_parent
 from spolia.client import Client
-from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, ended_how
-from spolia_core.errors import Busy, DeadlineExceeded, Unavailable
+from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, cannot_log, ended_how
+from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 
 ROLES = ("kvstore", "prefill", "decode", "gateway")
 """In the order in which nodes start; they stop the other way round, the front door first."""
@@ -60,7 +60,7 @@ class LocalCluster:
         self._model = model
         self._counts = {"kvstore": 1, "prefill": num_prefill, "decode": num_decode, "gateway": 1}
         self._port = port
-        self._settings = settings
+        self._settings = _checked_settings(settings)
         self._log_dir = log_dir
         self._verbose = verbose
         self._env = dict(env or {})
@@ -95,7 +95,8 @@ class LocalCluster:
     def start(self) -> None:
         """Starts every node and waits until the gateway knows them all.
 
-        Raises `NodeFailed` with the end of its log when one ends early or is late; nothing is left running then.
+        Raises `NodeFailed` with the end of its log when one ends early or is late, `NodeRefused` when that was for what
+        it was told, `InvalidRequest` when `log_dir` cannot be written; nothing is left running then.
         """
         deadline_s = time.monotonic() + self._start_timeout_s
         try:
@@ -219,9 +220,12 @@ class LocalCluster:
     def _make_log_dir(self) -> None:
         if self._verbose:
             return
-        if self._log_dir is None:
-            self._log_dir = Path(tempfile.mkdtemp(prefix="spolia-"))
-        self._log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            if self._log_dir is None:
+                self._log_dir = Path(tempfile.mkdtemp(prefix="spolia-"))
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_log(self._log_dir or Path(tempfile.gettempdir()), error) from error
 
     def _free_name(self, role: str) -> str:
         taken = {process.name for process in self._processes}
@@ -250,13 +254,27 @@ def settings_for(role: str, settings: Sequence[str]) -> list[str]:
     concerns = True
     for word in settings:
         if word.startswith("--"):
-            named, dot, setting = word[2:].partition(".")
-            of_one_role = bool(dot) and named in ROLES
-            concerns = not of_one_role or named == role
-            word = f"--{setting}" if of_one_role else word
+            named = _role_named_in(word)
+            concerns = named in ("", role)
+            word = f"--{word.removeprefix(f'--{named}.')}" if named else word
         if concerns:
             chosen.append(word)
     return chosen
+
+
+def _checked_settings(settings: Sequence[str]) -> Sequence[str]:
+    for word in settings:
+        named = _role_named_in(word)
+        if named and named not in ROLES:
+            roles = ", ".join(ROLES)
+            raise InvalidRequest(f'there is no role "{named}", in {word}', field="settings", limit=roles, actual=named)
+    return settings
+
+
+def _role_named_in(word: str) -> str:
+    """What stands before the dot of a flag; empty for a flag of every role, and for a value."""
+    flag = word.partition("=")[0]
+    return flag[2:].partition(".")[0] if flag.startswith("--") and "." in flag else ""
 
 
 def _check_running(processes: Sequence[NodeProcess]) -> None:

@@ -11,15 +11,22 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from spolia_core.errors import SpoliaError
+from spolia_core.errors import InvalidRequest, SpoliaError
 
 TAIL_LINES = 20
 KILL_WAIT_S = 10.0
+REFUSED = 2
+"""What a node ends with that cannot start as it was told to."""
 
 
 class NodeFailed(SpoliaError):
     """A local node ended, or was not ready in time, while it was needed. Its log says why; the message has its tail."""
+
+
+class NodeRefused(NodeFailed, InvalidRequest):
+    """A local node would not start as it was told to: a wrong setting, a model that is none, a port that is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,8 @@ class NodeProcess:
     def failure(self, what: str) -> NodeFailed:
         """The error that says `what` became of it, with the end of its log."""
         tail = self.log_tail()
-        return NodeFailed(f"{self.name} {what}" + (f"; its log ends so:\n{tail}" if tail else ""))
+        failed = NodeRefused if self._exit_code == REFUSED and not self.ready else NodeFailed
+        return failed(f"{self.name} {what}" + (f"; its log ends so:\n{tail}" if tail else ""))
 
     def log_tail(self) -> str:
         """The last lines of its log; empty where that goes to the terminal."""
@@ -129,7 +137,7 @@ class NodeProcess:
             return "".join(deque(log, maxlen=TAIL_LINES)).rstrip()
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-        log = None if self.log_path is None else self.log_path.open("ab")
+        log = None if self.log_path is None else _opened(self.log_path)
         try:
             return subprocess.Popen(
                 command,
@@ -172,6 +180,18 @@ class NodeProcess:
             self._exit_code = exit_code
             self._changed.notify_all()
         self._on_exit(self)
+
+
+def cannot_log(path: Path, error: OSError) -> InvalidRequest:
+    """The error for logs that cannot be kept at `path`."""
+    return InvalidRequest(f"cannot keep logs in {path}: {error.strerror}", field="log_dir", actual=str(path))
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise cannot_log(path.parent, error) from error
 
 
 def ended_how(exit_code: int) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from spolia.client import Client
-from spolia.errors import Unavailable
+from spolia.errors import InvalidRequest, Unavailable
 from spolia.local_cluster import LocalCluster, settings_for
-from spolia.local_node import LocalNode, NodeExit, NodeFailed
+from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeRefused
 
 PATIENCE_S = 30.0
 
@@ -100,6 +100,30 @@ def test_a_node_that_ends_before_it_is_ready_fails_the_start_at_once_with_its_lo
     with pytest.raises(NodeFailed, match=r"decode-0 ended with exit code 3 before it was ready[^\0]*cannot go on"):
         cluster.start()
     assert cluster.nodes == ()
+
+
+def test_a_node_that_refuses_what_it_was_told_makes_the_request_invalid(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings=["--prefill.die-with", "2"])
+    with pytest.raises(NodeRefused, match="prefill-0 ended with exit code 2 before it was ready") as refused:
+        cluster.start()
+    assert isinstance(refused.value, NodeFailed)
+    assert isinstance(refused.value, InvalidRequest)
+    assert cluster.nodes == ()
+
+
+def test_logs_that_cannot_be_kept_are_refused_by_name(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cluster = make_cluster(log_dir=tmp_path / "file" / "logs")
+    with pytest.raises(InvalidRequest, match="cannot keep logs") as refused:
+        cluster.start()
+    assert refused.value.field == "log_dir"
+    assert cluster.nodes == ()
+
+
+def test_a_setting_for_a_role_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(InvalidRequest, match='no role "deocde"') as refused:
+        LocalCluster(settings=["--log-level", "debug", "--deocde.pool-bytes", "5"])
+    assert (refused.value.field, refused.value.limit) == ("settings", "kvstore, prefill, decode, gateway")
 
 
 def test_a_node_that_is_never_ready_fails_the_start_in_time(make_cluster: MakeCluster) -> None:
@@ -213,6 +237,19 @@ def _hung_up(line: socket.socket) -> bool:
         return line.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_a_dot_in_a_value_names_no_role() -> None:
+    settings = ["--store-share=0.5", "--store-share", "0.5", "--decode.store-share=0.25", "--model", "a.b"]
+    assert settings_for("decode", settings) == [
+        "--store-share=0.5",
+        "--store-share",
+        "0.5",
+        "--store-share=0.25",
+        "--model",
+        "a.b",
+    ]
+    assert settings_for("kvstore", settings) == ["--store-share=0.5", "--store-share", "0.5", "--model", "a.b"]
 
 
 def test_settings_of_a_role_reach_that_role_only() -> None:
