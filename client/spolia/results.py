@@ -134,8 +134,8 @@ class Node:
     """A node with a live lease, as it last described itself.
 
     `role` is "gateway", "prefill", "decode" or "kvstore"; `model` is empty for nodes that serve none. A draining node
-    takes no new work. Blocks are those of its KV pool: `available_blocks` are free, or cached and droppable; of a node
-    that does nothing, `referenced_blocks` (used by a request) is 0.
+    takes no new work. Blocks are those of its KV pool: `available_blocks` are free, or cached and droppable. Each is
+    free, referenced (used by a request: none is on a node that does nothing), cached, in transfer or lent.
     """
 
     node_id: str
@@ -154,6 +154,11 @@ class Node:
     num_held_chunks: int
     draining: bool
     version: str
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that hold nothing."""
+        return max(0, self.available_blocks - self.cached_blocks)
 
 
 @dataclass(frozen=True, slots=True)

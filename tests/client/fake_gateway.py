@@ -80,6 +80,7 @@ class FakeGateway(GatewayServiceServicer):
     script: list[Step] = field(default_factory=lambda: list(HELLO))
     failure: SpoliaError | None = None
     hang: bool = False
+    more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
     caller_gone: threading.Event = field(default_factory=threading.Event)
@@ -135,11 +136,20 @@ class FakeGateway(GatewayServiceServicer):
             role=directory_pb2.NODE_ROLE_DECODE,
             address="127.0.0.1:7",
             model=directory_pb2.ServedModel(name="tiny"),
-            load=directory_pb2.NodeLoad(num_running=2, num_waiting=1, total_blocks=64, available_blocks=60),
+            load=directory_pb2.NodeLoad(
+                num_running=2,
+                num_waiting=1,
+                total_blocks=64,
+                available_blocks=46,
+                referenced_blocks=13,
+                cached_blocks=12,
+                in_transfer_blocks=3,
+                lent_blocks=2,
+            ),
             held_chunks=[b"\3" * 32],
             version="0.1.0",
         )
-        return gateway_pb2.GetClusterResponse(nodes=[node], directory_reachable=True)
+        return gateway_pb2.GetClusterResponse(nodes=[node, *self.more_nodes], directory_reachable=True)
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)

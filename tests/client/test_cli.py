@@ -19,6 +19,7 @@ from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta
 
 from spolia import SpoliaError, errors
 from spolia.cli.main import main
+from spolia.v1 import directory_pb2
 from spolia.version import __version__
 
 
@@ -190,9 +191,25 @@ def test_warm_says_how_much_was_warm_before(spolia: Spolia, page: Path) -> None:
 def test_cluster_shows_every_node(spolia: Spolia) -> None:
     done = spolia("cluster")
     assert done.code == 0
-    assert all(word in done.out for word in ("decode-1", "decode", "127.0.0.1:7", "tiny", "60/64"))
+    assert all(word in done.out for word in ("decode-1", "decode", "127.0.0.1:7", "tiny", "serving"))
     node = spolia("cluster", "--json").json["nodes"][0]
     assert (node["node_id"], node["num_running"], node["draining"]) == ("decode-1", 2, False)
+
+
+def test_cluster_shows_the_ledger_of_every_pool_and_none_of_a_node_without_one(
+    spolia: Spolia, gateway: FakeGateway
+) -> None:
+    gateway.more_nodes.append(
+        directory_pb2.NodeRecord(node_id="store-1", role=directory_pb2.NODE_ROLE_KVSTORE, address="127.0.0.1:8")
+    )
+    header, pool, store = spolia("cluster").out.splitlines()
+    starts = {
+        title: header.index(f"  {title}") + 2
+        for title in ("blocks", "free", "referenced", "cached", "in transfer", "lent")
+    }
+    shown = {title: int(pool[start:].split()[0]) for title, start in starts.items()}
+    assert shown == {"blocks": 64, "free": 34, "referenced": 13, "cached": 12, "in transfer": 3, "lent": 2}
+    assert store[starts["blocks"] : header.index("state")].strip() == ""
 
 
 def test_help_names_the_exit_codes(spolia: Spolia) -> None:
@@ -316,6 +333,41 @@ def test_up_tells_why_a_node_did_not_start(stand_in_env: dict[str, str]) -> None
     assert "error: decode-0 ended with exit code 3 before it was ready" in err
     assert "decode cannot go on" in err
     assert "Traceback" not in err
+
+
+def test_up_passes_on_that_a_node_refused_what_it_was_told(stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--", "--decode.die-with", "2") as up:
+        out, err = up.communicate(timeout=PATIENCE_S)
+    assert (up.returncode, out) == (2, "")
+    assert "error: decode-0 ended with exit code 2 before it was ready" in err
+    assert "Traceback" not in err
+
+
+def test_up_passes_on_that_a_node_does_not_know_a_setting(stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--", "--kvstore.no-such-setting", "2") as up:
+        _, err = up.communicate(timeout=PATIENCE_S)
+    assert up.returncode == 2
+    assert "no-such-setting" in err
+
+
+@pytest.mark.parametrize("log_dir", ["/proc/nope", "/dev/null", "/dev/null/logs"])
+def test_up_says_in_a_line_that_logs_cannot_be_kept(log_dir: str, stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--log-dir", log_dir) as up:
+        out, err = up.communicate(timeout=PATIENCE_S)
+    assert (up.returncode, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if "starting the cluster" not in line]
+    assert line.startswith(f"error: cannot keep logs in {log_dir}: ")
+
+
+@pytest.mark.parametrize("setting", ["--deocde.pool-bytes", "--deocde.pool-bytes=5"])
+def test_up_names_the_roles_when_a_setting_is_for_none_of_them(
+    setting: str, spolia: Spolia, stand_in_env: dict[str, str]
+) -> None:
+    done = spolia("up", "--", setting, "5")
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert 'there is no role "deocde"' in line
+    assert all(role in line for role in ("kvstore", "prefill", "decode", "gateway"))
 
 
 def test_up_shows_nodes_and_what_to_do_next(stand_in_env: dict[str, str]) -> None:

@@ -204,4 +204,6 @@ def test_the_cluster_shows_nodes_and_load(call: Call) -> None:
     assert cluster.directory_reachable
     (node,) = cluster.nodes
     assert (node.node_id, node.role, node.model, node.num_held_chunks) == ("decode-1", "decode", "tiny", 1)
-    assert (node.num_running, node.num_waiting, node.available_blocks, node.total_blocks) == (2, 1, 60, 64)
+    assert (node.num_running, node.num_waiting, node.available_blocks, node.total_blocks) == (2, 1, 46, 64)
+    assert (node.free_blocks, node.referenced_blocks, node.cached_blocks) == (34, 13, 12)
+    assert (node.in_transfer_blocks, node.lent_blocks) == (3, 2)

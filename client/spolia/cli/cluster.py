@@ -7,11 +7,15 @@ from spolia.cli.output import notes, print_columns, print_json
 from spolia.client import Client
 from spolia.results import Node
 
-COLUMNS = ("node", "role", "address", "model", "running", "waiting", "free blocks", "held chunks", "state")
+LOAD = ("running", "waiting", "held chunks")
+LEDGER = ("blocks", "free", "referenced", "cached", "in transfer", "lent")
+"""A pool's blocks, and how many are in each state."""
+
+COLUMNS = ("node", "role", "address", "model", *LOAD, *LEDGER, "state")
 
 
 def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: Json = False) -> None:
-    """Show the nodes, how busy they are and what they hold."""
+    """Show the nodes, how busy they are, and the ledger of every pool: how many blocks are in each state."""
     with Client(address, timeout_s=timeout) as client:
         found = client.cluster()
     if as_json:
@@ -24,6 +28,19 @@ def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json
 
 
 def _cells(node: Node) -> tuple[str, ...]:
-    blocks = f"{node.available_blocks}/{node.total_blocks}" if node.total_blocks else ""
-    load = (str(node.num_running), str(node.num_waiting), blocks, str(node.num_held_chunks))
-    return (node.node_id, node.role, node.address, node.model, *load, "draining" if node.draining else "serving")
+    load = (node.num_running, node.num_waiting, node.num_held_chunks)
+    state = "draining" if node.draining else "serving"
+    return (node.node_id, node.role, node.address, node.model, *map(str, load), *_ledger(node), state)
+
+
+def _ledger(node: Node) -> tuple[str, ...]:
+    if not node.total_blocks:  # it has no pool
+        return ("",) * len(LEDGER)
+    in_each_state = (
+        node.free_blocks,
+        node.referenced_blocks,
+        node.cached_blocks,
+        node.in_transfer_blocks,
+        node.lent_blocks,
+    )
+    return tuple(map(str, (node.total_blocks, *in_each_state)))
