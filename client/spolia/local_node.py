@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -130,11 +131,14 @@ class NodeProcess:
         return failed(f"{self.name} {what}" + (f"; its log ends so:\n{tail}" if tail else ""))
 
     def log_tail(self) -> str:
-        """The last lines of its log; empty where that goes to the terminal."""
+        """The last lines of its log; empty where that goes to the terminal, or is gone."""
         if self.log_path is None:
             return ""
-        with self.log_path.open(errors="replace") as log:
-            return "".join(deque(log, maxlen=TAIL_LINES)).rstrip()
+        try:
+            with self.log_path.open(errors="replace") as log:
+                return "".join(deque(log, maxlen=TAIL_LINES)).rstrip()
+        except OSError:
+            return ""
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
         log = None if self.log_path is None else _opened(self.log_path)
@@ -166,11 +170,13 @@ class NodeProcess:
                         self._log(line)
 
     def _log(self, line: str) -> None:
-        if self.log_path is None:
-            sys.stderr.write(line)
-            return
-        with self.log_path.open("a") as log:
-            log.write(line)
+        # Without a place for its lines, the node's output is still read: a full pipe would stop the node.
+        with suppress(OSError, ValueError):
+            if self.log_path is None:
+                sys.stderr.write(line)
+                return
+            with self.log_path.open("a") as log:
+                log.write(line)
 
     def _await_end(self) -> None:
         exit_code = self._process.wait()

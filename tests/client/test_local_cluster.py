@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import queue
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import pytest
 from spolia.client import Client
 from spolia.errors import InvalidRequest, Unavailable
 from spolia.local_cluster import LocalCluster, settings_for
-from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeRefused
+from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, NodeRefused
 
 PATIENCE_S = 30.0
 
@@ -164,6 +167,38 @@ def test_a_crash_is_reported_once_and_the_others_go_on(make_cluster: MakeCluster
     (ended,) = exits
     assert (ended.node, ended.exit_code) == (victim, -signal.SIGKILL)
     assert "decode starts with" in ended.log_tail
+
+
+def test_a_crash_is_reported_though_the_logs_are_gone(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    exits: queue.SimpleQueue[NodeExit] = queue.SimpleQueue()
+    with make_cluster(on_exit=exits.put) as cluster:
+        shutil.rmtree(tmp_path / "logs")
+        victim = next(node for node in cluster.nodes if node.role == "decode")
+        os.kill(victim.pid, signal.SIGKILL)
+        ended = exits.get(timeout=PATIENCE_S)
+    assert (ended.node, ended.log_tail) == (victim, "")
+
+
+def test_a_node_is_heard_though_its_output_cannot_be_logged(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    heard = threading.Condition()
+    node = NodeProcess(
+        "decode-0",
+        "decode",
+        [sys.executable, "-c", "import sys; sys.stdin.read(1); print('x' * 200_000); print('READY decode h:1')"],
+        env={},
+        log_path=tmp_path / "log",
+        changed=heard,
+        on_exit=lambda _: None,
+    )
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").mkdir()
+    assert node._process.stdin is not None
+    node._process.stdin.write("go")
+    node._process.stdin.flush()
+    assert node.wait_ended(time.monotonic() + PATIENCE_S)
+    with heard:
+        assert heard.wait_for(lambda: node.ready, PATIENCE_S)
 
 
 def test_a_node_killed_on_purpose_is_gone_at_once_and_not_reported(make_cluster: MakeCluster) -> None:
