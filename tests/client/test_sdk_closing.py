@@ -11,6 +11,7 @@ import pytest
 from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta
 
 from spolia import AsyncClient, Cancelled, Client, InvalidRequest, Unavailable
+from spolia.lifetime import Lifetime
 
 CALLS: list[tuple[Any, ...]] = [
     ("generate", "Hi"),
@@ -139,3 +140,16 @@ def test_an_error_the_gateway_sent_before_is_what_it_was(gateway: FakeGateway) -
             stream.result()
     with pytest.raises(Unavailable, match="draining"):
         stream.result()
+
+
+def test_a_client_closed_just_as_a_call_begins_says_so_in_its_own_words() -> None:
+    lifetime = Lifetime()
+
+    def lose_the_race() -> None:
+        lifetime.close()
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+    with pytest.raises(InvalidRequest, match="the client is closed"), lifetime.call():
+        lose_the_race()
+    with pytest.raises(ValueError, match="another"), Lifetime().call():
+        raise ValueError("another")
