@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from spolia.v1 import common_pb2, kvstore_pb2, kvstore_pb2_grpc
-from spolia_core.errors import DeadlineExceeded, InvalidRequest
+from spolia_core.errors import DeadlineExceeded, InvalidRequest, SpoliaError
 from spolia_kvstore import wire
 from spolia_kvstore.object_store import StoredObject
 from spolia_kvstore.objects import ObjectRecord
@@ -21,6 +21,11 @@ from spolia_node.deadline import Deadline
 SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
 ANSWER_MARGIN = 0.1
 """Share of the caller's time that a waiting Claim leaves for its answer to arrive."""
+
+
+LEFT_OVER_PAUSE_S = 0.2
+MAX_LEFT_OVER_S = 5.0
+"""How long a refused upload is read on: until it pauses for the first, at most for the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,12 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     ) -> kvstore_pb2.PutResponse:
         """Takes one object; frees what came of it when it is not kept."""
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
-        record = await deadline.wait(self._receive(request_iterator), "the upload")
+        requests = aiter(request_iterator)
+        try:
+            record = await deadline.wait(self._receive(requests), "the upload")
+        except SpoliaError:
+            await _let_sender_end(requests)
+            raise
         return kvstore_pb2.PutResponse(replica=record.replica, tier=common_pb2.TIER_RAM)
 
     async def Claim(self, request: kvstore_pb2.ClaimRequest, context: Any) -> kvstore_pb2.ClaimResponse:
@@ -121,8 +131,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
             puts=counters.puts,
         )
 
-    async def _receive(self, request_iterator: AsyncIterator[kvstore_pb2.PutRequest]) -> ObjectRecord:
-        requests = aiter(request_iterator)
+    async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> ObjectRecord:
         header = _header_of(await anext(requests, None))
         record = wire.record_of(header)
         upload = self._store.begin_put(record, header.claim_owner)
@@ -150,6 +159,20 @@ def _frames(store: KVStore, stored: StoredObject) -> Iterator[kvstore_pb2.GetRes
         data = bytes(stored.frame(index))
         yield kvstore_pb2.GetResponse(frame=common_pb2.Frame(offset=offset, data=data, digest=frame_digest))
         offset += len(data)
+
+
+async def _let_sender_end(requests: AsyncIterator[kvstore_pb2.PutRequest]) -> None:
+    """Reads what is still on its way and drops it, while it comes without a pause.
+
+    An answer given in the middle of an upload can be lost: the sender's next write fails, and gRPC reports that failure
+    (INTERNAL) in place of the status that was about to arrive.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MAX_LEFT_OVER_S):
+            while True:
+                async with asyncio.timeout(LEFT_OVER_PAUSE_S):
+                    if await anext(requests, None) is None:
+                        return
 
 
 def _header_of(request: kvstore_pb2.PutRequest | None) -> kvstore_pb2.PutHeader:
