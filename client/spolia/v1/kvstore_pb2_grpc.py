@@ -103,10 +103,10 @@ class KVStoreServiceServicer:
 
     def Put(self, request_iterator, context):
         """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-        ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
-        unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
-        match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
-        durability here.
+        A refusal is answered when the upload ends or pauses.
+        ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+        out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
+        the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

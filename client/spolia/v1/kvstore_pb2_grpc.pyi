@@ -41,10 +41,10 @@ class KVStoreServiceStub:
     """
     Put: _grpc.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-    ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
-    unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
-    match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
-    durability here.
+    A refusal is answered when the upload ends or pauses.
+    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+    out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
+    the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
     """
     Claim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
@@ -76,10 +76,10 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     """
     Put: _aio.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]  # type: ignore[assignment]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-    ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
-    unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
-    match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
-    durability here.
+    A refusal is answered when the upload ends or pauses.
+    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+    out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
+    the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
     """
     Claim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]  # type: ignore[assignment]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
@@ -126,10 +126,10 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.PutResponse, _abc.Awaitable[_kvstore_pb2.PutResponse]]:
         """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
-        ALREADY_EXISTS: stored before, these bytes were not needed; said as soon as the header is read. INVALID_ARGUMENT:
-        unknown format version or codec, frames out of order, wrong length, unreadable object. DATA_LOSS: a digest did not
-        match. RESOURCE_EXHAUSTED: larger than the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such
-        durability here.
+        A refusal is answered when the upload ends or pauses.
+        ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+        out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
+        the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
         """
 
     @_abc_1.abstractmethod
