@@ -70,8 +70,12 @@ async def test_watchers_are_told_of_each_change_and_of_the_drain_and_then_let_go
         assert (await watch.read()).status == NOT_SERVING
         progress = True
         assert (await watch.read()).status == SERVING
-        await asyncio.wait_for(world.server.drain(), 30)
+        told = asyncio.Event()
+        world.server.on_drain.append(told.wait)  # the drain has begun and goes on
+        drain = asyncio.ensure_future(world.server.drain())
         assert (await watch.read()).status == NOT_SERVING
+        told.set()
+        await asyncio.wait_for(drain, 30)
         assert world.server.num_running == 0
 
 

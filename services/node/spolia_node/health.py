@@ -7,7 +7,8 @@ draining. The overall service, "", is SERVING while the last two hold and every 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from spolia_node.logs import get_log
 HEALTH_SERVICE = "grpc.health.v1.Health"
 OVERALL = ""
 POLL_INTERVAL_S = 0.5
+LAST_STATE_S = 1.0
 
 log = get_log(__name__)
 
@@ -34,6 +36,9 @@ class Health:
         self._closed = False
         self._changed = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
+        self._num_watchers = 0
+        self._unwatched = asyncio.Event()
+        self._unwatched.set()
 
     @property
     def servicer(self) -> HealthServicer:
@@ -84,13 +89,28 @@ class Health:
         self._poller = asyncio.get_running_loop().create_task(self._poll(), name="health")
 
     async def stop(self) -> None:
-        """Ends polling, and the streams of watchers once they have the last state. Idempotent."""
+        """Ends polling, and the streams of watchers once they have the last state, or after a second. Idempotent."""
         self._closed = True
         self._notify()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_STATE_S):
+                await self._unwatched.wait()
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
             self._poller = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around the stream of one watcher, for `stop` to wait for."""
+        self._num_watchers += 1
+        self._unwatched.clear()
+        try:
+            yield
+        finally:
+            self._num_watchers -= 1
+            if not self._num_watchers:
+                self._unwatched.set()
 
     def changed(self) -> asyncio.Event:
         """An event set at the next change. Take it before reading the state, or a change between the two is lost."""
@@ -133,16 +153,17 @@ class HealthServicer:
     async def watch(self, request: HealthCheckRequest, _context: Any) -> AsyncIterator[HealthCheckResponse]:
         """The state of a service, then each change of it, until the node stops."""
         last = None
-        while True:
-            changed = self._health.changed()
-            status = _status(self._health.is_serving(request.service))
-            if status != last:
-                yield HealthCheckResponse(status=status)
-                last = status
-            if self._health.closed:
-                return
-            if not changed.is_set():
-                await changed.wait()
+        with self._health.watched():
+            while True:
+                changed = self._health.changed()
+                status = _status(self._health.is_serving(request.service))
+                if status != last:
+                    yield HealthCheckResponse(status=status)
+                    last = status
+                if self._health.closed:
+                    return
+                if not changed.is_set():
+                    await changed.wait()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not started."""
