@@ -178,7 +178,7 @@ class HealthServicer:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers),))
 
 
-def _status(serving: bool | None) -> HealthCheckResponse.ServingStatus:
+def _status(serving: bool | None) -> int:
     if serving is None:
         return HealthCheckResponse.SERVICE_UNKNOWN
     return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING

@@ -32,7 +32,7 @@ STALLED_READER_S = 60.0
 log = get_log(__name__)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, which must be async: a coroutine function or an async generator.
 
     `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
