@@ -13,7 +13,7 @@ from spolia.v1.common_pb2 import ObjectInfo, Tier
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia.v1.prefill_pb2 import PrefillResponse
 from spolia_core.digests import digest
-from spolia_core.errors import SpoliaError, Unavailable
+from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
 from spolia_core.reuse import ChunkKind, MissReason, ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.gather import ChunkGatherer
@@ -124,3 +124,14 @@ async def swaps_bytes_between_good_frames(responses: AsyncIterator[PrefillRespon
 
 def entry_of(data: bytes | bytearray) -> Any:
     return LookupEntry(info=ObjectInfo(size_bytes=len(data)), tier=Tier.TIER_RAM)
+
+
+@pytest.mark.parametrize(("num_prompt", "field"), [(20, "sampling.max_tokens"), (200, "parts")])
+async def test_what_never_fits_is_refused_by_the_name_of_what_is_too_long(
+    world: World, num_prompt: int, field: str
+) -> None:
+    decode = await world.decode(num_blocks=8)  # 128 tokens
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(decode, [tokens(num_prompt)], SamplingParams(max_tokens=150))
+    assert caught.value.field == field
+    assert caught.value.limit == ("96 tokens" if field != "parts" else "8 blocks")

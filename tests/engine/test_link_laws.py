@@ -224,3 +224,13 @@ def test_pieces_are_the_maximal_stretches_of_rows(case: tuple[Prompt, LinkPlan])
 def test_law_1_holds_for_every_composition_and_any_recomputed_set(case: tuple[Prompt, LinkPlan]) -> None:
     prompt, plan = case
     check_law_1(engine_of("llama", num_blocks=64), "llama", prompt, plan)
+
+
+@pytest.mark.parametrize(("size", "reused"), [(19, 0), (20, 4), (40, 24)])
+def test_a_chunk_with_too_little_left_to_reuse_is_recomputed_whole(size: int, reused: int) -> None:
+    engine = engine_of("llama")
+    prompt = Prompt((Part((1,)), engine.chunk(tokens(size, seed=3)), Part((2, 3))))
+    plan = plan_link(prompt, 16, min_reused_tokens=4)
+    assert plan.num_reused(1) == reused
+    assert len(plan.positions) == prompt.num_tokens - reused
+    check_law_1(engine, "llama", prompt, plan)
