@@ -40,7 +40,7 @@ def checked_int(value: object, field: str) -> int:
     if isinstance(value, bool):
         raise wrong_type(value, field, "int")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[arg-type]  # TypeError says what has no index
     except TypeError:
         raise wrong_type(value, field, "int") from None
 

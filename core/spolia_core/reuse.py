@@ -65,7 +65,8 @@ PREFIX_CHUNK_TOKENS = 128
 
 DEFAULT_MIN_REUSED_TOKENS = 16
 """Fragments shorter than this are recomputed: each costs an attend and a merge over all later rows, so many short ones
-cost more than they save (demo model, 2 cores: break-even at 16 tokens with 16 … 128 documents)."""
+cost more than they save (demo model, one thread of a busy machine, three runs each, 16 link tokens: break-even near 16
+tokens with 16 documents, below it with 64, between 16 and 32 with 128)."""
 
 DEFAULT_LINK_TOKENS = 16
 """Link tokens per reused chunk where the model has no profile (EPIC's LegoLink default)."""

@@ -195,7 +195,7 @@ async def _call(behaviour: Callable[..., Any], read: Callable[[Any], Any], recei
 
 async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
     # gRPC would leave a generator that it stopped reading to the garbage collector, and with it what its cleanup frees.
-    async with aclosing(responses) as open_responses:  # type: ignore[type-var]
+    async with aclosing(responses) as open_responses:  # type: ignore[type-var]  # always a generator
         async for response in open_responses:
             try:
                 async with asyncio.timeout(STALLED_READER_S):
