@@ -1,1 +1,1 @@
-"""What reuse of KV costs in quality: cases, measures, intervals and reports. Imports engine and core, never services."""
+"""What reuse of KV costs in quality: cases, policies, measures, intervals, reports."""
