@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 import typer
 
-from spolia.cli import bench, cluster, demo, generate, serve, up, version, warm
+from spolia.cli import bench, calibrate, cluster, demo, eval, generate, serve, up, version, warm
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 
 EPILOG = (
-    "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time, 4 busy, 1 anything else."
+    "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time, 4 busy, "
+    "5 calibrate: no policy was shown to keep the bounds, 1 anything else."
 )
 PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For commands that hand their last arguments, flags included, to another program."""
+HAND_OVER = {**PASS_ON, "help_option_names": []}
+"""For commands that are another program from their first argument on, its `--help` included."""
 
 app = typer.Typer(
     name="spolia",
@@ -30,6 +33,8 @@ app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
 app.command("serve", epilog=EPILOG, context_settings=PASS_ON)(serve.serve)
 app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
+app.command("eval", epilog=EPILOG, context_settings=HAND_OVER)(eval.evaluate)
+app.command("calibrate", epilog=EPILOG, context_settings=HAND_OVER)(calibrate.calibrate)
 app.command("version", epilog=EPILOG)(version.version)
 
 

@@ -9,6 +9,8 @@ from typing import cast
 from spolia.errors import InvalidRequest
 
 Program = Callable[[list[str]], int | None]
+COMMANDS = "spolia.commands"
+"""Entry points of whole commands that need more than the SDK."""
 
 
 def find_program(group: str, name: str, noun: str, extra: str) -> Program:
