@@ -405,12 +405,22 @@ class ReuseReport(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     LINK_TOKENS_PER_CHUNK_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    SINK_TOKENS_PER_CHUNK_FIELD_NUMBER: _builtins.int
     mode: Global___ReuseMode.ValueType
     """The mode that was served."""
     profile: _builtins.str
-    """Name of the model's calibration profile that chose the link tokens; "default" where the model has none."""
+    """Name of the calibration profile under which the node that finished the answer serves LINKED; it chose the link and
+    sink tokens. "default" where the model has none, "manual" where the operator set the link tokens by hand.
+    """
     link_tokens_per_chunk: _builtins.int
-    """Link tokens recomputed at the head of each reused chunk."""
+    """Link tokens recomputed at the head of each reused chunk; 0 for EXACT."""
+    forced: _builtins.bool
+    """LINKED was served although `profile` forbids it, because the request forced it: the answer is past the bounds the
+    operator set.
+    """
+    sink_tokens_per_chunk: _builtins.int
+    """Dummy sink tokens behind which each reused chunk was compiled; 0 for EXACT."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceCount]:
         """Prompt tokens by source; absent sources are zero. They add up to the prompt's length; all are absent where a replay
@@ -439,10 +449,12 @@ class ReuseReport(_message.Message):
         profile: _builtins.str = ...,
         link_tokens_per_chunk: _builtins.int = ...,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
+        forced: _builtins.bool = ...,
+        sink_tokens_per_chunk: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["link_tokens_per_chunk", b"link_tokens_per_chunk", "misses", b"misses", "mode", b"mode", "nodes", b"nodes", "profile", b"profile", "sources", b"sources", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "link_tokens_per_chunk", b"link_tokens_per_chunk", "misses", b"misses", "mode", b"mode", "nodes", b"nodes", "profile", b"profile", "sink_tokens_per_chunk", b"sink_tokens_per_chunk", "sources", b"sources", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

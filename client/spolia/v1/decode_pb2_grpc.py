@@ -54,7 +54,9 @@ class DecodeServiceServicer:
     def Generate(self, request, context):
         """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
         A retry elsewhere sets `resume`.
-        INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint than this node's; or LINKED forbidden.
+        INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
+        "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
+        the last may succeed on another node.
         RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

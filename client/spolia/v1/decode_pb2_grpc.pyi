@@ -36,7 +36,9 @@ class DecodeServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_decode_pb2.DecodeServiceGenerateRequest, _decode_pb2.DecodeServiceGenerateResponse]
     """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
     A retry elsewhere sets `resume`.
-    INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint than this node's; or LINKED forbidden.
+    INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
+    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
+    the last may succeed on another node.
     RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
     """
     Drop: _grpc.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]
@@ -50,7 +52,9 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_decode_pb2.DecodeServiceGenerateRequest, _decode_pb2.DecodeServiceGenerateResponse]  # type: ignore[assignment]
     """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
     A retry elsewhere sets `resume`.
-    INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint than this node's; or LINKED forbidden.
+    INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
+    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
+    the last may succeed on another node.
     RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
     """
     Drop: _aio.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]  # type: ignore[assignment]
@@ -67,7 +71,9 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decode_pb2.DecodeServiceGenerateResponse], _abc.AsyncIterator[_decode_pb2.DecodeServiceGenerateResponse]]:
         """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
         A retry elsewhere sets `resume`.
-        INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint than this node's; or LINKED forbidden.
+        INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
+        "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
+        the last may succeed on another node.
         RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
         """
 

@@ -117,6 +117,10 @@ class ServedModel(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     SUPPORTS_LINKED_FIELD_NUMBER: _builtins.int
     COMPUTE_DTYPE_FIELD_NUMBER: _builtins.int
+    NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    LINKED_REFUSAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     fingerprint: _builtins.bytes
@@ -126,9 +130,23 @@ class ServedModel(_message.Message):
     vocab_size: _builtins.int
     """Number of token ids."""
     supports_linked: _builtins.bool
-    """LINKED can be served."""
+    """The model can be served LINKED. Where its profile forbids that all the same, `linked_refusal` is set too."""
     compute_dtype: _builtins.str
     """Name of the compute dtype, part of each chunk's recipe: "float32", "bfloat16" or "float16"."""
+    num_sink_tokens: _builtins.int
+    """Dummy sink tokens before a local chunk while it is compiled, part of each chunk's recipe: nodes that differ here
+    share no chunk ids.
+    """
+    profile: _builtins.str
+    """Name of the calibration profile in force: "default" where the model has none, "manual" where the operator set the
+    link tokens by hand; empty from releases that know no profiles, which serve as under "default".
+    """
+    policy: _builtins.str
+    """What the profile prescribes, for example "link:16", "sinks:4+link:8" or "naive"."""
+    linked_refusal: _builtins.str
+    """Why LINKED is refused, in words; empty where it is served. A request may force LINKED against a profile
+    (`supports_linked`), never against what the model cannot do.
+    """
     def __init__(
         self,
         *,
@@ -138,10 +156,14 @@ class ServedModel(_message.Message):
         vocab_size: _builtins.int = ...,
         supports_linked: _builtins.bool = ...,
         compute_dtype: _builtins.str = ...,
+        num_sink_tokens: _builtins.int = ...,
+        profile: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        linked_refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "fingerprint", b"fingerprint", "max_context_tokens", b"max_context_tokens", "name", b"name", "supports_linked", b"supports_linked", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "fingerprint", b"fingerprint", "linked_refusal", b"linked_refusal", "max_context_tokens", b"max_context_tokens", "name", b"name", "num_sink_tokens", b"num_sink_tokens", "policy", b"policy", "profile", b"profile", "supports_linked", b"supports_linked", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,7 +126,9 @@ class GenerateRequest(_message.Message):
     mode: _common_pb2.ReuseMode.ValueType
     """What may be given up for speed."""
     force_linked: _builtins.bool
-    """Serve LINKED even where the model's profile forbids it."""
+    """Serve LINKED even where the model's profile forbids it; the answer's report then says `forced`. Changes nothing
+    for EXACT, or for a model that cannot be served LINKED.
+    """
     no_bos: _builtins.bool
     """Leave out the begin-of-sequence token the model's tokenizer would add before the first part."""
     @_builtins.property
@@ -394,6 +396,10 @@ class ModelInfo(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     MODES_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    LINKED_REFUSAL_FIELD_NUMBER: _builtins.int
+    CAN_FORCE_LINKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     max_context_tokens: _builtins.int
@@ -402,9 +408,17 @@ class ModelInfo(_message.Message):
     """Number of token ids."""
     fingerprint: _builtins.bytes
     """Fingerprint, 32 bytes."""
+    profile: _builtins.str
+    """Name of the calibration profile in force, as answers' reports give it; the one on most nodes while they differ."""
+    policy: _builtins.str
+    """What the profile prescribes, for example "link:16"."""
+    linked_refusal: _builtins.str
+    """Why LINKED is not among `modes`, in words; empty where it is."""
+    can_force_linked: _builtins.bool
+    """LINKED can be had with `force_linked` where it is not among `modes`: a profile forbids it, the model could."""
     @_builtins.property
     def modes(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.ReuseMode.ValueType]:
-        """Modes it can serve."""
+        """Modes served without force."""
 
     def __init__(
         self,
@@ -414,10 +428,14 @@ class ModelInfo(_message.Message):
         vocab_size: _builtins.int = ...,
         fingerprint: _builtins.bytes = ...,
         modes: _abc.Iterable[_common_pb2.ReuseMode.ValueType] | None = ...,
+        profile: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        linked_refusal: _builtins.str = ...,
+        can_force_linked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "max_context_tokens", b"max_context_tokens", "modes", b"modes", "name", b"name", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_force_linked", b"can_force_linked", "fingerprint", b"fingerprint", "linked_refusal", b"linked_refusal", "max_context_tokens", b"max_context_tokens", "modes", b"modes", "name", b"name", "policy", b"policy", "profile", b"profile", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,12 +98,15 @@ class PrefillStart(_message.Message):
     ACCEPTED_CODECS_FIELD_NUMBER: _builtins.int
     COMPILE_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request this is for; names logs and claims."""
     tenant_id: _builtins.str
     """Tenant; enters every id."""
     fingerprint: _builtins.bytes
     """Fingerprint the ids were derived for, 32 bytes."""
+    num_sink_tokens: _builtins.int
+    """Dummy sink tokens of the recipe the ids were derived for: local chunks are compiled behind as many."""
     @_builtins.property
     def accepted_codecs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Codecs the caller can read, best first."""
@@ -125,10 +128,11 @@ class PrefillStart(_message.Message):
         accepted_codecs: _abc.Iterable[_builtins.str] | None = ...,
         compile: Global___CompileWork | None = ...,
         context: Global___ContextWork | None = ...,
+        num_sink_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compile", b"compile", "context", b"context", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "num_sink_tokens", b"num_sink_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["compile", "context"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
@@ -138,7 +142,7 @@ Global___PrefillStart: _TypeAlias = PrefillStart  # noqa: Y015
 
 @_typing.final
 class CompileWork(_message.Message):
-    """Local chunks to compute, each alone at positions 0, 1, 2, …."""
+    """Local chunks to compute, each alone at positions 0, 1, 2, …, behind the recipe's sink tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -55,8 +55,9 @@ class PrefillServiceServicer:
         """One piece of work per stream. The caller sends `start` first, then acknowledges layers; half-closing or dropping
         the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
         once, live KV is computed anew.
-        FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-        try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
+        FAILED_PRECONDITION: another fingerprint or recipe. INVALID_ARGUMENT: bad field or message order.
+        RESOURCE_EXHAUSTED: no room; try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease
+        ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

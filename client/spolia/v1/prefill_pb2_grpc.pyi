@@ -37,8 +37,9 @@ class PrefillServiceStub:
     """One piece of work per stream. The caller sends `start` first, then acknowledges layers; half-closing or dropping
     the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
     once, live KV is computed anew.
-    FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-    try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
+    FAILED_PRECONDITION: another fingerprint or recipe. INVALID_ARGUMENT: bad field or message order.
+    RESOURCE_EXHAUSTED: no room; try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease
+    ended.
     """
     Drop: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceDropRequest, _prefill_pb2.PrefillServiceDropResponse]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -52,8 +53,9 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     """One piece of work per stream. The caller sends `start` first, then acknowledges layers; half-closing or dropping
     the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
     once, live KV is computed anew.
-    FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-    try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
+    FAILED_PRECONDITION: another fingerprint or recipe. INVALID_ARGUMENT: bad field or message order.
+    RESOURCE_EXHAUSTED: no room; try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease
+    ended.
     """
     Drop: _aio.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceDropRequest, _prefill_pb2.PrefillServiceDropResponse]  # type: ignore[assignment]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -70,8 +72,9 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         """One piece of work per stream. The caller sends `start` first, then acknowledges layers; half-closing or dropping
         the stream cancels what is left and frees everything held for it. Safe to retry: chunks are claimed and stored
         once, live KV is computed anew.
-        FAILED_PRECONDITION: another fingerprint. INVALID_ARGUMENT: bad field or message order. RESOURCE_EXHAUSTED: no room;
-        try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease ended.
+        FAILED_PRECONDITION: another fingerprint or recipe. INVALID_ARGUMENT: bad field or message order.
+        RESOURCE_EXHAUSTED: no room; try another node. UNAVAILABLE: draining, or acknowledgements stopped and the lease
+        ended.
         """
 
     @_abc_1.abstractmethod
