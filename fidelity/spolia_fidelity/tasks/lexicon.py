@@ -1,4 +1,4 @@
-"""What generated documents are made of: name pieces, value lists, and the facts of each kind of thing."""
+"""What generated texts are made of: name pieces, value lists, fillers, and the facts of each kind of thing."""
 
 from __future__ import annotations
 
@@ -105,13 +105,38 @@ YEARS: tuple[str, ...] = tuple(
     f"{century} {ten}{unit}" for century in _CENTURIES for ten in _TENS for unit in ("", *(f"-{u}" for u in _UNITS))
 )
 
+# Sentences that say nothing about anybody, to fill a text up.
+FILLERS: tuple[str, ...] = (
+    "It was late in the year and the days were short.",
+    "The old people tell it in another way.",
+    "Nobody could say why this was so.",
+    "Much has been written about these things.",
+    "The wind came from the west that morning.",
+    "So it was then, and so it is now.",
+    "There was little else to be seen.",
+    "For a long time nothing was heard of it.",
+    "The rain did not stop until the evening.",
+    "Some of this may not be true.",
+    "A map of the country hung on the wall.",
+    "The letters have been lost since then.",
+    "Everyone was glad when the summer came.",
+    "They spoke of it for many years.",
+    "The night was clear and very cold.",
+    "No one was surprised at that.",
+    "A dog was heard in the distance.",
+    "The matter was soon forgotten.",
+    "All this is told in a small book.",
+    "The sun was already behind the hills.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class FactTemplate:
     """How one fact is stated and asked. `{e}` stands for the entity's full form, `{v}` for the value.
 
     `named` sentences hold the entity, `short` ones a pronoun or the kind's noun; in both the value comes
-    last. `turned` sentences hold the value first. The answer to each of `questions` is the value alone.
+    last. `turned` sentences hold the value first. The answer to each of `questions` is the value alone. `clause` asks
+    for it behind another question whose answer is the entity; kinds that are nobody's answer have none.
     """
 
     key: str
@@ -120,6 +145,7 @@ class FactTemplate:
     short: tuple[str, ...]
     turned: tuple[str, ...]
     questions: tuple[str, ...]
+    clause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +159,11 @@ class Kind:
     facts: tuple[FactTemplate, ...]
 
 
-def _fact(key: str, value: str, named: str, short: str, turned: str, questions: str) -> FactTemplate:
+def _fact(key: str, value: str, named: str, short: str, turned: str, questions: str, clause: str = "") -> FactTemplate:
     def split(text: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split("|") if part.strip())
 
-    return FactTemplate(key, value, split(named), split(short), split(turned), split(questions))
+    return FactTemplate(key, value, split(named), split(short), split(turned), split(questions), clause)
 
 
 KINDS: tuple[Kind, ...] = (
@@ -164,6 +190,7 @@ KINDS: tuple[Kind, ...] = (
                 "Its lighthouse is kept by {v}.|The lighthouse of the village is kept by {v}.",
                 "{v} keeps the lighthouse of {e}.",
                 "Who keeps the lighthouse of {e}?|Who is the keeper of the lighthouse of {e}?",
+                "who keeps the lighthouse there",
             ),
             _fact(
                 "harbour",
@@ -172,6 +199,7 @@ KINDS: tuple[Kind, ...] = (
                 "Its harbour master is {v}.|The harbour master of the village is {v}.",
                 "{v} is the harbour master of {e}.",
                 "Who is the harbour master of {e}?|What is the name of the harbour master of {e}?",
+                "who is the harbour master there",
             ),
             _fact(
                 "trade",
@@ -180,6 +208,7 @@ KINDS: tuple[Kind, ...] = (
                 "The people trade in {v}.|It has traded for many years in {v}.",
                 "Trade in {v} has made {e} rich.",
                 "What do the people of {e} trade in?|What does {e} trade in?",
+                "what do the people there trade in",
             ),
             _fact(
                 "founded",
@@ -188,6 +217,7 @@ KINDS: tuple[Kind, ...] = (
                 "It was founded in {v}.|The village was founded in {v}.",
                 "In {v} the village of {e} was founded.",
                 "When was {e} founded?|In what year was {e} founded?",
+                "when was that place founded",
             ),
             _fact(
                 "fair",
@@ -196,6 +226,7 @@ KINDS: tuple[Kind, ...] = (
                 "Its great fair is held in {v}.|Every year the fair is held in {v}.",
                 "In {v} the great fair of {e} is held.",
                 "When is the fair of {e} held?|In what month is the fair of {e} held?",
+                "when is the fair held there",
             ),
             _fact(
                 "road",
@@ -204,6 +235,7 @@ KINDS: tuple[Kind, ...] = (
                 "Its only road leads to {v}.|Travellers who leave take the road to {v}.",
                 "{v} is where the road from {e} leads.",
                 "Where does the road from {e} lead?|To what place does the road from {e} lead?",
+                "where does the road from there lead",
             ),
         ),
     ),
@@ -428,6 +460,7 @@ KINDS: tuple[Kind, ...] = (
                 "This good neighbour works as a {v}.|The trade of this person is that of a {v}.",
                 "A {v} by trade is {e}.",
                 "What does {e} work as?|What is the trade of {e}?",
+                "what does that person work as",
             ),
             _fact(
                 "birthplace",
@@ -436,6 +469,7 @@ KINDS: tuple[Kind, ...] = (
                 "The birthplace of this person is {v}.|The parents of this person lived in {v}.",
                 "{v} is the birthplace of {e}.",
                 "What is the birthplace of {e}?|Where was {e} born?",
+                "where was that person born",
             ),
             _fact(
                 "born",
@@ -444,6 +478,7 @@ KINDS: tuple[Kind, ...] = (
                 "The church book gives the year of birth as {v}.|The year of birth is {v}.",
                 "In {v} was the birth of {e}.",
                 "When was {e} born?|In what year was {e} born?",
+                "when was that person born",
             ),
             _fact(
                 "friend",
@@ -452,6 +487,7 @@ KINDS: tuple[Kind, ...] = (
                 "The best friend of this person is {v}.|A friend of long standing is {v}.",
                 "{v} is the best friend of {e}.",
                 "Who is the best friend of {e}?|What is the name of the best friend of {e}?",
+                "who is the best friend of that person",
             ),
             _fact(
                 "coat",
@@ -460,6 +496,7 @@ KINDS: tuple[Kind, ...] = (
                 "The coat is {v}.|The colour of the coat is {v}.",
                 "A coat of {v} is worn by {e}.",
                 "What colour is the coat of {e}?|What is the colour of the coat of {e}?",
+                "what colour is the coat of that person",
             ),
             _fact(
                 "pet",
@@ -468,6 +505,7 @@ KINDS: tuple[Kind, ...] = (
                 "In the house there lives a {v}.|The children like to play with a {v}.",
                 "A {v} lives in the house of {e}.",
                 "What animal lives in the house of {e}?|What animal does {e} own?",
+                "what animal lives in the house of that person",
             ),
         ),
     ),
