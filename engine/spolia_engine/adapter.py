@@ -39,6 +39,28 @@ class LayerAttention(Protocol):
         ...
 
 
+class _Stopped(Exception):
+    """Ends a pass whose purpose is reached."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+class _StopAt:
+    """Attends as `attention` does, up to a layer, and ends the pass with that layer's V."""
+
+    def __init__(self, layer: int, attention: LayerAttention) -> None:
+        self._layer = layer
+        self._attention = attention
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Raises `_Stopped` at the layer."""
+        if layer == self._layer:
+            raise _Stopped(value)
+        return self._attention(layer, query, key, value, sm_scale)
+
+
 def _attention_function(
     module: torch.nn.Module,
     query: Tensor,
@@ -69,6 +91,8 @@ class ModelAdapter:
         self.max_context_tokens = self.support.max_context_tokens
         self.vocab_size = int(config.vocab_size)
         self.eos_token_ids = _eos_ids(model)
+        # From the config alone, which the fingerprint covers: what this token decides is in chunks' KV.
+        self.bos_token_id: int | None = getattr(config, "bos_token_id", None)
         self.num_layers = int(config.num_hidden_layers)
         self._model = model.to(DTYPES[dtype]).eval()
         self._model.config._attn_implementation = ATTENTION_NAME
@@ -121,6 +145,19 @@ class ModelAdapter:
                 on_layer(index)
         normed: Tensor = inner.norm(hidden)
         return normed[0]
+
+    def values_at(
+        self, layer: int, token_ids: Sequence[int], positions: Sequence[int], attention: LayerAttention
+    ) -> Tensor:
+        """V [num_kv_heads, num_rows, v_dim] of the rows at `layer`, as that layer would hand it to attention.
+
+        Runs the layers before `layer` as `forward` does and stops there: nothing behind V's projection is computed.
+        """
+        try:
+            self.forward(token_ids, positions, _StopAt(layer, attention))
+        except _Stopped as stopped:
+            return stopped.value
+        raise IndexError(f"the model has {self.num_layers} layers, layer {layer} is not among them")
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
 """The one equation, per layer: out = merge over spans of attend(rotate(q, -offset), K, V).
 
-Two passes share it. A *context pass* runs many rows of one sequence (compile, prefill, link); a *decode pass* runs one
-row each of many sequences. Both write the rows' own KV first and then attend: stored KV is read where it lies, queries
-are rotated to meet it.
+Three passes share it. A *context pass* runs many rows of one sequence (compile, prefill, link); a *fork pass* many rows
+of many tails behind one context (`fork_attention`); a *decode pass* one row each of many sequences. All write the rows'
+own KV and attend: stored KV is read where it lies, queries are rotated to meet it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spolia_engine.pool import Extent
-from spolia_engine.run import SlotRange
+from spolia_engine.run import SlotRange, Span, coalesce
 from spolia_engine.step_plan import StepPlan
-from spolia_kernels import Partial, RotaryTable, attend, merge_into, rotate
+from spolia_kernels import Partial, RotaryTable, apply_rotation, attend, merge_into, rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +27,63 @@ class VisibleRange:
     first_row: int
 
 
-class ContextAttention:
-    """Rows of one sequence, sorted by position: each sees its visible ranges, and the rows at or before it.
+def visible_ranges(visible: Iterable[tuple[Span, int]]) -> list[VisibleRange]:
+    """(span, first row) pairs as memory ranges; neighbours in memory that the same rows see are read as one."""
+    by_first_row: dict[int, list[Span]] = {}
+    for span, first_row in visible:
+        by_first_row.setdefault(first_row, []).append(span)
+    return [VisibleRange(slots, row) for row, spans in by_first_row.items() for slots in coalesce(spans)]
 
-    Their KV goes to slots `start` … of `destination`. Source: EPIC (2410.15332) §4, with queries rotated instead of
-    keys; CacheBlend's row mask falls out of `first_row` where fragments end between rows.
-    """
 
-    def __init__(
-        self, destination: Extent, start: int, num_rows: int, visible: Sequence[VisibleRange], rotary: RotaryTable
-    ) -> None:
-        self._destination = destination
-        self._rows = slice(start, start + num_rows)
-        self._num_rows = num_rows
-        self._visible = [v for v in visible if v.first_row < num_rows]
-        self._shifts = {
-            v.slots.offset: torch.full((num_rows,), -v.slots.offset, device=destination.key.device)
-            for v in self._visible
-            if v.slots.offset
-        }
-        self._rotary = rotary
+class VisibleRanges:
+    """What the rows of a pass see besides each other; the rotation of each offset is looked up once for all layers."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
-        """Writes the layer's KV and returns the rows' attention, [num_q_heads, num_rows, v_dim] in query's dtype."""
-        own_key = self._destination.key[layer][:, self._rows]
-        own_value = self._destination.value[layer][:, self._rows]
-        own_key.copy_(key)
-        own_value.copy_(value)
-        result = attend(query, own_key, own_value, sm_scale=sm_scale, causal=True)
+    def __init__(self, visible: Iterable[VisibleRange], rotary: RotaryTable) -> None:
+        self._visible = tuple(visible)
+        offsets = {v.slots.offset for v in self._visible if v.slots.offset}
+        # One position turns every row alike: cosines and sines are [1, rotary_dim / 2].
+        self._turns = {offset: rotary.cos_sin(torch.tensor([-offset], device=rotary.device)) for offset in offsets}
+
+    def merge_into(self, result: Partial, query: Tensor, layer: int, sm_scale: float) -> None:
+        """Merges attention of `query` [num_q_heads, num_rows, head_dim] over the ranges into the rows' `result`."""
         for v in self._visible:
             rows = slice(v.first_row, None)
             adapted = query[:, rows]
             if v.slots.offset:
-                adapted = rotate(adapted, self._shifts[v.slots.offset][rows], self._rotary)
+                adapted = apply_rotation(adapted, *self._turns[v.slots.offset])
             part = attend(adapted, *_memory(v.slots, layer), sm_scale=sm_scale)
             merge_into(result, part, rows)
+
+
+class ContextAttention:
+    """Rows of one sequence, sorted by position: each sees its visible ranges, and the rows at or before it.
+
+    Their KV goes to slots `start` … of `destination`, but for the first `num_dropped` rows, which is kept nowhere.
+    Source: EPIC (2410.15332) §4, with queries rotated instead of keys; CacheBlend's row mask falls out of `first_row`
+    where fragments end between rows.
+    """
+
+    def __init__(
+        self,
+        destination: Extent,
+        start: int,
+        num_rows: int,
+        visible: Sequence[VisibleRange],
+        rotary: RotaryTable,
+        *,
+        num_dropped: int = 0,
+    ) -> None:
+        self._destination = destination
+        self._slots = slice(start, start + num_rows - num_dropped)
+        self._kept = slice(num_dropped, None)
+        self._visible = VisibleRanges((v for v in visible if v.first_row < num_rows), rotary)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Writes the layer's KV and returns the rows' attention, [num_q_heads, num_rows, v_dim] in query's dtype."""
+        self._destination.key[layer][:, self._slots].copy_(key[:, self._kept])
+        self._destination.value[layer][:, self._slots].copy_(value[:, self._kept])
+        result = attend(query, key, value, sm_scale=sm_scale, causal=True)
+        self._visible.merge_into(result, query, layer, sm_scale)
         return result.out.to(query.dtype)
 
 

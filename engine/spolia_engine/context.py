@@ -41,6 +41,11 @@ class Context:
         """What attention reads: spans that lie side by side in memory are one range."""
         return coalesce(self.spans)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the context has given back what it held."""
+        return self._closed
+
     def close(self) -> None:
         """Releases everything the context holds. Safe to call twice."""
         if not self._closed:

@@ -14,21 +14,24 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
-from spolia_core.errors import Busy, InvalidRequest
+from spolia_core.errors import Busy
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, PREFIX_CHUNK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.attention import ContextAttention, DecodeAttention, VisibleRange
+from spolia_engine.attention import ContextAttention, DecodeAttention, visible_ranges
 from spolia_engine.context import Context, release_runs, whole
+from spolia_engine.deviation import most_deviant
+from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
-from spolia_engine.link_plan import LinkPlan, plan_link
+from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
-from spolia_engine.run import Run, Span, coalesce, copy_kv
+from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.text import Decode
 
@@ -39,11 +42,24 @@ OnLayer = Callable[[Run, int], None]
 class EngineCore:
     """A model, a pool, and the operations the services are made of."""
 
-    def __init__(self, adapter: ModelAdapter, decode: Decode, *, num_blocks: int, block_size: int = 16) -> None:
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        decode: Decode,
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        num_sink_tokens: int = 0,
+    ) -> None:
+        """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id.
+
+        Raises `NotSupported` for sinks of a model without a begin-of-sequence token, `InvalidRequest` for too many.
+        """
+        self._sinks = sink_token_ids(adapter, num_sink_tokens)
         self.adapter = adapter
         self.pool = Pool(adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device)
         self.resident = ResidentChunks(self.pool)
-        self.recipe = Recipe(adapter.compute_dtype)
+        self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
         self._plan: tuple[tuple[DecodeSequence, ...], StepPlan] | None = None
 
@@ -62,10 +78,12 @@ class EngineCore:
     def compile(self, chunk_id: bytes, token_ids: Sequence[int]) -> Run:
         """Computes a local chunk alone at positions 0, 1, 2, … and registers it. Source: EPIC §4, KVCompile.
 
-        Where another thread registered the chunk meanwhile, the run is a second copy, which goes with its last reader.
+        The recipe's sinks stand before it, at positions -s … -1, and are dropped: no memory is held for them. Where
+        another thread registered the chunk meanwhile, the run is a second copy, which goes with its last reader.
         Raises `Busy` when the pool has no room.
         """
-        run, _ = self._run_rows(token_ids, range(len(token_ids)), [], None)
+        positions = range(-len(self._sinks), len(token_ids))
+        run, _ = self._run_rows([*self._sinks, *token_ids], positions, [], None, num_dropped=len(self._sinks))
         self.resident.register(chunk_id, ChunkKind.LOCAL, run)
         return run
 
@@ -122,8 +140,8 @@ class EngineCore:
         run is not as long as its part, `Busy` when the pool has no room.
         """
         try:
-            plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS)
-            _check_lengths(prompt, runs)
+            plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS, num_sink_tokens=self.recipe.num_sink_tokens)
+            check_runs(prompt, runs)
             fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
             visible = [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
             live, hidden = self._run_rows(plan.token_ids, plan.positions, visible, on_layer)
@@ -136,6 +154,34 @@ class EngineCore:
         spans = sorted([*pieces, *fragments], key=lambda span: span.first_position)
         extents = [*(run.extent for run in runs.values()), live.extent]
         return Context(self.pool, spans, extents, _last(hidden), live.num_tokens)
+
+    def most_deviant(self, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
+        """Positions of the reused tokens that CacheBlend would recompute, ascending; hand them to `plan_recompute`.
+
+        Layer 0 is recomputed over the whole prompt; the deviation of a token of `runs` (part index to chunk run, as for
+        `linked_context`; references stay the caller's) is the squared difference, summed over heads and dims, between V
+        of layer 1 so computed and the chunk's own. The `share` of them (0 … 1, rounded to a token) that deviates most
+        is chosen, earlier tokens first where equal. Costs about one layer of full recompute; holds no pool memory.
+
+        Source: CacheBlend (2405.16444) §4. Like it: what is compared, at which layer, squared. Unlike it: one choice
+        holds for all layers, where the paper lets it shrink layer by layer; the later pass reuses layer 0 too, whose
+        stored KV is that of full recompute, depending on token and position alone; its row mask is exact.
+        Raises `InvalidRequest` for a share outside 0 … 1 or a run of another length than its part, `NotSupported` for
+        a model of one layer.
+        """
+        return most_deviant(self.adapter, prompt, runs, share)
+
+    def fork(self, context: Context, tails: Sequence[Sequence[int]], *, max_rows: int = DEFAULT_MAX_FORK_ROWS) -> Forks:
+        """Computes many continuations of a context together, each as if it alone followed it.
+
+        A range of the context is attended once with the rows of all tails; nothing of it is copied. `context` stays
+        open and unchanged; the forks hold references of their own on its memory, so either may be closed first. A
+        pass has at most `max_rows` rows (a longer tail runs alone). Source: Hydragen (2402.05099) §3.
+
+        Raises `InvalidRequest` for no tails, an empty one, bad ids or too many, before memory is held; `Busy`, with
+        nothing held, when the pool has no room for all tails together.
+        """
+        return fork(self.adapter, context, tails, max_rows)
 
     def arrived_context(self, prefix: Sequence[Run], live: Run) -> Context:
         """A context whose live run another node computed. Takes the references of all runs."""
@@ -243,17 +289,20 @@ class EngineCore:
         positions: Sequence[int],
         visible: Sequence[tuple[Span, int]],
         on_layer: OnLayer | None,
+        *,
+        num_dropped: int = 0,
     ) -> tuple[Run, torch.Tensor]:
         """Runs rows of one sequence and returns their KV as a run, and their hidden states.
 
-        For rows with gaps between positions the run's rope_base is the first position; `LinkPlan.pieces` says which
-        slots stand where.
+        The run holds no KV of the first `num_dropped` rows; its rope_base is the first position kept. Where positions
+        have gaps, `LinkPlan.pieces` says which slots stand where.
         """
-        extent = self.pool.allocate(len(token_ids))
-        run = Run(extent, 0, len(token_ids), positions[0])
+        num_rows = len(token_ids)
+        extent = self.pool.allocate(num_rows - num_dropped)
+        run = Run(extent, 0, num_rows - num_dropped, positions[num_dropped])
         try:
-            ranges = _visible_ranges(visible)
-            attention = ContextAttention(extent, 0, len(token_ids), ranges, self.adapter.rotary)
+            ranges = visible_ranges(visible)
+            attention = ContextAttention(extent, 0, num_rows, ranges, self.adapter.rotary, num_dropped=num_dropped)
             notify = (lambda layer: on_layer(run, layer)) if on_layer else None
             hidden = self.adapter.forward(token_ids, positions, attention, notify)
         except BaseException:
@@ -265,24 +314,3 @@ class EngineCore:
 def _last(hidden: torch.Tensor) -> torch.Tensor:
     """The last row, as a copy: a view would keep the hidden states of a whole prompt in memory."""
     return hidden[-1].clone()
-
-
-def _check_lengths(prompt: Prompt, runs: Mapping[int, Run]) -> None:
-    """A chunk id comes with the request; a run of another length shows that it is not the id of these tokens."""
-    for index, run in runs.items():
-        expected = len(prompt.parts[index].token_ids)
-        if run.num_tokens != expected:
-            raise InvalidRequest(
-                f"parts[{index}] has {expected} tokens, the chunk it names has {run.num_tokens}",
-                field=f"parts[{index}].chunk_id",
-                limit=f"{run.num_tokens} tokens",
-                actual=f"{expected} tokens",
-            )
-
-
-def _visible_ranges(visible: Sequence[tuple[Span, int]]) -> list[VisibleRange]:
-    """Spans as memory ranges; neighbours in memory that the same rows see are read as one."""
-    by_first_row: dict[int, list[Span]] = {}
-    for span, first_row in visible:
-        by_first_row.setdefault(first_row, []).append(span)
-    return [VisibleRange(slots, row) for row, spans in by_first_row.items() for slots in coalesce(spans)]

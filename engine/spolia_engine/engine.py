@@ -60,19 +60,29 @@ class Engine(EngineCore):
         pool_bytes: int = 1 << 30,
         block_size: int = 16,
         device: str = "cpu",
+        num_sink_tokens: int = 0,
     ) -> Engine:
         """Loads a Hugging Face-format directory with a `tokenizer.json`.
 
-        `pool_bytes` is the budget for KV. Raises `NotFound` or `NotSupported`.
+        `pool_bytes` is the budget for KV, `num_sink_tokens` as for `EngineCore`. Raises `NotFound` or `NotSupported`.
         """
         adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
-        return cls.of(adapter, load_decode(path), pool_bytes=pool_bytes, block_size=block_size)
+        decode = load_decode(path)
+        return cls.of(adapter, decode, pool_bytes=pool_bytes, block_size=block_size, num_sink_tokens=num_sink_tokens)
 
     @classmethod
-    def of(cls, adapter: ModelAdapter, decode: Decode, *, pool_bytes: int = 1 << 30, block_size: int = 16) -> Engine:
+    def of(
+        cls,
+        adapter: ModelAdapter,
+        decode: Decode,
+        *,
+        pool_bytes: int = 1 << 30,
+        block_size: int = 16,
+        num_sink_tokens: int = 0,
+    ) -> Engine:
         """An engine around a loaded model; `decode` turns ids into text."""
         num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
-        return cls(adapter, decode, num_blocks=num_blocks, block_size=block_size)
+        return cls(adapter, decode, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens)
 
     @property
     def ids(self) -> IdSpace:
@@ -106,7 +116,7 @@ class Engine(EngineCore):
         report = ReuseReport(mode)
         if mode is ReuseMode.LINKED:
             self.adapter.support.require_linked()
-            plan = plan_link(prompt, num_link_tokens, min_reused_tokens)
+            plan = plan_link(prompt, num_link_tokens, min_reused_tokens, num_sink_tokens=self.recipe.num_sink_tokens)
             report.link_tokens_per_chunk = num_link_tokens
             context = self._linked(prompt, plan, report)
         else:

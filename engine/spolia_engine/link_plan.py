@@ -11,11 +11,12 @@ before p, and the tokens of R at or before p. So no mask is needed inside a frag
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.prompt import Part, Prompt
+from spolia_engine.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,23 @@ class LinkPlan:
                 start = row
 
 
-def plan_link(prompt: Prompt, num_link_tokens: int, min_reused_tokens: int = 1) -> LinkPlan:
+def plan_link(
+    prompt: Prompt, num_link_tokens: int, min_reused_tokens: int = 1, *, num_sink_tokens: int = 0
+) -> LinkPlan:
     """Leading-k: live tokens, the first `num_link_tokens` of every chunk not at position 0, and the last token.
 
-    A chunk that would have fewer than `min_reused_tokens` left to reuse is recomputed whole. The last token is always
-    recomputed: its hidden state gives the first answer token. Raises `InvalidRequest` for a negative number.
+    A chunk at position 0 needs no link tokens, unless it was compiled behind `num_sink_tokens` dummy sinks (the
+    recipe's), which do not stand before it. A chunk that would have fewer than `min_reused_tokens` left to reuse is
+    recomputed whole. The last token is always recomputed: its hidden state gives the first answer token. Raises
+    `InvalidRequest` for a negative number.
     """
     _check_count("num_link_tokens", num_link_tokens)
     _check_count("min_reused_tokens", min_reused_tokens)
     recomputed: list[bool] = []
     for part in prompt.parts:
         size = len(part.token_ids)
-        linked = 0 if not recomputed else min(num_link_tokens, size)
+        is_exact = not recomputed and num_sink_tokens == 0
+        linked = 0 if is_exact else min(num_link_tokens, size)
         if part.chunk_id is None or size - linked < min_reused_tokens:
             linked = size
         recomputed += [True] * linked + [False] * (size - linked)
@@ -81,6 +87,22 @@ def plan_recompute(prompt: Prompt, positions: Collection[int]) -> LinkPlan:
         base = len(recomputed)
         recomputed += [part.chunk_id is None or base + i in chosen for i in range(len(part.token_ids))]
     return _plan(prompt, recomputed)
+
+
+def check_runs(prompt: Prompt, runs: Mapping[int, Run]) -> None:
+    """Raises `InvalidRequest` unless every run (by part index) is as long as its part.
+
+    A chunk id comes with the request; a run of another length shows that it is not the id of these tokens.
+    """
+    for index, run in runs.items():
+        expected = len(prompt.parts[index].token_ids)
+        if run.num_tokens != expected:
+            raise InvalidRequest(
+                f"parts[{index}] has {expected} tokens, the chunk it names has {run.num_tokens}",
+                field=f"parts[{index}].chunk_id",
+                limit=f"{run.num_tokens} tokens",
+                actual=f"{expected} tokens",
+            )
 
 
 def _check_count(name: str, value: int) -> None:
