@@ -84,7 +84,10 @@ class Miss:
 
 @dataclass(slots=True)
 class ReuseReport:
-    """What a request reused. `sources` adds up to the prompt's length; bytes are KV bytes over gRPC."""
+    """What a request reused. `sources` adds up to the prompt's length; bytes are KV bytes over gRPC.
+
+    `forced` says that LINKED was served although `profile` forbids it.
+    """
 
     mode: ReuseMode
     sources: Counter[TokenSource] = field(default_factory=Counter)
@@ -95,6 +98,8 @@ class ReuseReport:
     profile: str = "default"
     link_tokens_per_chunk: int = 0
     nodes: list[str] = field(default_factory=list)
+    forced: bool = False
+    sink_tokens_per_chunk: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:

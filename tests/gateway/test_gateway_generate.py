@@ -310,8 +310,8 @@ async def test_a_replay_stays_with_the_fingerprint_its_ids_were_made_for(model: 
 async def test_linked_goes_only_where_it_is_served(model: Path) -> None:
     a, b = FakeDecode("a"), FakeDecode("b")
     async with world(model, decodes=[a, b]) as w:
-        w.directory.put(record("a", address=a.address, model=served_model(supports_linked=False)))
-        await w.sees(lambda view: not view.nodes(directory_pb2.NODE_ROLE_DECODE)[0].model.supports_linked)
+        w.directory.put(record("a", address=a.address, model=served_model(linked_refusal="it loses 3 points")))
+        await w.sees(lambda view: any(n.model.linked_refusal for n in view.nodes(directory_pb2.NODE_ROLE_DECODE)))
         await w.generate(text_request("the stones", mode=common_pb2.REUSE_MODE_LINKED))
         assert (len(a.requests), len(b.requests)) == (0, 1)
         await w.generate(text_request("the stones", mode=common_pb2.REUSE_MODE_LINKED, force_linked=True))

@@ -247,8 +247,10 @@ def test_linked_is_refused_where_no_node_serves_it() -> None:
     with pytest.raises(NotSupported) as caught:
         built(request, model=exact_only)
     assert caught.value.field == "mode"
-    request.force_linked = True
-    assert built(request, model=exact_only).force_linked
+    request.force_linked = True  # overrides a profile, never what the model cannot do
+    with pytest.raises(NotSupported) as caught:
+        built(request, model=exact_only)
+    assert caught.value.field == "mode"
 
 
 DOCUMENT = gateway_pb2.Document(text="the stones", name="d")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spolia_core.reuse import DEFAULT_LINK_TOKENS, DEFAULT_MIN_REUSED_TOKENS
+from spolia_core.profile import MAX_LINK_TOKENS
+from spolia_core.reuse import DEFAULT_MIN_REUSED_TOKENS
 from spolia_node.config import at_least, between, setting
 from spolia_worker.config import WorkerConfig
 
@@ -15,10 +16,11 @@ class DecodeConfig(WorkerConfig):
 
     max_running: int = setting(64, "Sequences decoded together; more wait.", check=at_least(1))
     max_waiting: int = setting(256, "Requests that may wait for a place; more are refused.", check=at_least(0))
-    link_tokens: int = setting(
-        DEFAULT_LINK_TOKENS,
-        "Tokens recomputed at the head of each reused chunk. More is slower and closer to exact.",
-        check=at_least(0),
+    link_tokens: int | None = setting(
+        None,
+        "Tokens recomputed at the head of each reused chunk; none: as the model's profile says, or 16. More is slower "
+        'and closer to exact. Set by hand it overrides the profile, its refusal included; answers then say "manual".',
+        check=between(0, MAX_LINK_TOKENS),
     )
     min_reused_tokens: int = setting(
         DEFAULT_MIN_REUSED_TOKENS,
@@ -35,3 +37,28 @@ class DecodeConfig(WorkerConfig):
         0.6, "Share of a request's remaining time that one prefill node may take.", check=between(0.05, 1.0)
     )
     publish: bool = setting(True, "Store the prefix chunks of prompts and answers, so that next turns start warm.")
+    shadow_share: float = setting(
+        0.0,
+        "Share of LINKED requests recomputed exactly while the node is idle; metrics say how far the answers lie from "
+        "exact ones. 0: none.",
+        check=between(0.0, 1.0),
+    )
+    shadow_queue: int = setting(
+        8,
+        "Shadow checks that may wait; more are dropped. Each keeps what its request read in memory.",
+        check=at_least(1),
+    )
+    shadow_max_tokens: int = setting(
+        4096, "Requests with more tokens of prompt and answer than this are not checked.", check=at_least(2)
+    )
+    shadow_slice_tokens: int = setting(
+        256,
+        "Tokens a shadow check computes at a time: a request that arrives waits for one such slice at most.",
+        check=at_least(1),
+    )
+    shadow_max_kl: float = setting(
+        0.0,
+        "Mean KL divergence per answer token, in nats over the last checks of a profile, above which the node warns in "
+        "its log; 0: never.",
+        check=at_least(0.0),
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spolia.v1.decode_pb2 import DecodeServiceGenerateRequest
 from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
+from spolia_core.link_terms import LinkTerms
 from spolia_core.prompt import Part, Prompt, check_answer_length, check_token_ids
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
@@ -18,13 +19,14 @@ from spolia_worker.checks import check_caller
 
 @dataclass(frozen=True, slots=True)
 class GenerateJob:
-    """What to answer, and where the answer stood when its last node died."""
+    """What to answer, and where the answer stood when its last node died. `forced`: LINKED against the profile."""
 
     request_id: str
     tenant_id: str
     ids: IdSpace
     prompt: Prompt
     mode: ReuseMode
+    forced: bool
     sampling: SamplingParams
     prefill_hints: tuple[str, ...]
     received_ids: tuple[int, ...]
@@ -43,12 +45,16 @@ class GenerateJob:
         return self.sampling.max_tokens - len(self.received_ids)
 
 
-def check_job(request: DecodeServiceGenerateRequest, core: EngineCore, tenant_key: bytes) -> GenerateJob:
+def check_job(
+    request: DecodeServiceGenerateRequest, core: EngineCore, terms: LinkTerms, tenant_key: bytes
+) -> GenerateJob:
     """The job a request asks for. Raises `InvalidRequest` or `NotSupported`, naming the field and the limit."""
-    check_caller(request.tenant_id, request.fingerprint, core)
-    mode = mode_from_pb(request.mode)
+    check_caller(request.tenant_id, request.fingerprint, request.num_sink_tokens, core)
+    mode, forced = mode_from_pb(request.mode), False
     if mode is ReuseMode.LINKED:
         core.adapter.support.require_linked()
+        # Gateways look too, but what they know of this node may be old.
+        forced = terms.check(force_linked=request.force_linked)
     prompt = prompt_from_pb(request.parts)
     prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
     sampling = sampling_from_pb(request.sampling, default_seed=0)
@@ -71,6 +77,7 @@ def check_job(request: DecodeServiceGenerateRequest, core: EngineCore, tenant_ke
         ids,
         prompt,
         mode,
+        forced,
         sampling,
         tuple(request.prefill_hints),
         received,

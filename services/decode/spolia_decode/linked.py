@@ -32,7 +32,6 @@ class LinkedPath:
     async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
         """The context of a job and its first token; fills `report`. Raises `Busy` or `DeadlineExceeded`."""
         prompt, plan = job.context, self._plan(job)
-        report.link_tokens_per_chunk = self._parts.config.link_tokens
         gathered = Gathered(
             {chunk_id_of(prompt.parts[f.part_index]): prompt.parts[f.part_index] for f in plan.fragments}
         )
@@ -48,7 +47,13 @@ class LinkedPath:
         )
 
     def _plan(self, job: GenerateJob) -> LinkPlan:
-        plan = plan_link(job.prompt, self._parts.config.link_tokens, self._parts.config.min_reused_tokens)
+        policy = self._parts.terms.policy
+        plan = plan_link(
+            job.prompt,
+            policy.num_link_tokens,
+            self._parts.config.min_reused_tokens,
+            num_sink_tokens=policy.num_sink_tokens,
+        )
         # A replay recomputes what the first node did, and the received tokens: planned anew, a document that ends the
         # prompt would no longer have its last token recomputed, and the answer could go on differently.
         return plan_recompute(job.context, plan.positions) if job.received_ids else plan

@@ -16,6 +16,8 @@ from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.server import DecodeServer
+from spolia_decode.shadow import ShadowChecks
+from spolia_decode.shadow_metrics import ShadowMetrics
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
 from spolia_node.membership import ClusterView, Registration
@@ -24,26 +26,32 @@ from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
+from spolia_worker.loading import load_terms
 from spolia_worker.publisher import Publisher
-from spolia_worker.record import load_of, node_record
+from spolia_worker.record import load_of, model_name, node_record
 
 SERVICE = DESCRIPTOR.services_by_name["DecodeService"].full_name
 PUBLISH_FAREWELL_S = 2.0
 
 
 class DecodeNode:
-    """The parts of a decode node, wired. `start`, a drain of `server`, then `close` bound its life."""
+    """The parts of a decode node, wired. `start`, a drain of `server`, then `close` bound its life.
+
+    Making one reads the model's profile, and raises `SpoliaError` for one that cannot be used.
+    """
 
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
+        self.terms = load_terms(config, engine, config.link_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_PREFILL]) if config.directory else None
         self.batch = DecodeBatch(engine, lambda: self.thread.notify())
-        self.thread = EngineThread("decode-engine", self.batch.step)
-        self.parts = self._make_parts()
-        self.admission = Admission(config.max_running, config.max_waiting)
+        self.thread = EngineThread("decode-engine", self._step)
         self.server = NodeServer(config, "decode")
+        self.admission = Admission(config.max_running, config.max_waiting, on_idle=self._on_idle)
+        self.shadow = self._make_shadow() if config.shadow_share > 0 else None
+        self.parts = self._make_parts()
         service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
@@ -54,14 +62,33 @@ class DecodeNode:
         return NodeParts(
             config=config,
             core=engine,
+            terms=self.terms,
             thread=self.thread,
             fetcher=ChunkFetcher(engine, store),
             publisher=Publisher(engine, store, timeout_s=config.rpc_timeout_s),
             claims=ChunkClaims(store, config.node_id, config.claim_ttl_s),
             arrivals=Arrivals(),
             prefill=PrefillClient(self.channels),
-            prefill_nodes=PrefillNodes(self.view, engine.adapter.fingerprint, config.prefill_share),
+            prefill_nodes=PrefillNodes(
+                self.view, engine.adapter.fingerprint, engine.recipe.num_sink_tokens, config.prefill_share
+            ),
+            shadow=self.shadow,
         )
+
+    def _make_shadow(self) -> ShadowChecks:
+        config = self.config
+        metrics = ShadowMetrics(self.server.metrics, model_name(config), self.terms.profile, config.shadow_max_kl)
+        shadow = ShadowChecks(config, self.engine, self.thread, metrics, lambda: self.admission.is_idle)
+        self.server.on_drain.append(shadow.close)
+        return shadow
+
+    def _step(self) -> bool:
+        """What the engine's thread does between tasks: requests first."""
+        return self.batch.step() or (self.shadow is not None and self.shadow.step())
+
+    def _on_idle(self) -> None:
+        if self.shadow is not None:
+            self.thread.notify()
 
     async def start(self) -> None:
         """Serves, and registers where there is a directory."""
@@ -82,7 +109,11 @@ class DecodeNode:
         await self.parts.claims.drain()
         if self.view is not None:
             await self.view.stop()
+        if self.shadow is not None:
+            await self.shadow.close()
         await self.thread.stop()
+        if self.shadow is not None:
+            self.shadow.release()
         await self.channels.close()
 
     def record(self) -> NodeRecord:
@@ -93,4 +124,4 @@ class DecodeNode:
             num_waiting=self.admission.num_waiting,
             queued_tokens=0,
         )
-        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, load)
+        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, self.terms, load)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spolia.v1.prefill_pb2 import PrefillStart
+from spolia_core.link_terms import LinkTerms
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.config import DecodeConfig
 from spolia_decode.job import GenerateJob
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.prepared import Prepared
+from spolia_decode.shadow import ShadowChecks
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.run import Run
@@ -28,6 +30,7 @@ class NodeParts:
 
     config: DecodeConfig
     core: EngineCore
+    terms: LinkTerms
     thread: EngineThread
     fetcher: ChunkFetcher
     publisher: Publisher
@@ -35,6 +38,8 @@ class NodeParts:
     arrivals: Arrivals
     prefill: PrefillClient
     prefill_nodes: PrefillNodes
+    shadow: ShadowChecks | None
+    """None where no request is ever checked."""
 
     def start_message(self, job: GenerateJob) -> PrefillStart:
         """The first message of a stream to a prefill node, its work not yet named."""
@@ -43,6 +48,7 @@ class NodeParts:
             tenant_id=job.tenant_id,
             fingerprint=self.core.adapter.fingerprint,
             accepted_codecs=ACCEPTED_CODECS,
+            num_sink_tokens=self.core.recipe.num_sink_tokens,
         )
 
     async def compute(

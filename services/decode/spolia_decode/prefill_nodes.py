@@ -16,12 +16,15 @@ log = get_log(__name__)
 
 
 class PrefillNodes:
-    """The prefill nodes of one model, as the directory lists them; none where there is no directory."""
+    """The prefill nodes of one model and recipe, as the directory lists them; none where there is no directory."""
 
-    def __init__(self, view: ClusterView | None, fingerprint: bytes, share: float) -> None:
-        """`share` is the part of what is left of a request's time that one node may take."""
+    def __init__(self, view: ClusterView | None, fingerprint: bytes, num_sink_tokens: int, share: float) -> None:
+        """Nodes of another recipe (`num_sink_tokens`) make other chunks: they are left out.
+
+        `share` is the part of what is left of a request's time that one node may take.
+        """
         self._view = view
-        self._fingerprint = fingerprint
+        self._made_alike = (fingerprint, num_sink_tokens)
         self._share = share
 
     def candidates(self, hints: Sequence[str]) -> list[NodeRecord]:
@@ -29,7 +32,11 @@ class PrefillNodes:
         if self._view is None:
             return []
         rank = {address: index for index, address in reversed(list(enumerate(hints)))}
-        nodes = [node for node in self._view.nodes(NODE_ROLE_PREFILL) if node.model.fingerprint == self._fingerprint]
+        nodes = [
+            node
+            for node in self._view.nodes(NODE_ROLE_PREFILL)
+            if (node.model.fingerprint, node.model.num_sink_tokens) == self._made_alike
+        ]
         return sorted(nodes, key=lambda n: (rank.get(n.address, len(hints)), n.load.queued_tokens, n.node_id))
 
     async def first_that_can(

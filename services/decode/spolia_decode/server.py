@@ -17,7 +17,7 @@ from spolia.v1.decode_pb2 import (
     DropResponse,
 )
 from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.ids import tenant_key
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission
@@ -26,10 +26,11 @@ from spolia_decode.exact import ExactPath
 from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
 from spolia_decode.node_parts import NodeParts
-from spolia_decode.sealing import AnswerSealer
+from spolia_decode.sealing import AnswerSealer, offer_check
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.pool import Pool
+from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_to_pb
 
@@ -62,8 +63,8 @@ class DecodeServer(DecodeServiceServicer):
         bind_contextvars(request_id=request.request_id)
         deadline = Deadline.of(context, self._parts.config.rpc_timeout_s)
         key = tenant_key(self._parts.config.cluster_secret.encode(), request.tenant_id)
-        job = check_job(request, self._parts.core, key)
-        report = ReuseReport(job.mode, nodes=[self._parts.config.node_id])
+        job = check_job(request, self._parts.core, self._parts.terms, key)
+        report = _new_report(job, self._parts)
         generation = self._parts.core.generation(job.sampling)
         left_over = generation.resume(job.received_ids, job.received_code_points)
         if left_over is not None:
@@ -88,13 +89,13 @@ class DecodeServer(DecodeServiceServicer):
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
     ) -> AsyncGenerator[Delta, None]:
         """The answer's deltas. Whatever ends it, everything it held is given back."""
-        core = self._parts.core
-        prepared = await self._paths[job.mode].prepare(job, report, deadline)
-        sequence = core.start(prepared.context, generation)
+        sequence, first_token = await self._start(job, generation, report, deadline)
         owned = True
         try:
-            yield generation.accept(prepared.first_token)
-            if not sequence.finished:
+            yield generation.accept(first_token)
+            if sequence.finished:
+                offer_check(job, sequence, self._parts)
+            else:
                 owned = False  # the batch closes it, between two steps
                 seal = AnswerSealer(job, self._parts)
                 async with aclosing(self._batch.stream(sequence, seal, deadline)) as deltas:
@@ -103,6 +104,34 @@ class DecodeServer(DecodeServiceServicer):
         finally:
             if owned:
                 sequence.close()
+
+    async def _start(
+        self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
+    ) -> tuple[Sequence, int]:
+        """A sequence of the job's context, and its first token.
+
+        Where the pool has no room, shadow checks give up what they hold and the context is prepared once more.
+        """
+        shadow = self._parts.shadow
+        while True:
+            num_ended = shadow.num_ended if shadow is not None else 0
+            try:
+                prepared = await self._paths[job.mode].prepare(job, report, deadline)
+                return self._parts.core.start(prepared.context, generation), prepared.first_token
+            except Busy:
+                if shadow is None or not await shadow.give_way(num_ended, deadline):
+                    raise
+            report.sources.clear()  # of the try that came to nothing; the bytes it moved stay counted
+            report.misses.clear()
+
+
+def _new_report(job: GenerateJob, parts: NodeParts) -> ReuseReport:
+    """What every answer says of the terms it was given on, also one that a replay only had to end."""
+    report = ReuseReport(job.mode, profile=parts.terms.profile, nodes=[parts.config.node_id], forced=job.forced)
+    if job.mode is ReuseMode.LINKED:
+        report.link_tokens_per_chunk = parts.terms.policy.num_link_tokens
+        report.sink_tokens_per_chunk = parts.terms.policy.num_sink_tokens
+    return report
 
 
 def _check_fits(context_blocks: int, job: GenerateJob, pool: Pool) -> None:

@@ -86,6 +86,10 @@ class Attempts:
         return Deadline.after(min(hint_s or self.policy.pause_s, left_s))
 
 
+OF_ONE_NODE = frozenset({"fingerprint", "recipe", "profile"})
+"""Fields of errors that speak of the node asked: it changed its model or its profile since it was listed."""
+
+
 def may_succeed_elsewhere(error: SpoliaError) -> bool:
-    """Whether another node may take what this one refused. One that changed its model since it was listed counts."""
-    return error.retryable or error.field == "fingerprint"
+    """Whether another node may take what this one refused."""
+    return error.retryable or error.field in OF_ONE_NODE

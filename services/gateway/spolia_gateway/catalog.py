@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spolia.v1 import directory_pb2 as pb
-from spolia_core.errors import NotFound, Unavailable
+from spolia_core.errors import NotFound, NotSupported, Unavailable
 from spolia_core.ids import IdSpace, Recipe, tenant_key
+from spolia_core.link_terms import linked_forbidden
+from spolia_core.profile import DEFAULT_PROFILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +20,20 @@ class ModelKey:
     name: str
     fingerprint: bytes
     compute_dtype: str
+    num_sink_tokens: int = 0
 
     @classmethod
     def of(cls, node: pb.NodeRecord) -> ModelKey | None:
         """The key of the model a node serves; None when it serves none."""
         if not node.HasField("model"):
             return None
-        return cls(node.model.name, node.model.fingerprint, node.model.compute_dtype)
+        served = node.model
+        return cls(served.name, served.fingerprint, served.compute_dtype, served.num_sink_tokens)
 
     def id_space(self, cluster_secret: str, tenant_id: str) -> IdSpace:
         """The ids of one tenant's chunks under this model."""
-        return IdSpace(
-            tenant_key(cluster_secret.encode(), tenant_id), self.fingerprint, Recipe(compute_dtype=self.compute_dtype)
-        )
+        recipe = Recipe(self.compute_dtype, self.num_sink_tokens)
+        return IdSpace(tenant_key(cluster_secret.encode(), tenant_id), self.fingerprint, recipe)
 
     def served_by(self, nodes: Iterable[pb.NodeRecord]) -> list[pb.NodeRecord]:
         """The nodes that serve exactly this."""
@@ -39,13 +42,37 @@ class ModelKey:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as the decode nodes that serve it allow: what any of them could not take, none is offered."""
+    """A model as the decode nodes that serve it allow: what any of them could not take, none is offered.
+
+    `supports_linked`: some node's model can be served LINKED. `linked_refusal` says why none does so unasked; empty
+    where some node does. `profile` and `policy` are those of most nodes, or of most that refuse where all refuse.
+    """
 
     key: ModelKey
     max_context_tokens: int
     vocab_size: int
     supports_linked: bool
     num_nodes: int
+    profile: str = DEFAULT_PROFILE
+    policy: str = ""
+    linked_refusal: str = ""
+
+    def check_linked(self, *, force_linked: bool) -> None:
+        """Raises `NotSupported` where LINKED cannot be served, or its profile forbids it and nobody forces it."""
+        if not self.supports_linked:
+            raise NotSupported(
+                f"model {self.key.name!r} cannot be served LINKED: {self.linked_refusal or 'no node does'}; use EXACT",
+                field="mode",
+                limit="EXACT",
+                actual="LINKED",
+            )
+        if self.linked_refusal and not force_linked:
+            raise linked_forbidden(self.profile, self.linked_refusal)
+
+
+def serves_linked(served: pb.ServedModel, *, force_linked: bool) -> bool:
+    """Whether a node takes a LINKED request: its model can, and its profile does not forbid it or is overridden."""
+    return served.supports_linked and (force_linked or not served.linked_refusal)
 
 
 def models_of(decode_nodes: Sequence[pb.NodeRecord]) -> list[Model]:
@@ -56,16 +83,29 @@ def models_of(decode_nodes: Sequence[pb.NodeRecord]) -> list[Model]:
         if key is not None:
             groups[key].append(node.model)
     models = [_model(key, served) for key, served in groups.items()]
-    return sorted(models, key=lambda m: (m.key.name, -m.num_nodes, m.key.fingerprint, m.key.compute_dtype))
+    return sorted(models, key=_order)
+
+
+def _order(model: Model) -> tuple[str, int, bytes, str, int]:
+    key = model.key
+    return key.name, -model.num_nodes, key.fingerprint, key.compute_dtype, key.num_sink_tokens
 
 
 def _model(key: ModelKey, served: Sequence[pb.ServedModel]) -> Model:
+    can = [model for model in served if model.supports_linked]
+    allowed = [model for model in can if not model.linked_refusal]
+    # What is said of LINKED is said by the nodes that decide it: any that serves it, else any that could.
+    terms = Counter((m.profile or DEFAULT_PROFILE, m.policy, m.linked_refusal) for m in allowed or can or served)
+    (profile, policy, refusal), _ = max(terms.items(), key=lambda item: (item[1], item[0]))
     return Model(
         key=key,
         max_context_tokens=min(model.max_context_tokens for model in served),
         vocab_size=min(model.vocab_size for model in served),
-        supports_linked=any(model.supports_linked for model in served),
+        supports_linked=bool(can),
         num_nodes=len(served),
+        profile=profile,
+        policy=policy,
+        linked_refusal=refusal,
     )
 
 

@@ -80,6 +80,7 @@ async def _requests(
             tenant_id=request.tenant_id,
             fingerprint=request.model.fingerprint,
             accepted_codecs=[RAW_CODEC],
+            num_sink_tokens=request.model.num_sink_tokens,
             compile=work,
         )
     )

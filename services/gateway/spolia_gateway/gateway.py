@@ -170,11 +170,15 @@ class Gateway:
 
 
 def _model_info(model: Model) -> gateway_pb2.ModelInfo:
-    linked = [common_pb2.REUSE_MODE_LINKED] if model.supports_linked else []
+    linked = [common_pb2.REUSE_MODE_LINKED] if model.supports_linked and not model.linked_refusal else []
     return gateway_pb2.ModelInfo(
         name=model.key.name,
         max_context_tokens=model.max_context_tokens,
         vocab_size=model.vocab_size,
         fingerprint=model.key.fingerprint,
         modes=[common_pb2.REUSE_MODE_EXACT, *linked],
+        profile=model.profile,
+        policy=model.policy,
+        linked_refusal=model.linked_refusal,
+        can_force_linked=model.supports_linked and bool(model.linked_refusal),
     )

@@ -11,6 +11,7 @@ from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
 from spolia_gateway.attempts import Attempts, RetryPolicy
+from spolia_gateway.catalog import serves_linked
 from spolia_gateway.failures import NodeLost, failure_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
@@ -123,8 +124,8 @@ class Generator:
 
     def _not_asked(self, request: GenerationRequest, attempts: Attempts) -> list[directory_pb2.NodeRecord]:
         nodes = request.model.served_by(self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE))
-        if request.mode is ReuseMode.LINKED and not request.force_linked:
-            nodes = [node for node in nodes if node.model.supports_linked]
+        if request.mode is ReuseMode.LINKED:
+            nodes = [node for node in nodes if serves_linked(node.model, force_linked=request.force_linked)]
         return [node for node in nodes if not attempts.was_asked(node.node_id)]
 
     def _prefill_hints(self, request: GenerationRequest, demand: Demand) -> list[str]:

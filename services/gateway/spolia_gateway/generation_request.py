@@ -44,4 +44,5 @@ class GenerationRequest:
             sampling=sampling_to_pb(self.sampling),
             prefill_hints=prefill_hints,
             resume=resume,
+            num_sink_tokens=self.model.num_sink_tokens,
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spolia.v1 import gateway_pb2
-from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt, check_context_length, check_token_ids
 from spolia_core.reuse import ReuseMode
@@ -45,9 +45,10 @@ class CheckedRequest:
         """Tokenizes and derives ids; seconds for the longest prompts, so keep it off the event loop.
 
         Raises `InvalidRequest` for token ids out of range or a context too long, `NotSupported` where the model cannot
-        serve the mode.
+        serve the mode, or its profile forbids it and the request does not force it.
         """
-        self._check_mode(model)
+        if self.mode is ReuseMode.LINKED:
+            model.check_linked(force_linked=self.message.force_linked)
         num_text_bytes = sum(_text_bytes(part) for part in self.message.parts)
         check_may_fit(num_text_bytes, "parts", model.max_context_tokens, tokenizer.max_bytes_per_token)
         prompt = Prompt(tuple(self._parts(model, ids, tokenizer, tenant_id)))
@@ -67,16 +68,6 @@ class CheckedRequest:
             force_linked=self.message.force_linked,
             sampling=sampling,
         )
-
-    def _check_mode(self, model: Model) -> None:
-        if self.mode is ReuseMode.LINKED and not (model.supports_linked or self.message.force_linked):
-            raise NotSupported(
-                f"no node serves model {model.key.name!r} in LINKED mode; use EXACT, or force_linked where only the "
-                "model's profile forbids it",
-                field="mode",
-                limit="EXACT",
-                actual="LINKED",
-            )
 
     def _parts(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> list[Part]:
         parts = []

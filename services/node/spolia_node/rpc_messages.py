@@ -71,6 +71,8 @@ def report_to_pb(report: ReuseReport) -> common_pb2.ReuseReport:
         profile=report.profile,
         link_tokens_per_chunk=report.link_tokens_per_chunk,
         nodes=report.nodes,
+        forced=report.forced,
+        sink_tokens_per_chunk=report.sink_tokens_per_chunk,
     )
 
 
@@ -90,6 +92,8 @@ def report_from_pb(message: common_pb2.ReuseReport) -> ReuseReport:
         profile=message.profile,
         link_tokens_per_chunk=message.link_tokens_per_chunk,
         nodes=list(message.nodes),
+        forced=message.forced,
+        sink_tokens_per_chunk=message.sink_tokens_per_chunk,
     )
 
 

@@ -17,6 +17,7 @@ from spolia_prefill.server import PrefillServer
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
+from spolia_worker.loading import load_terms
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, node_record
 
@@ -24,11 +25,15 @@ SERVICE = DESCRIPTOR.services_by_name["PrefillService"].full_name
 
 
 class PrefillNode:
-    """The parts of a prefill node, wired. `start`, a drain of `server`, then `close` bound its life."""
+    """The parts of a prefill node, wired. `start`, a drain of `server`, then `close` bound its life.
+
+    Making one reads the model's profile, and raises `SpoliaError` for one that cannot be used.
+    """
 
     def __init__(self, config: PrefillConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
+        self.terms = load_terms(config, engine)
         self.thread = EngineThread("prefill-engine")
         self.channels = ChannelPool(config.max_message_bytes)
         self.server = NodeServer(config, "prefill")
@@ -68,4 +73,4 @@ class PrefillNode:
             num_waiting=self.thread.queue_length,
             queued_tokens=self.service.queued_tokens,
         )
-        return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, load)
+        return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, self.terms, load)

@@ -60,7 +60,7 @@ class ContextJob:
 
 def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: bytes) -> CompileJob | ContextJob:
     """The job a stream's first message asks for. Raises `InvalidRequest` or `NotSupported`, naming the field."""
-    check_caller(start.tenant_id, start.fingerprint, core)
+    check_caller(start.tenant_id, start.fingerprint, start.num_sink_tokens, core)
     if not set(ACCEPTED_CODECS) & set(start.accepted_codecs):
         raise NotSupported(
             "none of the caller's codecs can be written here",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
@@ -17,6 +18,11 @@ class WorkerConfig(NodeConfig):
         "float32",
         "Compute dtype. float32 is fastest on most CPUs; take bfloat16 on a GPU.",
         check=one_of("float32", "bfloat16", "float16"),
+    )
+    profile_dir: Path | None = setting(
+        None,
+        "Directory of calibration profiles, which win over the one in the model's directory. The same profiles must "
+        "be on every prefill and decode node.",
     )
     device: str = setting("cpu", "Torch device to compute on.")
     max_context_tokens: int = setting(0, "Longest context to serve; 0: the model's own limit.", check=at_least(0))

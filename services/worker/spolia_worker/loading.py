@@ -1,19 +1,27 @@
-"""Loads the engine a node serves."""
+"""Loads the engine a node serves, and the profile it serves by."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from spolia_core.errors import InvalidRequest
+from spolia_core.link_terms import LinkTerms
+from spolia_core.profile import find_profile
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
+from spolia_engine.text import load_decode
 from spolia_worker.config import WorkerConfig
 
 
 def load_engine(config: WorkerConfig) -> Engine:
-    """The engine the settings ask for. Raises `SpoliaError`, naming what is wrong with them or with the model's files.
+    """The engine the settings and the model's profile ask for.
 
-    Sets torch's number of threads, which is the process's.
+    Raises `SpoliaError`, naming what is wrong with the settings, the model's files or the profile. Sets torch's number
+    of threads, which is the process's.
     """
     if not config.model:
         raise InvalidRequest("model is not set: give the directory of a model", field="model")
@@ -21,14 +29,40 @@ def load_engine(config: WorkerConfig) -> Engine:
     if config.threads:
         torch.set_num_threads(config.threads)
     transformers_logging.disable_progress_bar()  # stderr is for log lines
-    return Engine.load(
+    adapter = ModelAdapter.load(
         config.model,
         dtype=config.dtype,
         max_context_tokens=config.max_context_tokens or None,
-        pool_bytes=config.pool_bytes,
-        block_size=config.block_size,
         device=config.device,
     )
+    profile = find_profile(Path(config.model), config.profile_dir, adapter.fingerprint.hex())
+    return Engine.of(
+        adapter,
+        load_decode(config.model),
+        pool_bytes=config.pool_bytes,
+        block_size=config.block_size,
+        num_sink_tokens=LinkTerms.of(profile).policy.num_sink_tokens,
+    )
+
+
+def load_terms(config: WorkerConfig, core: EngineCore, num_link_tokens: int | None = None) -> LinkTerms:
+    """On what terms a node with this engine serves LINKED; `num_link_tokens`: set by hand by its operator, if anything.
+
+    Raises as `find_profile` does, and `InvalidRequest` for a profile of another recipe than the engine's: it was
+    changed while the node started.
+    """
+    profile = find_profile(Path(config.model), config.profile_dir, core.adapter.fingerprint.hex())
+    terms = LinkTerms.of(profile, num_link_tokens)
+    sinks = core.recipe.num_sink_tokens
+    if terms.policy.num_sink_tokens != sinks:
+        raise InvalidRequest(
+            f"profile {profile.name if profile else terms.profile} compiles chunks behind "
+            f"{terms.policy.num_sink_tokens} sink tokens, the engine was made for {sinks}: start the node again",
+            field="profile",
+            limit=f"{sinks} sink tokens",
+            actual=f"{terms.policy.num_sink_tokens} sink tokens",
+        )
+    return terms
 
 
 def _check_device(name: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from spolia.v1.directory_pb2 import NodeLoad, NodeRecord, NodeRole, ServedModel
 from spolia.version import __version__
+from spolia_core.link_terms import LinkTerms
 from spolia_core.reuse import ChunkKind
-from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.pool import BlockState
 from spolia_node.server import NodeServer
@@ -19,8 +19,9 @@ def model_name(config: WorkerConfig) -> str:
     return config.model_name or Path(config.model).resolve().name
 
 
-def served_model(config: WorkerConfig, adapter: ModelAdapter) -> ServedModel:
+def served_model(config: WorkerConfig, core: EngineCore, terms: LinkTerms) -> ServedModel:
     """The model as the directory lists it."""
+    adapter = core.adapter
     return ServedModel(
         name=model_name(config),
         fingerprint=adapter.fingerprint,
@@ -28,6 +29,10 @@ def served_model(config: WorkerConfig, adapter: ModelAdapter) -> ServedModel:
         vocab_size=adapter.vocab_size,
         supports_linked=adapter.support.linked,
         compute_dtype=adapter.compute_dtype,
+        num_sink_tokens=core.recipe.num_sink_tokens,
+        profile=terms.profile,
+        policy=terms.policy.name,
+        linked_refusal=adapter.support.linked_refusal or terms.refusal,
     )
 
 
@@ -48,14 +53,19 @@ def load_of(core: EngineCore, *, num_running: int, num_waiting: int, queued_toke
 
 
 def node_record(
-    server: NodeServer, role: NodeRole.ValueType, config: WorkerConfig, core: EngineCore, load: NodeLoad
+    server: NodeServer,
+    role: NodeRole.ValueType,
+    config: WorkerConfig,
+    core: EngineCore,
+    terms: LinkTerms,
+    load: NodeLoad,
 ) -> NodeRecord:
     """The whole record: what every heartbeat carries."""
     return NodeRecord(
         node_id=server.node_id,
         role=role,
         address=server.address,
-        model=served_model(config, core.adapter),
+        model=served_model(config, core, terms),
         load=load,
         held_chunks=core.resident.held(ChunkKind.LOCAL),
         draining=not server.accepting,
