@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from spolia_core.errors import Busy
 from spolia_node.deadline import Deadline
@@ -13,11 +13,19 @@ from spolia_node.deadline import Deadline
 class Admission:
     """First come, first served, within each request's deadline."""
 
-    def __init__(self, max_running: int, max_waiting: int) -> None:
+    def __init__(self, max_running: int, max_waiting: int, on_idle: Callable[[], None] = lambda: None) -> None:
+        """`on_idle` is called when the last request that was here has gone."""
         self._places = asyncio.Semaphore(max_running)
         self._max_waiting = max_waiting
+        self._on_idle = on_idle
+        self._num_present = 0
         self.num_running = 0
         self.num_waiting = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request runs or waits. May be read from any thread."""
+        return self._num_present == 0
 
     @asynccontextmanager
     async def place(self, deadline: Deadline) -> AsyncIterator[None]:
@@ -30,14 +38,25 @@ class Admission:
                 actual=str(self.num_waiting),
                 retry_after_ms=1000,
             )
-        self.num_waiting += 1
-        try:
-            await deadline.wait(self._places.acquire(), "waiting for a place")
-        finally:
-            self.num_waiting -= 1
-        self.num_running += 1
+        with self._present():
+            self.num_waiting += 1
+            try:
+                await deadline.wait(self._places.acquire(), "waiting for a place")
+            finally:
+                self.num_waiting -= 1
+            self.num_running += 1
+            try:
+                yield
+            finally:
+                self.num_running -= 1
+                self._places.release()
+
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        self._num_present += 1
         try:
             yield
         finally:
-            self.num_running -= 1
-            self._places.release()
+            self._num_present -= 1
+            if self.is_idle:
+                self._on_idle()

@@ -1,4 +1,4 @@
-"""Shadow checks: a share of LINKED requests is recomputed exactly, off the requests' path, to see what linking costs now.
+"""Shadow checks: a share of LINKED requests, recomputed exactly off their path, says what linking costs today.
 
     offered ──▶ waiting ──▶ running ──▶ done | failed
        │           └───────────┴──▶ no room | gave way | shutdown
@@ -8,9 +8,9 @@ Calibration measures a model on some texts; traffic drifts away from them. A che
 answered from, the very runs it read, and compares at each answer token what it predicts with what a context computed
 anew does.
 
-Requests come first, twice. In time: checks run in the engine's thread in slices, which begin only while no request has a
-place or waits for one. In memory: checks hold references, and give all of them back when a request finds no room. Both
-rest on one rule: whatever ends a check does so in the engine's thread, between two slices.
+Requests come first, twice. In time: checks run in the engine's thread in slices, which begin only while no request has
+a place or waits for one. In memory: checks hold references, and give all of them back when a request finds no room.
+Both rest on one rule: whatever ends a check does so in the engine's thread, between two slices.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ShadowChecks:
         return self.num_ended != num_ended_before
 
     async def close(self) -> None:
-        """Drops every check, in the engine's thread, and takes no more. Waits for nothing: no drain is longer for it."""
+        """Takes no more checks, and has the engine's thread drop those there are. Waits for nothing."""
         self._closed = True
         self._thread.notify()
 

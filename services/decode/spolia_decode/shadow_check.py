@@ -44,7 +44,7 @@ class ShadowComparison:
     """A check under way, in slices. Engine's thread only; `close` at any time between two slices frees everything."""
 
     def __init__(self, core: EngineCore, check: ShadowCheck, slice_tokens: int) -> None:
-        """Takes the check's context. A slice runs at most `slice_tokens` rows through the model (two, where that is 1)."""
+        """Takes the check's context. A slice runs at most `slice_tokens` rows (two, where that is 1)."""
         self.check = check
         self._core = core
         self._slice_tokens = slice_tokens

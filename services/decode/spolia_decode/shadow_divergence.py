@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MAX_NATS = 100.0
+"""Cap of one token's figures, also where damaged KV makes them infinite or no number: means and sums stay numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
@@ -48,15 +51,14 @@ class Divergence:
         """Compares logits [num_tokens, vocab_size] that predict `token_ids`."""
         exact = torch.log_softmax(exact_logits, -1, dtype=torch.float32)
         linked = torch.log_softmax(linked_logits, -1, dtype=torch.float32)
-        # A token that neither context can produce (-inf in both) adds nothing; rounding may leave a sum below zero.
-        terms = torch.where(exact == -math.inf, 0.0, exact.exp() * (exact - linked))
-        kl = terms.sum(-1).clamp_min(0.0)
+        # A token that the exact context cannot produce (-inf) adds nothing.
+        kl = torch.where(exact == -math.inf, 0.0, exact.exp() * (exact - linked)).sum(-1)
         tokens = torch.tensor(list(token_ids), device=exact.device)[:, None]
         return cls(
-            tuple(kl.tolist()),
+            tuple(_capped(kl).tolist()),
             int((exact.argmax(-1) == linked.argmax(-1)).sum()),
-            -float(exact.gather(-1, tokens).double().sum()),
-            -float(linked.gather(-1, tokens).double().sum()),
+            float(_capped(-exact.gather(-1, tokens)).sum()),
+            float(_capped(-linked.gather(-1, tokens)).sum()),
         )
 
     @classmethod
@@ -68,3 +70,8 @@ class Divergence:
             math.fsum(piece.exact_nll_nats for piece in pieces),
             math.fsum(piece.linked_nll_nats for piece in pieces),
         )
+
+
+def _capped(nats: Tensor) -> Tensor:
+    """As float64 in 0 … `MAX_NATS`; rounding may have left what is never negative a little below 0."""
+    return nats.double().nan_to_num(nan=MAX_NATS).clamp(0.0, MAX_NATS)

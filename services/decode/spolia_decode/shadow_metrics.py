@@ -15,7 +15,6 @@ from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 
 KL_BUCKETS = tuple(m * 10.0**e for e in range(-7, 2) for m in (1, 3))
-NLL_BUCKETS = (-1.0, -0.3, -0.1, -0.03, -0.01, -0.003, -0.001, 0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WINDOW_CHECKS = 32
 MIN_CHECKS = 4
 """A warning speaks of at least this many checks: one short answer says little."""
@@ -70,15 +69,15 @@ class ShadowMetrics:
             *self._labels,
             buckets=KL_BUCKETS,
         ).labels(**self._labels)
-        self._nll = metrics.histogram(
-            "spolia_shadow_nll_increase_nats",
-            "Per answer, the mean over its tokens of -log p linked less -log p exact.",
-            *self._labels,
-            buckets=NLL_BUCKETS,
-        ).labels(**self._labels)
         self._compared = self._counter(metrics, "spolia_shadow_tokens_total", "Answer tokens compared.")
         self._agreed = self._counter(
             metrics, "spolia_shadow_agreed_tokens_total", "Answer tokens whose most likely one is the same both ways."
+        )
+        self._exact_nll = self._counter(
+            metrics, "spolia_shadow_exact_nll_nats_total", "Sum of -log p of the answers' tokens, recomputed exactly."
+        )
+        self._linked_nll = self._counter(
+            metrics, "spolia_shadow_linked_nll_nats_total", "Sum of -log p of the answers' tokens, as linked."
         )
         self._seconds = self._counter(metrics, "spolia_shadow_seconds_total", "Engine time spent on checks.")
         self._mean = self._gauge(
@@ -106,7 +105,8 @@ class ShadowMetrics:
         """Records what a check found. Engine's thread only."""
         for kl in divergence.kl_nats:
             self._kl.observe(kl)
-        self._nll.observe(divergence.nll_increase_nats)
+        self._exact_nll.inc(divergence.exact_nll_nats)
+        self._linked_nll.inc(divergence.linked_nll_nats)
         self._compared.inc(divergence.num_tokens)
         self._agreed.inc(divergence.num_agreed)
         self._recent.append(divergence)
