@@ -11,6 +11,12 @@ from spolia_engine.run import Run
 from spolia_engine.sequence import Sequence
 
 
+def offer_check(job: GenerateJob, sequence: Sequence, parts: NodeParts) -> None:
+    """Lets a finished request, still open, be checked where this node checks any."""
+    if parts.shadow is not None:
+        parts.shadow.offer(job, sequence)
+
+
 class AnswerSealer:
     """Called in the engine's thread with a finished sequence; stores what it sealed from the event loop.
 
@@ -25,6 +31,7 @@ class AnswerSealer:
     def __call__(self, sequence: Sequence) -> None:
         """Seals the blocks that prompt and answer filled."""
         job = self._job
+        offer_check(job, sequence, self._parts)
         if job.mode is not ReuseMode.EXACT:
             return
         with_kv = job.prompt.token_ids + sequence.generation.token_ids[:-1]
