@@ -28,6 +28,8 @@ from spolia_engine.pool import BlockState
 from spolia_engine.sequence import Sequence as DecodeSequence
 
 VOCAB_SIZE = 97
+BOS = 5
+"""Begin-of-sequence token of the models whose names end in "-bos"; the others have none."""
 MAX_CONTEXT = 4608
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -98,6 +100,11 @@ _BUILDERS = {
     "llama-longrope": lambda: LlamaForCausalLM(llama_config(rope_parameters=dict(LONGROPE))),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, rope_parameters=dict(PLAIN))),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, rope_parameters=dict(PLAIN))),
+    "llama-bos": lambda: LlamaForCausalLM(llama_config(bos_token_id=BOS)),
+    "llama-yarn-bos": lambda: LlamaForCausalLM(llama_config(bos_token_id=BOS, rope_parameters=dict(YARN))),
+    "llama-one-layer": lambda: LlamaForCausalLM(llama_config(num_hidden_layers=1)),
+    "llama-deep": lambda: LlamaForCausalLM(llama_config(num_hidden_layers=4)),
+    "qwen3-bos": lambda: Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "bos_token_id": BOS}, rope_parameters=dict(PLAIN))),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, rope_parameters=dict(PLAIN), sliding_window=None)),
 }
 
@@ -123,8 +130,10 @@ def letters(token_ids: Sequence[int]) -> str:
     return "".join(chr(0x4E00 + token_id) for token_id in token_ids)
 
 
-def engine_of(name: str = "llama", *, num_blocks: int = 4096, block_size: int = 16) -> Engine:
-    return Engine(adapter_of(name), letters, num_blocks=num_blocks, block_size=block_size)
+def engine_of(name: str = "llama", *, num_blocks: int = 4096, block_size: int = 16, num_sink_tokens: int = 0) -> Engine:
+    return Engine(
+        adapter_of(name), letters, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens
+    )
 
 
 def tokens(count: int, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[int]:

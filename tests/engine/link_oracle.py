@@ -73,20 +73,29 @@ def dense_forward(model: Any, token_ids: Sequence[int]) -> Tensor:
     return run_layers(model, token_ids, range(count), causal(seen), DynamicCache())[0]
 
 
-def chunk_kv(model: Any, token_ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """(K, V) of each layer of a chunk computed alone at positions 0, 1, 2, …."""
-    count = len(token_ids)
-    seen = torch.ones(count, count, dtype=torch.bool).tril()
-    _, cache = run_layers(model, token_ids, range(count), causal(seen), DynamicCache())
-    return [(layer.keys, layer.values) for layer in cache.layers]
+def chunk_kv(model: Any, token_ids: Sequence[int], sinks: Sequence[int] = ()) -> list[tuple[Tensor, Tensor]]:
+    """(K, V) of each layer of a chunk computed alone at positions 0, 1, 2, ….
+
+    With `sinks`, they are computed before it, from position 0 on; then they are cut off, and the chunk's keys turned
+    back by their number. The adapter never sees a positive position of this kind, the oracle never a negative one.
+    """
+    ids, first = [*sinks, *token_ids], len(sinks)
+    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    _, cache = run_layers(model, ids, range(len(ids)), causal(seen), DynamicCache())
+    return [
+        (rotate_keys(model, layer.keys[:, :, first:], -first), layer.values[:, :, first:]) for layer in cache.layers
+    ]
 
 
-def link(model: Any, prompt: Prompt, recomputed: Sequence[int]) -> Linked:
-    """Law 1, literally. `recomputed` holds R as sorted positions; every other token belongs to a chunk."""
+def link(model: Any, prompt: Prompt, recomputed: Sequence[int], sinks: Sequence[int] = ()) -> Linked:
+    """Law 1, literally. `recomputed` holds R as sorted positions; every other token belongs to a chunk.
+
+    Chunks were compiled behind `sinks`, dummy token ids.
+    """
     rows = set(recomputed)
     reused = [p for p in range(prompt.num_tokens) if p not in rows]
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(_moved(model, prompt, rows)):
+    for layer, (keys, values) in enumerate(_moved(model, prompt, rows, sinks)):
         cache.update(keys, values, layer)
     positions = torch.tensor([*reused, *recomputed])
     seen = positions[None, :] <= torch.tensor(list(recomputed))[:, None]
@@ -105,7 +114,7 @@ def next_logits(model: Any, linked: Linked, position: int, token_id: int) -> Ten
     return logits[0]
 
 
-def _moved(model: Any, prompt: Prompt, rows: set[int]) -> list[tuple[Tensor, Tensor]]:
+def _moved(model: Any, prompt: Prompt, rows: set[int], sinks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """(K, V) of each layer for all tokens outside `rows`, in order, keys re-rotated to their positions."""
     num_layers = len(model.model.layers)
     keys: list[list[Tensor]] = [[] for _ in range(num_layers)]
@@ -114,7 +123,7 @@ def _moved(model: Any, prompt: Prompt, rows: set[int]) -> list[tuple[Tensor, Ten
     for part in prompt.parts:
         kept = [i for i in range(len(part.token_ids)) if base + i not in rows]
         if kept:
-            for layer, (k, v) in enumerate(chunk_kv(model, part.token_ids)):
+            for layer, (k, v) in enumerate(chunk_kv(model, part.token_ids, sinks)):
                 keys[layer].append(rotate_keys(model, k[:, :, kept], base))
                 values[layer].append(v[:, :, kept])
         base += len(part.token_ids)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from engine_worlds import assert_nothing_held, engine_of, oracle_of, tokens
+from engine_worlds import BOS, assert_nothing_held, engine_of, oracle_of, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from link_oracle import dense_forward, link, next_logits
@@ -49,9 +49,9 @@ def link_here(engine: Engine, prompt: Prompt, plan: LinkPlan) -> list[torch.Tens
     return found
 
 
-def link_there(name: str, prompt: Prompt, plan: LinkPlan) -> list[torch.Tensor]:
+def link_there(name: str, prompt: Prompt, plan: LinkPlan, num_sink_tokens: int = 0) -> list[torch.Tensor]:
     model = oracle_of(name)
-    linked = link(model, prompt, plan.positions)
+    linked = link(model, prompt, plan.positions, sinks=[BOS] * num_sink_tokens)
     found = [linked.logits[-1]]
     for index, token in enumerate(tokens(DECODE_STEPS, seed=77)):
         found.append(next_logits(model, linked, prompt.num_tokens + index, token))
@@ -64,7 +64,8 @@ def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> flo
 
 
 def check_law_1(engine: Engine, name: str, prompt: Prompt, plan: LinkPlan) -> None:
-    error = relative_error(link_here(engine, prompt, plan), link_there(name, prompt, plan))
+    there = link_there(name, prompt, plan, engine.recipe.num_sink_tokens)
+    error = relative_error(link_here(engine, prompt, plan), there)
     assert error <= LAW_1, f"relative error {error:.2e}"
 
 
@@ -106,16 +107,61 @@ def test_law_1_holds_for_a_chunk_at_the_end_and_one_at_position_0(k: int) -> Non
         check_law_1(engine, "llama", prompt, plan_link(prompt, k))
 
 
+@pytest.mark.parametrize("num_sink_tokens", [1, 4, 33])
+@pytest.mark.parametrize("k", [0, 1, 16, 70])
+@pytest.mark.parametrize("name", ["llama-bos", "llama-yarn-bos", "qwen3-bos"])
+def test_law_1_holds_for_chunks_compiled_behind_dummy_sinks(name: str, k: int, num_sink_tokens: int) -> None:
+    engine = engine_of(name, num_sink_tokens=num_sink_tokens)
+    prompt = several_chunks(engine)
+    check_law_1(engine, name, prompt, plan_link(prompt, k, num_sink_tokens=num_sink_tokens))
+    first = Prompt(prompt.parts[1:])  # a chunk at position 0
+    check_law_1(engine, name, first, plan_link(first, k, num_sink_tokens=num_sink_tokens))
+
+
+def check_law_2(engine: Engine, name: str, prompt: Prompt, num_link_tokens: int) -> None:
+    plan = plan_link(prompt, num_link_tokens, num_sink_tokens=engine.recipe.num_sink_tokens)
+    assert not plan.fragments
+    got = link_here(engine, prompt, plan)[0]
+    expected = dense_forward(oracle_of(name), prompt.token_ids)[-1]
+    assert relative_error([got], [expected]) <= LAW_2
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-yarn", "qwen2", "qwen3"])
 def test_law_2_linking_with_k_of_a_chunks_length_is_full_recompute(name: str) -> None:
     engine = engine_of(name)
-    prompt = several_chunks(engine)
     for k in (129, 10_000):
-        plan = plan_link(prompt, k)
-        assert not plan.fragments
-        got = link_here(engine, prompt, plan)[0]
-        expected = dense_forward(oracle_of(name), prompt.token_ids)[-1]
-        assert relative_error([got], [expected]) <= LAW_2
+        check_law_2(engine, name, several_chunks(engine), k)
+
+
+def cut(engine: Engine, token_ids: list[int], *ends: int) -> list[Part]:
+    """A document cut into chunks at the given places, inside a sentence as likely as not."""
+    bounds = [0, *ends, len(token_ids)]
+    return [engine.chunk(token_ids[start:end]) for start, end in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("num_sink_tokens", [0, 4])
+@pytest.mark.parametrize("name", ["llama-bos", "qwen3-bos"])
+def test_law_2_holds_for_cut_chunks_and_behind_sinks(name: str, num_sink_tokens: int) -> None:
+    engine = engine_of(name, num_sink_tokens=num_sink_tokens)
+    pieces = cut(engine, tokens(200, 6), 77, 78, 131)
+    assert [len(part.token_ids) for part in pieces] == [77, 1, 53, 69]
+    check_law_2(engine, name, Prompt((live(1, 7), *pieces, live(6, 8))), 77)
+
+
+@pytest.mark.parametrize("num_sink_tokens", [0, 4])
+def test_law_1_holds_for_cut_chunks(num_sink_tokens: int) -> None:
+    engine = engine_of("llama-bos", num_sink_tokens=num_sink_tokens)
+    prompt = Prompt((live(1, 7), *cut(engine, tokens(200, 6), 77, 78, 131), live(6, 8)))
+    for k in (0, 16):
+        check_law_1(engine, "llama-bos", prompt, plan_link(prompt, k))
+
+
+def test_a_chunk_at_position_0_is_linked_only_where_it_was_compiled_behind_sinks() -> None:
+    engine = engine_of("llama-bos", num_sink_tokens=4)
+    prompt = Prompt((engine.chunk(tokens(40, 1)), live(5, 2)))
+    assert plan_link(prompt, 16).num_reused(0) == 40
+    assert plan_link(prompt, 16, num_sink_tokens=4).num_reused(0) == 24
+    check_law_2(engine, "llama-bos", prompt, 40)
 
 
 def test_recomputing_every_token_by_choice_is_full_recompute() -> None:
