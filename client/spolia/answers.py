@@ -135,6 +135,8 @@ def reuse_of(report: common_pb2.ReuseReport) -> Reuse:
         profile=report.profile,
         link_tokens_per_chunk=report.link_tokens_per_chunk,
         nodes=tuple(report.nodes),
+        forced=report.forced,
+        sink_tokens_per_chunk=report.sink_tokens_per_chunk,
     )
 
 
@@ -156,6 +158,10 @@ def models_of(response: gateway_pb2.ListModelsResponse) -> list[Model]:
             m.vocab_size,
             m.fingerprint,
             tuple(_member(ReuseMode, mode) for mode in m.modes),
+            m.profile,
+            m.policy,
+            m.linked_refusal,
+            m.can_force_linked,
         )
         for m in response.models
     ]
@@ -184,6 +190,10 @@ def _node_of(record: directory_pb2.NodeRecord) -> Node:
         num_held_chunks=len(record.held_chunks),
         draining=record.draining,
         version=record.version,
+        profile=record.model.profile,
+        policy=record.model.policy,
+        linked_refusal=record.model.linked_refusal,
+        can_force_linked=record.model.supports_linked and bool(record.model.linked_refusal),
     )
 
 

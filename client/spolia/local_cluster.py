@@ -30,7 +30,8 @@ class LocalCluster:
     `settings` are flags for every node, or for one role when they name it: `["--log-level", "debug",
     "--decode.max-batch-rows", "4"]`; `env` is added to every node's environment. Logs go to a file per node under
     `log_dir` (default: a new temporary folder, kept afterwards), or to this process's standard error with `verbose`.
-    Engines share the cores evenly unless the environment or `engine_threads` says otherwise.
+    Engines share the cores evenly unless the environment or `engine_threads` says otherwise. They look for the model's
+    calibration profile in `profile_dir`, then beside the model.
 
     `on_exit` is called, on a thread of the cluster, for each node that ends without being asked to; the others go on.
     Nodes end with this process, however it ends.
@@ -53,6 +54,7 @@ class LocalCluster:
         verbose: bool = False,
         env: Mapping[str, str] | None = None,
         engine_threads: int | None = None,
+        profile_dir: Path | None = None,
         start_timeout_s: float = 120.0,
         stop_timeout_s: float = 15.0,
         on_exit: Callable[[NodeExit], None] | None = None,
@@ -64,6 +66,7 @@ class LocalCluster:
         self._log_dir = log_dir
         self._verbose = verbose
         self._env = dict(env or {})
+        self._profile_dir = profile_dir
         self._engine_env = _engine_env(engine_threads, num_prefill + num_decode) | self._env
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -172,6 +175,8 @@ class LocalCluster:
             arguments += ["--directory", self.directory_address]
             if self._model is not None:
                 arguments += ["--model", str(self._model)]
+        if role in ENGINE_ROLES and self._profile_dir is not None:
+            arguments += ["--profile-dir", str(self._profile_dir)]
         return arguments + settings_for(role, self._settings)
 
     def _ready(self, process: NodeProcess) -> LocalNode:

@@ -42,7 +42,9 @@ class Reuse:
 
     `sources` counts prompt tokens by where their KV came from; the counts add up to the prompt's length, absent
     sources are zero. `misses` names every chunk that was wanted and not had, and why. `nodes` are the ids of the nodes
-    that took part, in order. `profile` names the model's calibration that chose `link_tokens_per_chunk`.
+    that took part, in order. `profile` names the model's calibration that chose `link_tokens_per_chunk` and
+    `sink_tokens_per_chunk`: "default" where the model has none, "manual" where an operator set them by hand. `forced`
+    says that the answer is LINKED although the profile forbids it.
     """
 
     mode: ReuseMode
@@ -52,6 +54,8 @@ class Reuse:
     profile: str
     link_tokens_per_chunk: int
     nodes: tuple[str, ...]
+    forced: bool = False
+    sink_tokens_per_chunk: int = 0
 
     @property
     def num_reused_tokens(self) -> int:
@@ -120,13 +124,21 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model the cluster serves now, and the modes it can serve."""
+    """A model the cluster serves now, and the modes it serves without force.
+
+    `profile` names its calibration, `policy` what that prescribes ("link:16"). Where LINKED is not among `modes`,
+    `linked_refusal` says why, and `can_force_linked` whether `force_linked` helps: it does against a profile.
+    """
 
     name: str
     max_context_tokens: int
     vocab_size: int
     fingerprint: bytes
     modes: tuple[ReuseMode, ...]
+    profile: str = ""
+    policy: str = ""
+    linked_refusal: str = ""
+    can_force_linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +147,8 @@ class Node:
 
     `role` is "gateway", "prefill", "decode" or "kvstore"; `model` is empty for nodes that serve none. A draining node
     takes no new work. Blocks are those of its KV pool: `available_blocks` are free, or cached and droppable. Each is
-    free, referenced (used by a request: none is on a node that does nothing), cached, in transfer or lent.
+    free, referenced (used by a request: none is on a node that does nothing), cached, in transfer or lent. `profile`,
+    `policy`, `linked_refusal` and `can_force_linked` are as for `Model`; empty for nodes that serve none.
     """
 
     node_id: str
@@ -154,6 +167,10 @@ class Node:
     num_held_chunks: int
     draining: bool
     version: str
+    profile: str = ""
+    policy: str = ""
+    linked_refusal: str = ""
+    can_force_linked: bool = False
 
     @property
     def free_blocks(self) -> int:

@@ -18,6 +18,7 @@ from spolia.options import GenerateOptions
 from spolia.parts import Document, Part
 from spolia.results import Result
 from spolia.stream import Stream
+from spolia_core.reuse import ReuseMode
 
 
 class ModeName(StrEnum):
@@ -100,6 +101,9 @@ def _summary(result: Result) -> str:
         f"first after {result.ttft_ms:.0f} ms, all after {result.e2e_ms:.0f} ms; {reuse.mode.name.lower()}: "
         f"{reuse.num_reused_tokens} of {result.num_prompt_tokens} prompt tokens reused, {reuse.bytes_moved} bytes moved"
     )
+    if reuse.mode is ReuseMode.LINKED:
+        line += f"\nprofile {reuse.profile}: {reuse.link_tokens_per_chunk} link tokens per document"
+        line += "; it forbids linked, which was forced" if reuse.forced else ""
     return line + "".join(
         f"\nmissed {m.num_tokens} tokens of a {m.kind.name.lower()} chunk: {m.reason.name.lower().replace('_', ' ')}"
         for m in reuse.misses

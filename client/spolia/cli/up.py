@@ -32,6 +32,9 @@ def up(
     engine_threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each engine; default: the cores, shared evenly.")
     ] = None,
+    profile_dir: Annotated[
+        Path | None, typer.Option(help="Folder of calibration profiles; they win over the one in the model's folder.")
+    ] = None,
     start_timeout: Annotated[float, typer.Option(help="Most seconds until the cluster serves.")] = 120.0,
     as_json: Json = False,
     settings: Annotated[
@@ -55,6 +58,7 @@ def up(
         log_dir=log_dir,
         verbose=verbose,
         engine_threads=engine_threads,
+        profile_dir=profile_dir,
         start_timeout_s=start_timeout,
         on_exit=events.put,
     )

@@ -14,7 +14,10 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
 from spolia_engine.text import load_decode
+from spolia_node.logs import get_log
 from spolia_worker.config import WorkerConfig
+
+log = get_log(__name__)
 
 
 def load_engine(config: WorkerConfig) -> Engine:
@@ -62,6 +65,9 @@ def load_terms(config: WorkerConfig, core: EngineCore, num_link_tokens: int | No
             limit=f"{sinks} sink tokens",
             actual=f"{terms.policy.num_sink_tokens} sink tokens",
         )
+    log.info("linked terms", profile=terms.profile, policy=terms.policy.name, refusal=terms.refusal)
+    if profile is not None and not profile.allows_linked and not terms.refusal:
+        log.warning("link tokens set by hand override a profile that forbids LINKED", profile=profile.name)
     return terms
 
 
