@@ -235,8 +235,9 @@ def find_profile(model_dir: Path, profile_dir: Path | None, fingerprint: str) ->
     profile = load_profile(path)
     if profile.fingerprint != fingerprint:
         raise InvalidRequest(
-            f"profile {path} was measured on another model: its fingerprint is {profile.fingerprint[:16]}…, this "
-            f"model's is {fingerprint[:16]}…; run `spolia calibrate` on this model, or take the file away",
+            f"profile {path} was measured on another model or compute dtype: its fingerprint is "
+            f"{profile.fingerprint[:16]}…, this model's is {fingerprint[:16]}…; run `spolia calibrate` as this node "
+            "runs the model, or take the file away",
             field="fingerprint",
             limit=fingerprint,
             actual=profile.fingerprint,
