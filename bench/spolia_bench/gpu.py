@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from spolia_bench.frame import environment
+from spolia_fidelity.environment import environment
 from spolia_kernels import Partial, RotaryTable, attend, merge, rotate
 
 

@@ -1,0 +1,247 @@
+"""`spolia calibrate`: the cheapest policy that keeps a model's loss under stated bounds, written as its profile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from spolia.cli.output import print_columns
+from spolia_core.errors import InvalidRequest
+from spolia_core.profile import (
+    PROFILE_FILE,
+    Bounds,
+    LinkPolicy,
+    PolicyLoss,
+    ReuseProfile,
+    profile_path,
+    save_profile,
+)
+from spolia_fidelity.figures import figures_of
+from spolia_fidelity.options import Options, add_options, parsed
+from spolia_fidelity.policy import Linked, parse_policies
+from spolia_fidelity.progress import Progress
+from spolia_fidelity.report import print_result
+from spolia_fidelity.report.json_line import record_of
+from spolia_fidelity.result_json import plain
+from spolia_fidelity.runner import REFERENCE
+from spolia_fidelity.session import Measured, Model, load, measure
+from spolia_fidelity.verdict import Judged, SourceFigures, Verdict, cheapest_kept, judge, least_bad
+
+DEFAULT_LADDER = (
+    "naive,sinks:4,link:4,sinks:4+link:4,link:8,sinks:4+link:8,link:16,sinks:4+link:16,link:24,link:32,link:48,link:64"
+)
+NOT_KEPT = 5
+"""Exit status where no policy was shown to keep the bounds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `NOT_KEPT` where no policy was shown to keep the bounds.
+
+    Wrong policies, bounds and inputs, and a profile that could not be written, are refused before the model is loaded.
+    """
+    args, options = parsed(_parser(), argv)
+    bounds = Bounds(args.max_nll_increase, args.max_task_loss)
+    ladder = parse_ladder(args.policies or DEFAULT_LADDER)
+    folder = args.profile_dir or options.model
+    if not args.dry_run:
+        _check_writable(folder)
+    progress = Progress(not (args.json or args.quiet))
+    model = load(options, progress)
+    if args.policies is None and model.adapter.bos_token_id is None:  # dummy sinks are such tokens
+        ladder = tuple(policy for policy in ladder if not policy.num_sink_tokens)
+    measured = measure(model, options, ladder, progress)
+    judged = judge_all(measured, bounds, options)
+    profile = profile_of(model, measured, judged, bounds)
+    path = None
+    if not args.dry_run:
+        path = profile_path(folder, profile.fingerprint) if args.profile_dir else folder / PROFILE_FILE
+        save_profile(profile, path)
+    if args.json:
+        record = plain(_record(measured, judged, profile, path))
+        print(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    else:
+        print_result(measured.result)
+        _print_verdict(judged, profile, path)
+    return 0 if profile.allows_linked else NOT_KEPT
+
+
+def parse_ladder(names: str) -> tuple[Linked, ...]:
+    """Policies that can be served. Raises `InvalidRequest` for one that cannot, an empty list or a name twice."""
+    found = []
+    for policy in parse_policies(names):
+        if not isinstance(policy, Linked):
+            raise InvalidRequest(
+                f"policies names {policy.name!r}, which can be measured (spolia eval) and not served",
+                field="policies",
+                limit="naive, link:K, sinks:S, sinks:S+link:K",
+                actual=policy.name,
+            )
+        found.append(policy)
+    return tuple(found)
+
+
+def judge_all(measured: Measured, bounds: Bounds, options: Options) -> tuple[Judged, ...]:
+    """Every policy but full recompute against the bounds, in the order measured."""
+    per_source = []
+    for found in measured.sets:
+        names = {case.name for case in found.cases}
+        tasks = frozenset(question.task for case in found.cases for question in case.questions)
+        rows = {name: [o for o in outcomes if o.case in names] for name, outcomes in measured.outcomes.items()}
+        per_source.append((found.info, tasks, figures_of(rows, REFERENCE, seed=options.seed)))
+    return tuple(
+        judge(
+            policy,
+            [
+                SourceFigures(info.name, tasks, info.num_clusters, figures[policy.name].overall)
+                for info, tasks, figures in per_source
+            ],
+            bounds,
+        )
+        for policy in measured.result.policies
+        if policy.name != REFERENCE
+    )
+
+
+def profile_of(model: Model, measured: Measured, judged: Sequence[Judged], bounds: Bounds) -> ReuseProfile:
+    """What is to be served: the cheapest policy that keeps the bounds; else nothing, and the nearest one if forced."""
+    kept = cheapest_kept(judged)
+    run = measured.result.run
+    reference = PolicyLoss(
+        REFERENCE,
+        0.0,
+        None,
+        1.0,
+        {
+            "seed": run.seed,
+            "dtype": run.dtype,
+            "options": plain(run.options),
+            "inputs": [plain(info) for info in measured.result.inputs],
+            "commit": run.environment.get("commit"),
+            "notes": [*measured.result.notes, *_what_counts(judged)],
+        },
+    )
+    return ReuseProfile(
+        fingerprint=model.adapter.fingerprint.hex(),
+        allows_linked=kept is not None,
+        policy=LinkPolicy.parse((kept or least_bad(judged)).policy.name),
+        bounds=bounds,
+        measured=(reference, *(_loss(found) for found in judged)),
+    )
+
+
+def _loss(found: Judged) -> PolicyLoss:
+    figures = found.policy.overall
+    details = {
+        "verdict": found.verdict,
+        "margins": found.margins,
+        "kl_mean": figures.kl_mean,
+        "kl_p99": figures.kl_p99,
+        "agreement": figures.agreement,
+        "num_questions": figures.num_questions,
+    }
+    share = found.policy.recomputed_share
+    return PolicyLoss(found.policy.name, found.worst_nll_increase, found.worst_task_loss, share, plain(details))
+
+
+def _what_counts(judged: Sequence[Judged]) -> tuple[str, ...]:
+    if any(found.worst_task_loss is not None for found in judged):
+        return ()
+    return ("The model can do none of the tasks: only the increase of the negative log-likelihood was judged.",)
+
+
+def _record(
+    measured: Measured, judged: Sequence[Judged], profile: ReuseProfile, path: Path | None
+) -> dict[str, object]:
+    return {
+        "kind": "spolia-calibrate",
+        "format": 1,
+        "verdict": verdict_of(judged),
+        "policy": profile.policy.name,
+        "allows_linked": profile.allows_linked,
+        "profile": profile.name,
+        "path": None if path is None else str(path),
+        "bounds": profile.bounds,
+        "judged": {found.policy.name: {"verdict": found.verdict, "margins": found.margins} for found in judged},
+        "result": record_of(measured.result),
+    }
+
+
+def verdict_of(judged: Sequence[Judged]) -> Verdict:
+    """Kept where some policy keeps the bounds; undecided where more questions might show that one does."""
+    found = {policy.verdict for policy in judged}
+    return next((v for v in (Verdict.KEPT, Verdict.UNDECIDED) if v in found), Verdict.BROKEN)
+
+
+def _print_verdict(judged: Sequence[Judged], profile: ReuseProfile, path: Path | None) -> None:
+    bounds = profile.bounds
+    print(
+        f"\nBounds: {bounds.max_nll_increase_nats:g} nats per token on every source, {bounds.max_task_loss_points:g} "
+        "points on every task; the upper end of an interval counts\n"
+    )
+    print_columns(("policy", "recomputed", "verdict", "nearest to or furthest over its bound"), *map(_row, judged))
+    for note in _what_counts(judged):
+        print(f"\n{note}")
+    print("\n" + _conclusion(judged, profile))
+    print(f"profile {profile.name} " + ("not written (--dry-run)" if path is None else f"written to {path}"))
+
+
+def _row(found: Judged) -> Sequence[str]:
+    worst = found.worst
+    text = f"{worst.figure}: up to {worst.high:.3g} of {worst.bound:g}"
+    return found.policy.name, f"{found.policy.recomputed_share:.1%}", found.verdict.value, text
+
+
+def _conclusion(judged: Sequence[Judged], profile: ReuseProfile) -> str:
+    name = profile.policy.name
+    match verdict_of(judged):
+        case Verdict.KEPT:
+            return f"{name} is the cheapest policy that keeps the bounds: LINKED requests use it."
+        case Verdict.UNDECIDED:
+            return (
+                "No policy was shown to keep the bounds, and some may: the sample is too small to decide. Ask more "
+                f"--questions or give more text. Until then LINKED is refused unless forced, and then uses {name}."
+            )
+        case _:
+            return f"No policy keeps the bounds: LINKED is refused unless forced, and then uses {name}, the nearest."
+
+
+def _check_writable(folder: Path) -> None:
+    """Known before the model is loaded, not after the run."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InvalidRequest(
+            f"the profile cannot be written to {folder}: no folder, or not writable; name one with --profile-dir",
+            field="profile-dir",
+            actual=str(folder),
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spolia calibrate",
+        description="Find the cheapest reuse policy that keeps a model's loss under bounds, and write its profile.",
+        epilog=f"Exit code {NOT_KEPT} where no policy was shown to keep the bounds; the profile then forbids LINKED. "
+        "A profile belongs to the model as loaded in --dtype: calibrate with the one you serve with.",
+    )
+    add_options(parser)
+    bounds = Bounds()
+    parser.add_argument(
+        "--max-nll-increase",
+        type=float,
+        default=bounds.max_nll_increase_nats,
+        help=f"nats per scored token (default {bounds.max_nll_increase_nats:g})",
+    )
+    parser.add_argument(
+        "--max-task-loss",
+        type=float,
+        default=bounds.max_task_loss_points,
+        help=f"points of exact match, of 100, on the worst task (default {bounds.max_task_loss_points:g})",
+    )
+    parser.add_argument(
+        "--policies", help=f"comma-separated, of those that can be served (default {DEFAULT_LADDER}; sinks need a BOS)"
+    )
+    parser.add_argument("--profile-dir", type=Path, help="folder for the profile (default: the model's own)")
+    parser.add_argument("--dry-run", action="store_true", help="measure and judge, write no profile")
+    return parser

@@ -1,0 +1,49 @@
+"""`spolia eval`: what does each reuse policy lose against full recompute, on the same token ids?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from spolia_core.errors import InvalidRequest
+from spolia_fidelity.options import add_options, parsed
+from spolia_fidelity.policy import FORMS, parse_policies
+from spolia_fidelity.progress import Progress
+from spolia_fidelity.report import json_line, print_result, write_report
+from spolia_fidelity.session import load, measure
+
+DEFAULT_POLICIES = "full,naive,link:4,link:16,link:32,cacheblend:0.16"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Wrong policies and wrong inputs are refused before the model is loaded."""
+    args, options = parsed(_parser(), argv)
+    policies = parse_policies(args.policies)
+    if args.report is not None and args.report.exists() and not args.report.is_dir():
+        raise InvalidRequest(f"{args.report} is not a folder", field="report", actual=str(args.report))
+    progress = Progress(not (args.json or args.quiet))
+    result = measure(load(options, progress), options, policies, progress).result
+    if args.report is not None:
+        write_report(result, args.report)
+    if args.json:
+        print(json_line(result))
+    else:
+        print_result(result)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spolia eval",
+        description="Measure what reuse of KV costs a model in quality, per policy, against full recompute.",
+        epilog=f"Policies: {FORMS}. Figures are paired by question; intervals (95 %) resample whole contexts.",
+    )
+    add_options(parser)
+    parser.add_argument(
+        "--policies",
+        default=DEFAULT_POLICIES,
+        help=f"comma-separated; full is always measured (default {DEFAULT_POLICIES})",
+    )
+    parser.add_argument("--report", type=Path, help="also write a Markdown report and its plot into this folder")
+    return parser
