@@ -16,7 +16,8 @@ class Context:
     """Spans covering positions 0 … `num_tokens`, in order, each token once.
 
     Holds a reference on every extent it names, once per entry of `extents`; `close` gives them back. `last_hidden`
-    [hidden] is the final hidden state of the last token, None where another node drew the first token.
+    [hidden] is the final hidden state of the last token, None where another node drew the first token. `behind_sinks`
+    says that some KV was compiled behind dummy sinks that are not part of the context.
     """
 
     pool: Pool
@@ -24,6 +25,7 @@ class Context:
     extents: list[Extent]
     last_hidden: Tensor | None = None
     num_computed_tokens: int = 0
+    behind_sinks: bool = False
     _closed: bool = field(default=False)
 
     @property
@@ -33,8 +35,8 @@ class Context:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all KV stands where it was computed; False where a chunk was moved."""
-        return all(span.offset == 0 for span in self.spans)
+        """Whether all KV is that of full recompute; False where a chunk was moved or compiled behind sinks."""
+        return not self.behind_sinks and all(span.offset == 0 for span in self.spans)
 
     @property
     def ranges(self) -> list[SlotRange]:

@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
-from spolia_core.errors import Busy
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
-from spolia_core.reuse import DEFAULT_LINK_TOKENS, PREFIX_CHUNK_TOKENS, ChunkKind
+from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.attention import ContextAttention, DecodeAttention, visible_ranges
@@ -28,8 +27,9 @@ from spolia_engine.generation import Delta, Generation
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
-from spolia_engine.run import Run, Span, copy_kv
+from spolia_engine.run import Run, Span
 from spolia_engine.sampler import sample
+from spolia_engine.sealing import register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
@@ -153,21 +153,16 @@ class EngineCore:
         ]
         spans = sorted([*pieces, *fragments], key=lambda span: span.first_position)
         extents = [*(run.extent for run in runs.values()), live.extent]
-        return Context(self.pool, spans, extents, _last(hidden), live.num_tokens)
+        behind_sinks = bool(self._sinks and fragments)
+        return Context(self.pool, spans, extents, _last(hidden), live.num_tokens, behind_sinks)
 
     def most_deviant(self, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
         """Positions of the reused tokens that CacheBlend would recompute, ascending; hand them to `plan_recompute`.
 
-        Layer 0 is recomputed over the whole prompt; the deviation of a token of `runs` (part index to chunk run, as for
-        `linked_context`; references stay the caller's) is the squared difference, summed over heads and dims, between V
-        of layer 1 so computed and the chunk's own. The `share` of them (0 … 1, rounded to a token) that deviates most
-        is chosen, earlier tokens first where equal. Costs about one layer of full recompute; holds no pool memory.
-
-        Source: CacheBlend (2405.16444) §4. Like it: what is compared, at which layer, squared. Unlike it: one choice
-        holds for all layers, where the paper lets it shrink layer by layer; the later pass reuses layer 0 too, whose
-        stored KV is that of full recompute, depending on token and position alone; its row mask is exact.
-        Raises `InvalidRequest` for a share outside 0 … 1 or a run of another length than its part, `NotSupported` for
-        a model of one layer.
+        `runs` as for `linked_context`, but references stay the caller's; `share` (0 … 1) of their tokens is chosen.
+        Costs one layer of full recompute; holds no pool memory. `spolia_engine.deviation` says how the choice is made
+        and what is like the paper. Raises `InvalidRequest` for a share outside 0 … 1 or a run of another length than
+        its part, `NotSupported` for a model of one layer.
         """
         return most_deviant(self.adapter, prompt, runs, share)
 
@@ -194,17 +189,7 @@ class EngineCore:
         `chain` holds the ids of the context's full blocks from position 0. The returned runs carry no reference of
         their own: they are good while the context is open.
         """
-        assert context.is_exact, "KV behind moved chunks is no prefix chunk"
-        live = context.spans[-1].run
-        found: list[tuple[bytes, Run]] = []
-        for index in range(live.rope_base // PREFIX_CHUNK_TOKENS, len(chain)):
-            offset = index * PREFIX_CHUNK_TOKENS - live.rope_base
-            if offset < 0 or offset + PREFIX_CHUNK_TOKENS > live.num_tokens:
-                continue
-            run = Run(live.extent, live.start + offset, PREFIX_CHUNK_TOKENS, live.rope_base + offset)
-            if self.resident.register(chain[index], ChunkKind.PREFIX, run):
-                found.append((chain[index], run))
-        return found
+        return register_prefix(self.resident, context, chain)
 
     # Decoding
 
@@ -260,28 +245,7 @@ class EngineCore:
         extent of their own; all returned runs share one reference on it: the caller releases that of the first.
         Nothing is sealed when the pool has no room: a cache is not worth an error. For exact contexts only.
         """
-        assert sequence.context.is_exact, "KV behind moved chunks is no prefix chunk"
-        first = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
-        while first < len(chain) and chain[first] in self.resident:
-            first += 1
-        base, end = first * PREFIX_CHUNK_TOKENS, len(chain) * PREFIX_CHUNK_TOKENS
-        assert end <= sequence.position, "blocks can be sealed only as far as KV was computed"
-        if base >= end:
-            return []
-        try:
-            extent = self.pool.allocate(end - base)
-        except Busy:
-            return []
-        copy_kv([*sequence.context.spans, sequence.tail.span], extent, base, end)
-        sealed: list[tuple[bytes, Run]] = []
-        for index in range(first, len(chain)):
-            position = index * PREFIX_CHUNK_TOKENS
-            run = Run(extent, position - base, PREFIX_CHUNK_TOKENS, position)
-            if self.resident.register(chain[index], ChunkKind.PREFIX, run):
-                sealed.append((chain[index], run))
-        if not sealed:
-            self.pool.release(extent)
-        return sealed
+        return seal_answer(self.resident, sequence, chain)
 
     def _run_rows(
         self,

@@ -1,4 +1,12 @@
-"""Which reused tokens deviate most from what full recompute would give: CacheBlend's choice of what to recompute."""
+"""Which reused tokens deviate most from what full recompute would give: CacheBlend's choice of what to recompute.
+
+Layer 0 is recomputed over the whole prompt. The deviation of a reused token is the squared difference between V of
+layer 1 so computed and the chunk's own, summed over heads and dims; the share of them that deviates most is chosen.
+
+Source: CacheBlend (2405.16444) §4. Like it: what is compared, and at which layer. Unlike it: one choice holds for all
+layers, where the paper lets it shrink layer by layer; the pass that follows reuses layer 0 too, whose stored KV is
+that of full recompute, depending on token and position alone; its row mask is exact.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +28,10 @@ DEVIATION_LAYER = 1
 
 
 def most_deviant(adapter: ModelAdapter, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
-    """Positions of the reused tokens with the largest deviation, ascending; see `EngineCore.most_deviant`."""
+    """Positions of the `share` of all tokens of `runs` that deviates most, ascending; see `EngineCore.most_deviant`.
+
+    The number of tokens is rounded to the nearest; of equal deviations the earlier token is chosen.
+    """
     if not 0.0 <= share <= 1.0:  # NaN too
         raise InvalidRequest(f"share is {share}, outside 0 … 1", field="share", limit="0 … 1", actual=str(share))
     if adapter.num_layers <= DEVIATION_LAYER:

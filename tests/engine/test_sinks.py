@@ -152,6 +152,30 @@ def test_linked_with_sinks_and_all_recomputed_is_the_exact_answer() -> None:
     assert_nothing_held(engine)
 
 
+@pytest.mark.parametrize("num_sink_tokens", [0, 4])
+def test_kv_compiled_behind_sinks_never_becomes_a_prefix_chunk_even_at_position_0(num_sink_tokens: int) -> None:
+    engine, ids = engine_of("llama-bos", num_sink_tokens=num_sink_tokens), tokens(200, 1)
+    prompt = Prompt((engine.chunk(ids), Part(tuple(tokens(60, 2)))))
+    context = engine.linked_context(prompt, {0: compiled(engine, ids)}, plan_link(prompt, 0))
+    forks = engine.fork(context, [[1], [2]])
+    assert all(span.offset == 0 for span in context.spans)
+    for each in (context, *forks.contexts):
+        assert each.is_exact == (num_sink_tokens == 0)
+    if num_sink_tokens:
+        with pytest.raises(AssertionError, match="no prefix chunk"):
+            engine.register_prefix(context, list(engine.ids.prefix_chain(prompt.token_ids)))
+    forks.close()
+    context.close()
+    assert_nothing_held(engine)
+
+
+def test_a_linked_context_that_reuses_nothing_is_exact_whatever_the_recipe() -> None:
+    engine = engine_of("llama-bos", num_sink_tokens=4)
+    context = engine.linked_context(Prompt.live(tokens(9)), {})
+    assert context.is_exact
+    context.close()
+
+
 def test_sinks_leave_exact_answers_alone() -> None:
     prompt, params = Prompt.live(tokens(150)), SamplingParams(max_tokens=8)
     plain, with_sinks = engine_of("llama-bos"), engine_of("llama-bos", num_sink_tokens=4)
