@@ -285,6 +285,7 @@ def generate_request(
             "parts": [decode_pb2.TokenPart(token_ids=p.token_ids, chunk_id=p.chunk_id or b"") for p in prompt.parts],
             "mode": int(mode),
             "sampling": sampling_to_pb(params),
+            "num_sink_tokens": node.engine.recipe.num_sink_tokens,
             **fields,
         }
     )
