@@ -64,6 +64,8 @@ def fork(adapter: ModelAdapter, context: Context, tails: Sequence[Sequence[int]]
     check_tails(adapter, context, tails)
     if max_rows < 1:
         raise InvalidRequest(f"max_rows must be ≥ 1, got {max_rows}", field="max_rows", limit="≥ 1")
+    # Before the first allocation evicts what is cached for tails that do not fit anyway.
+    context.pool.check_room(sum(context.pool.blocks_for(len(tail)) for tail in tails))
     own: list[Extent] = []
     try:
         for tail in tails:

@@ -111,6 +111,19 @@ class Pool:
         with self.lock:
             return {state: self._counts[state] for state in BlockState}
 
+    def check_room(self, num_blocks: int) -> None:
+        """Raises `Busy` where allocations of `num_blocks` blocks in all could not succeed now."""
+        available = self.available_blocks
+        if num_blocks > available:
+            raise Busy(
+                f"the pool has {available} blocks available, {num_blocks} are needed",
+                field="pool",
+                limit=f"{available} blocks",
+                actual=f"{num_blocks} blocks",
+                # Waiting helps only where the pool could ever hold this much.
+                retry_after_ms=500 if num_blocks <= self.num_blocks else 0,
+            )
+
     def allocate(self, num_tokens: int, *, in_transfer: bool = False) -> Extent:
         """An extent for `num_tokens` ≥ 1 tokens with one reference, its memory uninitialised.
 
@@ -120,15 +133,7 @@ class Pool:
             raise ValueError(f"an extent holds at least one token, not {num_tokens}")
         needed = self.blocks_for(num_tokens)
         with self.lock:
-            if needed > self.available_blocks:
-                raise Busy(
-                    f"the pool has {self.available_blocks} blocks available, {needed} are needed",
-                    field="pool",
-                    limit=f"{self.available_blocks} blocks",
-                    actual=f"{needed} blocks",
-                    # Waiting helps only where the pool could ever hold this much.
-                    retry_after_ms=500 if needed <= self.num_blocks else 0,
-                )
+            self.check_room(needed)
             while self._counts[BlockState.FREE] < needed:
                 self._evict(next(iter(self._cached)))
             extent = Extent(

@@ -395,12 +395,27 @@ def test_a_pool_of_any_size_forks_all_or_nothing(num_blocks: int) -> None:
     held, tails = engine.pool.counts()[BlockState.REFERENCED], tails_of((5, 17, 40, 2))
     free = num_blocks - held
     if free < 7:
-        with pytest.raises(Busy):
+        with pytest.raises(Busy, match=f"{free} blocks available, 7 are needed") as caught:
             engine.fork(context, tails)
+        assert caught.value.retry_after_ms > 0
         engine.pool.check_invariants()
         assert engine.pool.counts()[BlockState.REFERENCED] == held
     else:
         engine.fork(context, tails).close()
+    context.close()
+    assert_nothing_held(engine)
+
+
+def test_tails_that_never_fit_evict_nothing_and_are_told_not_to_wait() -> None:
+    engine = engine_of(num_blocks=24)
+    _, _, context = linked(engine)
+    chunk_id = engine.chunk(tokens(30, 9)).chunk_id
+    assert chunk_id is not None
+    engine.pool.release(engine.compile(chunk_id, tokens(30, 9)).extent)
+    with pytest.raises(Busy, match="25 are needed") as caught:
+        engine.fork(context, [tokens(16)] * 25)
+    assert caught.value.retry_after_ms == 0
+    assert chunk_id in engine.resident
     context.close()
     assert_nothing_held(engine)
 
