@@ -91,11 +91,14 @@ class ClusterBootstrap:
         while True:
             reached = np.cumsum(self._weights[:, clusters[:depth]], axis=1) >= ranks[:, None]
             if depth == len(clusters) or bool(reached[:, -1].all()):
-                return np.argmax(reached, axis=1)
+                places: Ints = np.argmax(reached, axis=1)
+                return places
             depth = min(len(clusters), depth * 2)
 
     def _per_cluster(self, values: Floats) -> Floats:
-        return np.bincount(self._cluster_of, weights=values, minlength=self.num_clusters)
+        sums: Floats = np.zeros(self.num_clusters)
+        np.add.at(sums, self._cluster_of, values)
+        return sums
 
     def _estimate(self, value: float, drawn: Floats) -> Estimate:
         if self.num_clusters < 2 or not len(drawn):
