@@ -25,6 +25,7 @@ def main(role: str) -> None:
     parser.add_argument("--directory", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--log-level", default="")
+    parser.add_argument("--profile-dir", default="")
     parser.add_argument("--die-with", type=int, help="end with this exit code before being ready")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--hide", action="store_true", help="serve, but stay unknown to the gateway")

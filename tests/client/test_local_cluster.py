@@ -90,6 +90,15 @@ def test_every_node_is_told_its_port_directory_model_and_settings(
         }
 
 
+def test_engines_are_told_where_profiles_are_and_others_are_not(
+    make_cluster: MakeCluster, shared: Path, tmp_path: Path
+) -> None:
+    with make_cluster(model="some/model", profile_dir=tmp_path) as cluster:
+        told = {node.role: (shared / node.address).read_text() for node in cluster.nodes}
+        knowing = {role for role, text in told.items() if f"--profile-dir {tmp_path}" in text}
+        assert knowing == {"prefill", "decode"}
+
+
 def test_the_users_number_of_threads_wins(
     make_cluster: MakeCluster, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

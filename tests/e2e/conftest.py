@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from e2e_world import DEMO_MODEL, Oracle
 
 from spolia import Client
 from spolia.local_cluster import LocalCluster
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "worker"))  # the tiny model, for tests that need one of their own
 
 
 @pytest.fixture(scope="session")

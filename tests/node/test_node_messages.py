@@ -53,6 +53,8 @@ reports = st.builds(
     inline_bytes=uint64,
     profile=st.text().filter(lambda s: s.isprintable()),
     link_tokens_per_chunk=uint32,
+    forced=st.booleans(),
+    sink_tokens_per_chunk=uint32,
     nodes=st.lists(st.sampled_from(["decode-1", "prefill-2"])),
 )
 parts = st.builds(Part, token_ids=st.lists(uint32).map(tuple), chunk_id=st.none() | st.binary(min_size=32, max_size=32))
