@@ -64,7 +64,7 @@ class ClusterBootstrap:
         """Σ numerators / Σ denominators, for example nats per token. The denominators' sum must be positive."""
         top, bottom = self._per_cluster(numerators), self._per_cluster(denominators)
         with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = (self._weights @ top) / (self._weights @ bottom)
+            drawn = self._sums(top) / self._sums(bottom)
         # A resample without any scored row says nothing; it happens only where few clusters hold them all.
         return self._estimate(float(top.sum() / bottom.sum()), drawn[~np.isnan(drawn)])
 
@@ -80,7 +80,7 @@ class ClusterBootstrap:
         descending = np.argsort(-values, kind="stable")
         ordered = values[descending]
         clusters = self._cluster_of[rows[descending]]
-        counts: Floats = self._weights @ np.bincount(clusters, minlength=self.num_clusters).astype(np.float64)
+        counts: Floats = self._sums(np.bincount(clusters, minlength=self.num_clusters).astype(np.float64))
         ranks = counts.astype(np.int64) * (100 - percent) // 100 + 1  # how far down from the highest value
         drawn = ordered[self._places(clusters, ranks)[counts > 0]]
         return self._estimate(float(ordered[len(ordered) * (100 - percent) // 100]), drawn)
@@ -94,6 +94,11 @@ class ClusterBootstrap:
                 places: Ints = np.argmax(reached, axis=1)
                 return places
             depth = min(len(clusters), depth * 2)
+
+    def _sums(self, per_cluster: Floats) -> Floats:
+        """Sums of every resample. Not a BLAS product: its threads would wait for busy cores and change last bits."""
+        sums: Floats = np.einsum("rc,c->r", self._weights, per_cluster)
+        return sums
 
     def _per_cluster(self, values: Floats) -> Floats:
         sums: Floats = np.zeros(self.num_clusters)

@@ -17,9 +17,9 @@ class InputInfo:
     layout: str
     """What it was read as: "text", "musique", "synthetic", …"""
     num_records: int
-    """Units the source holds: QA records, stories, contexts cut from a text."""
+    """Questions the source could give; for what is generated or cut from text, as many as were made."""
     num_skipped: int
-    """Units left out because they exceed the model's context; see `notes` for why."""
+    """Questions left out because their context exceeds the model's."""
     num_cases: int
     num_clusters: int
     """Independent units among the cases: what is resampled."""

@@ -158,9 +158,9 @@ def many_outcomes(num: int, shift: float, *, clusters: int) -> list[Outcome]:
     ]
 
 
-def test_two_thousand_questions_under_six_policies_take_less_than_two_seconds() -> None:
+def test_two_thousand_questions_under_six_policies_take_less_than_two_seconds_of_one_core() -> None:
     shifts = {"full": 0.0, "naive": 0.2, "link:4": 0.1, "link:16": 0.05, "link:32": 0.02, "cacheblend:0.16": 0.01}
     outcomes = {name: many_outcomes(2_000, shift, clusters=500) for name, shift in shifts.items()}
-    begin = time.perf_counter()
+    begin = time.process_time()  # not the wall's: other work may run beside the tests
     figures_of(outcomes, seed=1)
-    assert time.perf_counter() - begin < 2.0
+    assert time.process_time() - begin < 2.0

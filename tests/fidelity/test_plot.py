@@ -33,9 +33,9 @@ def test_every_policy_but_full_recompute_is_a_labelled_point_in_every_panel() ->
     assert all(labels.count(name) == 1 + len(TASKS) for name in set(labels))
 
 
-def test_tasks_without_exact_match_have_no_panel_of_points_lost() -> None:
+def test_tasks_without_exact_match_show_their_likelihood_instead() -> None:
     headings = [item.text for item in drawn(loss_plot(result(tasks=["fact"], texts=["wiki"])), "text", "panel")]
-    assert headings == ["ΔNLL, all questions", "fact: exact match lost"]
+    assert headings == ["ΔNLL, all questions", "fact: exact match lost", "wiki: ΔNLL"]
     assert len(drawn(loss_plot(result(tasks=[], texts=["wiki"])), "text", "panel")) == 1
 
 
@@ -88,7 +88,7 @@ NAMES = ("naive", "link:4", "link:8", "link:16", "link:32", "sinks:4", "sinks:4+
 losses = st.builds(lambda value, half: around(value, abs(half)), st.floats(-2, 60), st.floats(0, 5))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.4), losses), min_size=1, max_size=len(NAMES)))
 def test_labels_cover_neither_each_other_nor_a_point_nor_the_panels_edge(found: list[tuple[float, Estimate]]) -> None:
     points = tuple(Point(n, family(n), share, loss) for n, (share, loss) in zip(NAMES, found, strict=False))

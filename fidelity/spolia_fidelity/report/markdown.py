@@ -76,8 +76,9 @@ def _tasks(result: EvalResult) -> Iterator[str]:
 def _inputs(result: EvalResult) -> Iterator[str]:
     for info in result.inputs:
         skipped = f"; {count(info.num_skipped)} left out" if info.num_skipped else ""
+        whole = f" of {count(info.num_records)}" if info.num_records > info.num_questions else ""
         yield (
-            f"- **{info.name}** ({info.layout}): {count(info.num_questions)} of {count(info.num_records)} questions, "
+            f"- **{info.name}** ({info.layout}): {count(info.num_questions)}{whole} questions, "
             f"{count(info.num_cases)} contexts in {count(info.num_clusters)} clusters, "
             f"{count(info.num_chunks)} chunks, {count(info.num_chunk_tokens)} chunk tokens{skipped}."
         )

@@ -44,18 +44,24 @@ class Limits:
 
 
 def loss_plot(result: EvalResult, limits: Limits | None = None) -> str:
-    """An SVG of small multiples: ΔNLL over all questions, then each task that has an exact match.
+    """An SVG of small multiples: ΔNLL over all questions, each task's exact match, ΔNLL of tasks that have none.
 
     Full recompute is the zero line. Every other policy is a point at its share of recomputed chunk tokens, with its
     interval as a bar; policies that differ in k only are joined.
     """
     limits = limits or Limits()
-    panels = [_panel(result, "ΔNLL, all questions", "nats per token", limits.nll_increase_nats, ALL_TASKS, _nll)]
+    nats_limit, points_limit = limits.nll_increase_nats, limits.loss_points
+    scored = [task for task in result.tasks if _has_loss(result, task)]
+    panels = [_panel(result, "ΔNLL, all questions", "nats per token", nats_limit, ALL_TASKS, _nll)]
     panels += [
-        _panel(result, f"{task}: exact match lost", "percentage points", limits.loss_points, task, _loss)
-        for task in result.tasks
-        if any(_loss(policy.figures(task)) is not None for policy in result.policies)
+        _panel(result, f"{task}: exact match lost", "percentage points", points_limit, task, _loss) for task in scored
     ]
+    if len(result.tasks) > 1:
+        panels += [
+            _panel(result, f"{task}: ΔNLL", "nats per token", nats_limit, task, _nll)
+            for task in result.tasks
+            if task not in scored
+        ]
     columns = min(MAX_COLUMNS, len(panels))
     if len(panels) == 4:
         columns = 2
@@ -91,6 +97,10 @@ def family(name: str) -> str:
     if name == "naive" or name.startswith("link:"):
         return "link"
     return "cacheblend" if name.startswith("cacheblend") else "other"
+
+
+def _has_loss(result: EvalResult, task: str) -> bool:
+    return any(_loss(policy.figures(task)) is not None for policy in result.policies)
 
 
 def _nll(figures: Figures | None) -> Estimate | None:
