@@ -66,6 +66,8 @@ class Runner:
 
     def __init__(self, adapter: ModelAdapter, decode: Decode, policies: Sequence[Policy]) -> None:
         self.adapter = adapter
+        self.engines: dict[int, EngineCore] = {}
+        """Of the last run, by the recipe's dummy sinks. Between runs nothing is held in them."""
         self._decode = decode
         named = {policy.name: policy for policy in policies}
         self.policies: tuple[Policy, ...] = tuple(policies) if REFERENCE in named else (Full(), *policies)
@@ -83,7 +85,7 @@ class Runner:
         if any(policy.needs_chunks for policy in self.policies):
             self.adapter.support.require_linked()
         num_blocks = max(blocks_for(case) for case in cases)
-        engines = {
+        self.engines = {
             sinks: EngineCore(
                 self.adapter, self._decode, num_blocks=num_blocks, block_size=BLOCK_SIZE, num_sink_tokens=sinks
             )
@@ -92,22 +94,20 @@ class Runner:
         runs = {policy.name: PolicyRun() for policy in self.policies}
         gate = GenerationGate()
         for number, case in enumerate(cases, start=1):
-            self._run_case(case, engines, runs, gate)
+            self._run_case(case, runs, gate)
             if on_case:
                 on_case(number, len(cases))
         return runs
 
-    def _run_case(
-        self, case: Case, engines: dict[int, EngineCore], runs: dict[str, PolicyRun], gate: GenerationGate
-    ) -> None:
+    def _run_case(self, case: Case, runs: dict[str, PolicyRun], gate: GenerationGate) -> None:
         passes: dict[str, _Pass] = {}
         ask = gate.open_questions(case)
         with ExitStack() as held:
             for sinks in sorted({policy.num_sink_tokens for policy in self.policies if policy.needs_chunks}):
-                self._hold_chunks(held, engines[sinks], case)
+                self._hold_chunks(held, self.engines[sinks], case)
             for policy in self.policies:
                 started = time.perf_counter()
-                passes[policy.name] = self._pass(policy, engines[policy.num_sink_tokens], case, ask, runs[policy.name])
+                passes[policy.name] = self._pass(policy, case, ask, runs[policy.name])
                 runs[policy.name].seconds += time.perf_counter() - started
         gate.count(case, passes[REFERENCE].generated)
         for name, outcome in self._score(case, passes):
@@ -119,7 +119,8 @@ class Runner:
         parts = [index for index, part in enumerate(prompt.parts) if part.chunk_id is not None]
         held.callback(release_runs, engine.pool, list(chunk_runs(engine, prompt, parts).values()))
 
-    def _pass(self, policy: Policy, engine: EngineCore, case: Case, ask: Sequence[int], run: PolicyRun) -> _Pass:
+    def _pass(self, policy: Policy, case: Case, ask: Sequence[int], run: PolicyRun) -> _Pass:
+        engine = self.engines[policy.num_sink_tokens]
         opened = policy.open(engine, case)
         with ExitStack() as open_contexts:
             open_contexts.callback(opened.context.close)

@@ -1,0 +1,122 @@
+"""Laws of `spolia eval`: one deterministic JSON line, and nothing loaded for a request that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness_worlds import one_json, without_times
+
+from spolia.cli.main import main as spolia
+from spolia_core.errors import InvalidRequest
+from spolia_fidelity import session
+from spolia_fidelity.evaluate import DEFAULT_POLICIES, main
+from spolia_fidelity.options import QUICK_CONTEXTS, QUICK_QUESTIONS, Options, add_options, parsed
+
+SMALL = ("--chunks", "2", "--chunk-tokens", "64", "--questions", "12", "--threads", "1")
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model was loaded for a request that is wrong")
+
+    monkeypatch.setattr(session.ModelAdapter, "load", refuse)
+
+
+def test_json_is_one_line_and_the_same_for_a_seed(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", str(model), "--policies", "naive,link:8,cacheblend:0.16", "--json", *SMALL]
+    assert main(argv) == 0
+    first = one_json(capfd)
+    assert main(argv) == 0
+    second = one_json(capfd)
+    assert main([*argv, "--seed", "1"]) == 0
+    other = one_json(capfd)
+    assert without_times(first) == without_times(second)
+    assert without_times(first) != without_times(other)
+    assert [policy["name"] for policy in first["policies"]] == ["full", "naive", "link:8", "cacheblend:0.16"]
+    assert first["run"]["options"]["threads"] == 1
+    assert sum(task["num_questions"] for task in first["policies"][0]["tasks"]) == 12
+
+
+def test_a_model_that_cannot_do_a_task_has_no_loss_there(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--model", str(model), "--policies", "naive", "--json", *SMALL])
+    result = one_json(capfd)
+    assert any("cannot do the task fact" in note for note in result["notes"])
+    for policy in result["policies"]:
+        assert all(task["loss_points"] is None for task in policy["tasks"])
+        assert policy["overall"]["nll_increase"]["value"] is not None
+
+
+def test_text_files_are_measured_and_questions_can_be_left_out(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("The sea was calm and nobody spoke of the ship again. " * 60)
+    argv = ["--model", str(model), "--policies", "naive,prefix", "--text", str(book), "--contexts", "3", "--json"]
+    assert main([*argv, *SMALL, "--questions", "0"]) == 0
+    result = one_json(capfd)
+    assert [(found["name"], found["num_cases"]) for found in result["inputs"]] == [("book.txt", 3)]
+    assert [task["task"] for task in result["policies"][0]["tasks"]] == ["book"]
+
+
+def test_a_report_is_written(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", str(model), "--policies", "naive", "--report", str(tmp_path / "report"), *SMALL]
+    assert main(argv) == 0
+    shown = capfd.readouterr()
+    assert "naive" in shown.out
+    assert shown.err == ""  # no progress where nobody looks
+    names = {path.suffix for path in (tmp_path / "report").iterdir()}
+    assert {".md", ".svg"} <= names
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("argv", "field"),
+    [
+        (["--policies", "full,magic"], "policies"),
+        (["--questions", "-1"], "questions"),
+        (["--questions", "0"], "questions"),
+        (["--chunks", "0"], "chunks"),
+        (["--threads", "0"], "threads"),
+        (["--seed", "-1"], "seed"),
+        (["--text", "nowhere.txt"], "text or qa"),
+    ],
+)
+def test_wrong_requests_are_refused_before_the_model_is_loaded(model: Path, argv: list[str], field: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        main(["--model", str(model), *argv])
+    assert refused.value.field == field
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_the_command_ends_with_2_and_names_the_policy(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        spolia(["eval", "--model", str(model), "--policies", "full,magic"])
+    assert ended.value.code == 2
+    assert "'magic'" in capfd.readouterr().err
+
+
+def test_help_is_the_harness_own(capfd: pytest.CaptureFixture[str]) -> None:
+    for command, flag in (("eval", "--report"), ("calibrate", "--max-task-loss")):
+        with pytest.raises(SystemExit) as ended:
+            spolia([command, "--help"])
+        assert ended.value.code == 0
+        assert flag in capfd.readouterr().out
+
+
+def test_quick_asks_little_and_says_so(model: Path) -> None:
+    import argparse
+
+    def options(*argv: str) -> Options:
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        return parsed(parser, ["--model", str(model), *argv])[1]
+
+    quick = options("--quick")
+    assert (quick.num_questions, quick.max_contexts) == (QUICK_QUESTIONS, QUICK_CONTEXTS)
+    assert quick.described()["quick"] is True
+    assert options("--quick", "--questions", "7").num_questions == 7  # what was asked for goes first
+    assert options().num_questions >= 2_000
+    assert "full" in DEFAULT_POLICIES
