@@ -11,7 +11,6 @@ A file that is there and cannot be used stops a node's start: it is never taken 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -22,7 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported
-from spolia_core.reuse import DEFAULT_LINK_TOKENS
+from spolia_core.field_checks import check_field, is_finite, wrong_field
+from spolia_core.link_policy import LinkPolicy
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "MANUAL_PROFILE",
+    "PROFILE_FILE",
+    "PROFILE_VERSION",
+    "Bounds",
+    "LinkPolicy",
+    "PolicyLoss",
+    "ReuseProfile",
+    "find_profile",
+    "load_profile",
+    "profile_path",
+    "save_profile",
+]
 
 PROFILE_VERSION = 1
 PROFILE_FILE = "spolia-profile.json"
@@ -30,63 +45,11 @@ DEFAULT_PROFILE = "default"
 """`ReuseReport.profile` of a model without a profile."""
 MANUAL_PROFILE = "manual"
 """`ReuseReport.profile` where an operator set the link tokens by hand."""
-MAX_LINK_TOKENS = 1 << 20
-MAX_SINK_TOKENS = 1 << 10
 MAX_PROFILE_BYTES = 16 << 20
+MAX_SHOWN = 3
+"""Broken bounds that a refusal names."""
 
-_POLICY = re.compile(
-    r"link:(?P<link>[0-9]{1,7})|sinks:(?P<sinks>[1-9][0-9]{0,6})(\+link:(?P<behind>[0-9]{1,7}))?", re.ASCII
-)
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check(ok: bool, name: str, limit: str, actual: object) -> None:
-    if not ok:
-        raise _wrong(name, limit, actual)
-
-
-def _wrong(name: str, limit: str, actual: object) -> InvalidRequest:
-    shown = actual if isinstance(actual, str) else repr(actual)
-    return InvalidRequest(f"{name} must be {limit}, got {shown[:200]}", field=name, limit=limit, actual=shown[:200])
-
-
-@dataclass(frozen=True, slots=True)
-class LinkPolicy:
-    """What LINKED recomputes, and how local chunks are compiled.
-
-    `num_link_tokens`: k, tokens recomputed in place at the head of each reused chunk (EPIC, AttnLink / LegoLink).
-    `num_sink_tokens`: s, dummy tokens before a local chunk while it is compiled, then dropped (EPIC, LegoLink-0); part
-    of the recipe, and so of every chunk id. Raises `InvalidRequest` for counts out of range.
-    """
-
-    num_link_tokens: int = DEFAULT_LINK_TOKENS
-    num_sink_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for name, most in (("num_link_tokens", MAX_LINK_TOKENS), ("num_sink_tokens", MAX_SINK_TOKENS)):
-            value = getattr(self, name)
-            _check(type(value) is int and 0 <= value <= most, name, f"a whole number, 0 … {most}", value)
-
-    @property
-    def name(self) -> str:
-        """ "link:16", "naive" (k = 0, no sinks), "sinks:4" (k = 0), "sinks:4+link:8"."""
-        sinks = [f"sinks:{self.num_sink_tokens}"] if self.num_sink_tokens else []
-        link = [f"link:{self.num_link_tokens}"] if self.num_link_tokens else []
-        return "+".join(sinks + link) or "naive"
-
-    @classmethod
-    def parse(cls, name: str) -> LinkPolicy:
-        """The policy of this name; "link:0" is "naive". Raises `InvalidRequest` for anything else."""
-        if name == "naive":
-            return cls(0, 0)
-        match = _POLICY.fullmatch(name)
-        if match is None:
-            raise _wrong("policy", "naive, link:K, sinks:S or sinks:S+link:K", name)
-        return cls(int(match["link"] or match["behind"] or 0), int(match["sinks"] or 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +64,16 @@ class Bounds:
     def __post_init__(self) -> None:
         for name in ("max_nll_increase_nats", "max_task_loss_points"):
             value = getattr(self, name)
-            _check(_is_finite(value) and value >= 0, f"bounds.{name}", "a finite number, ≥ 0", value)
+            check_field(is_finite(value) and value >= 0, f"bounds.{name}", "a finite number, ≥ 0", value)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """What one policy was measured to lose. `details` are further figures, kept as they were written."""
+    """What one policy was measured to lose. `details` are further figures, kept as they were written.
+
+    `breaks` are the figures not shown to keep their bounds, in words, for whoever is refused LINKED: "loss of cut is
+    7.5 points, at most 9.1; the bound is 1". A mean within its bound may stand there, where its interval was not.
+    """
 
     policy: str
     """Its name; also of policies that a profile cannot hold, for example "cacheblend:0.16"."""
@@ -117,14 +84,19 @@ class PolicyLoss:
     recomputed_share: float
     """Recomputed tokens of chunks over all tokens of chunks, 0 … 1."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    breaks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.policy, str) and self.policy != "", "measured.policy", "a policy's name", self.policy)
+        check_field(
+            isinstance(self.policy, str) and self.policy != "", "measured.policy", "a policy's name", self.policy
+        )
         nll, task, share = self.nll_increase_nats, self.task_loss_points, self.recomputed_share
-        _check(_is_finite(nll), "measured.nll_increase_nats", "a finite number", nll)
-        _check(task is None or _is_finite(task), "measured.task_loss_points", "a finite number, or null", task)
-        _check(_is_finite(share) and 0 <= share <= 1, "measured.recomputed_share", "a number, 0 … 1", share)
-        _check(isinstance(self.details, Mapping), "measured.details", "an object", self.details)
+        check_field(is_finite(nll), "measured.nll_increase_nats", "a finite number", nll)
+        check_field(task is None or is_finite(task), "measured.task_loss_points", "a finite number, or null", task)
+        check_field(is_finite(share) and 0 <= share <= 1, "measured.recomputed_share", "a number, 0 … 1", share)
+        check_field(isinstance(self.details, Mapping), "measured.details", "an object", self.details)
+        are_words = isinstance(self.breaks, tuple) and all(isinstance(words, str) for words in self.breaks)
+        check_field(are_words, "measured.breaks", "a list of texts", self.breaks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +115,8 @@ class ReuseProfile:
 
     def __post_init__(self) -> None:
         is_hex = isinstance(self.fingerprint, str) and _FINGERPRINT.fullmatch(self.fingerprint) is not None
-        _check(is_hex, "fingerprint", "64 lower-case hex digits", self.fingerprint)
-        _check(isinstance(self.allows_linked, bool), "allows_linked", "true or false", self.allows_linked)
+        check_field(is_hex, "fingerprint", "64 lower-case hex digits", self.fingerprint)
+        check_field(isinstance(self.allows_linked, bool), "allows_linked", "true or false", self.allows_linked)
 
     @property
     def name(self) -> str:
@@ -164,6 +136,9 @@ class ReuseProfile:
         allowed = f"bounds {bounds.max_nll_increase_nats:g} nats and {bounds.max_task_loss_points:g} points"
         if loss is None:
             return f"no measured policy kept the {allowed}"
+        if loss.breaks:
+            more = "" if len(loss.breaks) <= MAX_SHOWN else f"; and {len(loss.breaks) - MAX_SHOWN} more"
+            return f"its best policy is {self.policy.name}, whose {'; '.join(loss.breaks[:MAX_SHOWN])}{more}"
         task = "" if loss.task_loss_points is None else f" and {loss.task_loss_points:.3g} points of the tasks"
         return (
             f"its best policy {self.policy.name} loses {loss.nll_increase_nats:.3g} nats per token{task} "
@@ -263,6 +238,7 @@ def _content(profile: ReuseProfile) -> dict[str, Any]:
                 "task_loss_points": None if loss.task_loss_points is None else float(loss.task_loss_points),
                 "recomputed_share": float(loss.recomputed_share),
                 "details": dict(loss.details),
+                "breaks": list(loss.breaks),
             }
             for loss in profile.measured
         ],
@@ -277,12 +253,12 @@ def _name_of(content: Mapping[str, Any], policy: LinkPolicy) -> str:
 
 
 def _parse(data: bytes) -> ReuseProfile:
-    _check(len(data) <= MAX_PROFILE_BYTES, "size", f"at most {MAX_PROFILE_BYTES} bytes", "more")
+    check_field(len(data) <= MAX_PROFILE_BYTES, "size", f"at most {MAX_PROFILE_BYTES} bytes", "more")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _wrong("content", "JSON", str(error)) from error
-    _check(isinstance(content, dict), "content", "an object", content)
+        raise wrong_field("content", "JSON", str(error)) from error
+    check_field(isinstance(content, dict), "content", "an object", content)
     version = content.get("format_version")
     if type(version) is not int or version != PROFILE_VERSION:
         raise NotSupported(
@@ -295,30 +271,35 @@ def _parse(data: bytes) -> ReuseProfile:
     _check_names(content, names, "")
     bounds, measured, policy = content["bounds"], content["measured"], content["policy"]
     _check_names(bounds, {"max_nll_increase_nats", "max_task_loss_points"}, "bounds.")
-    _check(isinstance(measured, list), "measured", "a list", measured)
+    check_field(isinstance(measured, list), "measured", "a list", measured)
     for loss in measured:
-        names = {"policy", "nll_increase_nats", "task_loss_points", "recomputed_share", "details"}
+        names = {"policy", "nll_increase_nats", "task_loss_points", "recomputed_share", "details", "breaks"}
         _check_names(loss, names, "measured.")
-    _check(isinstance(policy, str), "policy", "a policy's name", policy)
+    check_field(isinstance(policy, str), "policy", "a policy's name", policy)
     profile = ReuseProfile(
         fingerprint=content["fingerprint"],
         allows_linked=content["allows_linked"],
         policy=LinkPolicy.parse(policy),
         bounds=Bounds(**bounds),
-        measured=tuple(PolicyLoss(**loss) for loss in measured),
+        measured=tuple(PolicyLoss(**{**loss, "breaks": _tuple_of(loss["breaks"])}) for loss in measured),
     )
     name = _name_of(content, profile.policy)
-    _check(
+    check_field(
         content["name"] == name, "name", f"{name}, which its content makes it: it was changed by hand", content["name"]
     )
     return profile
 
 
+def _tuple_of(value: Any) -> Any:
+    """A list as a tuple; whatever else it is, for its check to name."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_names(value: object, names: set[str], where: str) -> None:
     """An object with exactly these fields: a misspelt one is not passed over."""
-    _check(isinstance(value, dict), where.rstrip("."), "an object", value)
+    check_field(isinstance(value, dict), where.rstrip("."), "an object", value)
     assert isinstance(value, dict)
     for name in sorted(names - value.keys()):
-        raise _wrong(where + name, "given", "nothing")
+        raise wrong_field(where + name, "given", "nothing")
     for name in sorted(value.keys() - names):
-        raise _wrong(where + name, "absent: format 1 has no such field", value[name])
+        raise wrong_field(where + name, "absent: format 1 has no such field", value[name])

@@ -47,6 +47,7 @@ losses = st.builds(
     task_loss_points=st.none() | numbers,
     recomputed_share=st.floats(0, 1),
     details=st.dictionaries(st.text(), json_values, max_size=3),
+    breaks=st.lists(st.text(), max_size=3).map(tuple),
 )
 profiles = st.builds(
     ReuseProfile,
@@ -179,10 +180,11 @@ FIELDS: dict[str, list[object]] = {
     "bounds.max_task_loss_points": [None, "1", -1, {}],
     "measured": [None, {}, "none"],
     "measured.policy": [None, "", 4],
-    "measured.nll_increase_nats": [None, "0", False],
+    "measured.nll_increase_nats": [None, "0", False, 10**400],
     "measured.task_loss_points": ["0", True],
     "measured.recomputed_share": [None, -0.1, 1.1, "all"],
     "measured.details": [None, [], "x"],
+    "measured.breaks": [None, {}, "x", [1]],
 }
 
 
@@ -320,3 +322,6 @@ def test_a_refusal_has_the_figures_that_broke_the_bounds() -> None:
     )
     assert "no measured policy" in replace(PROFILE, measured=()).why_forbidden()
     assert replace(PROFILE, allows_linked=True).why_forbidden() == ""
+    many = replace(LOSS, breaks=tuple(f"loss of task {n} is 7.5 points; the bound is 1" for n in range(9)))
+    why = replace(PROFILE, measured=(many,)).why_forbidden()
+    assert all(words in why for words in ("sinks:4+link:8", *many.breaks[:3], "and 6 more"))

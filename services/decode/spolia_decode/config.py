@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spolia_core.profile import MAX_LINK_TOKENS
+from spolia_core.link_policy import MAX_LINK_TOKENS
 from spolia_core.reuse import DEFAULT_MIN_REUSED_TOKENS
 from spolia_node.config import at_least, between, setting
 from spolia_worker.config import WorkerConfig
