@@ -23,8 +23,9 @@ from spolia_fidelity.figures import figures_of
 from spolia_fidelity.options import Options, add_options, parsed
 from spolia_fidelity.policy import Linked, parse_policies
 from spolia_fidelity.progress import Progress
-from spolia_fidelity.report import print_result
+from spolia_fidelity.report import print_result, write_report
 from spolia_fidelity.report.json_line import record_of
+from spolia_fidelity.report.plot import Limits
 from spolia_fidelity.result_json import plain
 from spolia_fidelity.runner import REFERENCE
 from spolia_fidelity.session import Measured, Model, load, measure
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.dry_run:
         path = profile_path(folder, profile.fingerprint) if args.profile_dir else folder / PROFILE_FILE
         save_profile(profile, path)
+    if args.report is not None:
+        write_report(measured.result, args.report, Limits(bounds.max_nll_increase_nats, bounds.max_task_loss_points))
     if args.json:
         record = plain(_record(measured, judged, profile, path))
         print(json.dumps(record, ensure_ascii=False, allow_nan=False))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from spolia_core.errors import InvalidRequest
 from spolia_fidelity.options import add_options, parsed
 from spolia_fidelity.policy import FORMS, parse_policies
 from spolia_fidelity.progress import Progress
@@ -20,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Wrong policies and wrong inputs are refused before the model is loaded."""
     args, options = parsed(_parser(), argv)
     policies = parse_policies(args.policies)
-    if args.report is not None and args.report.exists() and not args.report.is_dir():
-        raise InvalidRequest(f"{args.report} is not a folder", field="report", actual=str(args.report))
     progress = Progress(not (args.json or args.quiet))
     result = measure(load(options, progress), options, policies, progress).result
     if args.report is not None:
@@ -45,5 +41,4 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_POLICIES,
         help=f"comma-separated; full is always measured (default {DEFAULT_POLICIES})",
     )
-    parser.add_argument("--report", type=Path, help="also write a Markdown report and its plot into this folder")
     return parser

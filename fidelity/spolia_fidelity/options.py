@@ -27,6 +27,7 @@ class Options:
     """One run of the harness, checked.
 
     `max_contexts` is per text or QA file; None takes the input's own limit. `threads` None: chosen by the model's size.
+    `generate`: answers to the generated tasks are decoded and compared as words, not token by token.
     """
 
     model: Path
@@ -39,6 +40,7 @@ class Options:
     max_contexts: int | None = None
     threads: int | None = None
     dtype: str = "float32"
+    generate: bool = False
     quick: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +80,7 @@ class Options:
             "texts": [path.name for path in self.texts],
             "qa": [path.name for path in self.qa_files],
             "max_contexts": self.max_contexts,
+            "generate": self.generate,
             "quick": self.quick,
         }
 
@@ -90,6 +93,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="questions on generated texts; 0 leaves those out "
         f"(default {DEFAULT_QUESTIONS}, {QUICK_QUESTIONS} with --quick)",
+    )
+    parser.add_argument(
+        "--generate",
+        action="store_true",
+        help="for models not trained on the generated tasks: decode answers and compare words, "
+        "rather than asking for every token and the end of sequence",
     )
     parser.add_argument("--chunks", type=int, default=8, help="chunks per context (default 8)")
     parser.add_argument("--chunk-tokens", type=int, default=128, help="tokens per chunk, about (default 128)")
@@ -110,11 +119,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="compute in this (default float32)")
     parser.add_argument("--json", action="store_true", help="print one JSON line on standard output and nothing else")
+    parser.add_argument("--report", type=Path, help="also write a Markdown report and its plot into this folder")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
 def options_of(args: argparse.Namespace) -> Options:
     """Checks the arguments. Raises `InvalidRequest` naming the first that is wrong."""
+    if args.report is not None and args.report.exists() and not args.report.is_dir():
+        raise InvalidRequest(f"{args.report} is not a folder", field="report", actual=str(args.report))
     options = Options(
         model=args.model,
         seed=args.seed,
@@ -125,6 +137,7 @@ def options_of(args: argparse.Namespace) -> Options:
         max_contexts=args.contexts,
         threads=args.threads,
         dtype=args.dtype,
+        generate=args.generate,
         quick=args.quick,
         num_questions=DEFAULT_QUESTIONS if args.questions is None else args.questions,
     )

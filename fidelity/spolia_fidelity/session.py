@@ -96,6 +96,7 @@ def case_sets(options: Options, encoder: TextEncoder, adapter: ModelAdapter) -> 
                 num_questions=options.num_questions,
                 num_chunks=options.num_chunks,
                 chunk_tokens=options.chunk_tokens,
+                generate=options.generate,
             )
         )
     reading = InputOptions(

@@ -28,13 +28,15 @@ def synthetic_cases(
     num_questions: int,
     num_chunks: int,
     chunk_tokens: int,
+    generate: bool = False,
     style: Style = PLAIN_STYLE,
 ) -> CaseSet:
     """Contexts of `num_chunks` parts of about `chunk_tokens` tokens, until there are `num_questions` questions.
 
     Names are held out from training. Every part but the last goes on in the next one (`cuts` is 1, where `style` has
-    less), so that each context asks as many questions across a border as it can. A function of its arguments. Raises
-    `InvalidRequest` for counts below 1 and seeds below 0.
+    less), so that each context asks as many questions across a border as it can. With `generate`, answers are decoded
+    and compared as words; else every token of them, and the end of sequence, has to be the model's first choice. A
+    function of its arguments. Raises `InvalidRequest` for counts below 1 and seeds below 0.
     """
     counts = {"questions": num_questions, "chunks": num_chunks, "chunk_tokens": chunk_tokens}
     for name, count in counts.items():
@@ -47,7 +49,7 @@ def synthetic_cases(
     left = num_questions
     for number in range(num_questions):
         corpus = make_corpus(seed * SEEDS_PER_RUN + number, num_chunks, style=style)
-        case = _case(encoder, f"synthetic-{number}", corpus, left)
+        case = _case(encoder, f"synthetic-{number}", corpus, left, generate)
         cases.append(case)
         left -= len(case.questions)
         if left < 1:
@@ -68,9 +70,9 @@ def _part_words(encoder: TextEncoder, chunk_tokens: int, style: Style) -> int:
     return max(1, round(chunk_tokens * num_words / num_tokens))
 
 
-def _case(encoder: TextEncoder, name: str, corpus: Corpus, most: int) -> Case:
+def _case(encoder: TextEncoder, name: str, corpus: Corpus, most: int, generate: bool) -> Case:
     chunks = tuple(encoder.encode_all(corpus.parts))
-    questions = tuple(_question(encoder, question) for question in _chosen(corpus.questions))
+    questions = tuple(_question(encoder, question, generate) for question in _chosen(corpus.questions))
     return Case(name, encoder.bos_ids, chunks, questions[:most])
 
 
@@ -83,6 +85,8 @@ def _chosen(questions: Sequence[TaskQuestion]) -> Iterator[TaskQuestion]:
             yield question
 
 
-def _question(encoder: TextEncoder, question: TaskQuestion) -> Question:
+def _question(encoder: TextEncoder, question: TaskQuestion, generate: bool) -> Question:
     asked, answer = encoder.encode_all([question.text, f" {question.answer}"])
+    if generate:
+        return Question(question.task, asked, answer, exact=False, answers=(question.answer,))
     return Question(question.task, asked, (*answer, *encoder.eos_ids), exact=True)

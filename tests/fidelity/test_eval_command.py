@@ -49,6 +49,15 @@ def test_a_model_that_cannot_do_a_task_has_no_loss_there(model: Path, capfd: pyt
         assert policy["overall"]["nll_increase"]["value"] is not None
 
 
+def test_answers_can_be_generated_for_models_that_do_not_know_the_form(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["--model", str(model), "--policies", "naive", "--json", "--generate", *SMALL])
+    result = one_json(capfd)
+    assert result["run"]["options"]["generate"] is True
+    assert any("cannot do the task fact" in note for note in result["notes"])
+
+
 def test_text_files_are_measured_and_questions_can_be_left_out(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

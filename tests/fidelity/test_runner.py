@@ -18,6 +18,7 @@ from spolia_fidelity.case import Case, Question
 from spolia_fidelity.encoder import TextEncoder
 from spolia_fidelity.generation import NUM_TRIES, Generated, GenerationGate
 from spolia_fidelity.runner import PolicyRun, join, slices
+from spolia_fidelity.synthetic import synthetic_cases
 
 
 def nll_increase(policy: PolicyRun, full: PolicyRun) -> float:
@@ -115,6 +116,20 @@ def test_generated_answers_are_what_the_engine_answers(adapter: ModelAdapter, en
     for name in ("full", "link:1000"):
         assert [outcome.exact for outcome in outcomes[name].outcomes] == [True, True, False]
         assert [outcome.f1 for outcome in outcomes[name].outcomes][:2] == [1.0, 1.0]
+
+
+def test_generated_tasks_have_their_answers_decoded_where_that_is_asked_for(encoder: TextEncoder) -> None:
+    made = {
+        generate: synthetic_cases(
+            encoder, seed=0, num_questions=9, num_chunks=2, chunk_tokens=64, generate=generate
+        ).cases[0]
+        for generate in (False, True)
+    }
+    for forced, decoded in zip(made[False].questions, made[True].questions, strict=True):
+        assert forced.answer_ids == (*decoded.answer_ids, *encoder.eos_ids)
+        assert (forced.exact, decoded.exact) == (True, False)
+        assert encoder.decode(decoded.answer_ids).strip() in decoded.answers
+        assert not forced.answers
 
 
 def test_a_task_nobody_can_do_is_no_longer_asked_for_answers() -> None:
