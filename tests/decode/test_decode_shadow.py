@@ -350,11 +350,11 @@ async def test_a_running_check_gives_its_memory_to_a_request_after_its_slice(
 
 
 async def test_requests_that_lack_room_together_all_get_what_checks_held(world: World) -> None:
-    node = await world.decode(num_blocks=40, shadow_share=1.0)
+    node = await world.decode(num_blocks=48, shadow_share=1.0)
     async with somebody_here(node):
         for index in range(3):
             await ask(node, [doc(90, index), tokens(6)], GREEDY, LINKED, request_id=f"{index}")
-        prompts = [[tokens(140, 50 + index)] for index in range(4)]  # 9 blocks each, and one of answer
+        prompts = [[tokens(100, 50 + index)] for index in range(6)]  # 7 blocks each, and one of answer
         answers = await asyncio.gather(*(ask(node, prompt, GREEDY) for prompt in prompts))
     for prompt, answer in zip(prompts, answers, strict=True):
         assert_same(answer, world.expect(prompt, GREEDY))

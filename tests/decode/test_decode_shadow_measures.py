@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from structlog.testing import capture_logs
 
 from spolia_core.errors import InvalidRequest
+from spolia_decode import shadow_metrics
 from spolia_decode.admission import Admission
 from spolia_decode.config import DecodeConfig
 from spolia_decode.shadow import is_chosen
@@ -122,11 +122,23 @@ def apart(kl: float, num_tokens: int = 4) -> Divergence:
     return Divergence((kl,) * num_tokens, num_tokens - 1, 1.0, 1.0 + kl)
 
 
-def warnings_of(metrics: ShadowMetrics, *found: Divergence) -> list[Any]:
-    with capture_logs() as lines:
+class Log:
+    """Keeps the figures of warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[dict[str, Any]] = []
+
+    def warning(self, _event: str, **figures: Any) -> None:
+        self.warnings.append(figures)
+
+
+def warnings_of(metrics: ShadowMetrics, *found: Divergence) -> list[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        log = Log()
+        patch.setattr(shadow_metrics, "log", log)
         for divergence in found:
             metrics.compared(divergence)
-    return [line for line in lines if line["log_level"] == "warning"]
+    return log.warnings
 
 
 def test_a_mean_above_the_bound_warns_once_in_a_while_with_the_figures() -> None:

@@ -109,8 +109,6 @@ class DecodeNode:
         await self.parts.claims.drain()
         if self.view is not None:
             await self.view.stop()
-        if self.shadow is not None:
-            await self.shadow.close()
         await self.thread.stop()
         if self.shadow is not None:
             self.shadow.release()

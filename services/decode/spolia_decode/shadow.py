@@ -123,7 +123,8 @@ class ShadowChecks:
         self._thread.notify()
 
     def release(self) -> None:
-        """Gives back what is left where the engine's thread has ended. Call after `close` and the thread's stop."""
+        """Drops what is left once the engine's thread has ended. Call after its stop."""
+        self._closed = True
         self._drop_all(Outcome.SHUTDOWN)
 
     def _refusal(self, num_context: int, num_answer: int) -> Outcome | None:
