@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-from .batches import Stage
-from .data import Style
+from spolia_fidelity.tasks import Style
 
-_ONE = Style(min_facts=1, max_facts=1, short=0.0, filler=0.0)
-_FEW = Style(min_facts=2, max_facts=3, short=0.0, filler=0.0)
-_SHORT = Style(min_facts=2, max_facts=4, short=0.3)
-_MIXED = Style(min_facts=2, max_facts=6, short=0.5, turned=0.1, wild=0.1)
+from .stage import Stage
+
+_ONE = Style(min_facts=1, max_facts=1, part_words=0, short=0.0, cuts=0.0, bridges=0.0)
+_FEW = Style(min_facts=2, max_facts=3, part_words=0, short=0.0, cuts=0.0, bridges=0.0)
+_SHORT = Style(min_facts=2, max_facts=4, part_words=0, short=0.3, cuts=0.0, bridges=0.0)
+_CUT = Style(min_facts=2, max_facts=5, part_words=50, cuts=0.7, same_kind=0.5)
+_LONG = Style(cuts=0.6, same_kind=0.5)
+_BRIDGED = Style(cuts=0.4, bridges=0.9, same_kind=0.1)
+_RARE = Style(min_facts=2, max_facts=6, part_words=60, short=0.5, turned=0.15, wild=0.15)
 
 STAGES: tuple[Stage, ...] = (
-    Stage("pairs", rows=64, tokens=96, pass_at=0.9, pair_gap=0),
-    Stage("one fact", rows=48, tokens=128, pass_at=0.8, min_documents=2, max_documents=3, style=_ONE),
-    Stage("few facts", rows=32, tokens=192, pass_at=0.8, min_documents=2, max_documents=3, style=_FEW),
-    Stage(
-        "sentences",
-        rows=24,
-        tokens=256,
-        pass_at=0.85,
-        min_documents=2,
-        max_documents=3,
-        style=_SHORT,
-        prose_rows=4,
-    ),
+    Stage("pairs", pass_at=0.9, step_tokens=6144, stream_tokens=96, pair_gap=0),
+    Stage("one fact", pass_at=0.8, min_parts=2, max_parts=3, styles=(_ONE,)),
+    Stage("few facts", pass_at=0.8, min_parts=2, max_parts=3, styles=(_FEW,)),
+    Stage("sentences", pass_at=0.85, min_parts=2, max_parts=3, styles=(_SHORT,), prose_rows=4),
     Stage(
         "documents",
-        rows=16,
-        tokens=416,
         pass_at=0.95,
-        min_documents=2,
-        style=Style(wild=0.05),
-        blocks=0.4,
+        min_parts=2,
+        styles=(_SHORT, _CUT),
         spread=0.3,
         prose_rows=4,
         max_steps=450,
         last_rate=0.1,
     ),
+    Stage("parts", pass_at=2.0, min_parts=2, max_parts=6, styles=(_SHORT, _CUT), prose_rows=8, max_steps=400, rate=0.5),
     Stage(
-        "many documents",
-        rows=9,
-        tokens=832,
+        "long parts",
         pass_at=2.0,
-        min_documents=2,
-        max_documents=8,
-        style=_MIXED,
-        blocks=0.5,
+        min_parts=2,
+        max_parts=9,
+        styles=(_CUT, _LONG, _LONG, _BRIDGED, _RARE),
         spread=0.3,
-        prose_rows=12,
-        max_steps=1300,
+        prose_rows=6,
+        max_steps=1100,
         rate=0.5,
-        last_rate=0.02,
+        last_rate=0.03,
+    ),
+    Stage(
+        "many parts",
+        pass_at=2.0,
+        step_tokens=4600,
+        min_parts=8,
+        max_parts=18,
+        styles=(_LONG, _LONG, _BRIDGED),
+        spread=0.2,
+        prose_rows=6,
+        max_steps=200,
+        rate=0.06,
+        last_rate=0.005,
     ),
 )

@@ -1,6 +1,8 @@
-"""Measures a checkpoint as it is used: float32 on the stored weights, plain transformers, greedy decoding.
+"""Measures a checkpoint with full recompute: float32 on the stored weights, plain transformers, greedy decoding.
 
-`python -m models.demo.evaluate --documents 1 2 4 --questions 1000 --prose books.jsonl.gz`
+`python -m models.demo.evaluate --parts 8 16 --corpora 200 --prose books.jsonl.gz`
+
+What reuse costs on top is measured by `spolia eval`.
 """
 
 from __future__ import annotations
@@ -8,37 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from .context import Context
-from .data import PLAIN_STYLE, Document, Question, Style, make_corpus, make_questions
+from spolia_fidelity.tasks import PLAIN_STYLE, TASKS, Corpus, Question, Style, make_corpus
+
 from .prose import read_prose, split_prose
-from .tokenizer import EOS, encode_parts, special_ids
+from .tokenizer import encode_parts, special_ids
 
 _FOLDER = Path(__file__).parent
-_MAX_ANSWER_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One prompt in parts, every part encoded alone, and the question it ends with."""
-
-    bos: int
-    documents: list[list[int]]
-    asked: list[int]
-    question: Question
-
-    @property
-    def ids(self) -> list[int]:
-        """The whole prompt."""
-        return [self.bos, *(token for document in self.documents for token in document), *self.asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,81 +62,51 @@ def load_tokenizer(folder: Path = _FOLDER) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def make_trials(
-    tokenizer: Tokenizer,
-    seed: int,
-    num_documents: int,
-    num_questions: int,
-    *,
-    per_corpus: int = 4,
-    style: Style = PLAIN_STYLE,
-) -> list[Trial]:
-    """Held-out corpora with a few questions on each, until there are `num_questions`."""
-    trials: list[Trial] = []
-    corpus_seed = seed * 1_000_003
-    while len(trials) < num_questions:
-        documents = make_corpus(corpus_seed, num_documents, style=style)
-        questions = make_questions(corpus_seed, documents, per_corpus)[: num_questions - len(trials)]
-        trials += [_trial(tokenizer, documents, question) for question in questions]
-        corpus_seed += 1
-    return trials
-
-
-def _trial(tokenizer: Tokenizer, documents: Sequence[Document], question: Question) -> Trial:
-    parts = encode_parts(tokenizer, [*(document.text for document in documents), question.text])
-    return Trial(special_ids(tokenizer)[0], parts[:-1], parts[-1], question)
+def make_corpora(
+    seed: int, num_corpora: int, num_parts: int, *, style: Style = PLAIN_STYLE, held_out: bool = True
+) -> Iterator[Corpus]:
+    """Corpora on names that training never showed, unless `held_out` is False."""
+    for index in range(num_corpora):
+        yield make_corpus(seed * 1_000_003 + index, num_parts, style=style, held_out=held_out)
 
 
 @torch.inference_mode()
-def answer(model: LlamaForCausalLM, tokenizer: Tokenizer, trials: Sequence[Trial], batch: int = 32) -> list[str]:
-    """Greedy answers up to EOS or a newline, in the order of the trials; like lengths share a batch."""
-    order = sorted(range(len(trials)), key=lambda index: len(trials[index].ids))
-    answers = [""] * len(trials)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        longest = max(len(trials[index].ids) for index in chosen)
-        ids = torch.full((len(chosen), longest), special_ids(tokenizer)[1])
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(chosen):
-            ids[row, longest - len(trials[index].ids) :] = torch.tensor(trials[index].ids)
-            mask[row, longest - len(trials[index].ids) :] = 1
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=_MAX_ANSWER_TOKENS, do_sample=False)
-        for row, index in enumerate(chosen):
-            text = tokenizer.decode(out[row, longest:].tolist(), skip_special_tokens=False)
-            answers[index] = text.split(EOS)[0].split("\n")[0].strip()
-    return answers
+def right_answers(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, corpus: Corpus, questions: Sequence[Question]
+) -> list[bool]:
+    """Whether greedy decoding gives each question's answer and then EOS; questions do not see each other.
 
-
-def score(trials: Sequence[Trial], answers: Sequence[str]) -> Score:
-    """Counts exact matches."""
-    return Score(sum(t.question.answer == a for t, a in zip(trials, answers, strict=True)), len(trials))
-
-
-@torch.inference_mode()
-def score_reused(model: LlamaForCausalLM, tokenizer: Tokenizer, trials: Sequence[Trial], link: int) -> Score:
-    """Exact match where each document's KV was computed alone, but for its first `link` tokens.
-
-    The answer is right when each of its tokens, and then EOS, is the likeliest after those before it: then
-    greedy decoding gives it.
+    An answer is right when each of its tokens, and EOS, is the likeliest after those before it: then, and only then,
+    greedy decoding gives it. The corpus is read once for all questions.
     """
-    right = 0
-    for trial in trials:
-        context = Context(link=link)
-        context.append(0, [trial.bos], 0)
-        position = 1
-        for part, ids in enumerate(trial.documents, start=1):
-            context.append_reused(part, ids, position)
-            position += len(ids)
-        answer_ids = [*encode_parts(tokenizer, [f" {trial.question.answer}"])[0], special_ids(tokenizer)[1]]
-        context.append(len(trial.documents) + 1, [*trial.asked, *answer_ids[:-1]], position)
-        seen = context.mask(len(context.ids))[None, None]
-        logits = model(
-            torch.tensor([context.ids]),
-            attention_mask=torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min),
-            position_ids=torch.tensor([context.positions]),
-        ).logits[0, -len(answer_ids) :]
-        right += logits.argmax(-1).tolist() == answer_ids
-    return Score(right, len(trials))
+    bos, eos = special_ids(tokenizer)
+    context = [bos, *(token for part in encode_parts(tokenizer, list(corpus.parts)) for token in part)]
+    asked = encode_parts(tokenizer, [question.text for question in questions])
+    answers = [[*ids, eos] for ids in encode_parts(tokenizer, [f" {question.answer}" for question in questions])]
+    tails = [[*ask, *answer[:-1]] for ask, answer in zip(asked, answers, strict=True)]
+    longest = max(len(tail) for tail in tails)
+    cache = model.model(torch.tensor([context]), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(tails))
+    ids = torch.full((len(tails), longest), eos)
+    for row, tail in enumerate(tails):
+        ids[row, : len(tail)] = torch.tensor(tail)
+    likeliest: Tensor = model(ids, past_key_values=cache).logits.argmax(-1)
+    return [
+        likeliest[row, len(ask) - 1 : len(ask) - 1 + len(answer)].tolist() == answer
+        for row, (ask, answer) in enumerate(zip(asked, answers, strict=True))
+    ]
+
+
+def score_tasks(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Iterator[Corpus]) -> dict[str, Score]:
+    """Exact match per task, over every question on the corpora."""
+    right = dict.fromkeys(TASKS, 0)
+    asked = dict.fromkeys(TASKS, 0)
+    for corpus in corpora:
+        found = right_answers(model, tokenizer, corpus, corpus.questions)
+        for question, is_right in zip(corpus.questions, found, strict=True):
+            right[question.task] += is_right
+            asked[question.task] += 1
+    return {task: Score(right[task], asked[task]) for task in TASKS if asked[task]}
 
 
 @torch.inference_mode()
@@ -167,40 +123,24 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: Sequence
     return nats / math.log(2) / num_bytes
 
 
-def _by_form(trials: Sequence[Trial], answers: Sequence[str]) -> dict[str, str]:
-    asked = Counter(t.question.form for t in trials)
-    right = Counter(t.question.form for t, a in zip(trials, answers, strict=True) if a == t.question.answer)
-    return {form: str(Score(right[form], number)) for form, number in sorted(asked.items())}
-
-
 def main() -> None:
     """Prints one JSON line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=_FOLDER)
-    parser.add_argument("--documents", type=int, nargs="*", default=[1, 2, 4])
-    parser.add_argument("--links", type=int, nargs="*", default=[], help="also with reuse and so many link tokens")
-    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--parts", type=int, nargs="*", default=[8])
+    parser.add_argument("--corpora", type=int, default=200, help="number of corpora, all questions asked on each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prose", type=Path, nargs="*", default=[])
-    parser.add_argument("--show", type=int, default=0, help="wrong answers to print per measurement")
     for part in fields(Style):
         parser.add_argument(f"--{part.name.replace('_', '-')}", type=type(part.default), default=part.default)
     options = parser.parse_args()
     style = Style(**{part.name: getattr(options, part.name) for part in fields(Style)})
     torch.set_num_threads(options.threads)
     model, tokenizer = load(options.model)
-    for num_documents in options.documents:
-        trials = make_trials(tokenizer, options.seed, num_documents, options.questions, style=style)
-        answers = answer(model, tokenizer, trials)
-        result = {"documents": num_documents, "exact_match": str(score(trials, answers))}
-        print(json.dumps(result | _by_form(trials, answers)), flush=True)
-        for link in options.links:
-            reused = score_reused(model, tokenizer, trials, link)
-            print(json.dumps({"documents": num_documents, "link": link, "exact_match": str(reused)}), flush=True)
-        wrong = [(t, a) for t, a in zip(trials, answers, strict=True) if a != t.question.answer]
-        for trial, given in wrong[: options.show]:
-            print(f"  {trial.question.text!r} wanted {trial.question.answer!r} got {given!r}")
+    for num_parts in options.parts:
+        scores = score_tasks(model, tokenizer, make_corpora(options.seed, options.corpora, num_parts, style=style))
+        print(json.dumps({"parts": num_parts} | {task: str(score) for task, score in scores.items()}), flush=True)
     if options.prose:
         held_out = split_prose(read_prose(options.prose)).held_out
         print(json.dumps({"bits_per_byte": round(bits_per_byte(model, tokenizer, held_out), 3)}))

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from .batches import Batch
+from .view import View
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -44,15 +47,15 @@ class Layer(nn.Module):
         self.gate_up = _weight(2 * shape.mlp, shape.hidden)
         self.down = _weight(shape.hidden, shape.mlp, silent=True)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """x: [batch, tokens, hidden], float32; bias: [batch or 1, 1, tokens, tokens], added to the scores."""
-        batch, tokens, hidden = x.shape
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, dtype: torch.dtype) -> Tensor:
+        """x: [rows, places, hidden], float32; cos, sin: [rows, 1, places, head_dim]."""
+        rows, places, hidden = x.shape
         eps = self.shape.eps
         h = F.rms_norm(x, (hidden,), self.attention_norm, eps).to(dtype)
-        qkv = F.linear(h, self.qkv.to(dtype)).view(batch, tokens, 3, self.shape.heads, self.shape.head_dim)
+        qkv = F.linear(h, self.qkv.to(dtype)).view(rows, places, 3, self.shape.heads, self.shape.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, bias)
-        x = x + F.linear(mixed.transpose(1, 2).reshape(batch, tokens, -1), self.out.to(dtype))
+        mixed = view.attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        x = x + F.linear(mixed.transpose(1, 2).reshape(rows, places, -1), self.out.to(dtype))
         h = F.rms_norm(x, (hidden,), self.mlp_norm, eps).to(dtype)
         gate, up = F.linear(h, self.gate_up.to(dtype)).chunk(2, dim=-1)
         return x + F.linear(F.silu(gate) * up, self.down.to(dtype))
@@ -73,19 +76,18 @@ class Network(nn.Module):
         self.register_buffer("cos", angles.cos().float().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angles.sin().float().repeat(1, 2), persistent=False)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, select: Tensor) -> Tensor:
-        """Logits, float32 [len(select), vocab].
-
-        ids, positions: int64 [batch, tokens]; mask: bool [batch or 1, tokens, tokens], true where row sees
-        column; select: flat indices into ids.
-        """
-        bias = torch.zeros(mask.shape, dtype=self.dtype).masked_fill_(~mask, -1e4)[:, None]
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits at the batch's selected places, float32 [len(select), vocab]."""
+        rows = len(batch.ids)
+        ids = torch.cat([batch.ids, batch.tail_ids.view(rows, -1)], 1)
+        positions = torch.cat([batch.positions, batch.tail_positions.reshape(rows, -1)], 1)
         cos = self.get_buffer("cos")[positions][:, None].to(self.dtype)
         sin = self.get_buffer("sin")[positions][:, None].to(self.dtype)
+        view = View(batch.ids.shape[1], batch.lengths, batch.tail_ids.shape[1], self.dtype)
         x = F.embedding(ids, self.embedding)
         for layer in self.layers:
-            x = layer(x, cos, sin, bias, self.dtype)
-        chosen = x.view(-1, self.shape.hidden)[select]
+            x = layer(x, cos, sin, view, self.dtype)
+        chosen = x.reshape(-1, self.shape.hidden)[batch.select]
         chosen = F.rms_norm(chosen, (self.shape.hidden,), self.norm, self.shape.eps)
         return F.linear(chosen.to(self.dtype), self.embedding.to(self.dtype)).float()
 
@@ -140,12 +142,6 @@ def to_transformers(network: Network, bos: int, eos: int) -> LlamaForCausalLM:
 def _weight(rows: int, columns: int, *, silent: bool = False) -> nn.Parameter:
     scale = 0.0 if silent else 0.7 * columns**-0.5
     return nn.Parameter(torch.randn(rows, columns) * scale)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention in plain products: for short sequences twice as fast on a CPU as the fused kernel."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
-    return torch.matmul(scores.softmax(dim=-1), v)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _TOKENIZER = "tokenizer.json"
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands. `accuracy` is the running share of answers wholly right under teacher forcing."""
+    """Where a run stands. `accuracy`, and `by_task` of it, is the running share of answers that are wholly right."""
 
     stage: int = 0
     stage_step: int = 0
@@ -28,6 +28,7 @@ class Progress:
     tokens: int = 0
     accuracy: float = 0.0
     prose_loss: float = float("nan")
+    by_task: dict[str, float] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from .data import Style, make_corpus, make_questions
+from spolia_fidelity.tasks import Style, make_corpus
 
 BOS = "<s>"
 EOS = "</s>"
@@ -62,12 +62,11 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def generated_texts(seed: int, num_corpora: int) -> Iterator[str]:
-    """Documents, questions and answers from the training side, for learning merges."""
+    """Parts, questions and answers from the training side, for learning merges."""
     for index in range(num_corpora):
-        documents = make_corpus(seed + index, 4, held_out=False, style=Style(turned=0.1))
-        for document in documents:
-            yield document.text
-        for question in make_questions(seed + index, documents):
+        corpus = make_corpus(seed + index, 4, held_out=False, style=Style(turned=0.1))
+        yield from corpus.parts
+        for question in corpus.questions:
             yield f"{question.text} {question.answer}"
 
 

@@ -20,10 +20,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import Batch, Stage, make_batch, make_prose_batch
+from spolia_fidelity.tasks import TASKS
+
+from .batches import Batch, make_batch, make_prose_batch
 from .curriculum import STAGES
 from .network import Network, Shape
 from .prose import read_prose, split_prose
+from .stage import Stage
 from .state import Progress, Run, open_run, tokenizer_path
 from .threads import ThreadCount
 from .tokenizer import generated_texts, special_ids, train_tokenizer
@@ -38,9 +41,10 @@ _REPORT_STEPS = 25
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step measured: share of right answers, and the loss on prose (None without prose)."""
+    """What one step measured: share of right answers, in all and per task, and the loss on prose (None without)."""
 
     accuracy: float
+    by_task: dict[str, float]
     prose_loss: float | None
     tokens: int
 
@@ -48,17 +52,23 @@ class StepResult:
 def train_step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, prose: Batch | None) -> StepResult:
     """One update from documents and, where given, prose; gradients of both are added before the step."""
     optimizer.zero_grad(set_to_none=True)
-    logits = network(batch.ids, batch.positions, batch.mask, batch.select)
+    logits = network(batch)
     losses = F.cross_entropy(logits, batch.targets, reduction="none")
     torch.autograd.backward((losses * batch.weights).sum() / batch.weights.sum())
-    prose_loss, tokens = None, batch.ids.numel()
+    prose_loss, tokens = None, batch.num_tokens
     if prose is not None:
-        loss = F.cross_entropy(network(prose.ids, prose.positions, prose.mask, prose.select), prose.targets)
+        loss = F.cross_entropy(network(prose), prose.targets)
         torch.autograd.backward(0.5 * loss)
-        prose_loss, tokens = loss.item(), tokens + prose.ids.numel()
+        prose_loss, tokens = loss.item(), tokens + prose.num_tokens
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
-    return StepResult(_share_right(logits, batch), prose_loss, tokens)
+    right = _right_answers(logits, batch)
+    by_task = {
+        task: right[batch.tasks == index].mean().item()
+        for index, task in enumerate(TASKS)
+        if bool((batch.tasks == index).any())
+    }
+    return StepResult(right.mean().item(), by_task, prose_loss, tokens)
 
 
 def learning_rate(base: float, progress: Progress, stage: Stage) -> float:
@@ -68,12 +78,12 @@ def learning_rate(base: float, progress: Progress, stage: Stage) -> float:
     return base * factor * min(1.0, (progress.step + 1) / _WARM_UP_STEPS)
 
 
-def _share_right(logits: Tensor, batch: Batch) -> float:
+def _right_answers(logits: Tensor, batch: Batch) -> Tensor:
+    """1 for every answer all of whose tokens are the likeliest, else 0."""
     asked = batch.answers >= 0
     wrong = (logits.detach()[asked].argmax(-1) != batch.targets[asked]).float()
-    answers = batch.answers[asked]
-    missed = torch.zeros(int(answers.max()) + 1).index_add_(0, answers, wrong)
-    return (missed == 0).float().mean().item()
+    missed = torch.zeros(len(batch.tasks)).index_add_(0, batch.answers[asked], wrong)
+    return (missed == 0).float()
 
 
 def prepare_tokenizer(folder: Path, prose: list[str], vocab: int, seed: int) -> Tokenizer:
@@ -136,6 +146,8 @@ def _note(progress: Progress, result: StepResult) -> None:
     progress.stage_step += 1
     progress.tokens += result.tokens
     progress.accuracy = _RECENT * progress.accuracy + (1 - _RECENT) * result.accuracy
+    for task, accuracy in result.by_task.items():
+        progress.by_task[task] = _RECENT * progress.by_task.get(task, accuracy) + (1 - _RECENT) * accuracy
     if result.prose_loss is not None:
         unset = progress.prose_loss != progress.prose_loss
         old = result.prose_loss if unset else progress.prose_loss
@@ -144,9 +156,10 @@ def _note(progress: Progress, result: StepResult) -> None:
 
 def _report(progress: Progress, stage: Stage) -> None:
     unbiased = progress.accuracy / (1 - _RECENT**progress.stage_step)
+    tasks = " ".join(f"{task} {share:.3f}" for task, share in sorted(progress.by_task.items()))
     print(
         f"{progress.trained_s:6.0f} s  step {progress.step:5d}  {stage.name} {progress.stage_step}"
-        f"  right {unbiased:.3f}  prose {progress.prose_loss:.3f}"
+        f"  right {unbiased:.3f}  {tasks}  prose {progress.prose_loss:.3f}"
         f"  {progress.tokens / progress.trained_s:.0f} tokens/s",
         flush=True,
     )

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 class Style:
     """Numbers of facts and words, and rates between 0 and 1.
 
-    A part is about one thing and states `min_facts` to `max_facts` facts on it; sentences without a fact fill it up to
-    about `part_words` words (0: no filling). Rates per fact: `short`, a pronoun in place of the name; `turned`, the value
-    before the name. Rates per name: `wild`, built from rare syllables rather than the usual pieces. Per part: `cuts`, the
-    text goes on in the next part, half of the time in mid-sentence, half of the time with a pronoun. Per named person
-    or place: `bridges`, it is what another part is about, if any is. Per corpus: `same_kind`, all parts are about one
-    kind of thing, so that only the name tells their facts apart.
+    A part is about one thing and states `min_facts` to `max_facts` facts on it; sentences without a fact fill it up
+    to about `part_words` words (0: no filling). Rates per fact: `short`, a pronoun in place of the name; `turned`, the
+    value before the name. Rates per name: `wild`, built from rare syllables rather than the usual pieces. Per part:
+    `cuts`, the text goes on in the next part, half of the time in mid-sentence, half of the time with a pronoun. Per
+    named person or place: `bridges`, it is what another part is about, if any is. Per corpus: `same_kind`, all parts
+    are about one kind of thing, so that only the name tells their facts apart.
     """
 
     min_facts: int = 4
