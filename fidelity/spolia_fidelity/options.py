@@ -12,7 +12,7 @@ from typing import Any
 from spolia_core.errors import InvalidRequest
 from spolia_engine.adapter import DTYPES
 
-DEFAULT_QUESTIONS = 4_000
+DEFAULT_QUESTIONS = 3_000
 QUICK_QUESTIONS = 320
 QUICK_CONTEXTS = 4
 """Contexts taken from each text and QA file in quick mode."""
