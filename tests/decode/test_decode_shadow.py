@@ -361,6 +361,18 @@ async def test_requests_that_lack_room_together_all_get_what_checks_held(world: 
     assert outcomes(node)["gave_way"] == 3
 
 
+async def test_memory_that_came_free_since_a_request_tried_is_worth_another_try_whoever_freed_it(world: World) -> None:
+    node = await world.decode(shadow_share=1.0)
+    shadow, deadline = node.shadow, Deadline.after(WAIT_S)
+    assert shadow is not None
+    async with somebody_here(node):
+        await ask(node, BEGINS, GREEDY, LINKED)
+        before = shadow.num_ended
+        assert await shadow.give_way(before, deadline), "this one frees it"
+        assert await shadow.give_way(before, deadline), "this one had no room either, and there is some now"
+        assert not await shadow.give_way(shadow.num_ended, deadline)
+
+
 async def test_without_checks_to_give_way_a_request_is_told_that_there_is_no_room(world: World) -> None:
     node = await world.decode(num_blocks=24, shadow_share=1.0)
     extent = node.engine.pool.allocate(200)
