@@ -85,14 +85,15 @@ class Options:
         }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, default_questions: int = DEFAULT_QUESTIONS) -> None:
     """The arguments that both commands have."""
+    parser.set_defaults(default_questions=default_questions)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face-format directory")
     parser.add_argument(
         "--questions",
         type=int,
         help="questions on generated texts; 0 leaves those out "
-        f"(default {DEFAULT_QUESTIONS}, {QUICK_QUESTIONS} with --quick)",
+        f"(default {default_questions}, {QUICK_QUESTIONS} with --quick)",
     )
     parser.add_argument(
         "--generate",
@@ -139,7 +140,7 @@ def options_of(args: argparse.Namespace) -> Options:
         dtype=args.dtype,
         generate=args.generate,
         quick=args.quick,
-        num_questions=DEFAULT_QUESTIONS if args.questions is None else args.questions,
+        num_questions=args.default_questions if args.questions is None else args.questions,
     )
     if not args.quick:
         return options
