@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_fidelity.encoder import TextEncoder
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -24,7 +25,7 @@ def word_encoder(*, bos: bool = True) -> TextEncoder:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     config = {"add_bos_token": bos, "bos_token": "<s>", "eos_token": {"content": "</s>"}}
-    return TextEncoder(json.loads(tokenizer.to_str()), config)
+    return TextEncoder(TokenizerFiles(json.loads(tokenizer.to_str()), config))
 
 
 def words(num: int, start: int = 0) -> str:

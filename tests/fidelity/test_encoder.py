@@ -10,13 +10,14 @@ from input_worlds import word_encoder
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from spolia_core.errors import NotFound
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_fidelity.encoder import TextEncoder
 
 VOCAB = {"<s>": 0, "</s>": 1, "a": 2, "▁": 3, "▁a": 4, "Ġ": 5, "Ġa": 6}
 
 
 def encoder(tokenizer: Tokenizer, **config: object) -> TextEncoder:
-    return TextEncoder(json.loads(tokenizer.to_str()), config)
+    return TextEncoder(TokenizerFiles(json.loads(tokenizer.to_str()), config))
 
 
 def bpe() -> Tokenizer:

@@ -26,12 +26,13 @@ from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaError, Unavailable
 from spolia_core.ids import IdSpace
 from spolia_core.reuse import ReuseMode
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway.catalog import Model, ModelKey, check_model_name, choose_model, models_of
 from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import RequestLimits
 from spolia_gateway.request import CheckedRequest
-from spolia_gateway.tokenizer import Form, PartTokenizer, TokenizerFiles
+from spolia_gateway.tokenizer import Form, PartTokenizer
 
 LIMITS = RequestLimits(max_prompt_bytes=1000, max_documents=2, max_parts=4)
 KEY = ModelKey(MODEL, FINGERPRINT, "float32")

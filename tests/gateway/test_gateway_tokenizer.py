@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from spolia_core.errors import NotFound
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway.token_cache import ENTRY_OVERHEAD_BYTES, TokenCache
-from spolia_gateway.tokenizer import Form, PartTokenizer, TokenizerFiles
+from spolia_gateway.tokenizer import Form, PartTokenizer
 
 STYLES = ("metaspace", "first", "prepend")
 

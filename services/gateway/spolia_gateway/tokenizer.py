@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
-from tokenizers import Tokenizer
 
-from spolia_core.errors import NotFound
-from spolia_gateway.prefix_space import without_dummy_prefix
+from spolia_core.dummy_prefix import without_dummy_prefix
+from spolia_core.tokenizer_files import TokenizerFiles, load_tokenizer
 from spolia_gateway.token_bound import max_bytes_per_token
 from spolia_gateway.token_cache import TokenCache
 
@@ -34,43 +28,20 @@ class Form(Enum):
     a file which spells one out cannot end a turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerFiles:
-    """What a Hugging Face-format model directory says about its tokenizer, parsed."""
-
-    tokenizer: Mapping[str, Any]
-    tokenizer_config: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, model: Path) -> TokenizerFiles:
-        """Reads `tokenizer.json` and, where present, `tokenizer_config.json`.
-
-        Raises `NotFound` when there is no readable `tokenizer.json`.
-        """
-        path = model / "tokenizer.json"
-        try:
-            tokenizer = json.loads(path.read_text(encoding="utf-8"))
-            config_path = model / "tokenizer_config.json"
-            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise NotFound(f"no readable tokenizer in {model}: {error}", field="model", actual=str(model)) from error
-        return cls(tokenizer, config)
-
-
 class PartTokenizer:
     """Text to token ids, special tokens off. Safe to call from several threads; keeps recent results."""
 
     def __init__(self, files: TokenizerFiles, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         source = dict(files.tokenizer)
         plain = without_dummy_prefix(source)
-        body = _load(plain)
-        document = _load(plain)
+        body = load_tokenizer(plain)
+        document = load_tokenizer(plain)
         document.encode_special_tokens = True  # spell special tokens out instead of parsing them
-        head = body if plain == source else _load(source)
+        head = body if plain == source else load_tokenizer(source)
         self._tokenizers = {Form.HEAD: head, Form.BODY: body, Form.DOCUMENT: document}
         self._has_prefix = head is not body
         self._cache = TokenCache(cache_bytes)
-        self.bos_ids = _bos_ids(head, files.tokenizer_config)
+        self.bos_ids = files.bos_ids(head)
         """Ids that the tokenizer puts before a prompt; usually one or none."""
         self.max_bytes_per_token = max_bytes_per_token(source)
         """The most bytes of text that one token stands for; None where there is no such bound."""
@@ -101,27 +72,3 @@ class PartTokenizer:
             cached = array("I", encoding.ids)
             self._cache.put(key, cached)
         return tuple(cached)
-
-
-def _load(source: Mapping[str, Any]) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(json.dumps(source))
-    tokenizer.no_truncation()  # a file may carry the limits of its training
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _bos_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """As `add_bos_token` says where the config states it; else the special tokens the post-processor puts first."""
-    stated = config.get("add_bos_token")
-    if stated is None:
-        encoding = tokenizer.encode("a", add_special_tokens=True)
-        marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
-        return tuple(token_id for token_id, _ in takewhile(lambda pair: pair[1], marked))
-    bos = config.get("bos_token")
-    text = bos.get("content") if isinstance(bos, dict) else bos
-    if not stated or text is None:
-        return ()
-    token_id = tokenizer.token_to_id(text)
-    if token_id is None:
-        raise NotFound(f"the tokenizer has no token {text!r}, its bos_token", field="bos_token", actual=str(text))
-    return (token_id,)
