@@ -45,7 +45,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "many parts",
         pass_at=2.0,
-        step_tokens=4600,
         min_parts=8,
         max_parts=18,
         styles=(_LONG, _LONG, _BRIDGED),
@@ -54,5 +53,18 @@ STAGES: tuple[Stage, ...] = (
         max_steps=200,
         rate=0.06,
         last_rate=0.005,
+    ),
+    Stage(
+        "all lengths",
+        pass_at=2.0,
+        step_tails=160,
+        min_parts=5,
+        max_parts=16,
+        styles=(_LONG, _LONG, _BRIDGED),
+        spread=0.2,
+        prose_rows=6,
+        max_steps=430,
+        rate=0.2,
+        last_rate=0.004,
     ),
 )
