@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from spolia_fidelity.bootstrap import design_effect, wilson
 from spolia_fidelity.tasks import PLAIN_STYLE, TASKS, Corpus, Question, Style, make_corpus
 
 from .prose import read_prose, split_prose
@@ -29,26 +30,23 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers of a number asked, with the 95 % Wilson interval of the share."""
+    """Right answers of a number asked, with the 95 % Wilson interval of the share.
+
+    Questions on one corpus err together: `effect` is by how much that widens the variance (bootstrap.py).
+    """
 
     right: int
     asked: int
+    effect: float = 1.0
 
     @property
     def share(self) -> float:
         """Exact match."""
         return self.right / self.asked
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Bounds of the 95 % interval."""
-        z, n, p = 1.96, self.asked, self.share
-        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
-
     def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {self.asked}"
+        found = wilson(self.right, self.asked, design_effect=self.effect)
+        return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}] of {self.asked}"
 
 
 def load(folder: Path = _FOLDER) -> tuple[LlamaForCausalLM, Tokenizer]:
@@ -99,14 +97,18 @@ def right_answers(
 
 def score_tasks(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Iterator[Corpus]) -> dict[str, Score]:
     """Exact match per task, over every question on the corpora."""
-    right = dict.fromkeys(TASKS, 0)
-    asked = dict.fromkeys(TASKS, 0)
-    for corpus in corpora:
+    right: dict[str, list[bool]] = {task: [] for task in TASKS}
+    clusters: dict[str, list[str]] = {task: [] for task in TASKS}
+    for number, corpus in enumerate(corpora):
         found = right_answers(model, tokenizer, corpus, corpus.questions)
         for question, is_right in zip(corpus.questions, found, strict=True):
-            right[question.task] += is_right
-            asked[question.task] += 1
-    return {task: Score(right[task], asked[task]) for task in TASKS if asked[task]}
+            right[question.task].append(is_right)
+            clusters[question.task].append(str(number))
+    return {
+        task: Score(sum(right[task]), len(right[task]), design_effect(right[task], clusters[task]))
+        for task in TASKS
+        if right[task]
+    }
 
 
 @torch.inference_mode()

@@ -19,5 +19,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     kept = tokenizer_path(options.state)
     run = open_run(options.state, Tokenizer.from_file(str(kept)), Shape(), seed=0)
+    if run.progress.step == 0:
+        raise SystemExit(f"there is no run in {options.state} yet: nothing was written")
     run.write_checkpoint(options.out)
     print(run.progress)
