@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spolia_core.errors import NotSupported
-from spolia_core.profile import DEFAULT_PROFILE, MANUAL_PROFILE, LinkPolicy, ReuseProfile
+from spolia_core.link_policy import LinkPolicy
+from spolia_core.profile import DEFAULT_PROFILE, MANUAL_PROFILE, ReuseProfile
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,11 @@ A file that is there and cannot be used stops a node's start: it is never taken 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -147,7 +149,11 @@ class ReuseProfile:
 
 
 def save_profile(profile: ReuseProfile, path: Path) -> None:
-    """Writes a profile so that a reader sees the old file or the new one, whole. Raises `OSError`."""
+    """Writes a profile so that a reader sees the old file or the new one, whole. Raises `OSError`.
+
+    A symbolic link stays one: the file it leads to is replaced, whether or not it is there yet.
+    """
+    path = _followed(path)
     text = json.dumps({"name": profile.name, **_content(profile)}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -170,12 +176,12 @@ def save_profile(profile: ReuseProfile, path: Path) -> None:
 def load_profile(path: Path) -> ReuseProfile:
     """Reads a profile.
 
-    Raises `NotFound` when there is none or it cannot be read, `NotSupported` for a version this release does not know,
-    `InvalidRequest` naming file and field for anything that is not a profile, or was changed since it was written.
+    Raises `NotFound` when there is none, it cannot be read or is no regular file, `NotSupported` for a version this
+    release does not know, `InvalidRequest` naming file and field for anything that is not a profile, or was changed
+    since it was written.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PROFILE_BYTES + 1)
+        data = _read(path)
     except OSError as error:
         raise NotFound(f"profile {path} cannot be read: {error}", field="profile", actual=str(path)) from error
     try:
@@ -184,6 +190,29 @@ def load_profile(path: Path) -> ReuseProfile:
         raise type(error)(
             f"profile {path}: {error.message}", field=error.field, limit=error.limit, actual=error.actual
         ) from error
+
+
+def _followed(path: Path) -> Path:
+    """Where symbolic links lead. Raises `OSError` for links that lead to each other."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file, up to one more than a profile may have. Raises `OSError` for all others.
+
+    Nothing is waited for: a FIFO that nobody writes to would hold a node's start up for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_PROFILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def profile_path(profile_dir: Path, fingerprint: str) -> Path:
@@ -283,7 +312,10 @@ def _parse(data: bytes) -> ReuseProfile:
         bounds=Bounds(**bounds),
         measured=tuple(PolicyLoss(**{**loss, "breaks": _tuple_of(loss["breaks"])}) for loss in measured),
     )
-    name = _name_of(content, profile.policy)
+    try:
+        name = _name_of(content, profile.policy)
+    except (ValueError, RecursionError) as error:  # all else was checked field by field
+        raise wrong_field("measured.details", "finite numbers, not nested too deep", str(error)) from error
     check_field(
         content["name"] == name, "name", f"{name}, which its content makes it: it was changed by hand", content["name"]
     )

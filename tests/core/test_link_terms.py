@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from spolia_core.errors import NotSupported
+from spolia_core.link_policy import LinkPolicy
 from spolia_core.link_terms import LinkTerms
-from spolia_core.profile import LinkPolicy, PolicyLoss, ReuseProfile
+from spolia_core.profile import PolicyLoss, ReuseProfile
 
 ALLOWS = ReuseProfile("0" * 64, True, LinkPolicy(4, 2))
 FORBIDS = ReuseProfile("0" * 64, False, LinkPolicy(32, 2), measured=(PolicyLoss("sinks:2+link:32", 0.5, 7.0, 0.2),))

@@ -15,10 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaError
+from spolia_core.link_policy import LinkPolicy
 from spolia_core.profile import (
     PROFILE_FILE,
     Bounds,
-    LinkPolicy,
     PolicyLoss,
     ReuseProfile,
     find_profile,
@@ -264,6 +264,48 @@ def test_numbers_that_are_none_are_neither_written_nor_read(tmp_path: Path) -> N
     assert refusal(path).field == "measured.nll_increase_nats"
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[-1e999]"])
+def test_details_that_are_no_finite_numbers_are_refused_with_their_file(number: str, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"kl_p99": 0.5', f'"kl_p99": {number}'))
+    error = refusal(path)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "measured.details"
+
+
+@pytest.mark.parametrize("depth", [100, 900, 990, 2_000, 9_000, 60_000])
+def test_details_nested_to_any_depth_are_read_or_refused(depth: int, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace('"kl_p99": 0.5', '"kl_p99": ' + "[" * depth + "]" * depth))
+    assert refusal(path).field in ("measured.details", "content", "name")
+
+
+def test_a_link_to_a_profile_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
+    folder, path = tmp_path / "kept", tmp_path / PROFILE_FILE
+    folder.mkdir()
+    for target in (folder / "there.json", folder / "not-yet.json"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(target.relative_to(tmp_path))
+        if target.name == "there.json":
+            save_profile(replace(PROFILE, allows_linked=True), target)
+        save_profile(PROFILE, path)
+        assert path.is_symlink()
+        assert not target.is_symlink()
+        assert load_profile(path) == load_profile(target) == PROFILE
+    assert sorted(os.listdir(folder)) == ["not-yet.json", "there.json"], "no temporary file is left"
+
+
+def test_links_that_lead_to_each_other_are_left_alone(tmp_path: Path) -> None:
+    path, other = tmp_path / PROFILE_FILE, tmp_path / "other"
+    path.symlink_to(other)
+    other.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        save_profile(PROFILE, path)
+    assert path.is_symlink()
+    assert other.is_symlink()
+    assert isinstance(refusal(path), NotFound)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path)
 
@@ -312,6 +354,19 @@ def test_a_file_that_cannot_be_read_is_not_no_profile(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nowhere") as caught:
         find_profile(tmp_path, tmp_path / "nowhere", FINGERPRINT)
     assert caught.value.field == "profile_dir"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("behind_a_link", [False, True])
+def test_what_is_no_regular_file_is_refused_without_waiting(behind_a_link: bool, tmp_path: Path) -> None:
+    path = tmp_path / PROFILE_FILE
+    fifo = tmp_path / "fifo" if behind_a_link else path
+    os.mkfifo(fifo)
+    if behind_a_link:
+        path.symlink_to(fifo)
+    with pytest.raises(NotFound, match="no regular file") as caught:
+        find_profile(tmp_path, None, FINGERPRINT)
+    assert str(path) in caught.value.message
 
 
 def test_a_refusal_has_the_figures_that_broke_the_bounds() -> None:
