@@ -67,16 +67,20 @@ def fork(adapter: ModelAdapter, context: Context, tails: Sequence[Sequence[int]]
     # Before the first allocation evicts what is cached for tails that do not fit anyway.
     context.pool.check_room(sum(context.pool.blocks_for(len(tail)) for tail in tails))
     own: list[Extent] = []
+    contexts: list[Context] = []
     try:
         for tail in tails:
             own.append(context.pool.allocate(len(tail)))
         hidden: dict[int, Tensor] = {}
         for indices in plan_passes([len(tail) for tail in tails], max_rows):
             hidden.update(_run_pass(adapter, context, tails, own, indices))
+        for index, extent in enumerate(own):
+            contexts.append(_fork_of(context, extent, hidden[index]))
     except BaseException:
-        release_all(context.pool, own)
+        for made in contexts:
+            made.close()
+        release_all(context.pool, own[len(contexts) :])
         raise
-    contexts = [_fork_of(context, extent, hidden[index]) for index, extent in enumerate(own)]
     return Forks(contexts, [hidden[index] for index in range(len(tails))])
 
 
@@ -114,11 +118,14 @@ def _run_pass(
 
 
 def _fork_of(context: Context, extent: Extent, hidden: Tensor) -> Context:
-    """The context with a tail behind it, holding a reference of its own on every extent. Takes that on `extent`."""
+    """The context with a tail behind it, holding a reference of its own on every extent. Takes that on `extent`.
+
+    Holds nothing, and leaves `extent` to the caller, when it raises.
+    """
+    last = hidden[-1].clone()  # a view would keep the hidden states of the whole pass
+    tail = Run(extent, 0, extent.capacity, context.num_tokens)
+    spans = [*context.spans, whole(tail)]
     shared = list(dict.fromkeys(context.extents))
     for held in shared:
         context.pool.retain(held)
-    tail = Run(extent, 0, extent.capacity, context.num_tokens)
-    spans = [*context.spans, whole(tail)]
-    last = hidden[-1].clone()  # a view would keep the hidden states of the whole pass
     return Context(context.pool, spans, [*shared, extent], last, extent.capacity, context.behind_sinks)

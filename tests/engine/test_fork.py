@@ -451,6 +451,31 @@ def test_a_fork_that_breaks_anywhere_leaks_nothing(monkeypatch: pytest.MonkeyPat
     close_all(engine, context, forks)
 
 
+@pytest.mark.parametrize("at_fork", [0, 1, len(LENS) - 1])
+def test_a_fork_that_breaks_while_its_contexts_are_made_leaks_nothing(
+    monkeypatch: pytest.MonkeyPatch, at_fork: int
+) -> None:
+    engine = engine_of()
+    _, _, context = linked(engine)
+    held = engine.pool.counts()
+    calls = iter(range(1000))
+    original = Tensor.clone
+
+    def broken(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.ndim == 1 and next(calls) == at_fork:  # the last hidden state of a tail: torch found no memory for it
+            raise Broken
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "clone", broken)
+    with pytest.raises(Broken):
+        engine.fork(context, tails_of())
+    monkeypatch.undo()
+    assert next(calls) == at_fork + 1, "it broke where it should"
+    engine.pool.check_invariants()
+    assert engine.pool.counts() == held
+    close_all(engine, context, engine.fork(context, tails_of()))
+
+
 def test_padding_never_counts() -> None:
     """The longest tail's last keys are far: what pads a shorter one must not reach its rows."""
     engine = engine_of()
