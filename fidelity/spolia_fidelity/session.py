@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from spolia_core.errors import NotFound
 from spolia_engine.adapter import ModelAdapter
 from spolia_fidelity.bootstrap import DEFAULT_LEVEL, DEFAULT_RESAMPLES
 from spolia_fidelity.case_set import CaseSet
@@ -44,6 +46,12 @@ class Measured:
     result: EvalResult
     outcomes: Outcomes
     sets: tuple[CaseSet, ...]
+
+
+def check_model(folder: Path) -> None:
+    """Raises `NotFound` where there is no model: before anything else is done with its folder."""
+    if not (folder / "config.json").is_file():
+        raise NotFound(f"no config.json in {folder}", field="model", actual=str(folder))
 
 
 def load(options: Options, progress: Progress) -> Model:

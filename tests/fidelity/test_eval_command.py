@@ -80,6 +80,15 @@ def test_a_report_is_written(model: Path, tmp_path: Path, capfd: pytest.CaptureF
     assert {".md", ".svg"} <= names
 
 
+def test_a_report_that_cannot_be_written_does_not_cost_what_was_found(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.md").mkdir()  # in the way of the file
+    with pytest.raises(InvalidRequest, match="cannot write a report"):
+        main(["--model", str(model), "--policies", "naive", "--json", "--report", str(tmp_path), *SMALL])
+    assert one_json(capfd)["kind"] == "spolia-eval"
+
+
 @pytest.mark.usefixtures("nothing_loads")
 @pytest.mark.parametrize(
     ("argv", "field"),
@@ -91,6 +100,7 @@ def test_a_report_is_written(model: Path, tmp_path: Path, capfd: pytest.CaptureF
         (["--threads", "0"], "threads"),
         (["--seed", "-1"], "seed"),
         (["--text", "nowhere.txt"], "text or qa"),
+        (["--report", "/proc/report"], "report"),
     ],
 )
 def test_wrong_requests_are_refused_before_the_model_is_loaded(model: Path, argv: list[str], field: str) -> None:

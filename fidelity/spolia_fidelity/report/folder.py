@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from spolia_core.errors import InvalidRequest
 from spolia_fidelity.report.json_line import json_line
@@ -21,6 +22,19 @@ class ReportFiles:
     json: Path
 
 
+def check_folder(folder: Path) -> None:
+    """Makes the folder where it is missing and tries a file in it: known before a run, not after it.
+
+    Raises `InvalidRequest` when the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_written(folder, error) from error
+
+
 def write_report(result: EvalResult, folder: Path, limits: Limits | None = None) -> ReportFiles:
     """Writes `report.md`, `loss.svg` and `result.json` into `folder`, made where it is missing, over older ones.
 
@@ -33,7 +47,11 @@ def write_report(result: EvalResult, folder: Path, limits: Limits | None = None)
         files.plot.write_text(loss_plot(result, limits), encoding="utf-8")
         files.json.write_text(f"{json_line(result)}\n", encoding="utf-8")
     except OSError as error:
-        raise InvalidRequest(
-            f"cannot write a report into {folder}: {error.strerror}", field="report", actual=str(folder)
-        ) from error
+        raise _not_written(folder, error) from error
     return files
+
+
+def _not_written(folder: Path, error: OSError) -> InvalidRequest:
+    return InvalidRequest(
+        f"cannot write a report into {folder}: {error.strerror or error}", field="report", actual=str(folder)
+    )

@@ -21,5 +21,5 @@ def record_of(result: EvalResult) -> dict[str, Any]:
 
 
 def json_line(result: EvalResult) -> str:
-    """`record_of` on one line, without its line end."""
-    return json.dumps(record_of(result), ensure_ascii=False, allow_nan=False)
+    """`record_of` on one line of ASCII, without its line end."""
+    return json.dumps(record_of(result), allow_nan=False)
