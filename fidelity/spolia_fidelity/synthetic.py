@@ -19,6 +19,10 @@ MAX_PER_CONTEXT = {"fact": 5, "two_hop": 4}
 of them from one context would add little, since questions about one context err together."""
 SAMPLE_PARTS = 16
 SEEDS_PER_RUN = 1_000_000
+MAX_SIZE_ERROR = 0.2
+"""How far parts may be from the tokens asked for, on average, as a share of them."""
+MANY_WORDS = 1_000
+"""More words than the sentences that fill a part have."""
 
 
 def synthetic_cases(
@@ -36,7 +40,8 @@ def synthetic_cases(
     Names are held out from training. Every part but the last goes on in the next one (`cuts` is 1, where `style` has
     less), so that each context asks as many questions across a border as it can. With `generate`, answers are decoded
     and compared as words; else every token of them, and the end of sequence, has to be the model's first choice. A
-    function of its arguments. Raises `InvalidRequest` for counts below 1 and seeds below 0.
+    function of its arguments. Raises `InvalidRequest` for counts below 1, seeds below 0, and parts that this tokenizer
+    makes more than `MAX_SIZE_ERROR` longer or shorter than asked for: facts take their room, and sentences run out.
     """
     counts = {"questions": num_questions, "chunks": num_chunks, "chunk_tokens": chunk_tokens}
     for name, count in counts.items():
@@ -55,11 +60,14 @@ def synthetic_cases(
         if left < 1:
             break
     sizes = [len(chunk) for case in cases for chunk in case.chunks]
+    mean = sum(sizes) / len(sizes)
+    if abs(mean - chunk_tokens) > MAX_SIZE_ERROR * chunk_tokens:
+        raise _out_of_reach(encoder, num_chunks, chunk_tokens, mean, style)
     notes = (
-        f"parts of {min(sizes)} to {max(sizes)} tokens, {sum(sizes) / len(sizes):.0f} on average",
+        f"parts of {min(sizes)} to {max(sizes)} tokens, {mean:.0f} on average",
         "at most " + ", ".join(f"{count} {task}" for task, count in MAX_PER_CONTEXT.items()) + " questions per context",
     )
-    return describe("synthetic", "synthetic", cases, num_records=len(cases), notes=notes)
+    return describe("synthetic", "synthetic", cases, num_records=num_questions - left, notes=notes)
 
 
 def _part_words(encoder: TextEncoder, chunk_tokens: int, style: Style) -> int:
@@ -68,6 +76,27 @@ def _part_words(encoder: TextEncoder, chunk_tokens: int, style: Style) -> int:
     num_words = sum(len(part.split()) for part in sample.parts)
     num_tokens = sum(map(len, encoder.encode_all(sample.parts)))
     return max(1, round(chunk_tokens * num_words / num_tokens))
+
+
+def _out_of_reach(
+    encoder: TextEncoder, num_chunks: int, chunk_tokens: int, mean: float, style: Style
+) -> InvalidRequest:
+    """Names what parts without filling, and parts with all of it, have on average in this tokenizer."""
+
+    def mean_tokens(part_words: int) -> int:
+        sized = replace(style, part_words=part_words)
+        corpora = [make_corpus(seed, num_chunks, style=sized) for seed in range(max(1, SAMPLE_PARTS // num_chunks))]
+        sizes = [len(ids) for corpus in corpora for ids in encoder.encode_all(corpus.parts)]
+        return round(sum(sizes) / len(sizes))
+
+    least, most = mean_tokens(1), mean_tokens(MANY_WORDS)
+    return InvalidRequest(
+        f"--chunk-tokens {chunk_tokens}: generated parts would have {mean:.0f} tokens on average; with this model's "
+        f"tokenizer, {least} to {most} can be had (--questions 0 leaves generated texts out)",
+        field="chunk-tokens",
+        limit=f"about {least} to {most}",
+        actual=str(chunk_tokens),
+    )
 
 
 def _case(encoder: TextEncoder, name: str, corpus: Corpus, most: int, generate: bool) -> Case:

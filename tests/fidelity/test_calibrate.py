@@ -20,7 +20,8 @@ from spolia_fidelity.encoder import TextEncoder
 from spolia_fidelity.options import Options
 from spolia_fidelity.synthetic import synthetic_cases
 
-SMALL = ("--chunks", "2", "--chunk-tokens", "64", "--threads", "1")
+SMALL = ("--chunks", "2", "--chunk-tokens", "320", "--threads", "1")
+"""The random model has a token for each byte."""
 ENOUGH = ("--questions", "190", *SMALL)
 """About nine questions a context: more contexts than a verdict needs."""
 
@@ -50,7 +51,7 @@ def test_bounds_that_none_keeps_forbid_linked_with_an_exit_status(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--model", str(DEMO), "--policies", "naive,link:1", "--profile-dir", str(tmp_path), "--json"]
-    assert main([*argv, "--questions", "210", *SMALL]) == NOT_KEPT == 5
+    assert main([*argv, "--questions", "210", *SMALL, "--chunk-tokens", "80"]) == NOT_KEPT == 5
     said = one_json(capfd)
     (path,) = tmp_path.iterdir()
     profile = load_profile(path)

@@ -14,7 +14,7 @@ from spolia_fidelity import session
 from spolia_fidelity.evaluate import DEFAULT_POLICIES, main
 from spolia_fidelity.options import QUICK_CONTEXTS, QUICK_QUESTIONS, Options, add_options, parsed
 
-SMALL = ("--chunks", "2", "--chunk-tokens", "64", "--questions", "12", "--threads", "1")
+SMALL = ("--chunks", "2", "--chunk-tokens", "320", "--questions", "12", "--threads", "1")
 
 
 @pytest.fixture
@@ -107,6 +107,23 @@ def test_wrong_requests_are_refused_before_the_model_is_loaded(model: Path, argv
     with pytest.raises(InvalidRequest) as refused:
         main(["--model", str(model), *argv])
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize("size", ["1", "200", "2000"])
+def test_chunks_that_generated_texts_cannot_make_are_refused_before_anything_runs(
+    model: Path, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("policies ran on chunks of another size than asked for")
+
+    monkeypatch.setattr(session.Runner, "run", refuse)
+    with pytest.raises(InvalidRequest, match=f"--chunk-tokens {size}: generated parts would have") as refused:
+        main(["--model", str(model), *SMALL, "--chunk-tokens", size])
+    least, most = map(int, refused.value.limit.removeprefix("about ").split(" to "))
+    assert 250 < least < 350 < 1100 < most < 1300  # with one token per byte
+    for reachable in (least, most):
+        with pytest.raises(AssertionError):
+            main(["--model", str(model), *SMALL, "--chunk-tokens", str(reachable)])
 
 
 @pytest.mark.usefixtures("nothing_loads")

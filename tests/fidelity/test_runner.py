@@ -121,7 +121,7 @@ def test_generated_answers_are_what_the_engine_answers(adapter: ModelAdapter, en
 def test_generated_tasks_have_their_answers_decoded_where_that_is_asked_for(encoder: TextEncoder) -> None:
     made = {
         generate: synthetic_cases(
-            encoder, seed=0, num_questions=9, num_chunks=2, chunk_tokens=64, generate=generate
+            encoder, seed=0, num_questions=9, num_chunks=2, chunk_tokens=320, generate=generate
         ).cases[0]
         for generate in (False, True)
     }
