@@ -26,8 +26,9 @@ threads took 1.8 s per context where one took 0.26 s, since each of many small p
 class Options:
     """One run of the harness, checked.
 
-    `max_contexts` is per text or QA file; None takes the input's own limit. `threads` None: chosen by the model's size.
-    `generate`: answers to the generated tasks are decoded and compared as words, not token by token.
+    `passage_tokens` None: passages of QA files stay whole. `max_contexts` is per text or QA file; None takes the
+    input's own limit. `threads` None: chosen by the model's size. `generate`: answers to the generated tasks are
+    decoded and compared as words, not token by token.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class Options:
     num_questions: int = DEFAULT_QUESTIONS
     num_chunks: int = 8
     chunk_tokens: int = 128
+    passage_tokens: int | None = None
     texts: tuple[Path, ...] = ()
     qa_files: tuple[Path, ...] = ()
     max_contexts: int | None = None
@@ -52,9 +54,14 @@ class Options:
             _at_least("threads", self.threads, 1)
         if self.max_contexts is not None:
             _at_least("contexts", self.max_contexts, 1)
-        for path in (*self.texts, *self.qa_files):
+        if self.passage_tokens is not None:
+            _at_least("passage-tokens", self.passage_tokens, 1)
+        files = (*self.texts, *self.qa_files)
+        for index, path in enumerate(files):
             if not path.is_file():
                 raise InvalidRequest(f"there is no file {path}", field="text or qa", actual=str(path))
+            if any(path.samefile(other) for other in files[:index]):
+                raise InvalidRequest(f"{path} is given twice", field="text or qa", actual=str(path))
         if not (self.num_questions or self.texts or self.qa_files):
             raise InvalidRequest(
                 "nothing to measure on: no synthetic questions, no text and no QA file",
@@ -77,6 +84,7 @@ class Options:
             "questions": self.num_questions,
             "chunks": self.num_chunks,
             "chunk_tokens": self.chunk_tokens,
+            "passage_tokens": self.passage_tokens,
             "texts": [path.name for path in self.texts],
             "qa": [path.name for path in self.qa_files],
             "max_contexts": self.max_contexts,
@@ -101,8 +109,18 @@ def add_options(parser: argparse.ArgumentParser, default_questions: int = DEFAUL
         help="for models not trained on the generated tasks: decode answers and compare words, "
         "rather than asking for every token and the end of sequence",
     )
-    parser.add_argument("--chunks", type=int, default=8, help="chunks per context (default 8)")
-    parser.add_argument("--chunk-tokens", type=int, default=128, help="tokens per chunk, about (default 128)")
+    parser.add_argument(
+        "--chunks",
+        type=int,
+        default=8,
+        help="chunks per context (default 8); QA records that bring their own passages keep them all",
+    )
+    parser.add_argument(
+        "--chunk-tokens", type=int, default=128, help="tokens per chunk of generated and of plain text (default 128)"
+    )
+    parser.add_argument(
+        "--passage-tokens", type=int, help="cut passages of QA files to this many tokens (default: they stay whole)"
+    )
     parser.add_argument(
         "--text", type=Path, action="extend", nargs="+", default=[], help="text files to measure on as well"
     )
@@ -133,6 +151,7 @@ def options_of(args: argparse.Namespace) -> Options:
         seed=args.seed,
         num_chunks=args.chunks,
         chunk_tokens=args.chunk_tokens,
+        passage_tokens=args.passage_tokens,
         texts=tuple(args.text),
         qa_files=tuple(args.qa),
         max_contexts=args.contexts,

@@ -18,7 +18,7 @@ from spolia_fidelity.encoder import TextEncoder
 from spolia_fidelity.environment import environment
 from spolia_fidelity.figures import figures_of
 from spolia_fidelity.generation import MIN_ABLE_SHARE
-from spolia_fidelity.inputs import InputOptions, load_cases
+from spolia_fidelity.inputs import InputOptions, load_cases, source_names
 from spolia_fidelity.measures import Outcome
 from spolia_fidelity.options import Options
 from spolia_fidelity.policy import Policy
@@ -72,10 +72,11 @@ def measure(model: Model, options: Options, policies: Sequence[Policy], progress
     """
     started = time.perf_counter()
     adapter, encoder = model.adapter, model.encoder
+    runner = Runner(adapter, encoder.decode, policies)  # refuses what this model cannot do before texts are made
     sets = case_sets(options, encoder, adapter)
     cases = [case for found in sets for case in found.cases]
     with progress.bar("contexts", len(cases)) as advance:
-        runs = Runner(adapter, encoder.decode, policies).run(cases, advance)
+        runs = runner.run(cases, advance)
     progress.note("intervals")
     outcomes, notes = without_undoable({name: run.outcomes for name, run in runs.items()})
     run = RunInfo(
@@ -111,10 +112,14 @@ def case_sets(options: Options, encoder: TextEncoder, adapter: ModelAdapter) -> 
         max_context_tokens=adapter.max_context_tokens,
         seed=options.seed,
         max_cases=options.max_contexts,
+        max_chunk_tokens=options.passage_tokens,
+        num_passages=options.num_chunks,
         text_chunks=options.num_chunks,
         text_chunk_tokens=options.chunk_tokens,
     )
-    return (*sets, *(load_cases(path, encoder, reading) for path in (*options.texts, *options.qa_files)))
+    files = (*options.texts, *options.qa_files)
+    named = zip(files, source_names(files), strict=True)
+    return (*sets, *(load_cases(path, encoder, reading, name) for path, name in named))
 
 
 def without_undoable(outcomes: Outcomes) -> tuple[Outcomes, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from spolia_core.errors import InvalidRequest
 from spolia_fidelity.case import Case, Question
 from spolia_fidelity.case_set import CaseSet, describe
 from spolia_fidelity.encoder import TextEncoder
+from spolia_fidelity.inputs.naming import SYNTHETIC
 from spolia_fidelity.tasks import PLAIN_STYLE, Corpus, Style, make_corpus
 from spolia_fidelity.tasks import Question as TaskQuestion
 
@@ -67,7 +68,7 @@ def synthetic_cases(
         f"parts of {min(sizes)} to {max(sizes)} tokens, {mean:.0f} on average",
         "at most " + ", ".join(f"{count} {task}" for task, count in MAX_PER_CONTEXT.items()) + " questions per context",
     )
-    return describe("synthetic", "synthetic", cases, num_records=num_questions - left, notes=notes)
+    return describe(SYNTHETIC, SYNTHETIC, cases, num_records=num_questions - left, notes=notes)
 
 
 def _part_words(encoder: TextEncoder, chunk_tokens: int, style: Style) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from input_worlds import BABI, DATA, hotpot_record, kv_record, musique_record, nq_record, word_encoder, write
+from input_worlds import BABI, DATA, hotpot_record, kv_record, musique_record, nq_record, word_encoder, words, write
 
 from spolia_core.errors import InvalidRequest, NotFound
 from spolia_fidelity.case import check_cases
 from spolia_fidelity.case_set import CaseSet
 from spolia_fidelity.encoder import TextEncoder
-from spolia_fidelity.inputs import InputOptions, load_cases
+from spolia_fidelity.inputs import InputOptions, load_cases, source_names
+from spolia_fidelity.result import ALL_TASKS
+from spolia_fidelity.tasks.corpus import TASKS
 
 ENCODER = word_encoder()
 
@@ -96,7 +99,7 @@ def test_a_babi_question_sees_the_sentences_before_it_and_its_story_is_one_clust
     assert found.cases[0].chunks == found.cases[1].chunks[:2]
     assert found.cases[0].cluster_name == found.cases[1].cluster_name != found.cases[2].cluster_name
     assert (found.info.num_clusters, found.info.num_records) == (2, 4)
-    assert {question.task for case in found.cases for question in case.questions} == {"babi-qa1"}
+    assert {question.task for case in found.cases for question in case.questions} == {"babi/qa1"}
 
 
 def test_babi_contexts_of_one_chunk_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -162,6 +165,10 @@ def test_a_record_that_breaks_its_layout_is_named(tmp_path: Path, records: list[
     [
         ("a.jsonl", b'{"text": "w1"}\n{"text": \n', "line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "line 1: not an object"),
+        ("a.jsonl", b'{"text": "w1"}\n{"text": "w1 \\ud83d w2"}\n', "line 2: half of a surrogate pair"),
+        ("a.json", b'[{"text": "w1 \\uDC00"}]', "line 1: half of a surrogate pair"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: nested too deep"),
+        ("a.json", b"[" * 100_000 + b"]" * 100_000, "line 1: nested too deep"),
         ("a.json", b'{"text": "w1"}', "not a list"),
         ("a.txt", b"  \n ", "is empty"),
         ("a.txt", b"w1 \xff w2", "not UTF-8 at byte 3"),
@@ -173,6 +180,39 @@ def test_a_damaged_file_is_refused_with_the_place(tmp_path: Path, name: str, raw
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(InvalidRequest, match=message):
         load_cases(tmp_path / name, ENCODER, InputOptions(max_context_tokens=100))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_a_record_ends_at_its_line_feed_and_nowhere_else(tmp_path: Path, separator: str) -> None:
+    text = json.dumps({**kv_record(1), "key": f"k1{separator}"}, ensure_ascii=False)
+    (tmp_path / "kv.jsonl").write_bytes(f"{text}\r\n{json.dumps(kv_record(2))}\r\n".encode())
+    found = load_cases(tmp_path / "kv.jsonl", ENCODER, InputOptions(max_context_tokens=100))
+    assert found.info.num_records == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "kv.jsonl").write_bytes(mark + json.dumps(kv_record(1)).encode())
+    (tmp_path / "a.txt").write_bytes(mark + words(80).encode())
+    options = InputOptions(max_context_tokens=100, text_chunks=2, text_chunk_tokens=4)
+    assert load_cases(tmp_path / "kv.jsonl", ENCODER, options).info.layout == "kv-retrieval"
+    assert load_cases(tmp_path / "a.txt", ENCODER, options).cases[0].chunks[0] == ENCODER.encode(words(4))
+
+
+def test_a_pair_that_spells_one_character_is_text(tmp_path: Path) -> None:
+    (tmp_path / "kv.jsonl").write_text(json.dumps({**kv_record(1), "value": "\U0001f600"}))
+    assert load_cases(tmp_path / "kv.jsonl", ENCODER, InputOptions(max_context_tokens=100)).cases
+
+
+def test_no_file_shares_a_name_or_a_task_with_another_or_with_what_is_generated() -> None:
+    paths = ["fact.txt", "all.jsonl", "book.txt", "a/book.txt", "book.txt.gz", "book", "synthetic", "book.txt-2"]
+    found = source_names([Path(path) for path in paths])
+    assert [source.name for source in found[:3]] == ["fact.txt", "all.jsonl", "book.txt"]
+    assert [source.task for source in found[:3]] == ["fact.txt", "all.jsonl", "book"]
+    assert len({source.name for source in found}) == len({source.task for source in found}) == len(paths)
+    assert not {source.task for source in found} & {*TASKS, ALL_TASKS}
+    assert "synthetic" not in {source.name for source in found}
+    assert not any("/" in source.task for source in found)  # a slash stands before a task within a file
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

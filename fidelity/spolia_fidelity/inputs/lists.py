@@ -27,14 +27,14 @@ def kv_retrieval(task: str, records: Sequence[Record], options: InputOptions) ->
 
 
 def babi(task: str, records: Sequence[Record], options: InputOptions) -> Drafts:
-    """`{file, text}`: chunks of `sentences_per_chunk` sentences of a story; a task for each of bAbI's tasks.
+    """`{file, text}`: chunks of `sentences_per_chunk` sentences of a story; a task, "babi/qa1", for each of bAbI's.
 
     A question sees the sentences before it, so a story has a context for each point at which it asks; they are one
     cluster. Chunks are grouped from the story's start, so its contexts share them. Contexts of a single chunk, in which
     nothing can be put together, are left out and counted.
     """
     stories = [
-        (f"{task}/{name}/{number}", f"{task}-{name.partition('_')[0]}", story)
+        (f"{task}/{name}/{number}", f"{task}/{name.partition('_')[0]}", story)
         for record in records
         for name in [get(record, "file", str, "record").removesuffix(".txt")]
         for number, story in enumerate(_stories(get(record, "text", str, name), name))
@@ -73,7 +73,7 @@ def _positions(story: list[list[str]]) -> Iterator[int]:
 def _stories(text: str, name: str) -> list[list[list[str]]]:
     """Lines of each story, their number taken off, split at tabs: [sentence] or [question, answer, support]."""
     stories: list[list[list[str]]] = []
-    for place, line in enumerate(text.splitlines(), 1):
+    for place, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         number, _, rest = line.partition(" ")
         if not number.isdigit() or not rest or (number != "1" and not stories):
             raise InvalidRequest(
@@ -84,7 +84,7 @@ def _stories(text: str, name: str) -> list[list[list[str]]]:
             )
         if number == "1":
             stories.append([])
-        stories[-1].append(rest.split("\t"))
+        stories[-1].append(rest.rstrip("\r").split("\t"))
     return stories
 
 

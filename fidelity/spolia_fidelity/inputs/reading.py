@@ -17,15 +17,16 @@ Record = Mapping[str, Any]
 def read_source(path: Path) -> str | list[Record]:
     """Plain text, or the records of a JSON list (`.json`) or of JSON lines (`.jsonl`); each may be gzipped (`.gz`).
 
-    Raises `NotFound` for a file that is not there, `InvalidRequest` for one that is empty, not UTF-8, damaged, or not
-    what its name says, with the line.
+    A byte-order mark is passed over. Raises `NotFound` for a file that is not there, `InvalidRequest` for one that is
+    empty, not UTF-8, damaged, or not what its name says, with the line.
     """
     text = _read_text(path)
     if not text.strip():
         raise InvalidRequest(f"{path.name} is empty", field="input", limit="≥ 1 character", actual="0")
     match kind_of(path):
         case "jsonl":
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            # Not splitlines(): JSON texts may hold U+2028, U+2029 and U+0085 as they are.
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             return [_record(path, _parse(path, line, number), f"line {number}") for number, line in lines]
         case "json":
             found = _parse(path, text, 1)
@@ -63,7 +64,7 @@ def _read_text(path: Path) -> str:
         raw = path.read_bytes()
         if path.suffix.lower() == ".gz":
             raw = gzip.decompress(raw)
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"{path.name} is not UTF-8 at byte {error.start}", field="input", limit="UTF-8 text"
@@ -75,10 +76,22 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(path: Path, text: str, line: int) -> Any:
+    where = f"{path.name}, line {line}"
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair that spells one character is no text
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{where}: half of a surrogate pair, \\u{ord(error.object[error.start]):04x}, is no character",
+            field="input",
+            limit="characters",
+        ) from error
+    except RecursionError as error:
+        raise InvalidRequest(f"{where}: nested too deep to read", field="input", limit="JSON records") from error
     except ValueError as error:
-        raise InvalidRequest(f"{path.name}, line {line}: not JSON: {error}", field="input", limit="JSON") from error
+        raise InvalidRequest(f"{where}: not JSON: {error}", field="input", limit="JSON") from error
+    return found
 
 
 def _record(path: Path, item: Any, where: str) -> Record:
