@@ -21,15 +21,16 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.deviation import DEVIATION_LAYER
 from spolia_engine.text import Decode
 from spolia_fidelity.case import Case, Question, check_cases
 from spolia_fidelity.generation import Generated, GenerationGate, answer_questions
 from spolia_fidelity.measures import Distributions, Outcome, score
-from spolia_fidelity.policy import Full, Policy, chunk_runs, prompt_of
+from spolia_fidelity.policy import CacheBlend, Full, Policy, chunk_runs, prompt_of
 
 REFERENCE = "full"
 MAX_SLICE_LOGITS = 1 << 22
@@ -61,6 +62,7 @@ class _Pass:
 class Runner:
     """A model, its engines (one per recipe), and the policies to compare. Full recompute is always among them.
 
+    Raises `InvalidRequest` for two policies of one name, `NotSupported` for one that needs more layers than there are.
     Deterministic for cases, policies, the number of torch threads and the machine's kind. Not thread-safe.
     """
 
@@ -73,6 +75,14 @@ class Runner:
         self.policies: tuple[Policy, ...] = tuple(policies) if REFERENCE in named else (Full(), *policies)
         if len(named) != len(policies):
             raise InvalidRequest("two policies have one name", field="policies", actual=", ".join(named))
+        for policy in policies:
+            if isinstance(policy, CacheBlend) and adapter.num_layers <= DEVIATION_LAYER:
+                raise NotSupported(
+                    f"{policy.name} measures how far layer {DEVIATION_LAYER} deviates; this model has layer 0 only",
+                    field="policies",
+                    limit=f"≥ {DEVIATION_LAYER + 1} layers",
+                    actual=f"{adapter.num_layers} layers",
+                )
 
     def run(self, cases: Sequence[Case], on_case: OnCase | None = None) -> dict[str, PolicyRun]:
         """Every policy on every case, by policy name in the order of `policies`.

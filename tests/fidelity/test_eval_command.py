@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness_worlds import one_json, without_times
+from input_worlds import musique_record, nq_record, write
 
 from spolia.cli.main import main as spolia
-from spolia_core.errors import InvalidRequest
+from spolia_bench.models import LLAMA_TINY, random_model
+from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_fidelity import session
 from spolia_fidelity.evaluate import DEFAULT_POLICIES, main
 from spolia_fidelity.options import QUICK_CONTEXTS, QUICK_QUESTIONS, Options, add_options, parsed
@@ -70,6 +73,58 @@ def test_text_files_are_measured_and_questions_can_be_left_out(
     assert [task["task"] for task in result["policies"][0]["tasks"]] == ["book"]
 
 
+def test_files_named_like_tasks_or_like_each_other_are_measured_apart(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    files = [tmp_path / "fact.txt", tmp_path / "book.txt", tmp_path / "other" / "book.txt"]
+    for file in files:
+        file.write_text("The sea was calm and nobody spoke of the ship again. " * 60)
+    argv = ["--model", str(model), "--policies", "naive", "--contexts", "1", "--json", "--text", *map(str, files)]
+    assert main([*argv, *SMALL]) == 0
+    result = one_json(capfd)
+    assert [info["name"] for info in result["inputs"]] == ["synthetic", "fact.txt", "book.txt", "book.txt-2"]
+    num_questions = {task["task"]: task["num_questions"] for task in result["policies"][0]["tasks"]}
+    assert [num_questions[task] for task in ("fact.txt", "book", "book.txt-2")] == [1, 1, 1]
+    assert "fact" in num_questions
+    with pytest.raises(InvalidRequest, match="given twice"):
+        main([*argv, "--qa", str(files[0])])
+
+
+def test_passages_are_cut_where_that_is_asked_for(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "mus.json", [musique_record(0)])
+    argv = ["--model", str(model), "--policies", "naive", "--questions", "0", "--json", "--qa", str(file)]
+    assert main([*argv, "--passage-tokens", "16"]) == 0
+    (info,) = one_json(capfd)["inputs"]
+    assert (info["num_chunks"], info["num_chunk_tokens"]) == (3, 48)
+
+
+def test_contexts_of_records_with_one_passage_have_as_many_chunks_as_asked_for(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "nq.jsonl", [nq_record(index) for index in range(6)])
+    argv = ["--model", str(model), "--policies", "naive", "--questions", "0", "--json", "--qa", str(file)]
+    assert main([*argv, "--chunks", "3"]) == 0
+    (info,) = one_json(capfd)["inputs"]
+    assert (info["num_cases"], info["num_chunks"]) == (2, 6)
+
+
+def test_cacheblend_on_a_single_layer_is_refused_before_any_text_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("texts were made for a policy that the model cannot have")
+
+    monkeypatch.setattr(session, "case_sets", refuse)
+    path = random_model(replace(LLAMA_TINY, layers=1), 0, cache=tmp_path)
+    with pytest.raises(NotSupported, match=r"cacheblend:0\.16 measures how far layer 1 deviates"):
+        main(["--model", str(path), "--policies", "naive,cacheblend:0.16", *SMALL])
+    with pytest.raises(AssertionError):
+        main(["--model", str(path), "--policies", "naive", *SMALL])
+
+
 def test_a_report_is_written(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", str(model), "--policies", "naive", "--report", str(tmp_path / "report"), *SMALL]
     assert main(argv) == 0
@@ -97,6 +152,7 @@ def test_a_report_that_cannot_be_written_does_not_cost_what_was_found(
         (["--questions", "-1"], "questions"),
         (["--questions", "0"], "questions"),
         (["--chunks", "0"], "chunks"),
+        (["--passage-tokens", "0"], "passage-tokens"),
         (["--threads", "0"], "threads"),
         (["--seed", "-1"], "seed"),
         (["--text", "nowhere.txt"], "text or qa"),

@@ -125,6 +125,8 @@ def test_generated_tasks_have_their_answers_decoded_where_that_is_asked_for(enco
         ).cases[0]
         for generate in (False, True)
     }
+    info = synthetic_cases(encoder, seed=0, num_questions=40, num_chunks=2, chunk_tokens=320).info
+    assert info.num_records == info.num_questions == 40
     for forced, decoded in zip(made[False].questions, made[True].questions, strict=True):
         assert forced.answer_ids == (*decoded.answer_ids, *encoder.eos_ids)
         assert (forced.exact, decoded.exact) == (True, False)

@@ -60,7 +60,7 @@ def qa_cases(name: str, drafts: Drafts, encoder: TextEncoder, options: InputOpti
     if not cases:
         raise InvalidRequest(
             f"{name}: no context fits {options.max_context_tokens} tokens; the shortest has {maker.shortest}; "
-            "set max_chunk_tokens, or fewer passages, to make them shorter",
+            "--passage-tokens cuts passages",
             field="input",
             limit=f"{options.max_context_tokens} tokens",
             actual=f"{maker.shortest} tokens",

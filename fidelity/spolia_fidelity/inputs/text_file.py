@@ -28,8 +28,9 @@ def text_cases(name: str, task: str, texts: Sequence[str], encoder: TextEncoder,
     if len(encoder.bos_ids) + num_tokens > options.max_context_tokens:
         raise InvalidRequest(
             f"{name}: {options.text_chunks} chunks of {options.text_chunk_tokens} tokens and "
-            f"{options.text_scored_tokens} behind them exceed a context of {options.max_context_tokens} tokens",
-            field="text_chunks",
+            f"{options.text_scored_tokens} behind them exceed a context of {options.max_context_tokens} tokens; "
+            "lower --chunks or --chunk-tokens",
+            field="chunks",
             limit=f"{options.max_context_tokens} tokens",
             actual=f"{len(encoder.bos_ids) + num_tokens} tokens",
         )
