@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spolia_core.errors import InvalidRequest
-from spolia_fidelity.bootstrap import ClusterBootstrap, design_effect, wilson
+from spolia_fidelity.bootstrap import ClusterBootstrap, design_effect, difference_high, wilson
 from spolia_fidelity.figures import figures_of
 from spolia_fidelity.measures import Outcome
 
@@ -138,6 +138,32 @@ def test_a_design_effect_is_the_cluster_size_where_clusters_answer_as_one() -> N
     alternating = [i % 2 == 0 for i in range(500)]
     assert design_effect(alternating, clusters) == 1.0
     assert wilson(250, 500, design_effect=5.0).low == pytest.approx(wilson(50, 100).low)
+
+
+def test_the_difference_of_two_shares_ends_where_square_and_add_of_wilson_ends() -> None:
+    for a, b, num in [(7, 2, 700), (0, 0, 10), (10, 0, 10), (3, 5, 400)]:
+        lost, gained = [i < a for i in range(num)], [num - b <= i for i in range(num)]
+        x, y = wilson(a, num), wilson(b, num)
+        expected = (a - b) / num + math.sqrt((x.high - a / num) ** 2 + (b / num - y.low) ** 2)
+        assert difference_high(lost, gained, [str(i) for i in range(num)]) == pytest.approx(expected, rel=5e-3)
+    assert difference_high([False] * 10, [False] * 10, list("abcdefghij")) == pytest.approx(0.2775, abs=5e-5)
+
+
+def test_losses_that_hang_together_raise_the_upper_end_of_their_difference() -> None:
+    lost, gained = [i < 20 for i in range(1000)], [i >= 990 for i in range(1000)]
+    alone = difference_high(lost, gained, [str(i) for i in range(1000)])
+    in_fives = difference_high(lost, gained, [str(i // 5) for i in range(1000)])
+    assert in_fives - 0.01 > 1.8 * (alone - 0.01)
+
+
+def test_a_bounded_ratio_without_spread_is_the_plain_one_and_with_too_little_has_no_upper_end() -> None:
+    bootstrap = ClusterBootstrap([str(i) for i in range(20)], seed=0)
+    tokens = np.full(20, 5.0)
+    assert bootstrap.bounded_ratio(np.zeros(20), tokens) == bootstrap.ratio(np.zeros(20), tokens)
+    one_of_twenty = np.where(np.arange(20) == 7, 1.0, 0.0)  # a third of the resamples do not hold it
+    assert bootstrap.bounded_ratio(one_of_twenty, tokens).high == math.inf
+    alone = ClusterBootstrap(["a", "a"], seed=0).bounded_ratio(np.ones(2), np.ones(2))
+    assert not alone.has_interval
 
 
 def many_outcomes(num: int, shift: float, *, clusters: int) -> list[Outcome]:

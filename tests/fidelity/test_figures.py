@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from spolia_core.errors import InvalidRequest
-from spolia_fidelity.figures import figures_of
+from spolia_fidelity.estimate import Estimate
+from spolia_fidelity.figures import evidence_of, figures_of
 from spolia_fidelity.measures import Outcome
+from spolia_fidelity.result import ALL_TASKS
 
 
 def outcome(case: int, index: int, *, task: str = "fact", nll: float = 1.0, exact: bool | None = True) -> Outcome:
@@ -99,3 +102,48 @@ def test_without_full_recompute_there_is_nothing_to_compare_with() -> None:
         figures_of({"naive": WORSE}, seed=0)
     with pytest.raises(InvalidRequest, match="no questions"):
         figures_of({"full": []}, seed=0)
+
+
+@pytest.mark.parametrize("of", [figures_of, evidence_of])
+def test_a_task_named_as_all_tasks_together_is_refused(of: Callable[..., object]) -> None:
+    rows = [*FULL, outcome(99, 0, task=ALL_TASKS)]
+    with pytest.raises(InvalidRequest, match="'c99' has a task named 'all'") as caught:
+        of({"full": rows}, seed=0)
+    assert caught.value.field == "task"
+
+
+def test_questions_of_a_context_that_are_lost_together_widen_every_interval() -> None:
+    """The same losses, once whole contexts and once one question of each: only what they hang on differs."""
+    together = [outcome(i // 4, i % 4, nll=2.0 if i // 4 % 4 == 0 else 1.0, exact=i // 4 % 4 != 0) for i in range(400)]
+    apart = [outcome(i // 4, i % 4, nll=2.0 if i % 4 == 0 else 1.0, exact=i % 4 != 0) for i in range(400)]
+    full = [outcome(i // 4, i % 4) for i in range(400)]
+    wide, narrow = (figures_of({"full": full, "naive": rows}, seed=0)["naive"].tasks[0] for rows in (together, apart))
+    for name in ("nll_increase", "kl_mean", "agreement", "exact", "loss_points"):
+        a, b = getattr(wide, name), getattr(narrow, name)
+        assert a.value == b.value
+        assert a.high - a.low > 1.5 * (b.high - b.low), name
+    few, many = (evidence_of({"full": full, "naive": rows}, seed=0)["naive"].losses[0] for rows in (together, apart))
+    assert few.points.high - few.points.value > 1.5 * (many.points.high - many.points.value)
+
+
+def test_what_a_bound_is_held_against_is_the_reported_figure_with_an_upper_end_no_lower() -> None:
+    figures = figures_of({"full": FULL, "naive": WORSE}, seed=0)["naive"]
+    evidence = evidence_of({"full": FULL, "naive": WORSE}, seed=0)["naive"]
+    pairs: list[tuple[Estimate, Estimate | None]] = [(evidence.nll_increase, figures.overall.nll_increase)]
+    pairs += [(loss.points, part.loss_points) for loss, part in zip(evidence.losses, figures.tasks, strict=True)]
+    for held, reported in pairs:
+        assert reported is not None
+        assert (held.value, held.low) == (reported.value, reported.low)
+        assert held.high >= reported.high
+    assert [(loss.task, loss.num_clusters) for loss in evidence.losses] == [("fact", 20), ("cut", 20)]
+
+
+def test_text_is_no_evidence_of_a_task_and_a_task_of_text_only_has_none() -> None:
+    text = [outcome(case, 9, task="cut", exact=None, nll=5.0) for case in range(20, 500)]
+    found = evidence_of({"full": FULL + text, "naive": WORSE + text}, seed=0)["naive"]
+    assert found.num_clusters == 500
+    assert [(loss.task, loss.num_clusters, loss.points.value) for loss in found.losses] == [
+        ("fact", 20, 0.0),
+        ("cut", 20, 50.0),
+    ]
+    assert not evidence_of({"full": text}, seed=0)["full"].losses
