@@ -92,7 +92,9 @@ class ModelAdapter:
         self.vocab_size = int(config.vocab_size)
         self.eos_token_ids = _eos_ids(model)
         # From the config alone, which the fingerprint covers: what this token decides is in chunks' KV.
-        self.bos_token_id: int | None = getattr(config, "bos_token_id", None)
+        # `_read_config` sees to it that the config has no token that its file does not name.
+        bos = getattr(config, "bos_token_id", None)
+        self.bos_token_id: int | None = bos if bos is not None and 0 <= bos < self.vocab_size else None
         self.num_layers = int(config.num_hidden_layers)
         self._model = model.to(DTYPES[dtype]).eval()
         self._model.config._attn_implementation = ATTENTION_NAME
@@ -180,10 +182,15 @@ def _read_config(path: Path) -> Any:
     if not file.is_file():
         raise NotFound(f"no config.json in {path}", field="model", actual=str(path))
     try:
-        model_type = json.loads(file.read_bytes()).get("model_type")
+        said = json.loads(file.read_bytes())
+        model_type = said.get("model_type")
         if model_type not in CONFIG_MAPPING:
             raise unknown_architecture(model_type)
-        return AutoConfig.from_pretrained(str(path), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        # A token that the file does not name would be the class's default, which in this vocabulary may be any other.
+        bos = said.get("bos_token_id")
+        config.bos_token_id = bos if type(bos) is int else None
+        return config
     except NotSupported:
         raise
     except Exception as error:  # whatever a parser meets in a broken file

@@ -29,7 +29,7 @@ def sink_token_ids(adapter: ModelAdapter, num_sink_tokens: int) -> tuple[int, ..
         return ()
     if adapter.bos_token_id is None:
         raise NotSupported(
-            "config: bos_token_id is not set; dummy sinks are begin-of-sequence tokens, so this model has none",
+            "config: bos_token_id names no token; dummy sinks are begin-of-sequence tokens, so this model has none",
             field="num_sink_tokens",
             limit="0",
             actual=str(num_sink_tokens),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from engine_worlds import (
     BOS,
     MAX_CONTEXT,
+    VOCAB_SIZE,
     adapter_of,
     assert_nothing_held,
     check_greedy,
     engine_of,
+    letters,
+    model_of,
     oracle_greedy,
     oracle_of,
     tokens,
@@ -22,6 +28,7 @@ from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ChunkKind, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
+from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
@@ -103,6 +110,37 @@ def test_a_model_without_a_begin_of_sequence_token_has_no_sinks() -> None:
         engine_of("llama", num_sink_tokens=1)
     assert caught.value.field == "num_sink_tokens"
     assert engine_of("llama", num_sink_tokens=0).recipe.num_sink_tokens == 0
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    model_of("llama-bos").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def with_bos(folder: Path, *said: object) -> ModelAdapter:
+    """The model with what its config.json says of the token; without `said` it says nothing."""
+    file = folder / "config.json"
+    config = {name: value for name, value in json.loads(file.read_text()).items() if name != "bos_token_id"}
+    file.write_text(json.dumps({**config, "bos_token_id": said[0]} if said else config))
+    return ModelAdapter.load(folder)
+
+
+@pytest.mark.parametrize("said", [(), (None,), (-1,), (VOCAB_SIZE,)])
+def test_a_begin_of_sequence_token_that_the_file_does_not_name_is_never_made_up(
+    model_dir: Path, said: tuple[object, ...]
+) -> None:
+    adapter = with_bos(model_dir, *said)  # without a word of it, transformers says 1, which may be the end of a text
+    assert adapter.bos_token_id is None
+    with pytest.raises(NotSupported, match="bos_token_id"):
+        EngineCore(adapter, letters, num_blocks=4, num_sink_tokens=1)
+
+
+def test_the_token_that_sinks_are_made_of_enters_the_fingerprint(model_dir: Path) -> None:
+    loaded = [with_bos(model_dir, *said) for said in ((), (0,), (1,), (BOS,))]
+    assert [adapter.bos_token_id for adapter in loaded] == [None, 0, 1, BOS]
+    assert len({adapter.fingerprint for adapter in loaded}) == 4
+    assert loaded[-1].fingerprint == adapter_of("llama-bos").fingerprint
 
 
 @pytest.mark.parametrize("number", [-1, MAX_CONTEXT])
