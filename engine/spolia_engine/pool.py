@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -60,7 +62,7 @@ class Extent:
     is free. The pool owns it; whoever holds a reference may use it.
     """
 
-    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "state", "value")
+    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "state", "used_at", "value")
 
     def __init__(self, key: Tensor, value: Tensor, num_blocks: int) -> None:
         self.key = key
@@ -69,6 +71,8 @@ class Extent:
         self.num_blocks = num_blocks
         self.state = BlockState.FREE
         self.ref_count = 0
+        self.used_at = 0
+        """When it was last released by somebody who counts (see `Pool.sparing_cache`), on the pool's own count."""
         self.chunk_ids: set[bytes] = set()
         """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
 
@@ -94,7 +98,9 @@ class Pool:
         self.lock = threading.RLock()
         self._counts: Counter[BlockState] = Counter({BlockState.FREE: num_blocks})
         self._extents: set[Extent] = set()
-        self._cached: OrderedDict[Extent, None] = OrderedDict()
+        self._cached: OrderedDict[Extent, None] = OrderedDict()  # by `used_at`
+        self._uses = count(1)
+        self._sparing = threading.local()
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -102,9 +108,26 @@ class Pool:
 
     @property
     def available_blocks(self) -> int:
-        """Blocks an allocation could get: free ones and cached ones."""
+        """Blocks an allocation of this thread could get: free ones, and cached ones unless it spares the cache."""
         with self.lock:
-            return self._counts[BlockState.FREE] + self._counts[BlockState.CACHED]
+            return self._counts[BlockState.FREE] + (0 if self._is_sparing else self._counts[BlockState.CACHED])
+
+    @contextmanager
+    def sparing_cache(self) -> Iterator[None]:
+        """What this thread does inside leaves the cache as it was: for work that must cost no request its hits.
+
+        Allocations evict nothing, and raise `Busy` where free blocks alone do not suffice. Releases are no use: an
+        extent goes back to its place among the cached ones.
+        """
+        self._sparing.now = True
+        try:
+            yield
+        finally:
+            self._sparing.now = False
+
+    @property
+    def _is_sparing(self) -> bool:
+        return getattr(self._sparing, "now", False)
 
     def counts(self) -> dict[BlockState, int]:
         """Blocks by state; adds up to `num_blocks`."""
@@ -164,12 +187,16 @@ class Pool:
         with self.lock:
             if extent.ref_count < 1:
                 raise AssertionError("extent released more often than retained")
+            if not self._is_sparing:
+                extent.used_at = next(self._uses)
             extent.ref_count -= 1
             if extent.ref_count:
                 return
             if extent.chunk_ids and extent.state is BlockState.REFERENCED:
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
+                for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
+                    self._cached.move_to_end(later)
             else:
                 self._free(extent)
 
@@ -194,6 +221,8 @@ class Pool:
             seen[BlockState.FREE] = self.num_blocks - sum(seen.values())
             assert seen[BlockState.FREE] >= 0
             assert all(seen[state] == self._counts[state] for state in BlockState), (seen, self._counts)
+            uses = [extent.used_at for extent in self._cached]
+            assert uses == sorted(uses)
 
     def _memory(self, width: int, num_tokens: int) -> Tensor:
         layers, heads = self.shape.num_layers, self.shape.num_kv_heads

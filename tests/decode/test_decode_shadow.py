@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -30,12 +31,13 @@ from tiny_cluster import (
 )
 
 from spolia_core.errors import Busy
-from spolia_core.reuse import ReuseMode
+from spolia_core.reuse import ChunkKind, ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
 from spolia_decode.shadow import is_chosen
-from spolia_decode.shadow_check import ShadowComparison
+from spolia_decode.shadow_check import ShadowComparison, shared
 from spolia_decode.shadow_metrics import Outcome
+from spolia_engine.context import Context
 from spolia_engine.pool import BlockState
 from spolia_node.deadline import Deadline
 from spolia_worker.record import model_name
@@ -380,6 +382,74 @@ async def test_without_checks_to_give_way_a_request_is_told_that_there_is_no_roo
         await ask(node, [tokens(340, 5)], GREEDY)
     node.engine.pool.release(extent)
     assert not outcomes(node)
+
+
+def resident(node: DecodeNode) -> dict[ChunkKind, set[bytes]]:
+    return {kind: set(node.engine.resident.held(kind)) for kind in ChunkKind}
+
+
+async def test_a_check_evicts_nothing(world: World) -> None:
+    plain, checked = await world.decode(num_blocks=24), await world.decode(num_blocks=24, shadow_share=1.0)
+    for node in (plain, checked):
+        await ask(node, [doc(200, 1), tokens(6)], SamplingParams(max_tokens=1), LINKED)
+        await ask(node, BEGINS, GREEDY, LINKED)
+    await eventually(lambda: sum(outcomes(checked).values()) == 2, "a check is under way")
+    assert len(resident(plain)[ChunkKind.LOCAL]) == 2
+    assert resident(checked) == resident(plain)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("num_blocks", [30, 48])
+async def test_what_is_resident_after_requests_is_what_it_is_without_checks(
+    world: World, seed: int, num_blocks: int
+) -> None:
+    """Whether a check has ended, waits or runs when the next request comes."""
+    plain = await world.decode(num_blocks=num_blocks, min_reused_tokens=1)
+    checked = await world.decode(
+        num_blocks=num_blocks, min_reused_tokens=1, shadow_share=1.0, shadow_slice_tokens=16, shadow_queue=3
+    )
+    draw = random.Random(seed)
+    for index in range(25):
+        parts = [tokens(draw.randint(1, 9), index), *(doc(40 + 9 * i, i) for i in draw.choices(range(8), k=2)), [1]]
+        mode = draw.choice([LINKED, LINKED, ReuseMode.EXACT])
+        params = SamplingParams(max_tokens=draw.randint(1, 20))
+        if mode is ReuseMode.EXACT:
+            parts = [tokens(150, draw.randint(0, 2)), tokens(draw.randint(1, 20), index)]
+        for node in (plain, checked):
+            await ask(node, parts, params, mode, request_id=f"{index}")
+            await eventually(lambda n=node: n.admission.is_idle, "a request has not gone")  # type: ignore[misc]
+        if draw.random() < 0.5:
+            await eventually(lambda: not figure(checked, "held_bytes"), "checks hold memory")
+        assert resident(checked) == resident(plain), index
+        checked.engine.pool.check_invariants()
+    assert num_blocks == 30 or outcomes(checked).get("done", 0) > 0
+
+
+async def test_an_answer_counts_twice_towards_the_room_a_check_needs(world: World) -> None:
+    """28 blocks: the request leaves 14 free; its prompt takes 6, its answer 7 exactly and 7 linked."""
+    node = await world.decode(num_blocks=28, shadow_share=1.0)
+    async with somebody_here(node):
+        await ask(node, BEGINS, SamplingParams(max_tokens=100), LINKED)
+        assert outcomes(node) == {"no_room": 1}
+
+
+async def test_a_request_that_names_a_document_twice_is_checked_and_holds_it_as_often_as_it_says(world: World) -> None:
+    node = await world.decode(shadow_share=1.0)
+    await ask(node, [tokens(2), doc(70, 1), tokens(3), doc(70, 1), tokens(4)], GREEDY, LINKED)
+    await ended(node, done=1)
+    assert is_idle(node.engine.pool)
+    node.engine.pool.check_invariants()
+
+
+async def test_a_shared_context_says_of_itself_what_the_context_does(world: World) -> None:
+    pool = (await world.decode()).engine.pool
+    context = Context(pool, [], [pool.allocate(5)], torch.ones(3), 5, behind_sinks=True)
+    again = shared(context)
+    context.close()
+    assert (again.behind_sinks, again.is_exact, again.num_computed_tokens) == (True, False, 5)
+    assert again.last_hidden is context.last_hidden
+    assert not again.closed
+    again.close()
 
 
 async def test_a_check_without_room_to_run_is_dropped(world: World) -> None:

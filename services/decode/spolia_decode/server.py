@@ -113,16 +113,25 @@ class DecodeServer(DecodeServiceServicer):
         Where the pool has no room, shadow checks give up what they hold and the context is prepared once more.
         """
         shadow = self._parts.shadow
-        while True:
-            num_ended = shadow.num_ended if shadow is not None else 0
-            try:
-                prepared = await self._paths[job.mode].prepare(job, report, deadline)
-                return self._parts.core.start(prepared.context, generation), prepared.first_token
-            except Busy:
-                if shadow is None or not await shadow.give_way(num_ended, deadline):
-                    raise
-            report.sources.clear()  # of the try that came to nothing; the bytes it moved stay counted
-            report.misses.clear()
+        if shadow is None:
+            return await self._try_start(job, generation, report, deadline)
+        num_blocks = self._paths[job.mode].min_blocks(job) + self._parts.core.pool.blocks_for(job.max_new_tokens)
+        async with shadow.starting(num_blocks, deadline):
+            while True:
+                num_ended = shadow.num_ended
+                try:
+                    return await self._try_start(job, generation, report, deadline)
+                except Busy:
+                    if not await shadow.give_way(num_ended, deadline):
+                        raise
+                report.sources.clear()  # of the try that came to nothing; the bytes it moved stay counted
+                report.misses.clear()
+
+    async def _try_start(
+        self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
+    ) -> tuple[Sequence, int]:
+        prepared = await self._paths[job.mode].prepare(job, report, deadline)
+        return self._parts.core.start(prepared.context, generation), prepared.first_token
 
 
 def _new_report(job: GenerateJob, parts: NodeParts) -> ReuseReport:

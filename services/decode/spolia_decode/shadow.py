@@ -9,8 +9,9 @@ answered from, the very runs it read, and compares at each answer token what it 
 anew does.
 
 Requests come first, twice. In time: checks run in the engine's thread in slices, which begin only while no request has
-a place or waits for one. In memory: checks hold references, and give all of them back when a request finds no room.
-Both rest on one rule: whatever ends a check does so in the engine's thread, between two slices.
+a place or waits for one. In memory: checks compute in free blocks, and give back all they hold before a request has to
+evict anything; what is cached, and in which order it goes, is as if there were no checks. Both rest on one rule:
+whatever ends a check does so in the engine's thread, between two slices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 
 from spolia_core.errors import Busy
@@ -28,6 +30,7 @@ from spolia_decode.job import GenerateJob
 from spolia_decode.shadow_check import ShadowCheck, ShadowComparison, shared
 from spolia_decode.shadow_metrics import Outcome, ShadowMetrics
 from spolia_engine.core import EngineCore
+from spolia_engine.pool import BlockState
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
@@ -63,6 +66,7 @@ class ShadowChecks:
         self._waiting: deque[ShadowCheck] = deque()
         self._running: ShadowComparison | None = None
         self._closed = False
+        self._num_starting_blocks = 0
         self.num_ended = 0
         """Checks that have given back what they held, for `give_way`."""
         metrics.watch(lambda: len(self._waiting), self._held_bytes)
@@ -97,7 +101,8 @@ class ShadowChecks:
         began = time.perf_counter()
         outcome: Outcome | None
         try:
-            outcome = self._slice(running)
+            with self._core.pool.sparing_cache():
+                outcome = self._slice(running)
         except Busy:
             outcome = Outcome.NO_ROOM
         except Exception:  # a check that fails is nobody's answer
@@ -107,6 +112,17 @@ class ShadowChecks:
             self._end(running, outcome)
         self._metrics.spent(time.perf_counter() - began)
         return True
+
+    @asynccontextmanager
+    async def starting(self, num_blocks: int, deadline: Deadline) -> AsyncIterator[None]:
+        """The start of a request that may take `num_blocks`. Checks give way first where that could evict anything."""
+        self._num_starting_blocks += num_blocks
+        try:
+            if self._holds_any() and self._num_starting_blocks > self._num_free_blocks():
+                await self.give_way(self.num_ended, deadline)
+            yield
+        finally:
+            self._num_starting_blocks -= num_blocks
 
     async def give_way(self, num_ended_before: int, deadline: Deadline) -> bool:
         """Drops every check for a request that found no room. Waits for the slice under way, if any.
@@ -137,9 +153,17 @@ class ShadowChecks:
         if len(self._waiting) >= self._config.shadow_queue:
             return Outcome.QUEUE_FULL
         # Where memory is so short that it could not run, holding it would only make requests take it back.
-        if pool.blocks_for(num_context) + 2 * pool.blocks_for(num_answer) > pool.available_blocks:
+        needed = pool.blocks_for(num_context) + 2 * pool.blocks_for(num_answer)
+        if needed + self._num_starting_blocks > self._num_free_blocks():
             return Outcome.NO_ROOM
         return None
+
+    def _holds_any(self) -> bool:
+        with self._lock:
+            return bool(self._waiting) or self._running is not None
+
+    def _num_free_blocks(self) -> int:
+        return self._core.pool.counts()[BlockState.FREE]
 
     def _next(self) -> ShadowComparison | None:
         with self._lock:
@@ -149,7 +173,8 @@ class ShadowChecks:
             return self._running
 
     def _end(self, running: ShadowComparison, outcome: Outcome) -> None:
-        running.close()
+        with self._core.pool.sparing_cache():
+            running.close()
         with self._lock:
             self._running = None
             self.num_ended += 1

@@ -8,7 +8,7 @@ linked   [link rows and chunk runs as served][answer ........]    the request's 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,9 +35,7 @@ def shared(context: Context) -> Context:
     """The same context once more, with a reference of its own on everything it names. `context` stays open."""
     for extent in context.extents:
         context.pool.retain(extent)
-    return Context(
-        context.pool, list(context.spans), list(context.extents), context.last_hidden, context.num_computed_tokens
-    )
+    return replace(context, spans=list(context.spans), extents=list(context.extents))
 
 
 class ShadowComparison:

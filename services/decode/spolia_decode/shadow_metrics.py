@@ -36,7 +36,7 @@ class Outcome(Enum):
     TOO_LONG = "too_long"
     """Prompt and answer have more tokens than a check may."""
     NO_ROOM = "no_room"
-    """The pool had no room to recompute it in."""
+    """The pool had too few free blocks to recompute it in: what is cached is not evicted for a check."""
     GAVE_WAY = "gave_way"
     """A request needed the memory."""
     SHUTDOWN = "shutdown"
