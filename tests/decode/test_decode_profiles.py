@@ -123,6 +123,26 @@ async def test_link_tokens_set_by_hand_override_the_profile(
     assert report.sources[LINK] == 2 * 7
 
 
+@pytest.mark.parametrize(("minimum", "num_reused"), [(0, 12 + 11), (15, 0), (16, 0), (17, 0)])
+async def test_reusing_shorter_documents_than_were_calibrated_is_not_called_by_the_profile(
+    world: World, model: Path, tmp_path: Path, minimum: int, num_reused: int
+) -> None:
+    profile = profile_of(model, LinkPolicy(4))
+    decode = await world.decode(profile_dir=kept(profile, tmp_path), min_reused_tokens=minimum)
+    report = (await ask(decode, [tokens(3), doc(16, 1), doc(15, 2), tokens(9, 3)], GREEDY, LINKED)).report
+    assert (report.profile, report.link_tokens_per_chunk) == (profile.name if minimum >= 16 else "manual", 4)
+    assert report.sources[COMPILED] == num_reused
+    assert decode.record().model.profile == report.profile
+
+
+async def test_reusing_shorter_documents_does_not_override_a_refusal(world: World, model: Path, tmp_path: Path) -> None:
+    profile = profile_of(model, LinkPolicy(4), allows_linked=False)
+    decode = await world.decode(profile_dir=kept(profile, tmp_path), min_reused_tokens=0)
+    with pytest.raises(NotSupported) as caught:
+        await ask(decode, PARTS, GREEDY, LINKED)
+    assert caught.value.field == "profile"
+
+
 async def test_a_forbidding_profile_refuses_before_memory_is_held(
     world: World, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ class DecodeConfig(WorkerConfig):
     min_reused_tokens: int = setting(
         DEFAULT_MIN_REUSED_TOKENS,
         "Documents with fewer tokens behind their link tokens are recomputed whole: many short pieces cost more than "
-        "they save.",
+        f'they save. Below {DEFAULT_MIN_REUSED_TOKENS}, with which profiles are calibrated, answers say "manual".',
         check=at_least(0),
     )
     local_prefill_tokens: int = setting(
@@ -40,7 +40,7 @@ class DecodeConfig(WorkerConfig):
     shadow_share: float = setting(
         0.0,
         "Share of LINKED requests recomputed exactly while the node is idle; metrics say how far the answers lie from "
-        "exact ones. 0: none.",
+        "exact ones. Checks use free memory only: with a pool full of cached text there are none. 0: none.",
         check=between(0.0, 1.0),
     )
     shadow_queue: int = setting(

@@ -43,7 +43,7 @@ class DecodeNode:
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
-        self.terms = load_terms(config, engine, config.link_tokens)
+        self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_PREFILL]) if config.directory else None
         self.batch = DecodeBatch(engine, lambda: self.thread.notify())

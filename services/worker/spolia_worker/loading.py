@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.link_terms import LinkTerms
-from spolia_core.profile import find_profile
+from spolia_core.profile import MANUAL_PROFILE, find_profile
+from spolia_core.reuse import DEFAULT_MIN_REUSED_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
@@ -48,8 +50,16 @@ def load_engine(config: WorkerConfig) -> Engine:
     )
 
 
-def load_terms(config: WorkerConfig, core: EngineCore, num_link_tokens: int | None = None) -> LinkTerms:
+def load_terms(
+    config: WorkerConfig,
+    core: EngineCore,
+    num_link_tokens: int | None = None,
+    min_reused_tokens: int = DEFAULT_MIN_REUSED_TOKENS,
+) -> LinkTerms:
     """On what terms a node with this engine serves LINKED; `num_link_tokens`: set by hand by its operator, if anything.
+
+    With `min_reused_tokens` below what profiles are calibrated with, more is reused than was measured: the terms are
+    "manual" then, and a refusal stands, since what it forbade loses no less.
 
     Raises as `find_profile` does, and `InvalidRequest` for a profile of another recipe than the engine's: it was
     changed while the node started.
@@ -65,6 +75,14 @@ def load_terms(config: WorkerConfig, core: EngineCore, num_link_tokens: int | No
             limit=f"{sinks} sink tokens",
             actual=f"{terms.policy.num_sink_tokens} sink tokens",
         )
+    if min_reused_tokens < DEFAULT_MIN_REUSED_TOKENS:
+        log.warning(
+            "shorter documents are reused than profiles are calibrated with",
+            profile=terms.profile,
+            min_reused_tokens=min_reused_tokens,
+            calibrated_with=DEFAULT_MIN_REUSED_TOKENS,
+        )
+        terms = replace(terms, profile=MANUAL_PROFILE)
     log.info("linked terms", profile=terms.profile, policy=terms.policy.name, refusal=terms.refusal)
     if profile is not None and not profile.allows_linked and not terms.refusal:
         log.warning("link tokens set by hand override a profile that forbids LINKED", profile=profile.name)
