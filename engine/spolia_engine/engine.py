@@ -10,9 +10,11 @@ import torch
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
+from spolia_core.link_policy import LinkPolicy
+from spolia_core.link_terms import LinkTerms
+from spolia_core.profile import MANUAL_PROFILE, ReuseProfile, find_profile
 from spolia_core.prompt import Part, Prompt, check_answer_length
 from spolia_core.reuse import (
-    DEFAULT_LINK_TOKENS,
     DEFAULT_MIN_REUSED_TOKENS,
     PREFIX_CHUNK_TOKENS,
     ChunkKind,
@@ -48,7 +50,23 @@ class Completion:
 
 
 class Engine(EngineCore):
-    """A model that answers prompts, keeping and reusing KV as the cluster would."""
+    """A model that answers prompts, keeping and reusing KV as the cluster would, on the terms of its profile."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        decode: Decode,
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        num_sink_tokens: int | None = None,
+        profile: ReuseProfile | None = None,
+    ) -> None:
+        """As `EngineCore`; `num_sink_tokens` unset are those of `profile`, the model's, or none without one."""
+        if num_sink_tokens is None:
+            num_sink_tokens = LinkTerms.of(profile).policy.num_sink_tokens
+        super().__init__(adapter, decode, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens)
+        self.profile = profile
 
     @classmethod
     def load(
@@ -60,15 +78,22 @@ class Engine(EngineCore):
         pool_bytes: int = 1 << 30,
         block_size: int = 16,
         device: str = "cpu",
-        num_sink_tokens: int = 0,
+        num_sink_tokens: int | None = None,
     ) -> Engine:
-        """Loads a Hugging Face-format directory with a `tokenizer.json`.
+        """Loads a Hugging Face-format directory with a `tokenizer.json`, and the profile beside the model, if any.
 
-        `pool_bytes` is the budget for KV, `num_sink_tokens` as for `EngineCore`. Raises `NotFound` or `NotSupported`.
+        `pool_bytes` is the budget for KV; `num_sink_tokens` set by hand take the place of the profile's. Raises
+        `NotFound`, `NotSupported` or `DataCorrupt`, and as `find_profile` does for a profile that cannot be used.
         """
         adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
-        decode = load_decode(path)
-        return cls.of(adapter, decode, pool_bytes=pool_bytes, block_size=block_size, num_sink_tokens=num_sink_tokens)
+        return cls.of(
+            adapter,
+            load_decode(path),
+            pool_bytes=pool_bytes,
+            block_size=block_size,
+            num_sink_tokens=num_sink_tokens,
+            profile=find_profile(Path(path), None, adapter.fingerprint.hex()),
+        )
 
     @classmethod
     def of(
@@ -78,11 +103,19 @@ class Engine(EngineCore):
         *,
         pool_bytes: int = 1 << 30,
         block_size: int = 16,
-        num_sink_tokens: int = 0,
+        num_sink_tokens: int | None = None,
+        profile: ReuseProfile | None = None,
     ) -> Engine:
-        """An engine around a loaded model; `decode` turns ids into text."""
+        """An engine around a loaded model; `decode` turns ids into text. No profile is looked for."""
         num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
-        return cls(adapter, decode, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens)
+        return cls(
+            adapter,
+            decode,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_sink_tokens=num_sink_tokens,
+            profile=profile,
+        )
 
     @property
     def ids(self) -> IdSpace:
@@ -93,31 +126,51 @@ class Engine(EngineCore):
         """A prompt part that is a local chunk."""
         return Part(tuple(token_ids), self.ids.local(token_ids))
 
+    def terms(self, num_link_tokens: int | None = None) -> LinkTerms:
+        """On what terms LINKED is served; `num_link_tokens`: set by hand, if anything.
+
+        Sinks other than the profile's were set by hand too: nothing was measured for them. Raises `InvalidRequest` for
+        a number of link tokens that no policy has.
+        """
+        terms, num_sinks = LinkTerms.of(self.profile, num_link_tokens), self.recipe.num_sink_tokens
+        if terms.policy.num_sink_tokens == num_sinks:
+            return terms
+        return LinkTerms(MANUAL_PROFILE, LinkPolicy(terms.policy.num_link_tokens, num_sinks))
+
     def generate(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         mode: ReuseMode = ReuseMode.EXACT,
-        num_link_tokens: int = DEFAULT_LINK_TOKENS,
+        num_link_tokens: int | None = None,
         min_reused_tokens: int = DEFAULT_MIN_REUSED_TOKENS,
+        force_linked: bool = False,
     ) -> Completion:
         """Answers a prompt. EXACT reuses prefix chunks of earlier answers; LINKED reuses and keeps local chunks.
 
         `params` unset is greedy, up to the default number of tokens or what the prompt leaves of the context.
-        Chunks with fewer than `min_reused_tokens` behind their link tokens are recomputed whole.
+        `num_link_tokens` unset are the profile's; set by hand they take its place, its refusal included. Chunks with
+        fewer than `min_reused_tokens` behind their link tokens are recomputed whole; below what profiles are calibrated
+        with, the report says "manual", and a refusal stands.
         Raises `InvalidRequest` for bad input before memory is held, `NotSupported` for LINKED on a model that has none,
-        `Busy` when the pool has no room.
+        or one whose profile forbids it unless `force_linked`; `Busy` when the pool has no room.
         """
+        terms, forced = self.terms(num_link_tokens), False
+        if mode is ReuseMode.LINKED:
+            self.adapter.support.require_linked()
+            forced = terms.check(force_linked=force_linked)
         prompt.validate(vocab_size=self.adapter.vocab_size, max_context_tokens=self.adapter.max_context_tokens)
         params = params or self._default_params(prompt)
         params.validate()
         check_answer_length(prompt.num_tokens, params.max_tokens, self.adapter.max_context_tokens)
-        report = ReuseReport(mode)
+        is_as_measured = min_reused_tokens >= DEFAULT_MIN_REUSED_TOKENS  # with which profiles are calibrated
+        report = ReuseReport(mode, profile=terms.profile if is_as_measured else MANUAL_PROFILE, forced=forced)
         if mode is ReuseMode.LINKED:
-            self.adapter.support.require_linked()
-            plan = plan_link(prompt, num_link_tokens, min_reused_tokens, num_sink_tokens=self.recipe.num_sink_tokens)
-            report.link_tokens_per_chunk = num_link_tokens
+            policy = terms.policy
+            plan = plan_link(prompt, policy.num_link_tokens, min_reused_tokens, num_sink_tokens=policy.num_sink_tokens)
+            report.link_tokens_per_chunk = policy.num_link_tokens
+            report.sink_tokens_per_chunk = policy.num_sink_tokens
             context = self._linked(prompt, plan, report)
         else:
             context = self._exact(prompt.token_ids, report)
