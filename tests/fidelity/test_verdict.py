@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,12 @@ from spolia_fidelity.case import Case, Question
 from spolia_fidelity.case_set import describe
 from spolia_fidelity.estimate import Estimate
 from spolia_fidelity.figures import Evidence, TaskLoss, evidence_of
+from spolia_fidelity.generation import NUM_TRIES, Generated, GenerationGate
 from spolia_fidelity.measures import Outcome
 from spolia_fidelity.options import Options
+from spolia_fidelity.policy import Policy, parse_policies
 from spolia_fidelity.result import ALL_TASKS, EvalResult, Figures, PolicyResult, RunInfo
-from spolia_fidelity.runner import PolicyRun
+from spolia_fidelity.runner import PolicyRun, Runner, _Pass
 from spolia_fidelity.session import Measured, policy_results, without_undoable
 from spolia_fidelity.verdict import (
     MIN_CLUSTERS,
@@ -268,3 +271,33 @@ def test_few_heavy_differences_are_kept_at_the_bound_less_often_than_by_percenti
         by_verdict += bounded.high <= 1.0
     assert by_percentiles / 300 > 0.15
     assert by_verdict / 300 < 0.12
+
+
+class Pretending(Runner):
+    """Runs no model: in every context `right` answers correctly, and any other policy does not."""
+
+    def __init__(self, right: str) -> None:
+        self.right, self.asked = right, 0
+        self.policies = parse_policies("full,naive")
+
+    def _pass(self, policy: Policy, case: Case, ask: Sequence[int], run: PolicyRun) -> _Pass:
+        self.asked += bool(ask) and policy.name == "full"
+        is_right = policy.name == self.right
+        return _Pass([], {index: Generated("", is_right, float(is_right)) for index in ask})
+
+    def _hold_chunks(self, held: object, engine: object, case: Case) -> None:
+        pass
+
+    def _score(self, case: Case, passes: object) -> Iterator[tuple[str, Outcome]]:
+        return iter(())
+
+
+@pytest.mark.parametrize(("right", "asked"), [("full", 70), ("naive", NUM_TRIES)])
+def test_a_task_is_given_up_by_the_answers_of_full_recompute_and_not_by_a_policys(right: str, asked: int) -> None:
+    runner = Pretending(right)
+    runner.engines = defaultdict(lambda: None)  # type: ignore[return-value]  # none is needed
+    question = Question("qa", (1,), (2,), exact=False, answers=("x",))
+    gate, runs = GenerationGate(), {name: PolicyRun() for name in ("full", "naive")}
+    for number in range(70):
+        runner._run_case(Case(f"c{number}", (), ((1, 2),), (question,)), runs, gate)
+    assert runner.asked == asked
