@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_worlds import FakeDecode, World, document_part, record, served_model, world
+from gateway_worlds import FakeDecode, World, document_part, fails_after, record, served_model, world
 
 from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
-from spolia_core.errors import NotSupported, SpoliaError
+from spolia_core.errors import Busy, NotSupported, SpoliaError
 from spolia_core.link_terms import linked_forbidden
 from spolia_gateway.catalog import models_of
 
@@ -32,10 +32,10 @@ async def refusal(w: World, request: gateway_pb2.GenerateRequest) -> SpoliaError
     return error_from_rpc(caught.value)
 
 
-async def serve_as(w: World, node: FakeDecode, **changes: Any) -> None:
+async def serve_as(w: World, node: FakeDecode, num_running: int = 0, **changes: Any) -> None:
     """Has a node publish another model, and waits until the gateway knows."""
     served = served_model(**changes)
-    w.directory.put(record(node.node_id, address=node.address, model=served))
+    w.directory.put(record(node.node_id, address=node.address, model=served, num_running=num_running))
     await w.sees(lambda view: served in [n.model for n in view.nodes(directory_pb2.NODE_ROLE_DECODE)])
 
 
@@ -96,6 +96,63 @@ async def test_a_node_that_forbids_what_the_gateway_thought_allowed_is_not_the_l
         assert isinstance(error, NotSupported)
         assert error.field == "profile"
         assert REFUSAL in error.message
+
+
+LINK4: dict[str, Any] = {"profile": "link4-12345678", "policy": "link:4"}
+LINK8: dict[str, Any] = {"profile": "link8-12345678", "policy": "link:8"}
+BREAKS = fails_after(2, grpc.StatusCode.UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    "other", [LINK8, {"profile": "link4-87654321", "policy": "link:4"}, {}], ids=["tokens", "content", "none"]
+)
+async def test_a_linked_answer_goes_on_where_the_profile_is_the_same(model: Path, other: dict[str, Any]) -> None:
+    a, b, c = FakeDecode("a", BREAKS), FakeDecode("b"), FakeDecode("c")
+    async with world(model, decodes=[a, b, c], served=served_model(**LINK4)) as w:
+        await serve_as(w, b, num_running=5, **other)  # busier than a, and not as busy as c
+        await w.generate(linked())
+        assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 0, 1)
+        assert c.requests[0].HasField("resume")
+
+
+@pytest.mark.parametrize("where", ["none is left", "it is busy"])
+async def test_an_answer_that_went_on_under_another_profile_says_mixed(model: Path, where: str) -> None:
+    a, b, c = FakeDecode("a", BREAKS), FakeDecode("b"), FakeDecode("c", fails_after(0, Busy("full")))
+    decodes = [a, b] if where == "none is left" else [a, b, c]
+    async with world(model, decodes=decodes, served=served_model(**LINK4)) as w:
+        await serve_as(w, b, num_running=5, **LINK8)
+        streamed = await w.generate(linked())
+        assert streamed.finish is not None
+        assert streamed.finish.reuse.profile == "mixed"
+        assert list(streamed.finish.reuse.nodes) == [d.node_id for d in decodes if d is not b] + ["b"]
+        whole = await w.generate(linked())
+        assert whole.finish is not None
+        assert whole.finish.reuse.profile != "mixed", "one node gave it all"
+
+
+async def test_an_exact_answer_takes_no_notice_of_profiles(model: Path) -> None:
+    a, b = FakeDecode("a", BREAKS), FakeDecode("b")
+    async with world(model, decodes=[a, b], served=served_model(**LINK4)) as w:
+        await serve_as(w, b, num_running=5, **LINK8)
+        request = linked()
+        request.mode = common_pb2.REUSE_MODE_EXACT
+        streamed = await w.generate(request)
+        assert streamed.finish is not None
+        assert streamed.finish.reuse.profile == ""
+        assert list(streamed.finish.reuse.nodes) == ["a", "b"]
+
+
+async def test_an_answer_is_forced_where_any_of_its_nodes_was(model: Path) -> None:
+    a, b = FakeDecode("a", BREAKS), FakeDecode("b")
+    async with world(model, decodes=[a, b], served=served_model(**FORBIDS)) as w:
+        await serve_as(w, b, num_running=5, **LINK4)
+        streamed = await w.generate(linked(force_linked=True))
+        assert streamed.finish is not None
+        assert (len(a.requests), len(b.requests)) == (1, 1)
+        assert streamed.finish.reuse.forced
+        again = await w.generate(linked(force_linked=True))
+        assert again.finish is not None
+        assert not again.finish.reuse.forced, "nothing forbade it to the one node there is"
 
 
 async def test_nodes_of_another_recipe_are_another_model(model: Path) -> None:

@@ -10,6 +10,7 @@ import grpc
 from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
+from spolia_gateway.answer_terms import AnswerTerms
 from spolia_gateway.attempts import Attempts, RetryPolicy
 from spolia_gateway.catalog import serves_linked
 from spolia_gateway.failures import NodeLost, failure_of
@@ -49,13 +50,15 @@ class Generator:
         Raises what the node raised when the request is at fault; `Busy` or `Unavailable` when no node could take it,
         or take it over; `DeadlineExceeded` when time ran out; `InternalError` for an answer with a gap.
         """
-        received, attempts = Received(), Attempts(self._policy)
+        received, attempts, terms = Received(), Attempts(self._policy), AnswerTerms()
         while True:
-            node = await self._next_node(request, demand, received, attempts, deadline)
+            node = await self._next_node(request, demand, received, attempts, terms, deadline)
             attempts.begin(node.node_id)
             try:
                 async with aclosing(self._attempt(node, request, demand, received, deadline)) as events:
                     async for event in events:
+                        if request.mode is ReuseMode.LINKED:
+                            _sign(event, node, terms, request)
                         self._count(event, request)
                         yield _answer(event, attempts.node_ids)
                 return
@@ -106,13 +109,16 @@ class Generator:
         demand: Demand,
         received: Received,
         attempts: Attempts,
+        terms: AnswerTerms,
         deadline: Deadline,
     ) -> directory_pb2.NodeRecord:
-        """The best node not yet asked in this round; once the client has tokens, waits for one to come back."""
+        """The best node not yet asked in this round, of the answer's terms if any is; once the client has tokens, waits
+        for one to come back.
+        """
         while True:
             nodes = self._not_asked(request, attempts)
             if nodes:
-                return order_decode_nodes(nodes, demand, self._in_flight.counts)[0]
+                return order_decode_nodes(terms.preferred(nodes), demand, self._in_flight.counts)[0]
             if received.empty or attempts.out_of_patience or deadline.expired:
                 deadline.check(f"request {request.request_id}")
                 raise attempts.error or _nobody(request)
@@ -166,6 +172,20 @@ def _take(event: decode_pb2.DecodeServiceGenerateResponse, received: Received) -
         return False
     received.check_complete(event.finish)
     return True
+
+
+def _sign(
+    event: decode_pb2.DecodeServiceGenerateResponse,
+    node: directory_pb2.NodeRecord,
+    terms: AnswerTerms,
+    request: GenerationRequest,
+) -> None:
+    """Takes a node's part in a LINKED answer; its finish then speaks for every node's."""
+    terms.take(node)
+    if event.HasField("finish"):
+        terms.sign(event.finish.reuse, force_linked=request.force_linked)
+        if terms.are_mixed:
+            log.warning("answer went on under another profile", request_id=request.request_id, decode_node=node.node_id)
 
 
 def _answer(event: decode_pb2.DecodeServiceGenerateResponse, node_ids: Sequence[str]) -> gateway_pb2.GenerateResponse:
