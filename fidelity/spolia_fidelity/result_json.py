@@ -11,14 +11,16 @@ from typing import Any
 
 def plain(value: object) -> Any:
     """`value` as JSON has it: records as objects; an end of an interval that the data do not hold, and whatever else is
-    no finite number, as null."""
+    no finite number, as null; bytes of a file's name that are no characters, as question marks."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case Enum():
             return plain(value.value)
-        case None | bool() | int() | str():
+        case None | bool() | int():
             return value
+        case str():
+            return value.encode("utf-8", "replace").decode()
         case Mapping():
             return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():

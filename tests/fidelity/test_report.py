@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,14 @@ def test_a_report_is_three_files_that_agree(tmp_path: Path) -> None:
     assert files.plot.read_text().startswith("<svg")
     write_report(result({"full": (1.0, 0.0)}), tmp_path / "new" / "folder")  # over the older one
     assert len(json.loads(files.json.read_text())["policies"]) == 1
+
+
+def test_a_name_that_is_no_text_does_not_stop_a_report(tmp_path: Path) -> None:
+    found = result()
+    found = replace(found, run=replace(found.run, model=os.fsdecode(b"models/\xff")))
+    files = write_report(found, tmp_path)
+    assert "models/?" in files.markdown.read_text(encoding="utf-8")
+    assert json.loads(files.json.read_text())["run"]["model"] == "models/?"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

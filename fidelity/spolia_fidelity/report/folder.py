@@ -43,8 +43,8 @@ def write_report(result: EvalResult, folder: Path, limits: Limits | None = None)
     files = ReportFiles(folder / "report.md", folder / "loss.svg", folder / "result.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.markdown.write_text(markdown_report(result, files.plot.name), encoding="utf-8")
-        files.plot.write_text(loss_plot(result, limits), encoding="utf-8")
+        files.markdown.write_text(markdown_report(result, files.plot.name), encoding="utf-8", errors="replace")
+        files.plot.write_text(loss_plot(result, limits), encoding="utf-8", errors="replace")
         files.json.write_text(f"{json_line(result)}\n", encoding="utf-8")
     except OSError as error:
         raise _not_written(folder, error) from error
