@@ -398,6 +398,31 @@ async def test_a_check_evicts_nothing(world: World) -> None:
     assert resident(checked) == resident(plain)
 
 
+async def test_a_check_that_finds_too_little_free_when_it_runs_evicts_nothing(world: World) -> None:
+    node = await world.decode(num_blocks=24, shadow_share=1.0)
+    core, document = node.engine, tokens(190, 8)
+    async with somebody_here(node):
+        await ask(node, BEGINS, GREEDY, LINKED)
+        run = await node.thread.run(lambda: core.compile(b"cached", document))
+        core.pool.release(run.extent)
+        assert 0 < core.pool.counts()[BlockState.FREE] < 6 < core.pool.available_blocks
+    await ended(node, no_room=1)
+    assert b"cached" in core.resident
+
+
+async def test_a_check_leaves_what_it_read_as_long_unused_as_it_found_it(world: World) -> None:
+    plain, checked = await world.decode(num_blocks=40), await world.decode(num_blocks=40, shadow_share=1.0)
+    for node in (plain, checked):
+        async with somebody_here(node):
+            await ask(node, BEGINS, GREEDY, LINKED)
+            await ask(node, [tokens(150, 5)], GREEDY)
+    await ended(checked, done=1)
+    for node in (plain, checked):
+        await ask(node, [tokens(410, 6)], GREEDY)
+    assert not resident(plain)[ChunkKind.LOCAL], "choose other sizes: the document need not go"
+    assert resident(checked) == resident(plain)
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("num_blocks", [30, 48])
 async def test_what_is_resident_after_requests_is_what_it_is_without_checks(
