@@ -15,7 +15,7 @@ bootstrap's; that of the difference of two shares from Wilson's intervals and th
 and, since neither sees what the sample does not hold, 1 - 0.025^(1/c), about 3.7 / c, the loss that leaves no trace in
 c contexts once in 40 times where a context is lost as a whole (Clopper & Pearson, Biometrika 26, 1934). It counts
 contexts that hold a question of the task, so a bound of one point needs 368 of them. Simulated, with 400 to 3,000
-questions and correlations up to 0.3 inside a context, a policy that loses exactly the bound is kept in 1 to 4 % of runs
+questions and correlations up to 0.3 inside a context, a policy that loses exactly the bound is kept in 0 to 5 % of runs
 (by percentiles alone in 4 to 18 %). Where some contexts of eight questions stand or fall as a whole it was 12 %: few
 lost contexts show too little of how they hang together.
 

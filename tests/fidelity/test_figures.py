@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from spolia_core.errors import InvalidRequest
+from spolia_fidelity.bootstrap import difference_high
 from spolia_fidelity.estimate import Estimate
 from spolia_fidelity.figures import evidence_of, figures_of
 from spolia_fidelity.measures import Outcome
@@ -147,3 +148,14 @@ def test_text_is_no_evidence_of_a_task_and_a_task_of_text_only_has_none() -> Non
         ("cut", 20, 50.0),
     ]
     assert not evidence_of({"full": text}, seed=0)["full"].losses
+
+
+def test_rare_losses_end_where_the_difference_of_shares_ends_with_contexts_taken_whole() -> None:
+    full = [outcome(i // 4, i % 4) for i in range(1600)]
+    rows = [outcome(i // 4, i % 4, exact=i // 4 not in (3, 99, 250)) for i in range(1600)]
+    (loss,) = evidence_of({"full": full, "naive": rows}, seed=0)["naive"].losses
+    lost, gained = [not row.exact for row in rows], [False] * len(rows)
+    whole = 100 * difference_high(lost, gained, [row.cluster for row in rows])
+    alone = 100 * difference_high(lost, gained, [str(i) for i in range(len(rows))])
+    assert loss.points.value == 0.75
+    assert loss.points.high == whole > 1.4 * alone

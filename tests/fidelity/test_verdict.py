@@ -295,7 +295,7 @@ class Pretending(Runner):
 @pytest.mark.parametrize(("right", "asked"), [("full", 70), ("naive", NUM_TRIES)])
 def test_a_task_is_given_up_by_the_answers_of_full_recompute_and_not_by_a_policys(right: str, asked: int) -> None:
     runner = Pretending(right)
-    runner.engines = defaultdict(lambda: None)  # type: ignore[return-value]  # none is needed
+    runner.engines = defaultdict(lambda: None)  # type: ignore[arg-type, return-value]  # none is needed
     question = Question("qa", (1,), (2,), exact=False, answers=("x",))
     gate, runs = GenerationGate(), {name: PolicyRun() for name in ("full", "naive")}
     for number in range(70):
