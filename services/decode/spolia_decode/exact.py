@@ -31,6 +31,10 @@ class ExactPath:
         """Blocks that the context takes at least, wherever its KV comes from."""
         return self._core.pool.blocks_for(job.context.num_tokens)
 
+    def blocks_to_take(self, job: GenerateJob) -> int:
+        """Blocks that the context would take now, at most: a prefix that is here counts too."""
+        return self.min_blocks(job)
+
     async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
         """The context of a job and its first token; fills `report`. Publishes the new prefix chunks in the background.
 

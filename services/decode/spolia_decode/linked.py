@@ -29,6 +29,13 @@ class LinkedPath:
         reused = _reused_chunks(job.context, plan).values()
         return sum(map(pool.blocks_for, reused)) + pool.blocks_for(len(plan.positions))
 
+    def blocks_to_take(self, job: GenerateJob) -> int:
+        """Blocks that the context would take now, beside the chunks that are here."""
+        pool, plan = self._core.pool, self._plan(job)
+        lengths = _reused_chunks(job.context, plan)
+        missing = [length for chunk_id, length in lengths.items() if chunk_id not in self._core.resident]
+        return sum(map(pool.blocks_for, missing)) + pool.blocks_for(len(plan.positions))
+
     async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
         """The context of a job and its first token; fills `report`. Raises `Busy` or `DeadlineExceeded`."""
         prompt, plan = job.context, self._plan(job)

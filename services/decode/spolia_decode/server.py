@@ -115,7 +115,8 @@ class DecodeServer(DecodeServiceServicer):
         shadow = self._parts.shadow
         if shadow is None:
             return await self._try_start(job, generation, report, deadline)
-        num_blocks = self._paths[job.mode].min_blocks(job) + self._parts.core.pool.blocks_for(job.max_new_tokens)
+        path, pool = self._paths[job.mode], self._parts.core.pool
+        num_blocks = path.blocks_to_take(job) + pool.blocks_for(job.max_new_tokens)
         async with shadow.starting(num_blocks, deadline):
             while True:
                 num_ended = shadow.num_ended
