@@ -398,6 +398,17 @@ async def test_a_check_evicts_nothing(world: World) -> None:
     assert resident(checked) == resident(plain)
 
 
+async def test_a_check_that_may_evict_runs_where_memory_is_full_of_cached_text(world: World) -> None:
+    """The twin of the law above: the same requests, and the oldest document goes for the check."""
+    node = await world.decode(num_blocks=24, shadow_share=1.0, shadow_evict=True)
+    await ask(node, [doc(200, 1), tokens(6)], SamplingParams(max_tokens=1), LINKED)
+    await ended(node, no_room=1)  # too long to be computed twice
+    await ask(node, BEGINS, GREEDY, LINKED)
+    await ended(node, no_room=1, done=1)
+    assert len(resident(node)[ChunkKind.LOCAL]) == 1
+    node.engine.pool.check_invariants()
+
+
 async def test_a_check_that_finds_too_little_free_when_it_runs_evicts_nothing(world: World) -> None:
     node = await world.decode(num_blocks=24, shadow_share=1.0)
     core, document = node.engine, tokens(190, 8)

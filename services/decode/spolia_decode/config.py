@@ -40,8 +40,13 @@ class DecodeConfig(WorkerConfig):
     shadow_share: float = setting(
         0.0,
         "Share of LINKED requests recomputed exactly while the node is idle; metrics say how far the answers lie from "
-        "exact ones. Checks use free memory only: with a pool full of cached text there are none. 0: none.",
+        "exact ones. Checks use free memory only, unless shadow_evict says otherwise. 0: none.",
         check=between(0.0, 1.0),
+    )
+    shadow_evict: bool = setting(
+        False,
+        "Let a shadow check push out cached KV that was used longest ago, as much as its own request is long. Set it "
+        "where the pool is full of cached text: checks find no free memory there and end as no_room.",
     )
     shadow_queue: int = setting(
         8,

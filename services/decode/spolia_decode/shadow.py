@@ -10,8 +10,9 @@ anew does.
 
 Requests come first, twice. In time: checks run in the engine's thread in slices, which begin only while no request has
 a place or waits for one. In memory: checks compute in free blocks, and give back all they hold before a request has to
-evict anything; what is cached, and in which order it goes, is as if there were no checks. Both rest on one rule:
-whatever ends a check does so in the engine's thread, between two slices.
+evict anything; what is cached, and in which order it goes, is as if there were no checks. (`shadow_evict` trades that
+for checks on a node whose memory is full of cached KV.) Both rest on one rule: whatever ends a check does so in the
+engine's thread, between two slices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from hashlib import blake2b
 
 from spolia_core.errors import Busy
@@ -101,7 +102,7 @@ class ShadowChecks:
         began = time.perf_counter()
         outcome: Outcome | None
         try:
-            with self._core.pool.sparing_cache():
+            with self._sparing_cache():
                 outcome = self._slice(running)
         except Busy:
             outcome = Outcome.NO_ROOM
@@ -118,7 +119,7 @@ class ShadowChecks:
         """The start of a request that may take `num_blocks`. Checks give way first where that could evict anything."""
         self._num_starting_blocks += num_blocks
         try:
-            if self._holds_any() and self._num_starting_blocks > self._num_free_blocks():
+            if self._holds_any() and self._num_starting_blocks > self._num_spare_blocks():
                 await self.give_way(self.num_ended, deadline)
             yield
         finally:
@@ -154,7 +155,7 @@ class ShadowChecks:
             return Outcome.QUEUE_FULL
         # Where memory is so short that it could not run, holding it would only make requests take it back.
         needed = pool.blocks_for(num_context) + 2 * pool.blocks_for(num_answer)
-        if needed + self._num_starting_blocks > self._num_free_blocks():
+        if needed + self._num_starting_blocks > self._num_spare_blocks():
             return Outcome.NO_ROOM
         return None
 
@@ -162,8 +163,13 @@ class ShadowChecks:
         with self._lock:
             return bool(self._waiting) or self._running is not None
 
-    def _num_free_blocks(self) -> int:
-        return self._core.pool.counts()[BlockState.FREE]
+    def _num_spare_blocks(self) -> int:
+        """What checks may take."""
+        pool = self._core.pool
+        return pool.available_blocks if self._config.shadow_evict else pool.counts()[BlockState.FREE]
+
+    def _sparing_cache(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._config.shadow_evict else self._core.pool.sparing_cache()
 
     def _next(self) -> ShadowComparison | None:
         with self._lock:
@@ -173,7 +179,7 @@ class ShadowChecks:
             return self._running
 
     def _end(self, running: ShadowComparison, outcome: Outcome) -> None:
-        with self._core.pool.sparing_cache():
+        with self._sparing_cache():
             running.close()
         with self._lock:
             self._running = None
