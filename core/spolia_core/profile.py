@@ -46,7 +46,7 @@ PROFILE_FILE = "spolia-profile.json"
 DEFAULT_PROFILE = "default"
 """`ReuseReport.profile` of a model without a profile."""
 MANUAL_PROFILE = "manual"
-"""`ReuseReport.profile` where an operator set the link tokens by hand."""
+"""`ReuseReport.profile` where an operator set the link tokens, or the shortest text reused, by hand."""
 MAX_PROFILE_BYTES = 16 << 20
 MAX_SHOWN = 3
 """Broken bounds that a refusal names."""

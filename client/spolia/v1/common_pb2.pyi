@@ -411,7 +411,9 @@ class ReuseReport(_message.Message):
     """The mode that was served."""
     profile: _builtins.str
     """Name of the calibration profile under which the node that finished the answer serves LINKED; it chose the link and
-    sink tokens. "default" where the model has none, "manual" where the operator set the link tokens by hand.
+    sink tokens. "default" where the model has none, "manual" where the operator set the link tokens, or the
+    shortest text worth reusing, otherwise than it was calibrated with, "mixed" where the answer was begun on a node
+    with one profile and ended on a node with another.
     """
     link_tokens_per_chunk: _builtins.int
     """Link tokens recomputed at the head of each reused chunk; 0 for EXACT."""
