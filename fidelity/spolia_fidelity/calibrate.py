@@ -37,8 +37,8 @@ DEFAULT_LADDER = (
 )
 DEFAULT_QUESTIONS = 10_000
 """More than `spolia eval` asks: bounds are held against the end of an interval, and in fewer than 368 contexts even a
-policy that loses nothing is not shown to lose less than one point. Of 10,000 questions, the rarest task (two_hop) stands
-in 479 contexts; of 6,000, in 293."""
+policy that loses nothing is not shown to lose less than one point. Of 10,000 questions, the rarest task (two_hop)
+stands in 479 contexts; of 6,000, in 293."""
 NOT_KEPT = 5
 """Exit status where no policy was shown to keep the bounds."""
 
