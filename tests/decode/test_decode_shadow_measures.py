@@ -105,7 +105,7 @@ def test_requests_are_chosen_by_their_ids_alone_and_in_the_share_asked_for() -> 
 )
 def test_a_bad_setting_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        DecodeConfig(**{name: value})  # type: ignore[arg-type]
+        DecodeConfig(**{name: value})  # type: ignore[arg-type]  # settings differ in type
     assert caught.value.field == name
 
 

@@ -110,7 +110,7 @@ def test_one_cluster_has_no_interval_and_bounds_are_not_claimed_on_it() -> None:
 )
 def test_what_makes_no_interval_is_refused(arguments: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        ClusterBootstrap(**{"clusters": ["a", "b"], "seed": 0, **arguments})  # type: ignore[arg-type]
+        ClusterBootstrap(**{"clusters": ["a", "b"], "seed": 0, **arguments})  # type: ignore[arg-type]  # wrong on purpose
     assert caught.value.field == field
 
 

@@ -230,7 +230,7 @@ def test_sizes_that_make_no_case_are_refused_by_name() -> None:
 MODEL = Path(__file__).resolve().parents[2] / "models" / "demo"
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the workspace's data files are not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data files are not beside the project")
 @pytest.mark.parametrize(
     ("name", "layout", "num_records"),
     [

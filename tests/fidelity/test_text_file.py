@@ -86,7 +86,7 @@ def test_a_record_without_text_is_named(tmp_path: Path) -> None:
         load(tmp_path / "a.jsonl", [{"text": "w1"}, {"title": "w2"}])
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the workspace's data files are not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data files are not beside the project")
 @pytest.mark.parametrize(
     "name", ["tinystories_sample.txt.gz", "wikitext2_valid.txt.gz", "classic_books_train.jsonl.gz"]
 )
