@@ -145,6 +145,7 @@ def slow_logits(world: World, answer: list[int], mode: ReuseMode) -> torch.Tenso
         params = SamplingParams(max_tokens=1)
         found: list[torch.Tensor] = []
         adapter_logits = engine.adapter.logits
+        # Spied on; a lambda is no method, which the type checker minds.
         engine.adapter.logits = lambda hidden, f=found, a=adapter_logits: f.append(a(hidden)) or f[-1]  # type: ignore
         engine.generate(prompt, params, mode=mode, num_link_tokens=4, min_reused_tokens=1)
         rows.append(found[0][-1])

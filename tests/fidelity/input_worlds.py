@@ -14,7 +14,7 @@ from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_fidelity.encoder import TextEncoder
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-"""The workspace's data files, beside the repository; tests that read them are skipped where they are not."""
+"""Data files beside the repository; tests that read them are skipped where they are not."""
 
 
 def word_encoder(*, bos: bool = True) -> TextEncoder:
