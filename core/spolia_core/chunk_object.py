@@ -91,6 +91,42 @@ def build_chunk_object(meta: ChunkMeta, layers: Sequence[tuple[memoryview, memor
     return b"".join([head, *(view for pair in layers for view in pair)])
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """What stands before the KV of an object: all that a reader needs to check the rest as it comes."""
+
+    meta: ChunkMeta
+    layer_digests: tuple[bytes, ...]
+    size_bytes: int
+    """Of the head itself; layer 0 begins there."""
+
+
+def head_bytes(start: bytes | bytearray | memoryview, total_bytes: int) -> int:
+    """How long the head of an object of `total_bytes` is, from its first 8 bytes. Raises `DataCorrupt`."""
+    size = int.from_bytes(start[:8], "little") if len(start) >= 8 else -1
+    if not 2 <= size <= min(MAX_HEADER_BYTES, total_bytes - 8):
+        raise DataCorrupt("chunk object has no readable header", field="header")
+    return 8 + size
+
+
+def parse_head(head: bytes | bytearray | memoryview, total_bytes: int) -> ChunkHead:
+    """Opens a whole head (`head_bytes` of it) of an object of `total_bytes`.
+
+    Raises `NotSupported` for an unknown format version or codec, `DataCorrupt` for anything that is no well-formed head
+    of an object of that length.
+    """
+    header = _decode_header(bytes(head[8:]))
+    raw = header.pop("__metadata__", None)
+    meta, digests = _meta_of(raw)
+    if meta.shape.num_layers > len(header) or header != _tensor_entries(meta):
+        raise DataCorrupt("chunk object's tensors are not laid out as format 1 says", field="header")
+    size = meta.shape.num_layers * meta.shape.layer_bytes(meta.num_tokens)
+    if total_bytes - len(head) != size:
+        message = f"chunk object holds {total_bytes - len(head)} bytes of KV, its header says {size}"
+        raise DataCorrupt(message, field="size")
+    return ChunkHead(meta, digests, len(head))
+
+
 def parse_chunk_object(data: bytes | bytearray | memoryview, *, verify: bool = True) -> ParsedChunk:
     """Opens an object without copying it.
 
@@ -99,26 +135,24 @@ def parse_chunk_object(data: bytes | bytearray | memoryview, *, verify: bool = T
     was asked for is the caller's question: compare `meta`.
     """
     view = memoryview(data).cast("B")
-    header, start = _decode_header(view)
-    raw = header.pop("__metadata__", None)
-    meta, digests = _meta_of(raw)
-    if meta.shape.num_layers > len(header) or header != _tensor_entries(meta):
-        raise DataCorrupt("chunk object's tensors are not laid out as format 1 says", field="header")
-    body = view[start:]
-    size = meta.shape.num_layers * meta.shape.layer_bytes(meta.num_tokens)
-    if len(body) != size:
-        raise DataCorrupt(f"chunk object holds {len(body)} bytes of KV, its header says {size}", field="size")
+    head = parse_head(view[: head_bytes(view, len(view))], len(view))
+    meta, body = head.meta, view[head.size_bytes :]
     layers = []
     key_bytes, layer_bytes = meta.shape.key_bytes(meta.num_tokens), meta.shape.layer_bytes(meta.num_tokens)
     for index in range(meta.shape.num_layers):
         layer = body[index * layer_bytes : (index + 1) * layer_bytes]
-        if verify and digest(layer).hex() != digests[index]:
-            raise DataCorrupt(
-                f"digest of layer {index} of chunk {meta.chunk_id.hex()} does not match",
-                field=f"layer {index}",
-            )
+        if verify:
+            check_layer(head, index, digest(layer))
         layers.append((layer[:key_bytes], layer[key_bytes:]))
     return ParsedChunk(meta, tuple(layers))
+
+
+def check_layer(head: ChunkHead, index: int, layer_digest: bytes) -> None:
+    """Raises `DataCorrupt`, naming the layer, when its bytes have another digest than the head says."""
+    if layer_digest != head.layer_digests[index]:
+        raise DataCorrupt(
+            f"digest of layer {index} of chunk {head.meta.chunk_id.hex()} does not match", field=f"layer {index}"
+        )
 
 
 def _tensor_entries(meta: ChunkMeta) -> dict[str, dict[str, object]]:
@@ -164,20 +198,17 @@ def _metadata_digest(metadata: dict[str, object]) -> str:
     return digest(json.dumps(covered).encode()).hex()
 
 
-def _decode_header(view: memoryview) -> tuple[dict[str, object], int]:
-    size = int.from_bytes(view[:8], "little") if len(view) >= 8 else -1
-    if not 2 <= size <= min(MAX_HEADER_BYTES, len(view) - 8):
-        raise DataCorrupt("chunk object has no readable header", field="header")
+def _decode_header(text: bytes) -> dict[str, object]:
     try:
-        header = json.loads(bytes(view[8 : 8 + size]))
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:  # brackets nested too deep are no header of ours either
         raise DataCorrupt(f"chunk object's header is not JSON: {error}", field="header") from error
     if not isinstance(header, dict):
         raise DataCorrupt("chunk object's header is not an object", field="header")
-    return header, 8 + size
+    return header
 
 
-def _meta_of(raw: object) -> tuple[ChunkMeta, list[str]]:
+def _meta_of(raw: object) -> tuple[ChunkMeta, tuple[bytes, ...]]:
     if not isinstance(raw, dict):
         raise DataCorrupt("chunk object has no metadata", field="__metadata__")
     version, codec = raw.get("spolia.format_version"), raw.get("spolia.codec")
@@ -198,7 +229,7 @@ def _meta_of(raw: object) -> tuple[ChunkMeta, list[str]]:
             shape=shape,
             rope_base=int(raw["spolia.rope_base"]),
         )
-        digests = raw["spolia.layer_digests"].split(",")
+        digests = tuple(bytes.fromhex(text) for text in raw["spolia.layer_digests"].split(","))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataCorrupt(f"chunk object's metadata is incomplete: {error!r}", field="__metadata__") from error
     sizes = (meta.num_tokens, shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.v_dim)

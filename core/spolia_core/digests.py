@@ -12,7 +12,11 @@ import xxhash
 from spolia_core.errors import DataCorrupt
 
 DIGEST_BYTES = 16
-FRAME_BYTES = 1 << 20
+FRAME_BYTES = 512 << 10
+"""A message is sent, taken in and checked one after another, so an object of one frame moves at a third of the speed of
+many: halves of a MiB cut the time of a 1 MB object from 9.9 to 6.8 ms and leave that of 16 MB alone (2 cores, gRPC
+1.85 over the loopback); quarters cost as much again in messages."""
+
 MAX_FRAME_BYTES = 4 << 20
 
 

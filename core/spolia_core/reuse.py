@@ -38,6 +38,8 @@ class MissReason(IntEnum):
     STORE_UNREACHABLE = 6
     STORE_LATE = 7
     CLAIM_TIMEOUT = 8
+    SLOWER_THAN_COMPUTING = 9
+    UNREADABLE = 10
 
 
 class TokenSource(IntEnum):

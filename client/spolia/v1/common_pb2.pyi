@@ -95,6 +95,10 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     """The store did not answer within the share of the deadline set aside for it."""
     MISS_REASON_CLAIM_TIMEOUT: _MissReason.ValueType  # 8
     """Another node holds the claim and did not finish in time."""
+    MISS_REASON_SLOWER_THAN_COMPUTING: _MissReason.ValueType  # 9
+    """Stored, but on a tier from which it was measured to come slower than it is computed."""
+    MISS_REASON_UNREADABLE: _MissReason.ValueType  # 10
+    """Stored on a tier that could not be read."""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a chunk could not be reused. Also a metric label."""
@@ -117,6 +121,10 @@ MISS_REASON_STORE_LATE: MissReason.ValueType  # 7
 """The store did not answer within the share of the deadline set aside for it."""
 MISS_REASON_CLAIM_TIMEOUT: MissReason.ValueType  # 8
 """Another node holds the claim and did not finish in time."""
+MISS_REASON_SLOWER_THAN_COMPUTING: MissReason.ValueType  # 9
+"""Stored, but on a tier from which it was measured to come slower than it is computed."""
+MISS_REASON_UNREADABLE: MissReason.ValueType  # 10
+"""Stored on a tier that could not be read."""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _TokenSource:
@@ -623,6 +631,7 @@ class ObjectInfo(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.bytes
     """The chunk."""
     kind: Global___ChunkKind.ValueType
@@ -641,6 +650,10 @@ class ObjectInfo(_message.Message):
     """XXH3-128 of the whole object. Belongs to one replica: two nodes' bits of a chunk may differ."""
     replica: _builtins.str
     """Names the replica these bytes are; resuming against another restarts the object."""
+    compute_s: _builtins.float
+    """Seconds of computation that it takes the place of, as measured by the node that computed it; 0 where that was not
+    measured. Decides what is evicted first, and from which tiers it is worth reading.
+    """
     def __init__(
         self,
         *,
@@ -653,10 +666,11 @@ class ObjectInfo(_message.Message):
         size_bytes: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         replica: _builtins.str = ...,
+        compute_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "codec", b"codec", "digest", b"digest", "fingerprint", b"fingerprint", "format_version", b"format_version", "kind", b"kind", "num_tokens", b"num_tokens", "replica", b"replica", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "codec", b"codec", "compute_s", b"compute_s", "digest", b"digest", "fingerprint", b"fingerprint", "format_version", b"format_version", "kind", b"kind", "num_tokens", b"num_tokens", "replica", b"replica", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

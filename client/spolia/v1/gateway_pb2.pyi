@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from spolia.v1 import common_pb2 as _common_pb2
 from spolia.v1 import directory_pb2 as _directory_pb2
+from spolia.v1 import kvstore_pb2 as _kvstore_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -297,22 +298,28 @@ class ForgetResponse(_message.Message):
     NUM_STORED_DROPPED_FIELD_NUMBER: _builtins.int
     STORED_BYTES_DROPPED_FIELD_NUMBER: _builtins.int
     NUM_RESIDENT_DROPPED_FIELD_NUMBER: _builtins.int
+    STORED_TIERS_FIELD_NUMBER: _builtins.int
     num_stored_dropped: _builtins.int
-    """Chunk objects dropped from stores."""
+    """Chunk objects dropped from stores, every replica for itself."""
     stored_bytes_dropped: _builtins.int
     """Bytes of them."""
     num_resident_dropped: _builtins.int
     """Runs dropped from the memory of decode and prefill nodes."""
+    @_builtins.property
+    def stored_tiers(self) -> _containers.RepeatedCompositeFieldContainer[_kvstore_pb2.TierCount]:
+        """Copies dropped from stores, by tier, all stores together. An object that was on two tiers counts on each."""
+
     def __init__(
         self,
         *,
         num_stored_dropped: _builtins.int = ...,
         stored_bytes_dropped: _builtins.int = ...,
         num_resident_dropped: _builtins.int = ...,
+        stored_tiers: _abc.Iterable[_kvstore_pb2.TierCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_resident_dropped", b"num_resident_dropped", "num_stored_dropped", b"num_stored_dropped", "stored_bytes_dropped", b"stored_bytes_dropped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_resident_dropped", b"num_resident_dropped", "num_stored_dropped", b"num_stored_dropped", "stored_bytes_dropped", b"stored_bytes_dropped", "stored_tiers", b"stored_tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

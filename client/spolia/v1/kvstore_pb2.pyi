@@ -72,6 +72,38 @@ CLAIM_STATE_STORED: ClaimState.ValueType  # 3
 """It is stored; Get it."""
 Global___ClaimState: _TypeAlias = ClaimState  # noqa: Y015
 
+class _ObjectState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECT_STATE_UNSPECIFIED: _ObjectState.ValueType  # 0
+    """Never sent."""
+    OBJECT_STATE_SERVED: _ObjectState.ValueType  # 1
+    """To readers of its fingerprint and codec."""
+    OBJECT_STATE_UNKNOWN_FORMAT: _ObjectState.ValueType  # 2
+    """Its format version is unknown to this release."""
+    OBJECT_STATE_UNKNOWN_CODEC: _ObjectState.ValueType  # 3
+    """Its codec is unknown to this release."""
+    OBJECT_STATE_UNKNOWN_FINGERPRINT: _ObjectState.ValueType  # 4
+    """No node in the directory serves a model of its fingerprint now."""
+
+class ObjectState(_ObjectState, metaclass=_ObjectStateEnumTypeWrapper):
+    """Whether an object can be served."""
+
+OBJECT_STATE_UNSPECIFIED: ObjectState.ValueType  # 0
+"""Never sent."""
+OBJECT_STATE_SERVED: ObjectState.ValueType  # 1
+"""To readers of its fingerprint and codec."""
+OBJECT_STATE_UNKNOWN_FORMAT: ObjectState.ValueType  # 2
+"""Its format version is unknown to this release."""
+OBJECT_STATE_UNKNOWN_CODEC: ObjectState.ValueType  # 3
+"""Its codec is unknown to this release."""
+OBJECT_STATE_UNKNOWN_FINGERPRINT: ObjectState.ValueType  # 4
+"""No node in the directory serves a model of its fingerprint now."""
+Global___ObjectState: _TypeAlias = ObjectState  # noqa: Y015
+
 @_typing.final
 class LookupRequest(_message.Message):
     """Asks about chunks."""
@@ -82,10 +114,13 @@ class LookupRequest(_message.Message):
     CHUNK_IDS_FIELD_NUMBER: _builtins.int
     ACCEPTED_CODECS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    IGNORE_COST_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant whose chunks they are."""
     fingerprint: _builtins.bytes
     """The reader's fingerprint; empty means any."""
+    ignore_cost: _builtins.bool
+    """Also what is read more slowly than it is computed."""
     @_builtins.property
     def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ids, 32 bytes each; at most 4096."""
@@ -101,10 +136,11 @@ class LookupRequest(_message.Message):
         chunk_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         accepted_codecs: _abc.Iterable[_builtins.str] | None = ...,
         fingerprint: _builtins.bytes = ...,
+        ignore_cost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "chunk_ids", b"chunk_ids", "fingerprint", b"fingerprint", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "chunk_ids", b"chunk_ids", "fingerprint", b"fingerprint", "ignore_cost", b"ignore_cost", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,6 +156,7 @@ class LookupEntry(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     MISS_FIELD_NUMBER: _builtins.int
     CLAIMED_BY_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
     tier: _common_pb2.Tier.ValueType
     """Its tier when it is here."""
     miss: _common_pb2.MissReason.ValueType
@@ -130,6 +167,12 @@ class LookupEntry(_message.Message):
     def info(self) -> _common_pb2.ObjectInfo:
         """The object when it is here and this reader can use it."""
 
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreLocation]:
+        """Where it is: this store alone when it has it, else other live stores that do, fastest first; `info` is that of the
+        first. Empty where this store shares no index.
+        """
+
     def __init__(
         self,
         *,
@@ -137,16 +180,47 @@ class LookupEntry(_message.Message):
         tier: _common_pb2.Tier.ValueType = ...,
         miss: _common_pb2.MissReason.ValueType = ...,
         claimed_by: _builtins.str = ...,
+        locations: _abc.Iterable[Global___StoreLocation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_info", b"_info", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_info", b"_info", "claimed_by", b"claimed_by", "info", b"info", "miss", b"miss", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_info", b"_info", "claimed_by", b"claimed_by", "info", b"info", "locations", b"locations", "miss", b"miss", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__info: _TypeAlias = _typing.Literal["info"]  # noqa: Y015
     _WhichOneofArgType__info: _TypeAlias = _typing.Literal["_info", b"_info"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__info) -> _WhichOneofReturnType__info | None: ...
 
 Global___LookupEntry: _TypeAlias = LookupEntry  # noqa: Y015
+
+@_typing.final
+class StoreLocation(_message.Message):
+    """A store that holds a replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Its node id."""
+    address: _builtins.str
+    """Where it is reached, "host:port"."""
+    tier: _common_pb2.Tier.ValueType
+    """The fastest tier on which it holds the object."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        tier: _common_pb2.Tier.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreLocation: _TypeAlias = StoreLocation  # noqa: Y015
 
 @_typing.final
 class LookupResponse(_message.Message):
@@ -182,10 +256,13 @@ class GetRequest(_message.Message):
     CHUNK_IDS_FIELD_NUMBER: _builtins.int
     ACCEPTED_CODECS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    IGNORE_COST_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant whose chunks they are."""
     fingerprint: _builtins.bytes
     """The reader's fingerprint; empty means any."""
+    ignore_cost: _builtins.bool
+    """Also what is read more slowly than it is computed."""
     @_builtins.property
     def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ids, 32 bytes each; at most 4096."""
@@ -201,10 +278,11 @@ class GetRequest(_message.Message):
         chunk_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         accepted_codecs: _abc.Iterable[_builtins.str] | None = ...,
         fingerprint: _builtins.bytes = ...,
+        ignore_cost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "chunk_ids", b"chunk_ids", "fingerprint", b"fingerprint", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "chunk_ids", b"chunk_ids", "fingerprint", b"fingerprint", "ignore_cost", b"ignore_cost", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -656,29 +734,65 @@ Global___DeleteRequest: _TypeAlias = DeleteRequest  # noqa: Y015
 
 @_typing.final
 class DeleteResponse(_message.Message):
-    """What was dropped."""
+    """What was dropped. An object on two tiers counts once, and once on each of them in `tiers`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_DELETED_FIELD_NUMBER: _builtins.int
     BYTES_DELETED_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     num_deleted: _builtins.int
     """Objects dropped."""
     bytes_deleted: _builtins.int
     """Their bytes."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierCount]:
+        """Copies dropped, by tier."""
+
     def __init__(
         self,
         *,
         num_deleted: _builtins.int = ...,
         bytes_deleted: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___TierCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_deleted", b"bytes_deleted", "num_deleted", b"num_deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_deleted", b"bytes_deleted", "num_deleted", b"num_deleted", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
+
+@_typing.final
+class TierCount(_message.Message):
+    """Copies on a tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    NUM_OBJECTS_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    tier: _common_pb2.Tier.ValueType
+    """The tier."""
+    num_objects: _builtins.int
+    """How many."""
+    num_bytes: _builtins.int
+    """Their bytes."""
+    def __init__(
+        self,
+        *,
+        tier: _common_pb2.Tier.ValueType = ...,
+        num_objects: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "num_objects", b"num_objects", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierCount: _TypeAlias = TierCount  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):
@@ -714,6 +828,13 @@ class GetStatsResponse(_message.Message):
     EVICTIONS_FIELD_NUMBER: _builtins.int
     DIGEST_FAILURES_FIELD_NUMBER: _builtins.int
     PUTS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    NUM_QUARANTINED_FIELD_NUMBER: _builtins.int
+    DISK_ERRORS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_REACHABLE_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     num_objects: _builtins.int
     """Objects here."""
     used_bytes: _builtins.int
@@ -736,6 +857,24 @@ class GetStatsResponse(_message.Message):
     """Objects or frames whose digest did not match."""
     puts: _builtins.int
     """Objects stored by Put."""
+    num_quarantined: _builtins.int
+    """Objects that failed their digest on disk and were set aside."""
+    disk_errors: _builtins.int
+    """Reads and writes of the disk that failed."""
+    backend: _builtins.str
+    """What keeps the shared index: "sqlite" (this store alone) or "redis"."""
+    backend_reachable: _builtins.bool
+    """The shared index answers. While it does not, the store goes on with what it holds and what it knew."""
+    node_id: _builtins.str
+    """Node id of this store."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStats]:
+        """Tiers, fastest first. The fields above that speak of bytes are those of RAM; `num_objects` counts each object once."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStats]:
+        """Tenants that hold something."""
+
     def __init__(
         self,
         *,
@@ -750,11 +889,420 @@ class GetStatsResponse(_message.Message):
         evictions: _builtins.int = ...,
         digest_failures: _builtins.int = ...,
         puts: _builtins.int = ...,
+        tiers: _abc.Iterable[Global___TierStats] | None = ...,
+        tenants: _abc.Iterable[Global___TenantStats] | None = ...,
+        num_quarantined: _builtins.int = ...,
+        disk_errors: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        backend_reachable: _builtins.bool = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "digest_failures", b"digest_failures", "evictions", b"evictions", "hits", b"hits", "misses", b"misses", "num_claims", b"num_claims", "num_objects", b"num_objects", "num_pins", b"num_pins", "num_transfers", b"num_transfers", "puts", b"puts", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_reachable", b"backend_reachable", "budget_bytes", b"budget_bytes", "digest_failures", b"digest_failures", "disk_errors", b"disk_errors", "evictions", b"evictions", "hits", b"hits", "misses", b"misses", "node_id", b"node_id", "num_claims", b"num_claims", "num_objects", b"num_objects", "num_pins", b"num_pins", "num_quarantined", b"num_quarantined", "num_transfers", b"num_transfers", "puts", b"puts", "tenants", b"tenants", "tiers", b"tiers", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class TierStats(_message.Message):
+    """A tier of this store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    NUM_OBJECTS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    tier: _common_pb2.Tier.ValueType
+    """Which."""
+    num_objects: _builtins.int
+    """Copies on it."""
+    used_bytes: _builtins.int
+    """Their bytes."""
+    budget_bytes: _builtins.int
+    """Byte budget."""
+    evictions: _builtins.int
+    """Copies evicted from it to make room."""
+    read_bytes_per_s: _builtins.float
+    """Measured speed of reading it, bytes per second; 0 before the first read."""
+    healthy: _builtins.bool
+    """It takes and gives objects. False for a disk whose last write failed."""
+    hits: _builtins.int
+    """Gets that found their object here."""
+    def __init__(
+        self,
+        *,
+        tier: _common_pb2.Tier.ValueType = ...,
+        num_objects: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+        evictions: _builtins.int = ...,
+        read_bytes_per_s: _builtins.float = ...,
+        healthy: _builtins.bool = ...,
+        hits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "healthy", b"healthy", "hits", b"hits", "num_objects", b"num_objects", "read_bytes_per_s", b"read_bytes_per_s", "tier", b"tier", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierStats: _TypeAlias = TierStats  # noqa: Y015
+
+@_typing.final
+class TenantStats(_message.Message):
+    """What a tenant holds here. An object counts once, on however many tiers it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NUM_OBJECTS_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_OBJECTS_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Which."""
+    num_objects: _builtins.int
+    """Its objects."""
+    num_bytes: _builtins.int
+    """Their bytes."""
+    quota_objects: _builtins.int
+    """Most objects it may hold; 0 is no limit."""
+    quota_bytes: _builtins.int
+    """Most bytes it may hold; 0 is no limit."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        num_objects: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        quota_objects: _builtins.int = ...,
+        quota_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "num_objects", b"num_objects", "quota_bytes", b"quota_bytes", "quota_objects", b"quota_objects", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStats: _TypeAlias = TenantStats  # noqa: Y015
+
+@_typing.final
+class ListRequest(_message.Message):
+    """Asks what is here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ID_PREFIX_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant whose objects to list; empty lists all tenants'."""
+    id_prefix: _builtins.bytes
+    """Leading bytes of the ids wanted; empty wants all."""
+    limit: _builtins.int
+    """Most objects to list; 0 is no limit."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        id_prefix: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id_prefix", b"id_prefix", "limit", b"limit", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
+
+@_typing.final
+class ListedObject(_message.Message):
+    """An object of this store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    INFO_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    IDLE_S_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose it is."""
+    state: Global___ObjectState.ValueType
+    """Whether it can be served."""
+    age_s: _builtins.float
+    """Seconds since it was stored."""
+    idle_s: _builtins.float
+    """Seconds since it was last read or looked up."""
+    hits: _builtins.int
+    """Gets that found it."""
+    @_builtins.property
+    def info(self) -> _common_pb2.ObjectInfo:
+        """What it is."""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.Tier.ValueType]:
+        """The tiers it is on, fastest first."""
+
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinLease]:
+        """Live pins on it."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        info: _common_pb2.ObjectInfo | None = ...,
+        tiers: _abc.Iterable[_common_pb2.Tier.ValueType] | None = ...,
+        state: Global___ObjectState.ValueType = ...,
+        age_s: _builtins.float = ...,
+        idle_s: _builtins.float = ...,
+        hits: _builtins.int = ...,
+        pins: _abc.Iterable[Global___PinLease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "hits", b"hits", "idle_s", b"idle_s", "info", b"info", "pins", b"pins", "state", b"state", "tenant_id", b"tenant_id", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedObject: _TypeAlias = ListedObject  # noqa: Y015
+
+@_typing.final
+class PinLease(_message.Message):
+    """A live pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Who holds it."""
+    remaining_ms: _builtins.int
+    """What is left of its lease, milliseconds."""
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        remaining_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinLease: _TypeAlias = PinLease  # noqa: Y015
+
+@_typing.final
+class ListResponse(_message.Message):
+    """Some of the objects."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedObject]:
+        """At most 256 in one message."""
+
+    def __init__(
+        self,
+        *,
+        objects: _abc.Iterable[Global___ListedObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    """Asks for digests to be checked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant whose objects to check; empty checks all tenants'."""
+    @_builtins.property
+    def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ids to check, 32 bytes each, at most 4096; empty checks all."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        chunk_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_ids", b"chunk_ids", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    """Progress; counts are totals so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_CHECKED_FIELD_NUMBER: _builtins.int
+    BYTES_CHECKED_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    NUM_TOTAL_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    num_checked: _builtins.int
+    """Copies checked, each tier for itself."""
+    bytes_checked: _builtins.int
+    """Their bytes."""
+    num_total: _builtins.int
+    """Copies there are to check."""
+    done: _builtins.bool
+    """Nothing follows."""
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedCopy]:
+        """Damaged copies, which were taken out of service."""
+
+    def __init__(
+        self,
+        *,
+        num_checked: _builtins.int = ...,
+        bytes_checked: _builtins.int = ...,
+        damaged: _abc.Iterable[Global___DamagedCopy] | None = ...,
+        num_total: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_checked", b"bytes_checked", "damaged", b"damaged", "done", b"done", "num_checked", b"num_checked", "num_total", b"num_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class DamagedCopy(_message.Message):
+    """A copy that failed its check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose it was."""
+    chunk_id: _builtins.bytes
+    """Which chunk."""
+    tier: _common_pb2.Tier.ValueType
+    """Where it was."""
+    reason: _builtins.str
+    """What was wrong."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        chunk_id: _builtins.bytes = ...,
+        tier: _common_pb2.Tier.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "reason", b"reason", "tenant_id", b"tenant_id", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DamagedCopy: _TypeAlias = DamagedCopy  # noqa: Y015
+
+@_typing.final
+class CollectRequest(_message.Message):
+    """Asks for a collection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROP_UNKNOWN_FIELD_NUMBER: _builtins.int
+    IDLE_S_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    drop_unknown: _builtins.bool
+    """Also drop objects of a format version or codec unknown to this release."""
+    idle_s: _builtins.float
+    """Also drop objects that nobody has read or looked up for this long, seconds, unless pinned; 0 keeps them."""
+    dry_run: _builtins.bool
+    """Only count, change nothing."""
+    def __init__(
+        self,
+        *,
+        drop_unknown: _builtins.bool = ...,
+        idle_s: _builtins.float = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_unknown", b"drop_unknown", "dry_run", b"dry_run", "idle_s", b"idle_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectRequest: _TypeAlias = CollectRequest  # noqa: Y015
+
+@_typing.final
+class CollectResponse(_message.Message):
+    """What was collected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORPHAN_FILES_FIELD_NUMBER: _builtins.int
+    ORPHAN_BYTES_FIELD_NUMBER: _builtins.int
+    LOST_ROWS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FILES_FIELD_NUMBER: _builtins.int
+    QUARANTINED_BYTES_FIELD_NUMBER: _builtins.int
+    DROPPED_OBJECTS_FIELD_NUMBER: _builtins.int
+    DROPPED_BYTES_FIELD_NUMBER: _builtins.int
+    orphan_files: _builtins.int
+    """Files that no row of the index named."""
+    orphan_bytes: _builtins.int
+    """Their bytes."""
+    lost_rows: _builtins.int
+    """Rows of the index whose file was gone."""
+    quarantined_files: _builtins.int
+    """Files in quarantine."""
+    quarantined_bytes: _builtins.int
+    """Their bytes."""
+    dropped_objects: _builtins.int
+    """Objects dropped for `drop_unknown` or `idle_s`."""
+    dropped_bytes: _builtins.int
+    """Their bytes."""
+    def __init__(
+        self,
+        *,
+        orphan_files: _builtins.int = ...,
+        orphan_bytes: _builtins.int = ...,
+        lost_rows: _builtins.int = ...,
+        quarantined_files: _builtins.int = ...,
+        quarantined_bytes: _builtins.int = ...,
+        dropped_objects: _builtins.int = ...,
+        dropped_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_bytes", b"dropped_bytes", "dropped_objects", b"dropped_objects", "lost_rows", b"lost_rows", "orphan_bytes", b"orphan_bytes", "orphan_files", b"orphan_files", "quarantined_bytes", b"quarantined_bytes", "quarantined_files", b"quarantined_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectResponse: _TypeAlias = CollectResponse  # noqa: Y015

@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class KVStoreServiceStub:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
     def __init__(self, channel):
@@ -80,14 +81,31 @@ class KVStoreServiceStub:
                 request_serializer=spolia_dot_v1_dot_kvstore__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=spolia_dot_v1_dot_kvstore__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.List = channel.unary_stream(
+                '/spolia.v1.KVStoreService/List',
+                request_serializer=spolia_dot_v1_dot_kvstore__pb2.ListRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_kvstore__pb2.ListResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/spolia.v1.KVStoreService/Verify',
+                request_serializer=spolia_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.Collect = channel.unary_unary(
+                '/spolia.v1.KVStoreService/Collect',
+                request_serializer=spolia_dot_v1_dot_kvstore__pb2.CollectRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_kvstore__pb2.CollectResponse.FromString,
+                _registered_method=True)
 
 
 class KVStoreServiceServicer:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
     def Lookup(self, request, context):
-        """Says for each id whether it is here and in what form, or why not. Changes nothing but recency. Safe to retry.
+        """Says for each id whether it is here and in what form, or why not; where stores share an index, also which other
+        stores have it. Changes nothing but recency. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,9 +122,11 @@ class KVStoreServiceServicer:
     def Put(self, request_iterator, context):
         """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
         A refusal is answered when the upload ends or pauses.
-        ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+        ALREADY_EXISTS: stored before, with this durability at least, here or in a store that shares the index; these bytes
+        were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
         out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
-        the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
+        the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
+        in memory all the same. FAILED_PRECONDITION: no such durability here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,7 +164,7 @@ class KVStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Drops objects, pinned or not; readers of a dropped object finish. Idempotent.
+        """Drops objects from every tier of this store, pinned or not; readers of a dropped object finish. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +172,29 @@ class KVStoreServiceServicer:
 
     def GetStats(self, request, context):
         """Counts what is here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
+        last message has the totals. For operators. Safe to retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Collect(self, request, context):
+        """Collects what is of no use: files that no row names, rows whose file is gone, quarantined and, where asked, unservable
+        objects. For operators. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +248,21 @@ def add_KVStoreServiceServicer_to_server(servicer, server):
                     request_deserializer=spolia_dot_v1_dot_kvstore__pb2.GetStatsRequest.FromString,
                     response_serializer=spolia_dot_v1_dot_kvstore__pb2.GetStatsResponse.SerializeToString,
             ),
+            'List': grpc.unary_stream_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=spolia_dot_v1_dot_kvstore__pb2.ListRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_kvstore__pb2.ListResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=spolia_dot_v1_dot_kvstore__pb2.VerifyRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_kvstore__pb2.VerifyResponse.SerializeToString,
+            ),
+            'Collect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=spolia_dot_v1_dot_kvstore__pb2.CollectRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_kvstore__pb2.CollectResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'spolia.v1.KVStoreService', rpc_method_handlers)
@@ -215,6 +273,7 @@ def add_KVStoreServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KVStoreService:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
     @staticmethod
@@ -450,6 +509,87 @@ class KVStoreService:
             '/spolia.v1.KVStoreService/GetStats',
             spolia_dot_v1_dot_kvstore__pb2.GetStatsRequest.SerializeToString,
             spolia_dot_v1_dot_kvstore__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/spolia.v1.KVStoreService/List',
+            spolia_dot_v1_dot_kvstore__pb2.ListRequest.SerializeToString,
+            spolia_dot_v1_dot_kvstore__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/spolia.v1.KVStoreService/Verify',
+            spolia_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
+            spolia_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Collect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spolia.v1.KVStoreService/Collect',
+            spolia_dot_v1_dot_kvstore__pb2.CollectRequest.SerializeToString,
+            spolia_dot_v1_dot_kvstore__pb2.CollectResponse.FromString,
             options,
             channel_credentials,
             insecure,

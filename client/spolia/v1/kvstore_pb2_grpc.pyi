@@ -27,14 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class KVStoreServiceStub:
-    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant."""
+    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KVStoreServiceAsyncStub: ...
     Lookup: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.LookupRequest, _kvstore_pb2.LookupResponse]
-    """Says for each id whether it is here and in what form, or why not. Changes nothing but recency. Safe to retry."""
+    """Says for each id whether it is here and in what form, or why not; where stores share an index, also which other
+    stores have it. Changes nothing but recency. Safe to retry.
+    """
     Get: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.GetRequest, _kvstore_pb2.GetResponse]
     """Streams objects in the order asked: a header for each, its frames when it is had. An object being read stays
     until the stream ends. Safe to retry.
@@ -42,9 +46,11 @@ class KVStoreServiceStub:
     Put: _grpc.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
     A refusal is answered when the upload ends or pauses.
-    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+    ALREADY_EXISTS: stored before, with this durability at least, here or in a store that shares the index; these bytes
+    were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
     out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
-    the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
+    the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
+    in memory all the same. FAILED_PRECONDITION: no such durability here.
     """
     Claim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
@@ -59,17 +65,31 @@ class KVStoreServiceStub:
     Unpin: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.UnpinRequest, _kvstore_pb2.UnpinResponse]
     """Ends pins before their lease does. Idempotent."""
     Delete: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.DeleteRequest, _kvstore_pb2.DeleteResponse]
-    """Drops objects, pinned or not; readers of a dropped object finish. Idempotent."""
+    """Drops objects from every tier of this store, pinned or not; readers of a dropped object finish. Idempotent."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]
     """Counts what is here."""
+    List: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]
+    """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+    Verify: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]
+    """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
+    last message has the totals. For operators. Safe to retry.
+    """
+    Collect: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.CollectRequest, _kvstore_pb2.CollectResponse]
+    """Collects what is of no use: files that no row names, rows whose file is gone, quarantined and, where asked, unservable
+    objects. For operators. Safe to retry.
+    """
 
 @_typing.type_check_only
 class KVStoreServiceAsyncStub(KVStoreServiceStub):
-    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant."""
+    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Lookup: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.LookupRequest, _kvstore_pb2.LookupResponse]  # type: ignore[assignment]
-    """Says for each id whether it is here and in what form, or why not. Changes nothing but recency. Safe to retry."""
+    """Says for each id whether it is here and in what form, or why not; where stores share an index, also which other
+    stores have it. Changes nothing but recency. Safe to retry.
+    """
     Get: _aio.UnaryStreamMultiCallable[_kvstore_pb2.GetRequest, _kvstore_pb2.GetResponse]  # type: ignore[assignment]
     """Streams objects in the order asked: a header for each, its frames when it is had. An object being read stays
     until the stream ends. Safe to retry.
@@ -77,9 +97,11 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     Put: _aio.StreamUnaryMultiCallable[_kvstore_pb2.PutRequest, _kvstore_pb2.PutResponse]  # type: ignore[assignment]
     """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
     A refusal is answered when the upload ends or pauses.
-    ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+    ALREADY_EXISTS: stored before, with this durability at least, here or in a store that shares the index; these bytes
+    were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
     out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
-    the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
+    the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
+    in memory all the same. FAILED_PRECONDITION: no such durability here.
     """
     Claim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]  # type: ignore[assignment]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
@@ -94,12 +116,24 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     Unpin: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.UnpinRequest, _kvstore_pb2.UnpinResponse]  # type: ignore[assignment]
     """Ends pins before their lease does. Idempotent."""
     Delete: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.DeleteRequest, _kvstore_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Drops objects, pinned or not; readers of a dropped object finish. Idempotent."""
+    """Drops objects from every tier of this store, pinned or not; readers of a dropped object finish. Idempotent."""
     GetStats: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Counts what is here."""
+    List: _aio.UnaryStreamMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]  # type: ignore[assignment]
+    """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+    Verify: _aio.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
+    last message has the totals. For operators. Safe to retry.
+    """
+    Collect: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.CollectRequest, _kvstore_pb2.CollectResponse]  # type: ignore[assignment]
+    """Collects what is of no use: files that no row names, rows whose file is gone, quarantined and, where asked, unservable
+    objects. For operators. Safe to retry.
+    """
 
 class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant."""
+    """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
+    """
 
     @_abc_1.abstractmethod
     def Lookup(
@@ -107,7 +141,9 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.LookupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.LookupResponse, _abc.Awaitable[_kvstore_pb2.LookupResponse]]:
-        """Says for each id whether it is here and in what form, or why not. Changes nothing but recency. Safe to retry."""
+        """Says for each id whether it is here and in what form, or why not; where stores share an index, also which other
+        stores have it. Changes nothing but recency. Safe to retry.
+        """
 
     @_abc_1.abstractmethod
     def Get(
@@ -127,9 +163,11 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kvstore_pb2.PutResponse, _abc.Awaitable[_kvstore_pb2.PutResponse]]:
         """Stores one object: a header, then frames. The first Put of an id wins; a partial upload leaves nothing.
         A refusal is answered when the upload ends or pauses.
-        ALREADY_EXISTS: stored before, these bytes were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
+        ALREADY_EXISTS: stored before, with this durability at least, here or in a store that shares the index; these bytes
+        were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
         out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
-        the budget, or all is pinned or in transfer. FAILED_PRECONDITION: no such durability here.
+        the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
+        in memory all the same. FAILED_PRECONDITION: no such durability here.
         """
 
     @_abc_1.abstractmethod
@@ -174,7 +212,7 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.DeleteResponse, _abc.Awaitable[_kvstore_pb2.DeleteResponse]]:
-        """Drops objects, pinned or not; readers of a dropped object finish. Idempotent."""
+        """Drops objects from every tier of this store, pinned or not; readers of a dropped object finish. Idempotent."""
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -183,5 +221,33 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.GetStatsResponse, _abc.Awaitable[_kvstore_pb2.GetStatsResponse]]:
         """Counts what is here."""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _kvstore_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.ListResponse], _abc.AsyncIterator[_kvstore_pb2.ListResponse]]:
+        """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+
+    @_abc_1.abstractmethod
+    def Verify(
+        self,
+        request: _kvstore_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.VerifyResponse], _abc.AsyncIterator[_kvstore_pb2.VerifyResponse]]:
+        """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
+        last message has the totals. For operators. Safe to retry.
+        """
+
+    @_abc_1.abstractmethod
+    def Collect(
+        self,
+        request: _kvstore_pb2.CollectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.CollectResponse, _abc.Awaitable[_kvstore_pb2.CollectResponse]]:
+        """Collects what is of no use: files that no row names, rows whose file is gone, quarantined and, where asked, unservable
+        objects. For operators. Safe to retry.
+        """
 
 def add_KVStoreServiceServicer_to_server(servicer: KVStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
