@@ -1,25 +1,33 @@
-"""The index: what is stored where, for lookup, listing and counts.
+"""The catalog: what this store keeps that outlives its process, in one SQLite file.
 
-One small set of methods over SQLite, so that another backend or tier fits behind it. Bytes are not here. Rows of the
-RAM tier describe a process that has ended, and go when the index is opened.
+Objects on disk with how they were used, pins, and (for a store alone) claims and members. Bytes are not here. Rows are
+written without waiting for the disk, so they survive the process; `sync` makes them survive the machine too.
+
+Where the file system is full or fails, methods raise `sqlite3.Error`; the callers decide what that costs.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.usage import Usage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_VARIABLES = 500  # SQLite's own limit was 999 for long
+CACHE_KIB = 32 << 10
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS objects (
     tenant_id TEXT NOT NULL,
     chunk_id BLOB NOT NULL,
@@ -32,85 +40,167 @@ CREATE TABLE IF NOT EXISTS objects (
     size_bytes INTEGER NOT NULL,
     digest BLOB NOT NULL,
     replica TEXT NOT NULL,
+    compute_s REAL NOT NULL,
+    frame_digests BLOB NOT NULL,
     stored_at REAL NOT NULL,
     used_at REAL NOT NULL,
-    hits INTEGER NOT NULL DEFAULT 0,
+    log_uses REAL NOT NULL,
+    hits INTEGER NOT NULL,
+    log_cost REAL NOT NULL,
+    file_id TEXT NOT NULL,
+    rank REAL NOT NULL,
     PRIMARY KEY (tenant_id, chunk_id, tier)
 ) WITHOUT ROWID
-"""
+""",
+    "CREATE INDEX IF NOT EXISTS objects_by_rank ON objects (tier, rank)",
+    """
+CREATE TABLE IF NOT EXISTS pins (
+    tenant_id TEXT NOT NULL, chunk_id BLOB NOT NULL, owner TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (tenant_id, chunk_id, owner)
+) WITHOUT ROWID
+""",
+    """
+CREATE TABLE IF NOT EXISTS claims (
+    tenant_id TEXT NOT NULL, chunk_id BLOB NOT NULL, owner TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (tenant_id, chunk_id)
+) WITHOUT ROWID
+""",
+    """
+CREATE TABLE IF NOT EXISTS members (
+    node_id TEXT PRIMARY KEY, session INTEGER NOT NULL, record BLOB NOT NULL, until REAL NOT NULL
+) WITHOUT ROWID
+""",
+    "CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID",
+)
 _COLUMNS = (
     "tenant_id, chunk_id, tier, kind, format_version, codec, fingerprint, num_tokens, size_bytes, digest, replica, "
-    "stored_at, used_at, hits"
+    "compute_s, frame_digests, stored_at, used_at, log_uses, hits, log_cost, file_id"
 )
 
 
-class IndexUnusable(InvalidRequest):
-    """The index file cannot be used: locked by another process, not ours, or of another release."""
+class CatalogUnusable(InvalidRequest):
+    """The file cannot be used: locked by another process, or of another release."""
 
 
 @dataclass(frozen=True, slots=True)
-class IndexRow:
-    """One stored object. Times are seconds since the epoch; `hits` counts the reads that found it."""
+class Row:
+    """One stored object. `file_id` and the key name its file."""
 
     record: ObjectRecord
     tier: Tier
-    stored_at: float
-    used_at: float
-    hits: int
+    usage: Usage
+    frame_digests: tuple[bytes, ...] = ()
+    file_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Objects and their bytes."""
 
-    num_objects: int
-    num_bytes: int
+    num_objects: int = 0
+    num_bytes: int = 0
 
 
-class SqliteIndex:
-    """The embedded index. `path` is a file, or ":memory:". Not thread-safe: the event loop owns it."""
+class Lease(NamedTuple):
+    """A pin or a claim; `until` in seconds since the epoch."""
 
-    def __init__(self, path: str = ":memory:") -> None:
+    key: ObjectKey
+    owner: str
+    until: float
+
+
+class Catalog:
+    """One SQLite file, or ":memory:". Not thread-safe, but for `sync`: the event loop owns it."""
+
+    def __init__(self, path: str = ":memory:", half_life_s: float = 900.0) -> None:
+        """Raises `CatalogUnusable`, or `sqlite3.DatabaseError` for a file that is damaged or no database."""
+        self._half_life_s = half_life_s
+        self._wal: int | None = None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-            self._open()
-        except sqlite3.Error as error:
-            raise IndexUnusable(f"index {path!r} cannot be used: {error}") from error
-        self.remove_tier(Tier.RAM)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.OperationalError as error:
+            raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
+        if path != ":memory:":
+            self._wal = os.open(f"{Path(path)}-wal", os.O_RDWR)
 
-    def put(self, record: ObjectRecord, tier: Tier, now: float) -> None:
+    def check(self) -> None:
+        """Reads the file's own structure. Raises `sqlite3.DatabaseError`, and closes it, when it is damaged."""
+        try:
+            problems = [text for (text,) in self._db.execute("PRAGMA quick_check(1)")]
+            if problems != ["ok"]:
+                raise sqlite3.DatabaseError(problems[0])
+        except sqlite3.DatabaseError:
+            self.close()
+            raise
+
+    def put(self, row: Row) -> None:
         """Adds or replaces the row of this object on this tier."""
-        key = record.key
-        values = (
-            *(key.tenant_id, key.chunk_id, int(tier), int(record.kind), record.format_version, record.codec),
-            *(record.fingerprint, record.num_tokens, record.size_bytes, record.digest, record.replica, now, now, 0),
-        )
-        marks = ", ".join("?" * len(values))
-        self._db.execute(f"INSERT OR REPLACE INTO objects ({_COLUMNS}) VALUES ({marks})", values)
+        self.put_many([row])
 
-    def lookup(self, tenant_id: str, chunk_ids: Sequence[bytes]) -> dict[bytes, IndexRow]:
+    def put_many(self, rows: Iterable[Row]) -> None:
+        """Adds or replaces rows, all or none."""
+        marks = ", ".join("?" * 20)
+        with self._transaction():
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO objects ({_COLUMNS}, rank) VALUES ({marks})",
+                [(*_values(row), row.usage.rank(self._half_life_s)) for row in rows],
+            )
+
+    def lookup(self, tenant_id: str, chunk_ids: Sequence[bytes]) -> dict[bytes, Row]:
         """Rows of those ids that are stored; the fastest tier where there are several. Changes nothing."""
-        found: dict[bytes, IndexRow] = {}
+        return {chunk_id: rows[0] for chunk_id, rows in self.lookup_all(tenant_id, chunk_ids).items()}
+
+    def lookup_all(self, tenant_id: str, chunk_ids: Sequence[bytes]) -> dict[bytes, list[Row]]:
+        """Rows of those ids that are stored, fastest tier first. Changes nothing."""
+        found: dict[bytes, list[Row]] = {}
         for start in range(0, len(chunk_ids), MAX_VARIABLES):
             batch = chunk_ids[start : start + MAX_VARIABLES]
             marks = ", ".join("?" * len(batch))
-            query = f"SELECT {_COLUMNS} FROM objects WHERE tenant_id = ? AND chunk_id IN ({marks}) ORDER BY tier DESC"
+            query = f"SELECT {_COLUMNS} FROM objects WHERE tenant_id = ? AND chunk_id IN ({marks})"
             for values in self._db.execute(query, (tenant_id, *batch)):
                 row = _row(values)
-                found[row.record.key.chunk_id] = row
+                found.setdefault(row.record.key.chunk_id, []).append(row)
+        for rows in found.values():
+            rows.sort(key=lambda row: row.tier)
         return found
 
-    def list_tenant(self, tenant_id: str, limit: int) -> list[IndexRow]:
-        """A tenant's rows, most recently used first."""
-        query = f"SELECT {_COLUMNS} FROM objects WHERE tenant_id = ? ORDER BY used_at DESC, chunk_id LIMIT ?"
-        return [_row(values) for values in self._db.execute(query, (tenant_id, limit))]
+    def rows(self, tier: Tier, tenant_id: str = "", id_prefix: bytes = b"") -> Iterator[Row]:
+        """Rows of a tier in the order of their keys, one tenant's or all. Rows may change meanwhile."""
+        after = ObjectKey(tenant_id, id_prefix)
+        first = True
+        while batch := self._rows_after(tier, after, inclusive=first):
+            for row in batch:
+                key = row.record.key
+                if tenant_id and (key.tenant_id != tenant_id or not key.chunk_id.startswith(id_prefix)):
+                    return
+                if key.chunk_id.startswith(id_prefix):
+                    yield row
+            after, first = batch[-1].record.key, False
 
-    def record_hits(self, keys: Iterable[ObjectKey], now: float) -> None:
-        """Counts one read of each object."""
+    def lowest(self, tier: Tier, offset: int, limit: int) -> list[Row]:
+        """Rows of a tier by rank, lowest first."""
+        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? ORDER BY rank LIMIT ? OFFSET ?"
+        return [_row(values) for values in self._db.execute(query, (int(tier), limit, offset))]
+
+    def lowest_of_tenant(self, tier: Tier, tenant_id: str, limit: int) -> list[Row]:
+        """A tenant's rows of a tier by rank, lowest first."""
+        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? AND tenant_id = ? ORDER BY rank LIMIT ?"
+        return [_row(values) for values in self._db.execute(query, (int(tier), tenant_id, limit))]
+
+    def set_usage(self, usages: Iterable[tuple[ObjectKey, Usage]]) -> None:
+        """Keeps how objects were used, on every tier that has them."""
         with self._transaction():
             self._db.executemany(
-                "UPDATE objects SET hits = hits + 1, used_at = ? WHERE tenant_id = ? AND chunk_id = ?",
-                [(now, key.tenant_id, key.chunk_id) for key in keys],
+                "UPDATE objects SET used_at = ?, log_uses = ?, hits = ?, rank = ? WHERE tenant_id = ? AND chunk_id = ?",
+                [
+                    (usage.used_at, usage.log_uses, usage.hits, usage.rank(self._half_life_s), *key)
+                    for key, usage in usages
+                ],
             )
 
     def remove(self, keys: Iterable[ObjectKey], tier: Tier) -> None:
@@ -118,7 +208,7 @@ class SqliteIndex:
         with self._transaction():
             self._db.executemany(
                 "DELETE FROM objects WHERE tenant_id = ? AND chunk_id = ? AND tier = ?",
-                [(key.tenant_id, key.chunk_id, int(tier)) for key in keys],
+                [(*key, int(tier)) for key in keys],
             )
 
     def remove_tier(self, tier: Tier) -> None:
@@ -130,36 +220,125 @@ class SqliteIndex:
         query = "SELECT COUNT(*), COALESCE(SUM(size_bytes), 0) FROM objects WHERE tier = ?"
         return Totals(*self._db.execute(query, (int(tier),)).fetchone())
 
+    def totals_by_tenant(self, tier: Tier) -> dict[str, Totals]:
+        """What each tenant has on a tier."""
+        query = "SELECT tenant_id, COUNT(*), SUM(size_bytes) FROM objects WHERE tier = ? GROUP BY tenant_id"
+        return {tenant_id: Totals(*rest) for tenant_id, *rest in self._db.execute(query, (int(tier),))}
+
+    def put_leases(self, table: str, leases: Iterable[Lease]) -> None:
+        """Adds or renews pins or claims; `table` is "pins" or "claims"."""
+        with self._transaction():
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)",
+                [(*lease.key, lease.owner, lease.until) for lease in leases],
+            )
+
+    def remove_leases(self, table: str, leases: Iterable[tuple[ObjectKey, str]]) -> None:
+        """Ends pins or claims of these owners."""
+        with self._transaction():
+            self._db.executemany(
+                f"DELETE FROM {table} WHERE tenant_id = ? AND chunk_id = ? AND owner = ?",
+                [(*key, owner) for key, owner in leases],
+            )
+
+    def leases(self, table: str, now: float) -> list[Lease]:
+        """Pins or claims that have not run out; the others are forgotten."""
+        self._db.execute(f"DELETE FROM {table} WHERE until <= ?", (now,))
+        rows = self._db.execute(f"SELECT tenant_id, chunk_id, owner, until FROM {table}")
+        return [Lease(ObjectKey(tenant_id, chunk_id), owner, until) for tenant_id, chunk_id, owner, until in rows]
+
+    def put_member(self, node_id: str, session: int, record: bytes, until: float) -> None:
+        """Adds or renews a member."""
+        self._db.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)", (node_id, session, record, until))
+
+    def remove_member(self, node_id: str) -> None:
+        """Forgets a member."""
+        self._db.execute("DELETE FROM members WHERE node_id = ?", (node_id,))
+
+    def members(self) -> list[tuple[str, int, bytes, float]]:
+        """All members: id, session, record, until."""
+        return list(self._db.execute("SELECT node_id, session, record, until FROM members ORDER BY node_id"))
+
+    def next_number(self, name: str) -> int:
+        """Counts up; never gives a number twice in the life of the file."""
+        self._db.execute(
+            "INSERT INTO numbers VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1", (name,)
+        )
+        (value,) = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
+        return int(value)
+
+    def sync(self) -> None:
+        """Makes every row written before durable. Blocks for the disk; may run on any thread. Raises `OSError`.
+
+        Rows are appended to the write-ahead log by plain writes, so syncing that file is all a commit lacks; SQLite
+        syncs it itself before it moves rows into the database and begins the log anew. Its locks are on the other file.
+        """
+        if self._wal is not None:
+            os.fsync(self._wal)
+
     def close(self) -> None:
-        """Closes the file. The index must not be used again."""
+        """Closes the file. The catalog must not be used again. Idempotent."""
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
         self._db.close()
 
     def _open(self) -> None:
-        # Two stores on one file would clear each other's rows, so the first keeps the lock. A row lost in a crash
-        # costs a recomputation, so no write waits for the disk.
+        # Two stores on one file would clear each other's rows, so the first keeps the lock.
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"it has schema {version}, this release knows {SCHEMA_VERSION}")
-        self._db.execute(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            raise CatalogUnusable(f"the index has schema {version}, this release knows {SCHEMA_VERSION}")
+        with self._transaction():
+            for statement in _SCHEMA:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._set_half_life()
+        self.remove_tier(Tier.RAM)
+
+    def _set_half_life(self) -> None:
+        """Ranks are of one half-life: another one makes them all anew."""
+        row = self._db.execute("SELECT value FROM numbers WHERE name = 'half_life_s'").fetchone()
+        if row is None or row[0] != self._half_life_s:
+            self._db.execute("UPDATE objects SET rank = log_cost + log_uses + used_at / ?", (self._half_life_s,))
+            self._db.execute("INSERT OR REPLACE INTO numbers VALUES ('half_life_s', ?)", (self._half_life_s,))
+
+    def _rows_after(self, tier: Tier, after: ObjectKey, *, inclusive: bool) -> list[Row]:
+        sign = ">=" if inclusive else ">"
+        query = (
+            f"SELECT {_COLUMNS} FROM objects WHERE (tenant_id, chunk_id) {sign} (?, ?) AND tier = ? "
+            "ORDER BY tenant_id, chunk_id LIMIT 1000"
+        )
+        return [_row(values) for values in self._db.execute(query, (*after, int(tier)))]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
 
-def _row(values: Sequence[Any]) -> IndexRow:
+def _values(row: Row) -> tuple[Any, ...]:
+    record, usage = row.record, row.usage
+    return (
+        *(*record.key, int(row.tier), int(record.kind), record.format_version, record.codec, record.fingerprint),
+        *(record.num_tokens, record.size_bytes, record.digest, record.replica, record.compute_s),
+        *(b"".join(row.frame_digests), usage.stored_at, usage.used_at, usage.log_uses, usage.hits, usage.log_cost),
+        row.file_id,
+    )
+
+
+def _row(values: Sequence[Any]) -> Row:
     (tenant_id, chunk_id, tier, kind, version, codec, fingerprint, num_tokens, size, digest, replica, *rest) = values
-    stored_at, used_at, hits = rest
+    compute_s, frames, stored_at, used_at, log_uses, hits, log_cost, file_id = rest
     record = ObjectRecord(
         key=ObjectKey(tenant_id, chunk_id),
         kind=ChunkKind(kind),
@@ -170,5 +349,7 @@ def _row(values: Sequence[Any]) -> IndexRow:
         size_bytes=size,
         digest=digest,
         replica=replica,
+        compute_s=compute_s,
     )
-    return IndexRow(record, Tier(tier), stored_at, used_at, hits)
+    frame_digests = tuple(frames[i : i + DIGEST_BYTES] for i in range(0, len(frames), DIGEST_BYTES))
+    return Row(record, Tier(tier), Usage(stored_at, used_at, log_uses, hits, log_cost), frame_digests, file_id)

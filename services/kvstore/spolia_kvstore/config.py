@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from spolia_kvstore.wire import MAX_CLAIM_TTL_MS, MAX_PIN_LEASE_MS
 from spolia_node.config import NodeConfig, at_least, between, setting
@@ -17,14 +18,44 @@ class KVStoreConfig(NodeConfig):
         "Memory for chunk objects, in bytes, uploads included; raise it to what the machine can spare.",
         check=at_least(1),
     )
+    data_dir: Path | None = setting(
+        None,
+        "Folder of the disk tier and of the index, for this store alone; none: everything is in memory and ends with "
+        "the process.",
+    )
+    disk_budget_bytes: int = setting(
+        10 << 30,
+        "Disk for chunk objects under data_dir, in bytes; raise it to what the disk can spare.",
+        check=at_least(1),
+    )
+    redis_url: str = setting(
+        "",
+        "Redis by which several stores share index, claims and membership: a redis:// or rediss:// URL, or for Redis "
+        "Cluster redis+cluster://; empty: this store is alone.",
+        secret=True,
+    )
+    redis_prefix: str = setting("spolia", "First part of every key in Redis; one for each cluster of nodes.")
     max_object_bytes: int = setting(
         512 << 20,
         "Largest chunk object accepted, in bytes; raise it for long documents on large models.",
         check=at_least(1),
     )
-    index_path: str = setting(
-        ":memory:",
-        "File of the index of stored objects; a file is worth having only with tiers that outlive the process.",
+    tenant_quota_bytes: int = setting(
+        0, "Most bytes of objects a tenant may hold in this store; 0: no limit.", check=at_least(0)
+    )
+    tenant_quota_objects: int = setting(
+        0, "Most objects a tenant may hold in this store; 0: no limit.", check=at_least(0)
+    )
+    quotas_file: Path | None = setting(
+        None, "TOML file with quotas of single tenants: a table for each, named for it, with bytes and objects."
+    )
+    half_life_s: float = setting(
+        900.0,
+        "Seconds after which a use counts half when it is decided what to evict; lower it where traffic changes fast.",
+        check=between(1.0, 1e9),
+    )
+    cost_gate: bool = setting(
+        True, "Do not serve from a tier that is measured to be slower than computing the chunk again."
     )
     claim_ttl_ms: int = setting(
         30_000, "How long a claim holds that asks for no time, in milliseconds.", check=between(1, MAX_CLAIM_TTL_MS)

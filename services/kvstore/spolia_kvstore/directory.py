@@ -4,7 +4,8 @@
                           └── leave, or no renewal before the lease ends ──▶ (absent)
 
 A session is one heartbeat stream. A node that registers again through a newer session takes its place over, and the
-old session can neither renew nor remove it.
+old session can neither renew nor remove it. Sessions are numbered across all directories that share a backend, so a
+node that moves to another directory is not lost when the first one sees its stream end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,16 @@ class _Member:
     record: NodeRecord
     session: int
     expires_at: float
+    is_ours: bool = True  # its stream is to this directory
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLease:
+    """A node that is registered with another directory."""
+
+    record: NodeRecord
+    session: int
+    remaining_s: float
 
 
 class Directory:
@@ -52,6 +63,37 @@ class Directory:
         copy = NodeRecord()
         copy.CopyFrom(record)
         self._members[record.node_id] = _Member(copy, session, now + self.lease_s)
+
+    def take_remote(self, leases: Collection[RemoteLease], now: float) -> list[str]:
+        """Takes over what other directories keep: all of it. Returns the ids of the nodes that are gone.
+
+        A member that is registered here stays as it is, unless it registered elsewhere since.
+        """
+        for lease in leases:
+            member = self._members.get(lease.record.node_id)
+            if member is not None and (
+                member.session > lease.session or (member.is_ours and member.session == lease.session)
+            ):
+                continue
+            if member is None or member.record != lease.record:
+                self.version += 1
+            self._members[lease.record.node_id] = _Member(lease.record, lease.session, now + lease.remaining_s, False)
+        listed = {lease.record.node_id for lease in leases}
+        return self._remove([n for n, member in self._members.items() if not member.is_ours and n not in listed])
+
+    def keep_remote(self, until: float) -> None:
+        """Keeps the members of other directories that long at least: nobody can say that they are gone."""
+        for member in self._members.values():
+            if not member.is_ours:
+                member.expires_at = max(member.expires_at, until)
+
+    def ours(self) -> list[tuple[int, NodeRecord]]:
+        """Sessions and records of the nodes that are registered here."""
+        return [(member.session, member.record) for member in self._members.values() if member.is_ours]
+
+    def newest_session(self) -> int:
+        """The largest session known."""
+        return max((member.session for member in self._members.values()), default=0)
 
     def leave(self, session: int) -> list[str]:
         """Removes what this session still holds. Returns the ids of the nodes that are gone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -13,7 +12,9 @@ import grpc
 
 from spolia.v1 import directory_pb2, directory_pb2_grpc
 from spolia_core.errors import DeadlineExceeded, InvalidRequest
+from spolia_kvstore.backend import Backend
 from spolia_kvstore.directory import Directory
+from spolia_kvstore.member_sync import MemberSync
 from spolia_node.logs import get_log
 
 SERVICE = directory_pb2.DESCRIPTOR.services_by_name["DirectoryService"].full_name
@@ -25,11 +26,13 @@ log = get_log(__name__)
 class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
     """The service over one `Directory`. Call `start` once the loop runs, and `close` before the server stops."""
 
-    def __init__(self, directory: Directory, on_left: Callable[[str], None] = lambda node_id: None) -> None:
+    def __init__(
+        self, directory: Directory, backend: Backend, on_left: Callable[[str], None] = lambda node_id: None
+    ) -> None:
         """`on_left` is told the id of every node that leaves, or whose lease runs out. It must not raise."""
         self._directory = directory
         self._on_left = on_left
-        self._sessions = itertools.count(1)
+        self._sync = MemberSync(directory, backend, self._on_remote_change)
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
@@ -38,8 +41,10 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         """Adds the service to a server that has not started."""
         directory_pb2_grpc.add_DirectoryServiceServicer_to_server(self, server)
 
-    def start(self) -> None:
-        """Starts ending leases that run out."""
+    async def start(self) -> None:
+        """Takes up the members that the backend knows; starts ending leases that run out."""
+        await self._sync.restore()
+        self._sync.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="directory-sweeper")
 
     async def close(self) -> None:
@@ -49,12 +54,13 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
+        await self._sync.stop()
 
     async def Register(
         self, request_iterator: AsyncIterator[directory_pb2.RegisterRequest], context: Any
     ) -> AsyncIterator[directory_pb2.RegisterResponse]:
         """Keeps a node registered while its stream lives and its heartbeats come."""
-        session = next(self._sessions)
+        session = await self._sync.next_session()
         node_id = ""
         requests = aiter(request_iterator)
         try:
@@ -89,7 +95,9 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         self._directory.renew(session, request.record, time.monotonic())
         if not node_id:
             log.info("node registered", node=request.record.node_id, address=request.record.address)
-        self._notify_since(before)
+        if self._directory.version != before:
+            self._sync.registered()
+            self._notify()
         return request.record.node_id
 
     def _leave(self, session: int) -> None:
@@ -102,11 +110,14 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         for node_id in left:
             self._on_left(node_id)
         if left:
+            self._sync.left()
             self._notify()
 
-    def _notify_since(self, version: int) -> None:
-        if self._directory.version != version:
-            self._notify()
+    def _on_remote_change(self, gone: Sequence[str]) -> None:
+        if gone:
+            log.info("nodes of other directories left", nodes=gone)
+        self._tell_of(gone)
+        self._notify()
 
     def _notify(self) -> None:
         self._changed.set()

@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine, Mapping
+
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NodeLoad, NodeRecord
 from spolia.version import __version__
 from spolia_kvstore import directory_server, server
+from spolia_kvstore.admin import StoreAdmin
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.directory import Directory
 from spolia_kvstore.directory_server import DirectoryServer
-from spolia_kvstore.index import SqliteIndex
+from spolia_kvstore.index_sync import IndexSync
 from spolia_kvstore.metrics import StoreCollector
-from spolia_kvstore.object_store import ObjectStore
+from spolia_kvstore.opening import open_store
 from spolia_kvstore.server import KVStoreServer, LeaseDefaults
-from spolia_kvstore.store import KVStore
 from spolia_node.channels import ChannelPool
+from spolia_node.logs import get_log
 from spolia_node.membership import Registration
 from spolia_node.server import NodeServer
+
+SWEEP_EVERY_S = 1.0
+log = get_log(__name__)
 
 
 class KVStoreNode:
     """A kvstore node. `start` it on a running loop, then end it with `drain` or `stop_at_once`, then `close`.
 
-    It registers like any node: with the directory named in its settings, else with its own.
+    It registers like any node: with the directory named in its settings, else with its own. Making one opens and
+    repairs the data folder, and raises `InvalidRequest` for settings that cannot be used.
     """
 
     def __init__(self, config: KVStoreConfig) -> None:
         self.config = config
-        index = SqliteIndex(config.index_path)
-        objects = ObjectStore(config.budget_bytes)
-        self.store = KVStore(objects, index, name=config.node_id, max_object_bytes=config.max_object_bytes)
         self.directory = Directory(config.node_lease_ms / 1000)
         self.server = NodeServer(config, "kvstore")
+        self.store = open_store(config, self._stores)
+        self.admin = StoreAdmin(self.store, self._served_fingerprints)
         self._channels = ChannelPool(config.max_message_bytes)
+        self._index_sync = IndexSync(self.store)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._kvstore_server = KVStoreServer(
-            self.store, LeaseDefaults(config.claim_ttl_ms, config.pin_lease_ms, config.rpc_timeout_s)
+            self.store, self.admin, LeaseDefaults(config.claim_ttl_ms, config.pin_lease_ms, config.rpc_timeout_s)
         )
-        self._directory_server = DirectoryServer(self.directory, on_left=self.store.release_node)
+        self._directory_server = DirectoryServer(self.directory, self.store.backend, on_left=self._release_node)
         self.server.add(self._kvstore_server.register, server.SERVICE)
         self.server.add(self._directory_server.register, directory_server.SERVICE)
-        self.server.on_drain += [self._kvstore_server.close, self._directory_server.close]
+        self.server.on_drain += [self._kvstore_server.close, self._directory_server.close, self.store.tiers.write_all]
         self.server.metrics.registry.register(StoreCollector(self.store))
 
     async def start(self) -> str:
         """Serves; the address. Raises `InvalidRequest` for a port that cannot be bound."""
         await self.server.start()
-        self._directory_server.start()
-        directory_address = self.config.directory or self.server.address
-        registration = Registration(self._channels, directory_address, self._record)
+        self._index_sync.start()
+        await self.store.backend.start()
+        await self._directory_server.start()
+        self._in_background(self._sweep())
+        registration = Registration(self._channels, self.config.directory or self.server.address, self._record)
         registration.start()
         self.server.registration = registration
         return self.server.address
@@ -54,15 +65,45 @@ class KVStoreNode:
     async def close(self) -> None:
         """Gives back what is left once the server has ended. Idempotent."""
         await self._directory_server.close()
+        await self._index_sync.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channels.close()
-        self.store.index.close()
+        await self.store.close()
+        await self.store.backend.close()
+        self.store.catalog.close()
+
+    def _stores(self) -> Mapping[str, str]:
+        """Live stores, this one always among them."""
+        here = {self.config.node_id: self.server.address}
+        return {node.node_id: node.address for node in self.directory.nodes({NODE_ROLE_KVSTORE})} | here
+
+    def _served_fingerprints(self) -> set[bytes]:
+        return {node.model.fingerprint for node in self.directory.nodes() if node.HasField("model")}
+
+    def _release_node(self, node_id: str) -> None:
+        self._in_background(self.store.release_node(node_id))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            try:
+                self.store.sweep()
+            except Exception:
+                log.exception("sweep failed")
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
             node_id=self.config.node_id,
             role=NODE_ROLE_KVSTORE,
             address=self.server.address,
-            load=NodeLoad(num_running=self.store.objects.num_transfers),
+            load=NodeLoad(num_running=self.store.tiers.num_transfers),
             draining=not self.server.accepting,
             version=__version__,
         )

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from spolia_core.reuse import ChunkKind
 
+SHARED_TENANT = "shared"
+"""Every tenant reads its objects too. Written by whoever the gateway authenticated as this tenant: operators."""
+
 
 class Tier(IntEnum):
     """Where an object lives. Values equal the protos' enum numbers; a lower tier is faster."""
@@ -27,7 +30,10 @@ class ObjectKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """An object as announced and listed. `digest` is XXH3-128 of it all; `replica` is "" until it is stored."""
+    """An object as announced and listed. `digest` is XXH3-128 of it all; `replica` is "" until it is stored.
+
+    `compute_s` is the computation it takes the place of, in seconds; 0 where nobody measured it.
+    """
 
     key: ObjectKey
     kind: ChunkKind
@@ -38,3 +44,4 @@ class ObjectRecord:
     size_bytes: int
     digest: bytes
     replica: str = ""
+    compute_s: float = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from spolia_kvstore.objects import ObjectKey
 from spolia_kvstore.owners import belongs_to
 
@@ -23,28 +25,37 @@ class Pins:
             del self._leases[key]
         return until is not None and until > now
 
-    def drop(self, key: ObjectKey) -> None:
-        """Ends every pin of an object that is gone."""
-        self._leases.pop(key, None)
+    def drop(self, key: ObjectKey) -> list[str]:
+        """Ends every pin of an object that is gone. Returns the owners."""
+        return list(self._leases.pop(key, {}))
 
-    def end_of_node(self, node_id: str) -> int:
-        """Ends the pins of a node that is gone. Returns how many ended."""
+    def end_of_node(self, node_id: str) -> list[tuple[ObjectKey, str]]:
+        """Ends the pins of a node that is gone. Returns them."""
         gone = [(key, owner) for key, owners in self._leases.items() for owner in owners if belongs_to(owner, node_id)]
         for key, owner in gone:
             self.unpin(key, owner, now=0.0)
-        return len(gone)
+        return gone
 
     def is_pinned(self, key: ObjectKey, now: float) -> bool:
-        """Whether any lease lives. Forgets those that have run out."""
-        owners = self._leases.get(key)
-        if owners is None:
-            return False
-        for owner in [owner for owner, until in owners.items() if until <= now]:
-            del owners[owner]
-        if not owners:
-            del self._leases[key]
-        return bool(owners)
+        """Whether any lease lives."""
+        return any(until > now for until in self._leases.get(key, {}).values())
+
+    def of(self, key: ObjectKey, now: float) -> list[tuple[str, float]]:
+        """Owners that pin it, with what is left of each lease in seconds."""
+        return [(owner, until - now) for owner, until in self._leases.get(key, {}).items() if until > now]
+
+    def sweep(self, now: float) -> list[tuple[ObjectKey, str]]:
+        """Forgets leases that have run out. Returns them."""
+        gone = [(key, owner) for key, owner, until in self._all() if until <= now]
+        for key, owner in gone:
+            self.unpin(key, owner, now)
+        return gone
 
     def num_live(self, now: float) -> int:
         """Live pins, counted per owner."""
-        return sum(len(self._leases[key]) for key in list(self._leases) if self.is_pinned(key, now))
+        return sum(until > now for _, _, until in self._all())
+
+    def _all(self) -> Iterator[tuple[ObjectKey, str, float]]:
+        for key, owners in list(self._leases.items()):
+            for owner, until in list(owners.items()):
+                yield key, owner, until

@@ -1,65 +1,93 @@
 """The RAM tier: objects under a byte budget.
 
-Bytes count against the budget from the moment they are promised until nobody can touch them:
+Bytes count against the budget, in whole blocks of the arena, from the moment they are promised until nobody can touch
+them:
 
     reserve ──▶ uploading ──commit──▶ resident ──delete / discard / evict──▶ gone
                     │                     └── while it is read ──▶ leaving ──last close──▶ gone
                     └──abort──▶ gone
 
-Only resident objects can be found. Eviction takes the least recently used object that is neither pinned nor read.
-No I/O, no clock: pins come in as a predicate.
+Only resident objects can be found. Eviction takes the lowest rank first (`usage.py`), never what is pinned or read.
+No I/O, no clock: time, pins and what may go come in as arguments.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
 
 from spolia_core.digests import FRAME_BYTES, digest
 from spolia_core.errors import AlreadyStored, Busy
+from spolia_kvstore.arena import BLOCK_BYTES, Arena, Extent
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
+from spolia_kvstore.usage import Usage
+from spolia_kvstore.verify import ObjectVerifier
 
 RETRY_AFTER_MS = 1000
 
 
 @dataclass(eq=False, slots=True)
 class Upload:
-    """Reserved memory that is being filled. `evicted` are the objects that made room for it."""
+    """Reserved memory that is being filled, and checked as it fills."""
 
-    key: ObjectKey
-    data: bytearray
-    evicted: tuple[ObjectKey, ...] = ()
+    record: ObjectRecord
+    extent: Extent
+    verifier: ObjectVerifier
     num_received: int = 0
+
+    @property
+    def key(self) -> ObjectKey:
+        """Whose memory it is."""
+        return self.record.key
 
 
 @dataclass(eq=False, slots=True)
 class StoredObject:
-    """An object in memory. `frame_digests[i]` was taken over bytes i·FRAME_BYTES … when the object arrived."""
+    """An object in memory. `frame_digests[i]` was taken over bytes i·FRAME_BYTES … when the object arrived.
+
+    `on_disk`: a file holds it too, so dropping it from memory loses nothing.
+    """
 
     record: ObjectRecord
-    data: bytearray
+    extent: Extent
     frame_digests: tuple[bytes, ...]
+    usage: Usage
+    on_disk: bool = False
     num_readers: int = 0
+    _rank_entry: int = field(default=0, repr=False)
 
-    def frame(self, index: int) -> memoryview:
-        """The bytes of frame `index`; a view, valid while the object is open."""
-        return memoryview(self.data)[index * FRAME_BYTES : (index + 1) * FRAME_BYTES]
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.extent.size
 
-    def is_intact(self, index: int) -> bool:
-        """Whether frame `index` still has the digest it arrived with."""
-        return digest(self.frame(index)) == self.frame_digests[index]
+    @property
+    def num_frames(self) -> int:
+        """Frames it is sent in."""
+        return len(self.frame_digests)
+
+    def frame(self, index: int) -> bytes:
+        """A copy of frame `index`; only while the object is open."""
+        return self.extent.read(index * FRAME_BYTES, (index + 1) * FRAME_BYTES)
+
+    def is_intact(self, index: int, data: bytes) -> bool:
+        """Whether `data`, read as frame `index`, still has the digest with which it arrived."""
+        return digest(data) == self.frame_digests[index]
 
 
-class ObjectStore:
-    """Objects of all tenants in memory, least recently used first. Never holds more than `budget_bytes`."""
+class RamTier:
+    """Objects of all tenants in memory. Never holds more than the arena's bytes."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self._resident: OrderedDict[ObjectKey, StoredObject] = OrderedDict()
+    def __init__(self, budget_bytes: int, half_life_s: float, block_bytes: int = BLOCK_BYTES) -> None:
+        self.arena = Arena(budget_bytes, block_bytes)
+        self.half_life_s = half_life_s
+        self._resident: dict[ObjectKey, StoredObject] = {}
         self._leaving: set[StoredObject] = set()
         self._uploads: set[Upload] = set()
-        self._held_bytes = 0
+        self._ranked: list[tuple[float, int, ObjectKey]] = []
+        self._entries = count(1)
         self._resident_bytes = 0
         self._num_readers = 0
 
@@ -69,10 +97,18 @@ class ObjectStore:
     def __contains__(self, key: ObjectKey) -> bool:
         return key in self._resident
 
+    def __iter__(self) -> Iterator[StoredObject]:
+        return iter(list(self._resident.values()))
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes of the arena."""
+        return self.arena.capacity_bytes
+
     @property
     def held_bytes(self) -> int:
-        """Bytes charged to the budget: resident, uploading and leaving."""
-        return self._held_bytes
+        """Bytes charged to the budget: resident, uploading and leaving, in whole blocks."""
+        return self.arena.capacity_bytes - self.arena.free_bytes
 
     @property
     def resident_bytes(self) -> int:
@@ -84,61 +120,64 @@ class ObjectStore:
         """Uploads and reads under way."""
         return len(self._uploads) + self._num_readers
 
-    def reserve(self, key: ObjectKey, size_bytes: int, is_pinned: Callable[[ObjectKey], bool]) -> Upload:
-        """Makes room and promises it. The caller must end the upload with `commit` or `abort`.
+    def missing_bytes(self, size: int) -> int:
+        """What must go before `size` bytes can be reserved; 0 or less when there is room."""
+        return self.arena.charge(size) - self.arena.free_bytes
 
-        Raises `AlreadyStored` when the key is resident, `Busy` when there is no room; then nothing was evicted.
+    def reserve(self, record: ObjectRecord) -> Upload | None:
+        """Promises memory to an upload; None when there is no room. End it with `commit` or `abort`.
+
+        Raises `AlreadyStored` when the key is resident.
         """
-        if key in self._resident:
-            raise AlreadyStored(f"chunk {key.chunk_id.hex()} is stored already", field="info.chunk_id")
-        victims = self._victims(size_bytes, is_pinned)
-        for victim in victims:
-            self._remove(self._resident[victim])
-        upload = Upload(key, bytearray(size_bytes), tuple(victims))
+        if record.key in self._resident:
+            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
+        extent = self.arena.take(record.size_bytes)
+        if extent is None:
+            return None
+        upload = Upload(record, extent, ObjectVerifier(record))
         self._uploads.add(upload)
-        self._held_bytes += size_bytes
         return upload
 
-    def append(self, upload: Upload, data: bytes) -> None:
+    def append(self, upload: Upload, data: bytes | memoryview) -> None:
         """Copies the next bytes into reserved memory. The caller has checked that they fit."""
-        end = upload.num_received + len(data)
         assert upload in self._uploads
-        assert end <= len(upload.data)
-        memoryview(upload.data)[upload.num_received : end] = data
-        upload.num_received = end
+        upload.verifier.feed(data)
+        upload.extent.write(upload.num_received, data)
+        upload.num_received += len(data)
 
-    def commit(self, upload: Upload, record: ObjectRecord, frame_digests: tuple[bytes, ...]) -> StoredObject:
+    def commit(self, upload: Upload, record: ObjectRecord, usage: Usage, *, on_disk: bool = False) -> StoredObject:
         """Makes a full upload resident. Raises `AlreadyStored`, and frees it, when another was first."""
-        assert upload.num_received == len(upload.data)
+        assert upload.num_received == upload.extent.size
         if upload.key in self._resident:
             self.abort(upload)
             raise AlreadyStored(f"chunk {upload.key.chunk_id.hex()} was stored meanwhile", field="info.chunk_id")
         self._uploads.remove(upload)
-        stored = StoredObject(record, upload.data, frame_digests)
+        stored = StoredObject(record, upload.extent, upload.verifier.frame_digests, usage, on_disk)
         self._resident[upload.key] = stored
-        self._resident_bytes += len(stored.data)
+        self._resident_bytes += stored.size
+        self._rank(stored)
         return stored
 
     def abort(self, upload: Upload) -> None:
         """Gives reserved memory back. Does nothing once the upload has ended."""
         if upload in self._uploads:
             self._uploads.remove(upload)
-            self._held_bytes -= len(upload.data)
+            self.arena.free(upload.extent)
 
-    def touch(self, key: ObjectKey) -> StoredObject | None:
-        """The resident object, now most recently used; its bytes may only be read while it is open."""
-        stored = self._resident.get(key)
-        if stored is not None:
-            self._resident.move_to_end(key)
-        return stored
+    def find(self, key: ObjectKey) -> StoredObject | None:
+        """The resident object; its bytes may only be read while it is open. Changes nothing."""
+        return self._resident.get(key)
 
-    def open(self, key: ObjectKey) -> StoredObject | None:
-        """Like `touch`, and keeps the object's bytes until `close`."""
-        stored = self.touch(key)
-        if stored is not None:
-            stored.num_readers += 1
-            self._num_readers += 1
-        return stored
+    def use(self, stored: StoredObject, now: float, *, is_hit: bool) -> None:
+        """Notes a use, which keeps the object from eviction for longer."""
+        stored.usage = stored.usage.used(now, self.half_life_s, is_hit=is_hit)
+        if self._resident.get(stored.record.key) is stored:
+            self._rank(stored)
+
+    def open(self, stored: StoredObject) -> None:
+        """Keeps the object's bytes until `close`."""
+        stored.num_readers += 1
+        self._num_readers += 1
 
     def close(self, stored: StoredObject) -> None:
         """Ends one `open`. The last reader of a leaving object frees its bytes."""
@@ -147,65 +186,84 @@ class ObjectStore:
         self._num_readers -= 1
         if stored.num_readers == 0 and stored in self._leaving:
             self._leaving.remove(stored)
-            self._held_bytes -= len(stored.data)
-
-    def delete(self, key: ObjectKey) -> int | None:
-        """Makes an object unfindable at once and returns its size; None when it is not here. Readers finish."""
-        stored = self._resident.get(key)
-        if stored is None:
-            return None
-        self._remove(stored)
-        return len(stored.data)
+            self.arena.free(stored.extent)
 
     def discard(self, stored: StoredObject) -> bool:
-        """Deletes this very object, not a later one under the same key. False when it is no longer resident."""
+        """Makes this very object unfindable at once, not a later one under the same key. Readers finish.
+
+        False when it is no longer resident.
+        """
         if self._resident.get(stored.record.key) is not stored:
             return False
-        self._remove(stored)
-        return True
-
-    def _victims(self, size_bytes: int, is_pinned: Callable[[ObjectKey], bool]) -> list[ObjectKey]:
-        missing = self._held_bytes + size_bytes - self.budget_bytes
-        if size_bytes > self.budget_bytes:
-            raise _no_room(size_bytes, self.budget_bytes, f"the budget is {self.budget_bytes}", retry_after_ms=0)
-        victims: list[ObjectKey] = []
-        for key, stored in self._resident.items():
-            if missing <= 0:
-                break
-            if stored.num_readers == 0 and not is_pinned(key):
-                victims.append(key)
-                missing -= len(stored.data)
-        if missing > 0:
-            reason = f"{missing} more are pinned or in transfer"
-            raise _no_room(size_bytes, self.budget_bytes, reason, retry_after_ms=RETRY_AFTER_MS)
-        return victims
-
-    def _remove(self, stored: StoredObject) -> None:
         del self._resident[stored.record.key]
-        self._resident_bytes -= len(stored.data)
+        self._resident_bytes -= stored.size
         if stored.num_readers:
             self._leaving.add(stored)
         else:
-            self._held_bytes -= len(stored.data)
+            self.arena.free(stored.extent)
+        return True
+
+    def victims(self, num_bytes: int, may_go: Callable[[StoredObject], bool]) -> list[StoredObject] | None:
+        """Whom to evict so that `num_bytes` more are free, lowest rank first; None when there are not enough.
+
+        Objects being read never go, nor those that `may_go` keeps. Changes nothing that can be seen.
+        """
+        chosen: list[StoredObject] = []
+        passed: list[tuple[float, int, ObjectKey]] = []
+        while num_bytes > 0 and self._ranked:
+            entry = heapq.heappop(self._ranked)
+            stored = self._resident.get(entry[2])
+            if stored is None or stored._rank_entry != entry[1]:
+                continue  # of an object that is gone, or was used since
+            passed.append(entry)
+            if stored.num_readers == 0 and may_go(stored):
+                chosen.append(stored)
+                num_bytes -= self.arena.charge(stored.size)
+        for entry in passed:
+            heapq.heappush(self._ranked, entry)
+        return chosen if num_bytes <= 0 else None
+
+    def rank_of(self, stored: StoredObject) -> float:
+        """What it is ordered by."""
+        return stored.usage.rank(self.half_life_s)
+
+    def no_room(self, size: int) -> Busy:
+        """The refusal of an object for which no room can be made."""
+        if self.arena.charge(size) > self.budget_bytes:
+            return _no_room(size, self.budget_bytes, f"the budget is {self.budget_bytes}", retry_after_ms=0)
+        reason = f"{self.missing_bytes(size)} more are pinned or in transfer"
+        return _no_room(size, self.budget_bytes, reason, retry_after_ms=RETRY_AFTER_MS)
+
+    def _rank(self, stored: StoredObject) -> None:
+        stored._rank_entry = next(self._entries)
+        heapq.heappush(self._ranked, (self.rank_of(stored), stored._rank_entry, stored.record.key))
+        if len(self._ranked) > 64 + 2 * len(self._resident):
+            self._ranked = [(self.rank_of(each), each._rank_entry, each.record.key) for each in self._resident.values()]
+            heapq.heapify(self._ranked)
 
     def check_invariants(self) -> None:
-        """Asserts that every byte is counted once and no reader is forgotten. For tests."""
+        """Asserts that every block is counted once and no reader is forgotten. For tests."""
         everything = [*self._resident.values(), *self._leaving]
-        assert self._held_bytes == sum(len(o.data) for o in everything) + sum(len(u.data) for u in self._uploads)
-        assert self._resident_bytes == sum(len(stored.data) for stored in self._resident.values())
-        assert 0 <= self._held_bytes <= self.budget_bytes
+        extents = [stored.extent for stored in everything] + [upload.extent for upload in self._uploads]
+        blocks = [block for extent in extents for block in extent.blocks]
+        assert len(blocks) == len(set(blocks))
+        assert self.held_bytes == len(blocks) * self.arena.block_bytes
+        assert self._resident_bytes == sum(stored.size for stored in self._resident.values())
+        assert 0 <= self.held_bytes <= self.budget_bytes
         assert all(stored.num_readers > 0 for stored in self._leaving)
         assert self._num_readers == sum(stored.num_readers for stored in everything)
         assert all(key == stored.record.key for key, stored in self._resident.items())
         assert not self._leaving & set(self._resident.values())
-        assert all(upload.num_received <= len(upload.data) for upload in self._uploads)
+        assert all(upload.num_received <= upload.extent.size for upload in self._uploads)
+        live = {(entry[1], entry[2]) for entry in self._ranked}
+        assert all((stored._rank_entry, key) in live for key, stored in self._resident.items())
 
 
-def _no_room(size_bytes: int, budget_bytes: int, reason: str, *, retry_after_ms: int) -> Busy:
+def _no_room(size: int, budget_bytes: int, reason: str, *, retry_after_ms: int) -> Busy:
     return Busy(
-        f"no room for {size_bytes} bytes: {reason}",
+        f"no room for {size} bytes: {reason}",
         field="info.size_bytes",
         limit=f"{budget_bytes} bytes",
-        actual=f"{size_bytes} bytes",
+        actual=f"{size} bytes",
         retry_after_ms=retry_after_ms,
     )

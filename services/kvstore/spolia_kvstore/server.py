@@ -6,22 +6,29 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import grpc
 
 from spolia.v1 import common_pb2, kvstore_pb2, kvstore_pb2_grpc
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, SpoliaError
+from spolia_core.ids import ID_BYTES
 from spolia_kvstore import wire
-from spolia_kvstore.object_store import StoredObject
+from spolia_kvstore.admin import StoreAdmin
 from spolia_kvstore.objects import ObjectRecord
-from spolia_kvstore.store import KVStore, Reading
+from spolia_kvstore.reading import Reading
+from spolia_kvstore.stats import stats_message
+from spolia_kvstore.store import KVStore
 from spolia_node.deadline import Deadline
 
 SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
 ANSWER_MARGIN = 0.1
 """Share of the caller's time that a waiting Claim leaves for its answer to arrive."""
 
+LISTED_AT_ONCE = 256
+PROGRESS_EVERY = 32
+"""Copies checked between two messages of Verify."""
 
 LEFT_OVER_PAUSE_S = 0.2
 MAX_LEFT_OVER_S = 5.0
@@ -40,8 +47,9 @@ class LeaseDefaults:
 class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     """The service over one `KVStore`. `close` before the server stops, so that no waiting Claim holds it up."""
 
-    def __init__(self, store: KVStore, defaults: LeaseDefaults | None = None) -> None:
+    def __init__(self, store: KVStore, admin: StoreAdmin, defaults: LeaseDefaults | None = None) -> None:
         self._store = store
+        self._admin = admin
         self._defaults = defaults or LeaseDefaults()
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -55,7 +63,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     async def Lookup(self, request: kvstore_pb2.LookupRequest, context: Any) -> kvstore_pb2.LookupResponse:
         """Says what is here for this reader."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
-        entries = self._store.lookup(keys, wire.reader_of(request))
+        entries = await self._store.lookup(keys, wire.reader_of(request))
         return kvstore_pb2.LookupResponse(entries=[wire.entry_message(entry) for entry in entries])
 
     async def Get(self, request: kvstore_pb2.GetRequest, context: Any) -> AsyncIterator[kvstore_pb2.GetResponse]:
@@ -63,9 +71,10 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         reader = wire.reader_of(request)
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
-        with _ending_at(deadline), self._store.reading(keys, reader) as readings:
-            for response in _responses(self._store, readings):
-                yield response
+        with _ending_at(deadline):
+            async with self._store.reading(keys, reader) as readings:
+                async for response in _responses(self._store, readings):
+                    yield response
 
     async def Put(
         self, request_iterator: AsyncIterator[kvstore_pb2.PutRequest], context: Any
@@ -74,11 +83,10 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
         requests = aiter(request_iterator)
         try:
-            record = await deadline.wait(self._receive(requests), "the upload")
+            return await deadline.wait(self._receive(requests), "the upload")
         except SpoliaError:
             await _let_sender_end(requests)
             raise
-        return kvstore_pb2.PutResponse(replica=record.replica, tier=common_pb2.TIER_RAM)
 
     async def Claim(self, request: kvstore_pb2.ClaimRequest, context: Any) -> kvstore_pb2.ClaimResponse:
         """Claims, renews, and waits if asked to."""
@@ -94,7 +102,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Gives claims back."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         wire.check_name(request.owner, "owner")
-        return kvstore_pb2.UnclaimResponse(num_released=self._store.unclaim(keys, request.owner))
+        return kvstore_pb2.UnclaimResponse(num_released=await self._store.unclaim(keys, request.owner))
 
     async def Pin(self, request: kvstore_pb2.PinRequest, context: Any) -> kvstore_pb2.PinResponse:
         """Pins or renews."""
@@ -111,54 +119,64 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
 
     async def Delete(self, request: kvstore_pb2.DeleteRequest, context: Any) -> kvstore_pb2.DeleteResponse:
         """Drops objects."""
-        sizes = self._store.delete(wire.keys_of(request.tenant_id, request.chunk_ids))
-        return kvstore_pb2.DeleteResponse(num_deleted=len(sizes), bytes_deleted=sum(sizes))
+        keys = wire.keys_of(request.tenant_id, request.chunk_ids)
+        return wire.dropped_message(await self._store.delete(keys))
 
     async def GetStats(self, request: kvstore_pb2.GetStatsRequest, context: Any) -> kvstore_pb2.GetStatsResponse:
         """Counts."""
-        objects, counters = self._store.objects, self._store.counters
-        return kvstore_pb2.GetStatsResponse(
-            num_objects=len(objects),
-            used_bytes=objects.resident_bytes,
-            budget_bytes=objects.budget_bytes,
-            num_pins=self._store.num_pins,
-            num_claims=self._store.claims.num_live(),
-            num_transfers=objects.num_transfers,
-            hits=counters.hits,
-            misses=counters.misses,
-            evictions=counters.evictions,
-            digest_failures=counters.digest_failures,
-            puts=counters.puts,
-        )
+        return stats_message(self._store)
 
-    async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> ObjectRecord:
+    async def List(self, request: kvstore_pb2.ListRequest, context: Any) -> AsyncIterator[kvstore_pb2.ListResponse]:
+        """Lists what is here."""
+        size = len(request.id_prefix)
+        wire.require(size <= ID_BYTES, "id_prefix", f"at most {ID_BYTES} bytes", f"{size} bytes")
+        listed = self._admin.list(request.tenant_id, request.id_prefix, request.limit)
+        with _ending_at(Deadline.of(context, self._defaults.rpc_timeout_s)):
+            while objects := [wire.listed_message(each) for each in islice(listed, LISTED_AT_ONCE)]:
+                yield kvstore_pb2.ListResponse(objects=objects)
+
+    async def Verify(
+        self, request: kvstore_pb2.VerifyRequest, context: Any
+    ) -> AsyncIterator[kvstore_pb2.VerifyResponse]:
+        """Checks copies, and says how far it is."""
+        keys = wire.keys_of(request.tenant_id, request.chunk_ids) if request.chunk_ids else []
+        with _ending_at(Deadline.of(context, self._defaults.rpc_timeout_s)):
+            async for verified in self._admin.verify(request.tenant_id, keys):
+                if verified.num_checked % PROGRESS_EVERY == 0:
+                    yield wire.verified_message(verified, done=False)
+            yield wire.verified_message(verified, done=True)
+
+    async def Collect(self, request: kvstore_pb2.CollectRequest, context: Any) -> kvstore_pb2.CollectResponse:
+        """Throws away what is of no use."""
+        wire.require(request.idle_s >= 0, "idle_s", "≥ 0 seconds", request.idle_s)
+        deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
+        work = self._admin.collect(drop_unknown=request.drop_unknown, idle_s=request.idle_s, dry_run=request.dry_run)
+        return wire.collected_message(await deadline.wait(work, "the collection"))
+
+    async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> kvstore_pb2.PutResponse:
         header = _header_of(await anext(requests, None))
-        record = wire.record_of(header)
-        upload = self._store.begin_put(record, header.claim_owner)
+        record, durable = wire.record_of(header), wire.is_durable(header)
+        upload = await self._store.begin_put(record, header.claim_owner, durable=durable)
         try:
             async for request in requests:
                 frame = _frame_of(request)
                 self._store.append_frame(upload, frame.offset, frame.data, frame.digest)
-            return await self._store.finish_put(upload, record)
+            kept: ObjectRecord = await self._store.finish_put(upload, durable=durable)
         finally:
             self._store.abort_put(upload)
+        return kvstore_pb2.PutResponse(
+            replica=kept.replica, tier=common_pb2.TIER_DISK if durable else common_pb2.TIER_RAM
+        )
 
 
-def _responses(store: KVStore, readings: Sequence[Reading]) -> Iterator[kvstore_pb2.GetResponse]:
+async def _responses(store: KVStore, readings: Sequence[Reading]) -> AsyncIterator[kvstore_pb2.GetResponse]:
     for index, reading in enumerate(readings):
-        header = kvstore_pb2.GetHeader(index=index, entry=wire.entry_message(reading.entry))
-        yield kvstore_pb2.GetResponse(header=header)
-        if reading.stored is not None:
-            yield from _frames(store, reading.stored)
-
-
-def _frames(store: KVStore, stored: StoredObject) -> Iterator[kvstore_pb2.GetResponse]:
-    offset = 0
-    for index, frame_digest in enumerate(stored.frame_digests):
-        store.check_memory(stored, index)
-        data = bytes(stored.frame(index))
-        yield kvstore_pb2.GetResponse(frame=common_pb2.Frame(offset=offset, data=data, digest=frame_digest))
-        offset += len(data)
+        entry = await store.begin(reading)
+        yield kvstore_pb2.GetResponse(header=kvstore_pb2.GetHeader(index=index, entry=wire.entry_message(entry)))
+        if entry.record is not None:
+            async for frame in reading.frames():
+                message = common_pb2.Frame(offset=frame.offset, data=frame.data, digest=frame.digest)
+                yield kvstore_pb2.GetResponse(frame=message)
 
 
 async def _let_sender_end(requests: AsyncIterator[kvstore_pb2.PutRequest]) -> None:

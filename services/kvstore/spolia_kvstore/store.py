@@ -1,60 +1,37 @@
-"""Decides for the whole store: the RAM tier, its index, claims and pins move together here, and nowhere else."""
+"""Decides for the whole store: tiers, claims, pins, quotas and shared index move together here, and nowhere else."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import count
 
-from spolia_core.errors import AlreadyStored, DataCorrupt
+from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, NotSupported, Unavailable
 from spolia_core.reuse import MissReason
+from spolia_kvstore.backend import Backend, ClaimAnswer, Replica
+from spolia_kvstore.catalog import Catalog, Lease, Totals
 from spolia_kvstore.claims import Claims
-from spolia_kvstore.index import SqliteIndex
-from spolia_kvstore.object_store import ObjectStore, StoredObject, Upload
-from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.embedded_backend import EmbeddedBackend
+from spolia_kvstore.entry import Entry, Location, Reader
+from spolia_kvstore.objects import SHARED_TENANT, ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.pins import Pins
-from spolia_kvstore.verify import check_complete, check_frame, check_object, check_record
+from spolia_kvstore.quotas import Tenants
+from spolia_kvstore.ram_tier import Upload
+from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
+from spolia_kvstore.tiers import Found, Tiers
+from spolia_kvstore.verify import check_complete, check_frame, check_record
 from spolia_node.logs import get_log
 
+MAX_PIN_S = 3600.0
+"""What a pin found at start can have left: a clock that was set back must not make it endless."""
+
 log = get_log(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What a reader can use. Empty codecs or fingerprint mean any."""
-
-    accepted_codecs: frozenset[str] = frozenset()
-    fingerprint: bytes = b""
-
-    def refuses(self, record: ObjectRecord) -> MissReason | None:
-        """Why this object is of no use to the reader; None when it is."""
-        if self.fingerprint and self.fingerprint != record.fingerprint:
-            return MissReason.FINGERPRINT
-        if self.accepted_codecs and record.codec not in self.accepted_codecs:
-            return MissReason.CODEC
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What is known of one chunk: its record and tier, or why it is missed and who computes it now."""
-
-    record: ObjectRecord | None = None
-    tier: Tier | None = None
-    miss: MissReason | None = None
-    claimed_by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One item of a Get: an open object, or None with the miss in `entry`."""
-
-    entry: Entry
-    stored: StoredObject | None
 
 
 class ClaimState(IntEnum):
@@ -65,7 +42,7 @@ class ClaimState(IntEnum):
     HELD = 2
     """Another computes it."""
     STORED = 3
-    """It is here."""
+    """It is here, or in a store that shares the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,128 +54,175 @@ class ClaimResult:
     ttl_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a Delete removed: each object once in `objects`, and once on each tier in `tiers`."""
+
+    objects: Totals
+    tiers: Mapping[Tier, Totals]
+
+
 @dataclass(slots=True)
 class Counters:
     """Counts since the start."""
 
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
+    hits: Counter[Tier] = field(default_factory=Counter)
+    misses: Counter[MissReason] = field(default_factory=Counter)
     digest_failures: int = 0
     puts: int = 0
+    read_bytes: Counter[Tier] = field(default_factory=Counter)
 
 
 class KVStore:
-    """Chunk objects of all tenants. Used from one event loop; `clock` is monotonic, `wall_clock` dates index rows."""
+    """Chunk objects of all tenants. Used from one event loop; `clock` is monotonic, for leases.
+
+    `stores` tells the live stores that share the index, this one included: node id → address.
+    """
 
     def __init__(
         self,
-        objects: ObjectStore,
-        index: SqliteIndex,
+        tiers: Tiers,
+        catalog: Catalog,
+        local: EmbeddedBackend,
+        backend: Backend,
+        tenants: Tenants,
         *,
         name: str,
         max_object_bytes: int,
+        stores: Callable[[], Mapping[str, str]],
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.objects = objects
-        self.index = index
-        self.claims = Claims(clock)
+        self.tiers = tiers
+        self.catalog = catalog
+        self.backend = backend
+        self.tenants = tenants
+        self.claims = Claims(backend, local)
         self.pins = Pins()
         self.counters = Counters()
-        self._name = name
+        self.name = name
+        self.unsaid: set[tuple[ObjectKey, Tier]] = set()
+        """What left while the shared index was away."""
+        self._started_ns = time.time_ns()
         self._replica_numbers = count(1)
         self._max_object_bytes = max_object_bytes
+        self._stores = stores
         self._clock = clock
-        self._wall_clock = wall_clock
+        self._tasks: set[asyncio.Task[object]] = set()
+        tiers.is_pinned = lambda key: self.pins.is_pinned(key, self._clock())
+        tiers.listeners.added = self._on_added
+        tiers.listeners.removed = self._on_removed
+        self._load()
 
-    def lookup(self, keys: Sequence[ObjectKey], reader: Reader) -> list[Entry]:
+    async def lookup(self, keys: Sequence[ObjectKey], reader: Reader) -> list[Entry]:
         """One entry per key. Makes what is found recently used; changes nothing else."""
-        rows = self.index.lookup(keys[0].tenant_id, [key.chunk_id for key in keys]) if keys else {}
+        found = self._find(keys)
+        for key in dict.fromkeys(keys):
+            if key in found:
+                self.tiers.use(found[key], is_hit=False)
+        elsewhere = await self._locate([key for key in keys if key not in found])
+        missing = [key for key in keys if key not in found and key not in elsewhere]
+        claims = dict(zip(missing, await self.claims.holders(missing), strict=True)) if missing else {}
         entries = []
         for key in keys:
-            row = rows.get(key.chunk_id)
-            if row is None or self.objects.touch(key) is None:
-                entries.append(self._missed(key))
+            if key in found:
+                entries.append(self._judged(found[key], reader))
+            elif key in elsewhere:
+                entries.append(_judged_elsewhere(*elsewhere[key], reader))
             else:
-                entries.append(_judged(row.record, reader))
+                claim = claims[key]
+                entries.append(Entry(miss=MissReason.NOT_FOUND, claimed_by=claim.owner if claim else ""))
         return entries
 
-    @contextmanager
-    def reading(self, keys: Sequence[ObjectKey], reader: Reader) -> Iterator[list[Reading]]:
-        """Opens what is here for `reader`, one item per key, and closes it all at the end. Counts hits and misses."""
+    @asynccontextmanager
+    async def reading(self, keys: Sequence[ObjectKey], reader: Reader) -> AsyncIterator[list[Reading]]:
+        """Opens what is here for `reader`, one item per key, and closes it all at the end."""
+        found = self._find(keys)
         readings: list[Reading] = []
         try:
             for key in keys:
-                readings.append(self._open(key, reader))
-            found = [key for key, reading in zip(keys, readings, strict=True) if reading.stored is not None]
-            self.counters.hits += len(found)
-            self.counters.misses += len(keys) - len(found)
-            self.index.record_hits(found, self._wall_clock())
+                readings.append(self._opened(found.get(key), reader))
+            absent = [key for key in keys if key not in found]
+            elsewhere = await self._locate(absent)
+            for index, key in enumerate(keys):
+                if key in elsewhere:
+                    entry = _judged_elsewhere(*elsewhere[key], reader)
+                    reason = entry.miss or MissReason.NOT_FOUND
+                    readings[index].entry = Entry(miss=reason, locations=entry.locations)
             yield readings
         finally:
             for reading in readings:
-                if reading.stored is not None:
-                    self.objects.close(reading.stored)
+                await reading.close()
 
-    def check_memory(self, stored: StoredObject, frame_index: int) -> None:
-        """Drops an object whose bytes changed in memory, so that it can be computed and stored again.
+    async def begin(self, reading: Reading) -> Entry:
+        """Begins one item of a Get; counts it as a hit or a miss."""
+        entry = await reading.begin()
+        if entry.record is None or entry.tier is None:
+            self.counters.misses[entry.miss or MissReason.NOT_FOUND] += 1
+            return entry
+        self.counters.hits[entry.tier] += 1
+        self.counters.read_bytes[entry.tier] += entry.record.size_bytes
+        found = self.tiers.find([entry.record.key]).get(entry.record.key)
+        if found is not None:
+            self.tiers.use(found, is_hit=True)
+        return entry
 
-        Its readers go on: the frame's digest no longer matches, so they see a miss.
-        """
-        if not stored.is_intact(frame_index):
-            self.counters.digest_failures += 1
-            is_dropped = self.objects.discard(stored)
-            if is_dropped:
-                self._forget(stored.record.key)
-            chunk_id = stored.record.key.chunk_id.hex()
-            log.warning("bytes changed in memory", chunk_id=chunk_id, frame=frame_index, dropped=is_dropped)
-
-    def begin_put(self, record: ObjectRecord, claim_owner: str) -> Upload:
+    async def begin_put(self, record: ObjectRecord, claim_owner: str, *, durable: bool = False) -> Upload:
         """Checks the announcement and reserves memory; end it with `finish_put` or `abort_put`.
 
-        Raises `InvalidRequest`, `AlreadyStored` (the owner's claim is over then) or `Busy`.
+        Raises `InvalidRequest`, `AlreadyStored` (the owner's claim is over then), `Busy`, or `NotSupported` for a
+        durability there is no tier for.
         """
         check_record(record, self._max_object_bytes)
-        now = self._clock()
+        if durable and self.tiers.disk is None:
+            raise NotSupported(
+                "this store has no disk tier", field="durability", limit="DURABILITY_RAM", actual="DURABILITY_DISK"
+            )
         try:
-            upload = self.objects.reserve(record.key, record.size_bytes, lambda key: self.pins.is_pinned(key, now))
+            await self._check_new(record, durable=durable)
+            await self._keep_quota(record)
+            return await self.tiers.reserve(record)
         except AlreadyStored:
-            self.claims.release(record.key, claim_owner)
+            if claim_owner:
+                await self.claims.release([record.key], claim_owner)
             raise
-        if upload.evicted:
-            self.counters.evictions += len(upload.evicted)
-            self.index.remove(upload.evicted, Tier.RAM)
-        return upload
 
     def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
         """Checks and keeps the next frame. Raises `InvalidRequest` or `DataCorrupt`."""
-        with self._noting_damage(upload.key):
-            check_frame(upload, offset, data, frame_digest)
-        self.objects.append(upload, data)
+        with self._noting_damage(upload.record):
+            check_frame(upload.record, upload.num_received, offset, data, frame_digest)
+        self.tiers.ram.append(upload, data)
 
-    async def finish_put(self, upload: Upload, record: ObjectRecord) -> ObjectRecord:
+    async def finish_put(self, upload: Upload, *, durable: bool = False) -> ObjectRecord:
         """Checks the whole object and lets it be found, under the replica's name that is returned. Ends its claim.
 
-        Raises `InvalidRequest`, `DataCorrupt`, or `AlreadyStored` when another upload of this chunk was faster.
+        Raises `InvalidRequest`, `DataCorrupt`, `AlreadyStored` when another upload of this chunk was faster, or `Busy`
+        when the disk could not take it: it is in memory all the same.
         """
-        check_complete(upload)
-        with self._noting_damage(record.key):
-            frame_digests = await _in_thread_to_the_end(check_object, record, upload.data)
-        record = replace(record, replica=f"{self._name}/{next(self._replica_numbers)}")
-        self.objects.commit(upload, record, frame_digests)
-        try:
-            self.index.put(record, Tier.RAM, self._wall_clock())
-        except BaseException:
-            self.objects.delete(record.key)  # what the index cannot list must not be there
-            raise
+        record = upload.record
+        check_complete(record, upload.num_received)
+        with self._noting_damage(record):
+            upload.verifier.finish()
+        record = replace(record, replica=f"{self.name}/{self._started_ns:x}-{next(self._replica_numbers)}")
+        if self.tiers.disk is not None and self.tiers.disk.find([record.key]):
+            # Skipped for being slow to read; two replicas under one key would mix their bytes.
+            await self.tiers.delete([record.key])
+        stored = self.tiers.commit(upload, record, upload.verifier.head)
         self.counters.puts += 1
-        self.claims.end(record.key)
+        is_safe = await self.tiers.persist(stored) if durable else True
+        await self._announce([Replica(record, Tier.RAM, self.name)])
+        if not is_safe:
+            raise Busy(
+                "the disk cannot take the object now; it is kept in memory",
+                field="durability",
+                limit="DURABILITY_RAM",
+                actual="DURABILITY_DISK",
+                retry_after_ms=1000,
+            )
         return record
 
     def abort_put(self, upload: Upload) -> None:
         """Frees an upload that did not finish. Does nothing after `finish_put`."""
-        self.objects.abort(upload)
+        self.tiers.ram.abort(upload)
 
     async def claim(self, keys: Sequence[ObjectKey], owner: str, ttl_s: float, wait_s: float) -> list[ClaimResult]:
         """Claims what is neither stored nor held by another; renews what `owner` holds.
@@ -207,116 +231,321 @@ class KVStore:
         begin at once. Raises `Unavailable` when the store goes away meanwhile.
         """
         until = self._clock() + wait_s
-        mine = {key for key in keys if (claim := self.claims.holder(key)) is not None and claim.owner == owner}
-        results = self._claim_now(keys, owner, ttl_s)
-        held = _in_state(keys, results, ClaimState.HELD)
-        is_news = bool(_in_state(keys, results, ClaimState.GRANTED) - mine)
-        while held and not is_news and self._clock() < until:
-            await self.claims.wait_change(held, until)
-            results = self._claim_now(keys, owner, ttl_s)
-            is_news = _in_state(keys, results, ClaimState.HELD) != held
-        return results
+        standing = await self.claims.holders(keys)
+        mine = {key for key, lease in zip(keys, standing, strict=True) if lease is not None and lease.owner == owner}
+        with self.claims.listening(keys) as news:
+            answers = await self._claim_now(keys, owner, ttl_s)
+            held = _held_by_others(keys, answers, owner)
+            is_news = any(_is_granted(answer, owner) and key not in mine for key, answer in answers.items())
+            while held and not is_news and self._clock() < until:
+                await self.claims.wait(news, [answers[key] for key in held], until - self._clock())
+                news.clear()
+                answers = await self._claim_now(keys, owner, ttl_s)
+                is_news = _held_by_others(keys, answers, owner) != held
+        return [_result_of(answers[key], owner) for key in keys]
 
-    def unclaim(self, keys: Sequence[ObjectKey], owner: str) -> int:
+    async def unclaim(self, keys: Sequence[ObjectKey], owner: str) -> int:
         """Gives claims back; others' are left alone. Returns how many ended."""
-        return sum(self.claims.release(key, owner) for key in keys)
+        return await self.claims.release(keys, owner)
 
     def pin(self, keys: Sequence[ObjectKey], owner: str, lease_s: float) -> list[bool]:
         """Pins what is here, or renews the pin; false for what is not here."""
-        until = self._clock() + lease_s
-        pinned = [self.objects.touch(key) is not None for key in keys]
-        for key, is_here in zip(keys, pinned, strict=True):
-            if is_here:
-                self.pins.pin(key, owner, until)
-        return pinned
+        found = self.tiers.find(keys)
+        for key in found:
+            self.pins.pin(key, owner, self._clock() + lease_s)
+            self.tiers.use(found[key], is_hit=False)
+        until = self.tiers.clock() + lease_s
+        self._persist_pins(lambda: self.catalog.put_leases("pins", [Lease(key, owner, until) for key in found]))
+        return [key in found for key in keys]
 
     def unpin(self, keys: Sequence[ObjectKey], owner: str) -> int:
         """Ends the owner's pins. Returns how many ended."""
         now = self._clock()
-        return sum(self.pins.unpin(key, owner, now) for key in keys)
+        ended = [key for key in dict.fromkeys(keys) if self.pins.unpin(key, owner, now)]
+        self._persist_pins(lambda: self.catalog.remove_leases("pins", [(key, owner) for key in keys]))
+        return len(ended)
 
-    def release_node(self, node_id: str) -> None:
+    async def release_node(self, node_id: str) -> None:
         """Ends the claims and pins of a node that left the cluster, so that nobody waits for what it will not do.
 
         A node that is alive after all loses little: what it stores is taken all the same.
         """
-        num_claims, num_pins = self.claims.end_of_node(node_id), self.pins.end_of_node(node_id)
-        if num_claims or num_pins:
-            log.info("released what a node left behind", node=node_id, num_claims=num_claims, num_pins=num_pins)
+        pins = self.pins.end_of_node(node_id)
+        self._persist_pins(lambda: self.catalog.remove_leases("pins", pins))
+        num_claims = await self.claims.end_of_node(node_id)
+        if num_claims or pins:
+            log.info("released what a node left behind", node=node_id, num_claims=num_claims, num_pins=len(pins))
 
-    def delete(self, keys: Sequence[ObjectKey]) -> list[int]:
-        """Drops objects, pinned or not, and returns the sizes of those that were here. Readers finish."""
-        sizes = []
-        for key in keys:
-            size = self.objects.delete(key)
-            if size is not None:
-                self._forget(key)
-                sizes.append(size)
-        return sizes
+    async def delete(self, keys: Sequence[ObjectKey]) -> Dropped:
+        """Drops objects, pinned or not, from every tier of this store. Readers that have begun finish."""
+        objects, tiers = Totals(), {tier: Totals() for tier in Tier}
+        for record, on in await self.tiers.delete(list(dict.fromkeys(keys))):
+            objects = _plus(objects, record)
+            for tier in on:
+                tiers[tier] = _plus(tiers[tier], record)
+        return Dropped(objects, tiers)
+
+    def sweep(self) -> None:
+        """Writes down uses and forgets leases that ran out. Called now and then."""
+        gone = self.pins.sweep(self._clock())
+        self._persist_pins(lambda: self.catalog.remove_leases("pins", gone))
+        if self.tiers.disk is not None:
+            self.tiers.disk.flush()
+
+    def pins_of(self, key: ObjectKey) -> list[tuple[str, float]]:
+        """Owners that pin an object, with what is left of each lease in seconds."""
+        return self.pins.of(key, self._clock())
+
+    @property
+    def num_objects(self) -> int:
+        """Objects here, each counted once."""
+        return sum(held.num_objects for held in self.tenants.held().values())
 
     @property
     def num_pins(self) -> int:
         """Live pins."""
         return self.pins.num_live(self._clock())
 
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await self.tiers.close()
+
     def check_invariants(self) -> None:
-        """Asserts that the RAM tier and its index agree. For tests."""
-        self.objects.check_invariants()
-        totals = self.index.totals(Tier.RAM)
-        assert (totals.num_objects, totals.num_bytes) == (len(self.objects), self.objects.resident_bytes)
+        """Asserts that tiers, index and counts agree. For tests, while nothing is being written."""
+        self.tiers.check_invariants()
+        held: dict[str, Totals] = {}
+        records = {stored.record.key: stored.record for stored in self.tiers.ram}
+        if self.tiers.disk is not None:
+            records |= {row.record.key: row.record for row in self.tiers.disk.rows()}
+        for key, record in records.items():
+            held[key.tenant_id] = _plus(held.get(key.tenant_id, Totals()), record)
+        assert held == self.tenants.held(), (held, self.tenants.held())
 
-    def _open(self, key: ObjectKey, reader: Reader) -> Reading:
-        stored = self.objects.touch(key)
-        if stored is None:
-            return Reading(self._missed(key), None)
-        entry = _judged(stored.record, reader)
-        return Reading(entry, self.objects.open(key) if entry.miss is None else None)
+    def _find(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Found]:
+        """What is here for the tenant of these keys: its own, else what all tenants share."""
+        found = self.tiers.find(keys)
+        shared = {
+            ObjectKey(SHARED_TENANT, key.chunk_id): key
+            for key in keys
+            if key not in found and key.tenant_id != SHARED_TENANT
+        }
+        if shared and SHARED_TENANT in self.tenants.held():
+            found |= {shared[key]: item for key, item in self.tiers.find(list(shared)).items()}
+        return found
 
-    def _missed(self, key: ObjectKey) -> Entry:
-        claim = self.claims.holder(key)
-        return Entry(miss=MissReason.NOT_FOUND, claimed_by=claim.owner if claim else "")
+    async def _locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, tuple[ObjectRecord, tuple[Location, ...]]]:
+        """Which other live stores have these, as the shared index says; nothing while it is away."""
+        stores = self._stores()
+        if not (keys and self.backend.is_shared):
+            return {}
+        located: dict[ObjectKey, tuple[ObjectRecord, tuple[Location, ...]]] = {}
+        tenant_id = keys[0].tenant_id
+        for tenant in dict.fromkeys((tenant_id, SHARED_TENANT)):
+            ids = [key.chunk_id for key in keys if key not in located]
+            try:
+                found = await self.backend.locate(tenant, ids, stores) if ids else {}
+            except Unavailable:
+                return located
+            for chunk_id, replicas in found.items():
+                others = [each for each in replicas if each.store_id != self.name]
+                if others:
+                    located[ObjectKey(tenant_id, chunk_id)] = (others[0].record, _places(others, stores))
+                for each in replicas:
+                    if each.store_id == self.name:  # the index names what is here no more
+                        self._in_background(self._withdraw(each.record.key, each.tier))
+        return located
 
-    def _claim_now(self, keys: Sequence[ObjectKey], owner: str, ttl_s: float) -> list[ClaimResult]:
-        results = []
-        for key in keys:
-            if key in self.objects:
-                results.append(ClaimResult(ClaimState.STORED))
-                continue
-            claim = self.claims.take(key, owner, ttl_s)
-            state = ClaimState.GRANTED if claim.owner == owner else ClaimState.HELD
-            results.append(ClaimResult(state, claim.owner, claim.expires_at - self._clock()))
-        return results
+    def _judged(self, found: Found, reader: Reader) -> Entry:
+        miss = self._miss_of(found, reader)
+        if miss is not None:
+            return Entry(miss=miss)
+        return Entry(found.record, found.tier, locations=self._here(found.tier))
 
-    def _forget(self, key: ObjectKey) -> None:
-        self.pins.drop(key)
-        self.index.remove([key], Tier.RAM)
+    def _miss_of(self, found: Found, reader: Reader) -> MissReason | None:
+        miss = reader.refuses(found.record)
+        if miss is None and not reader.ignore_cost and self.tiers.gate.skips(found.record, found.tier):
+            return MissReason.SLOWER_THAN_COMPUTING
+        return miss
+
+    def _here(self, tier: Tier) -> tuple[Location, ...]:
+        if not self.backend.is_shared:
+            return ()
+        return (Location(self.name, self._stores().get(self.name, ""), tier),)
+
+    def _opened(self, found: Found | None, reader: Reader) -> Reading:
+        if found is None:
+            return Reading(Entry(miss=MissReason.NOT_FOUND))
+        entry = self._judged(found, reader)
+        if entry.miss is not None:
+            return Reading(entry)
+        if found.stored is not None:
+            return MemoryReading(entry, self.tiers, found.stored, self.note_damage)
+        assert found.row is not None
+        return DiskReading(entry, self.tiers, found.row, self.note_damage)
+
+    async def _check_new(self, record: ObjectRecord, *, durable: bool) -> None:
+        """Raises `AlreadyStored` when nothing is gained by an upload."""
+        found = self.tiers.find([record.key]).get(record.key)
+        if found is not None and self._miss_of(found, Reader()) is None:
+            if durable and found.stored is not None and not await self.tiers.persist(found.stored):
+                raise Busy("the disk cannot take the object now; it is kept in memory", field="durability")
+            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
+        elsewhere = await self._locate([record.key])
+        for _, locations in elsewhere.values():
+            safe = [place for place in locations if place.tier is Tier.DISK or not durable]
+            if safe:
+                raise AlreadyStored(
+                    f"chunk {record.key.chunk_id.hex()} is stored already, at {safe[0].store_id}", field="info.chunk_id"
+                )
+
+    async def _keep_quota(self, record: ObjectRecord) -> None:
+        """Evicts what a tenant values least of its own until one more object fits its quota. Raises `Busy`."""
+        tenant_id, size = record.key.tenant_id, record.size_bytes
+        quota = self.tenants.quota(tenant_id)
+        if quota.num_bytes and size > quota.num_bytes:
+            raise self.tenants.refusal(tenant_id, size)
+        while (excess := self.tenants.excess(tenant_id, size)) != Totals():
+            victims = self.tiers.lowest_of_tenant(tenant_id, excess)
+            if not victims:
+                raise self.tenants.refusal(tenant_id, size)
+            await self.tiers.evict_everywhere(victims)
+
+    async def _claim_now(self, keys: Sequence[ObjectKey], owner: str, ttl_s: float) -> dict[ObjectKey, ClaimAnswer]:
+        """Objects that are here but skipped for their tier's slowness can be claimed like missing ones."""
+        found = self._find(keys)
+        answers: dict[ObjectKey, ClaimAnswer] = {}
+        absent, skipped = [], []
+        for key in dict.fromkeys(keys):
+            if key not in found:
+                absent.append(key)
+            elif self._miss_of(found[key], Reader()) is None:
+                answers[key] = ClaimAnswer(is_stored=True)
+            else:
+                skipped.append(key)
+        others = [store_id for store_id in self._stores() if store_id != self.name]
+        for group, live in ((absent, others), (skipped, [])):
+            if group:
+                answers |= zip(group, await self.claims.take(group, owner, ttl_s, live), strict=True)
+        return answers
+
+    async def _announce(self, replicas: Sequence[Replica]) -> None:
+        """Tells the shared index of what is new, and ends the claims on it."""
+        keys = [each.record.key for each in replicas]
+        is_told = await self._publish(replicas)
+        await self.claims.stored(keys, is_told=is_told)
+
+    def _on_added(self, record: ObjectRecord, tier: Tier, is_new: bool) -> None:
+        if is_new:
+            self.tenants.add(record.key.tenant_id, record.size_bytes)
+        self.unsaid.discard((record.key, tier))
+        if self.backend.is_shared and not (tier is Tier.RAM and is_new):  # a Put announces its object itself
+            self._in_background(self._publish([Replica(record, tier, self.name)]))
+
+    def _on_removed(self, record: ObjectRecord, tier: Tier, is_gone: bool) -> None:
+        if is_gone:
+            self.tenants.add(record.key.tenant_id, -record.size_bytes, -1)
+            owners = self.pins.drop(record.key)
+            if owners:
+                self._persist_pins(
+                    lambda: self.catalog.remove_leases("pins", [(record.key, owner) for owner in owners])
+                )
+        if self.backend.is_shared:
+            self.unsaid.add((record.key, tier))
+            self._in_background(self._withdraw(record.key, tier))
+
+    async def _publish(self, replicas: Sequence[Replica]) -> bool:
+        """Whether the shared index knows; where it is away it is told when it is back."""
+        if not self.backend.is_shared:
+            return False
+        try:
+            await self.backend.publish(replicas)
+        except Unavailable:
+            return False
+        return True
+
+    async def _withdraw(self, key: ObjectKey, tier: Tier) -> None:
+        try:
+            await self.backend.withdraw(self.name, [key], tier)
+        except Unavailable:
+            return  # stays unsaid until it is back
+        self.unsaid.discard((key, tier))
+        found = self.tiers.find([key]).get(key)
+        if found is not None and found.is_on(tier):  # it came back meanwhile; the two may have crossed
+            await self._publish([Replica(found.record, tier, self.name)])
+
+    def _in_background(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="tell-backend")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _load(self) -> None:
+        """Takes up what outlived the last process: objects on disk, and pins on them."""
+        for tenant_id, totals in self.catalog.totals_by_tenant(Tier.DISK).items():
+            self.tenants.add(tenant_id, totals.num_bytes, totals.num_objects)
+        now, wall = self._clock(), self.tiers.clock()
+        leases = self.catalog.leases("pins", wall)
+        here = self.tiers.find([lease.key for lease in leases])
+        for lease in leases:
+            if lease.key in here:
+                self.pins.pin(lease.key, lease.owner, now + min(MAX_PIN_S, lease.until - wall))
+        lost = [(lease.key, lease.owner) for lease in leases if lease.key not in here]
+        self._persist_pins(lambda: self.catalog.remove_leases("pins", lost))
+
+    def _persist_pins(self, write: Callable[[], None]) -> None:
+        """What cannot be written costs a pin after a crash, no more."""
+        try:
+            write()
+        except sqlite3.Error as error:
+            log.warning("not written to the index", what="pins", error=str(error))
+
+    def note_damage(self) -> None:
+        """Counts bytes that did not match their digest."""
+        self.counters.digest_failures += 1
 
     @contextmanager
-    def _noting_damage(self, key: ObjectKey) -> Iterator[None]:
+    def _noting_damage(self, record: ObjectRecord) -> Iterator[None]:
         try:
             yield
         except DataCorrupt as error:
-            self.counters.digest_failures += 1
-            log.warning("damaged upload refused", chunk_id=key.chunk_id.hex(), error=error.message)
+            self.note_damage()
+            key = record.key
+            log.warning(
+                "damaged upload refused", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), error=error.message
+            )
             raise
 
 
-def _judged(record: ObjectRecord, reader: Reader) -> Entry:
+def _places(replicas: Sequence[Replica], stores: Mapping[str, str]) -> tuple[Location, ...]:
+    """Each store once, with its fastest tier; `replicas` are fastest first."""
+    places: dict[str, Location] = {}
+    for each in replicas:
+        places.setdefault(each.store_id, Location(each.store_id, stores[each.store_id], each.tier))
+    return tuple(places.values())
+
+
+def _judged_elsewhere(record: ObjectRecord, locations: tuple[Location, ...], reader: Reader) -> Entry:
     miss = reader.refuses(record)
-    return Entry(record, Tier.RAM) if miss is None else Entry(miss=miss)
+    if miss is not None:
+        return Entry(miss=miss)
+    return Entry(record, locations[0].tier, locations=locations)
 
 
-def _in_state(keys: Sequence[ObjectKey], results: Sequence[ClaimResult], state: ClaimState) -> set[ObjectKey]:
-    return {key for key, result in zip(keys, results, strict=True) if result.state is state}
+def _is_granted(answer: ClaimAnswer, owner: str) -> bool:
+    return answer.lease is not None and answer.lease.owner == owner
 
 
-async def _in_thread_to_the_end(
-    work: Callable[[ObjectRecord, bytearray], tuple[bytes, ...]], record: ObjectRecord, data: bytearray
-) -> tuple[bytes, ...]:
-    """Runs `work` in a thread. A cancelled caller still waits for it, so no thread reads memory given back."""
-    running = asyncio.get_running_loop().run_in_executor(None, work, record, data)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+def _held_by_others(keys: Sequence[ObjectKey], answers: Mapping[ObjectKey, ClaimAnswer], owner: str) -> set[ObjectKey]:
+    return {key for key in keys if answers[key].lease is not None and not _is_granted(answers[key], owner)}
+
+
+def _result_of(answer: ClaimAnswer, owner: str) -> ClaimResult:
+    if answer.lease is None:
+        return ClaimResult(ClaimState.STORED)
+    state = ClaimState.GRANTED if answer.lease.owner == owner else ClaimState.HELD
+    return ClaimResult(state, answer.lease.owner, answer.lease.remaining_s)
+
+
+def _plus(totals: Totals, record: ObjectRecord) -> Totals:
+    return Totals(totals.num_objects + 1, totals.num_bytes + record.size_bytes)

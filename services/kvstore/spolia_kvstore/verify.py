@@ -1,19 +1,24 @@
-"""What an upload must be before anybody may read it. Pure, but large objects take a while."""
+"""What an upload must be before anybody may read it, and what a stored object must still be when it is read again."""
 
 from __future__ import annotations
 
-from spolia_core.chunk_object import RAW_CODEC, ChunkMeta, parse_chunk_object
-from spolia_core.digests import FRAME_BYTES, MAX_FRAME_BYTES, check_digest, digest
-from spolia_core.errors import DataCorrupt, InvalidRequest, NotSupported
+import math
+
+import xxhash
+
+from spolia_core.chunk_object import RAW_CODEC, ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
+from spolia_core.digests import FRAME_BYTES, MAX_FRAME_BYTES, check_digest
+from spolia_core.errors import DataCorrupt, InvalidRequest, NotSupported, SpoliaError
 from spolia_core.ids import FORMAT_VERSION
-from spolia_kvstore.object_store import Upload
 from spolia_kvstore.objects import ObjectRecord
+
+KNOWN_CODECS = frozenset({RAW_CODEC})
 
 
 def check_record(record: ObjectRecord, max_object_bytes: int) -> None:
     """Raises `InvalidRequest`, naming the field, for an object this release cannot keep."""
     _require(record.format_version == FORMAT_VERSION, "info.format_version", str(FORMAT_VERSION), record.format_version)
-    _require(record.codec == RAW_CODEC, "info.codec", repr(RAW_CODEC), repr(record.codec))
+    _require(record.codec in KNOWN_CODECS, "info.codec", repr(RAW_CODEC), repr(record.codec))
     _require(record.num_tokens >= 1, "info.num_tokens", "≥ 1", record.num_tokens)
     _require(
         1 <= record.size_bytes <= max_object_bytes,
@@ -21,46 +26,135 @@ def check_record(record: ObjectRecord, max_object_bytes: int) -> None:
         f"1 … {max_object_bytes} bytes",
         record.size_bytes,
     )
-
-
-def check_frame(upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
-    """Raises `InvalidRequest` for a frame out of order or of wrong length, `DataCorrupt` for one that was damaged."""
-    _require(offset == upload.num_received, "frame.offset", str(upload.num_received), offset)
-    _require(1 <= len(data) <= MAX_FRAME_BYTES, "frame.data", f"1 … {MAX_FRAME_BYTES} bytes", len(data))
-    end = offset + len(data)
-    _require(end <= len(upload.data), "frame.data", f"{len(upload.data)} bytes in all, as announced", end)
-    check_digest(data, frame_digest, f"frame at {offset} of chunk {upload.key.chunk_id.hex()}")
-
-
-def check_complete(upload: Upload) -> None:
-    """Raises `InvalidRequest` when the upload ended before its announced length."""
     _require(
-        upload.num_received == len(upload.data),
-        "info.size_bytes",
-        f"{len(upload.data)} bytes, as announced",
-        upload.num_received,
+        math.isfinite(record.compute_s) and record.compute_s >= 0, "info.compute_s", "≥ 0 seconds", record.compute_s
     )
 
 
-def check_object(record: ObjectRecord, data: bytearray) -> tuple[bytes, ...]:
-    """Checks whole digest, layout, metadata and layer digests; returns the digests of its frames of `FRAME_BYTES`.
+def check_frame(record: ObjectRecord, num_received: int, offset: int, data: bytes, frame_digest: bytes) -> None:
+    """Raises `InvalidRequest` for a frame out of order or of wrong length, `DataCorrupt` for one that was damaged."""
+    _require(offset == num_received, "frame.offset", str(num_received), offset)
+    _require(1 <= len(data) <= MAX_FRAME_BYTES, "frame.data", f"1 … {MAX_FRAME_BYTES} bytes", len(data))
+    end = offset + len(data)
+    _require(end <= record.size_bytes, "frame.data", f"{record.size_bytes} bytes in all, as announced", end)
+    check_digest(data, frame_digest, f"frame at {offset} of chunk {record.key.chunk_id.hex()}")
 
-    Raises `DataCorrupt` where a digest does not match and `InvalidRequest` where bytes that arrived as they were sent
-    are not the object that was announced.
+
+def check_complete(record: ObjectRecord, num_received: int) -> None:
+    """Raises `InvalidRequest` when the upload ended before its announced length."""
+    limit = f"{record.size_bytes} bytes, as announced"
+    _require(num_received == record.size_bytes, "info.size_bytes", limit, num_received)
+
+
+class ObjectVerifier:
+    """Checks an object's bytes as they pass, in order: whole digest, head, layer digests. Reads each byte once.
+
+    On arrival and on load alike. What is wrong is raised by `finish`, since only then is it known whether bytes were
+    damaged (`DataCorrupt`) or are not the object that was announced (`InvalidRequest`).
     """
-    check_digest(data, record.digest, f"chunk object {record.key.chunk_id.hex()}")
-    _check_metadata(record, _readable_meta(data))
-    parse_chunk_object(data, verify=True)
-    view = memoryview(data)
-    return tuple(digest(view[start : start + FRAME_BYTES]) for start in range(0, len(view), FRAME_BYTES))
+
+    def __init__(self, record: ObjectRecord) -> None:
+        self._record = record
+        self._whole = xxhash.xxh3_128()
+        self._frame = xxhash.xxh3_128()
+        self._layer = xxhash.xxh3_128()
+        self._start = bytearray()
+        self._head: ChunkHead | None = None
+        self._problem: SpoliaError | None = None
+        self._num_seen = 0
+        self._frame_digests: list[bytes] = []
+        self._num_layers_seen = 0
+        self._into_layer = 0
+
+    @property
+    def frame_digests(self) -> tuple[bytes, ...]:
+        """Digests of the object's pieces of `FRAME_BYTES`, once all were fed."""
+        return tuple(self._frame_digests)
+
+    @property
+    def head(self) -> ChunkHead:
+        """The head, after `finish`."""
+        assert self._head is not None
+        return self._head
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Takes the next bytes; never raises for what they are."""
+        view = memoryview(data)
+        self._whole.update(view)
+        self._feed_frames(view)
+        if self._problem is None:
+            try:
+                self._feed_object(view)
+            except SpoliaError as error:
+                self._problem = error
+        self._num_seen += len(view)
+
+    def finish(self) -> None:
+        """Raises `DataCorrupt` for damage, `InvalidRequest` for bytes that are not the object that was announced."""
+        check_digest_of(self._whole.digest(), self._record.digest, f"chunk object {self._record.key.chunk_id.hex()}")
+        if self._head is None:
+            raise _unreadable(self._problem or DataCorrupt("chunk object has no readable header", field="header"))
+        _check_metadata(self._record, self._head.meta)
+        if self._problem is not None:
+            raise self._problem
+
+    def _feed_frames(self, view: memoryview) -> None:
+        """Cuts at multiples of `FRAME_BYTES`, however the bytes come."""
+        offset = 0
+        while offset < len(view):
+            into_frame = (self._num_seen + offset) % FRAME_BYTES
+            piece = view[offset : offset + FRAME_BYTES - into_frame]
+            self._frame.update(piece)
+            offset += len(piece)
+            position = self._num_seen + offset
+            if position % FRAME_BYTES == 0 or position == self._record.size_bytes:
+                self._frame_digests.append(self._frame.digest())
+                self._frame.reset()
+
+    def _feed_object(self, view: memoryview) -> None:
+        if self._head is None:
+            view = self._feed_head(view)
+        if self._head is not None:
+            self._feed_layers(self._head, view)
+
+    def _feed_head(self, view: memoryview) -> memoryview:
+        """Collects the head; what of `view` comes after it."""
+        self._start += view
+        if len(self._start) < 8:
+            return view[:0]
+        size = head_bytes(self._start, self._record.size_bytes)
+        if len(self._start) < size:
+            return view[:0]
+        rest = len(self._start) - size
+        self._head = parse_head(self._start[:size], self._record.size_bytes)
+        self._start = bytearray()
+        return view[len(view) - rest :]
+
+    def _feed_layers(self, head: ChunkHead, view: memoryview) -> None:
+        layer_bytes = head.meta.shape.layer_bytes(head.meta.num_tokens)
+        offset = 0
+        while offset < len(view):
+            piece = view[offset : offset + layer_bytes - self._into_layer]
+            self._layer.update(piece)
+            offset += len(piece)
+            self._into_layer += len(piece)
+            if self._into_layer == layer_bytes:
+                check_layer(head, self._num_layers_seen, self._layer.digest())
+                self._layer.reset()
+                self._num_layers_seen += 1
+                self._into_layer = 0
 
 
-def _readable_meta(data: bytearray) -> ChunkMeta:
-    try:
-        return parse_chunk_object(data, verify=False).meta
-    except (DataCorrupt, NotSupported, RecursionError) as error:
-        field = getattr(error, "field", "")
-        raise InvalidRequest(f"unreadable chunk object: {error}", field=f"object.{field}") from error
+def check_digest_of(actual: bytes, expected: bytes, what: str) -> None:
+    """Raises `DataCorrupt`, naming `what`, when two digests differ."""
+    if actual != expected:
+        raise DataCorrupt(f"digest of {what} does not match", field=what, limit=expected.hex(), actual=actual.hex())
+
+
+def _unreadable(error: SpoliaError) -> SpoliaError:
+    if isinstance(error, DataCorrupt | NotSupported):
+        return InvalidRequest(f"unreadable chunk object: {error}", field=f"object.{error.field}")
+    return error
 
 
 def _check_metadata(record: ObjectRecord, meta: ChunkMeta) -> None:

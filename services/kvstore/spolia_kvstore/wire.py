@@ -9,8 +9,11 @@ from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import ID_BYTES
 from spolia_core.reuse import ChunkKind
-from spolia_kvstore.objects import ObjectKey, ObjectRecord
-from spolia_kvstore.store import ClaimResult, Entry, Reader
+from spolia_kvstore.admin import Collected, Listed, Verified
+from spolia_kvstore.catalog import Totals
+from spolia_kvstore.entry import Entry, Reader
+from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.store import ClaimResult, Dropped
 
 MAX_IDS = 4096
 MAX_NAME_BYTES = 256
@@ -31,14 +34,13 @@ def reader_of(request: kvstore_pb2.LookupRequest | kvstore_pb2.GetRequest) -> Re
     """What the caller can use. Raises `InvalidRequest` for a fingerprint of wrong length."""
     size = len(request.fingerprint)
     require(size in (0, ID_BYTES), "fingerprint", f"{ID_BYTES} bytes or none", f"{size} bytes")
-    return Reader(frozenset(request.accepted_codecs), request.fingerprint)
+    return Reader(frozenset(request.accepted_codecs), request.fingerprint, request.ignore_cost)
 
 
 def record_of(header: kvstore_pb2.PutHeader) -> ObjectRecord:
-    """The announced object. Raises `InvalidRequest`, or `NotSupported` for a durability this store has not."""
+    """The announced object. Raises `InvalidRequest` for what no store could keep."""
     info = header.info
     check_name(header.tenant_id, "tenant_id")
-    _check_durability(header.durability)
     for field, value, size in (
         ("chunk_id", info.chunk_id, ID_BYTES),
         ("fingerprint", info.fingerprint, ID_BYTES),
@@ -56,7 +58,16 @@ def record_of(header: kvstore_pb2.PutHeader) -> ObjectRecord:
         num_tokens=info.num_tokens,
         size_bytes=info.size_bytes,
         digest=info.digest,
+        compute_s=info.compute_s,
     )
+
+
+def is_durable(header: kvstore_pb2.PutHeader) -> bool:
+    """Whether the object must be on disk. Raises `NotSupported` for a durability that this release does not know."""
+    names = kvstore_pb2.Durability
+    if header.durability not in names.values():
+        raise NotSupported("unknown durability", field="durability", actual=str(header.durability))
+    return header.durability == names.DURABILITY_DISK
 
 
 def lease_s(field: str, given_ms: int, default_ms: int, max_ms: int) -> float:
@@ -89,6 +100,7 @@ def info_message(record: ObjectRecord) -> common_pb2.ObjectInfo:
         size_bytes=record.size_bytes,
         digest=record.digest,
         replica=record.replica,
+        compute_s=record.compute_s,
     )
 
 
@@ -99,6 +111,10 @@ def entry_message(entry: Entry) -> kvstore_pb2.LookupEntry:
         tier=common_pb2.Tier.ValueType(entry.tier or 0),
         miss=common_pb2.MissReason.ValueType(entry.miss or 0),
         claimed_by=entry.claimed_by,
+        locations=[
+            kvstore_pb2.StoreLocation(node_id=place.store_id, address=place.address, tier=tier_message(place.tier))
+            for place in entry.locations
+        ],
     )
 
 
@@ -111,12 +127,68 @@ def claim_message(result: ClaimResult) -> kvstore_pb2.ClaimResult:
     )
 
 
-def _check_durability(durability: int) -> None:
-    names = kvstore_pb2.Durability
-    if durability not in (names.DURABILITY_UNSPECIFIED, names.DURABILITY_RAM):
-        raise NotSupported(
-            "this store has no disk tier",
-            field="durability",
-            limit="DURABILITY_RAM",
-            actual=names.Name(names.ValueType(durability)) if durability in names.values() else str(durability),
-        )
+def tier_message(tier: Tier) -> common_pb2.Tier.ValueType:
+    """A tier's number on the wire."""
+    return common_pb2.Tier.ValueType(tier)
+
+
+def dropped_message(dropped: Dropped) -> kvstore_pb2.DeleteResponse:
+    """What a Delete removed."""
+    return kvstore_pb2.DeleteResponse(
+        num_deleted=dropped.objects.num_objects,
+        bytes_deleted=dropped.objects.num_bytes,
+        tiers=[tier_count(tier, totals) for tier, totals in sorted(dropped.tiers.items()) if totals.num_objects],
+    )
+
+
+def tier_count(tier: Tier, totals: Totals) -> kvstore_pb2.TierCount:
+    """Copies on a tier."""
+    return kvstore_pb2.TierCount(tier=tier_message(tier), num_objects=totals.num_objects, num_bytes=totals.num_bytes)
+
+
+def listed_message(listed: Listed) -> kvstore_pb2.ListedObject:
+    """An object as operators see it."""
+    return kvstore_pb2.ListedObject(
+        tenant_id=listed.record.key.tenant_id,
+        info=info_message(listed.record),
+        tiers=[tier_message(tier) for tier in listed.tiers],
+        state=kvstore_pb2.ObjectState.ValueType(listed.state),
+        age_s=listed.age_s,
+        idle_s=listed.idle_s,
+        hits=listed.hits,
+        pins=[
+            kvstore_pb2.PinLease(owner=owner, remaining_ms=max(0, round(left * 1000))) for owner, left in listed.pins
+        ],
+    )
+
+
+def verified_message(verified: Verified, *, done: bool) -> kvstore_pb2.VerifyResponse:
+    """Progress of a check."""
+    return kvstore_pb2.VerifyResponse(
+        num_checked=verified.num_checked,
+        bytes_checked=verified.bytes_checked,
+        num_total=verified.num_total,
+        done=done,
+        damaged=[
+            kvstore_pb2.DamagedCopy(
+                tenant_id=damage.key.tenant_id,
+                chunk_id=damage.key.chunk_id,
+                tier=tier_message(damage.tier),
+                reason=damage.reason,
+            )
+            for damage in verified.damaged
+        ],
+    )
+
+
+def collected_message(collected: Collected) -> kvstore_pb2.CollectResponse:
+    """What a collection found."""
+    return kvstore_pb2.CollectResponse(
+        orphan_files=collected.orphans.num_objects,
+        orphan_bytes=collected.orphans.num_bytes,
+        lost_rows=collected.lost_rows,
+        quarantined_files=collected.quarantined.num_objects,
+        quarantined_bytes=collected.quarantined.num_bytes,
+        dropped_objects=collected.dropped.num_objects,
+        dropped_bytes=collected.dropped.num_bytes,
+    )

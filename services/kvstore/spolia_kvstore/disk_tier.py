@@ -1,0 +1,427 @@
+"""The disk tier: files and their rows together, under a byte budget.
+
+A row is written after its file is in place and removed before its file is: what a row names is there, and a file
+without a row is an orphan, which the next start collects. A few threads read and write files; the event loop, rows.
+
+A disk that is full or fails costs reuse, never an answer: writes return false, reads raise `OSError` for the caller to
+make a miss of, and both are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from spolia_kvstore.catalog import Catalog, Row, Totals
+from spolia_kvstore.disk_files import DiskFiles, FileName
+from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.objects import ObjectKey, Tier
+from spolia_kvstore.usage import Usage
+from spolia_node.logs import get_log
+
+NUM_THREADS = 4
+RETRY_AFTER_S = 5.0
+"""After a write that failed, how long nothing is written that nobody waits for."""
+
+EVICT_AT_ONCE = 64
+T = TypeVar("T")
+
+log = get_log(__name__)
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """Counts since the start."""
+
+    evictions: int = 0
+    evicted_bytes: int = 0
+    quarantined: int = 0
+    writes: int = 0
+    written_bytes: int = 0
+    write_seconds: float = 0.0
+    read_errors: int = 0
+    write_errors: int = 0
+    index_errors: int = 0
+
+    @property
+    def errors(self) -> int:
+        """All that failed."""
+        return self.read_errors + self.write_errors + self.index_errors
+
+
+class DiskTier:
+    """Objects in files. Used from one event loop. `on_gone` is told at once of rows that were deleted, evicted or taken
+    out of service.
+
+    `may_go` says whether eviction may take an object, apart from those being read, which it never takes.
+    """
+
+    def __init__(
+        self,
+        files: DiskFiles,
+        catalog: Catalog,
+        budget_bytes: int,
+        half_life_s: float,
+        *,
+        may_go: Callable[[ObjectKey], bool],
+        on_gone: Callable[[Row], None],
+    ) -> None:
+        self.files = files
+        self.catalog = catalog
+        self.budget_bytes = budget_bytes
+        self.counters = DiskCounters()
+        self.healthy = True
+        self._half_life_s = half_life_s
+        self._may_go = may_go
+        self._on_gone = on_gone
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="disk")
+        self._totals = catalog.totals(Tier.DISK)
+        self._promised_bytes = 0
+        self._readers: Counter[ObjectKey] = Counter()
+        self._writing: set[FileName] = set()
+        self._dead: set[FileName] = set()  # rows that could not be removed yet
+        self._uses: dict[ObjectKey, Usage] = {}
+        self._failed_at = float("-inf")
+
+    def __len__(self) -> int:
+        return self._totals.num_objects
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the objects that can be found."""
+        return self._totals.num_bytes
+
+    @property
+    def num_readers(self) -> int:
+        """Holds under way."""
+        return self._readers.total()
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether to write what nobody waits for: not for a while after a write failed."""
+        return self.healthy or time.monotonic() - self._failed_at > RETRY_AFTER_S
+
+    def is_writing(self, name: FileName) -> bool:
+        """Whether this file may be there before its row is."""
+        return name in self._writing
+
+    def find(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Row]:
+        """Rows of those keys that are on disk. Changes nothing. Where the index cannot be read there are none."""
+        by_tenant: dict[str, list[bytes]] = {}
+        for key in keys:
+            by_tenant.setdefault(key.tenant_id, []).append(key.chunk_id)
+        found: dict[ObjectKey, Row] = {}
+        try:
+            for tenant_id, ids in by_tenant.items():
+                for row in self.catalog.lookup(tenant_id, ids).values():
+                    key = row.record.key
+                    if name_of(row) not in self._dead:
+                        found[key] = replace(row, usage=self._usage_of(row))
+        except sqlite3.Error as error:
+            self._note_index_error("lookup", error)
+        return found
+
+    def rows(self, tenant_id: str = "", id_prefix: bytes = b"") -> Iterator[Row]:
+        """Rows in the order of their keys, one tenant's or all."""
+        for row in self.catalog.rows(Tier.DISK, tenant_id, id_prefix):
+            if name_of(row) in self._dead:
+                continue
+            yield replace(row, usage=self._usage_of(row))
+
+    def use(self, row: Row, now: float, *, is_hit: bool) -> Usage:
+        """Notes a use; `flush` writes it."""
+        usage = self._usage_of(row).used(now, self._half_life_s, is_hit=is_hit)
+        self._uses[row.record.key] = usage
+        return usage
+
+    def set_usage(self, key: ObjectKey, usage: Usage) -> None:
+        """Takes over how an object in memory was used; `flush` writes it."""
+        self._uses[key] = usage
+
+    def flush(self) -> None:
+        """Writes uses noted since the last time, and removes rows that could not be removed before."""
+        uses, self._uses = self._uses, {}
+        if uses:
+            try:
+                self.catalog.set_usage(uses.items())
+            except sqlite3.Error as error:
+                self._note_index_error("uses", error)
+        for name in list(self._dead):
+            self._remove_row(name)
+
+    def hold(self, key: ObjectKey) -> None:
+        """Keeps an object from eviction until `release`."""
+        self._readers[key] += 1
+
+    def release(self, key: ObjectKey) -> None:
+        """Ends one `hold`."""
+        self._readers[key] -= 1
+        if self._readers[key] <= 0:
+            del self._readers[key]
+
+    def is_read(self, key: ObjectKey) -> bool:
+        """Whether somebody holds it."""
+        return key in self._readers
+
+    def lowest_of_tenant(self, tenant_id: str) -> list[Row]:
+        """Some of a tenant's rows, lowest rank first."""
+        self.flush()
+        try:
+            rows = self.catalog.lowest_of_tenant(Tier.DISK, tenant_id, EVICT_AT_ONCE)
+        except sqlite3.Error as error:
+            self._note_index_error("evict", error)
+            return []
+        return [row for row in rows if name_of(row) not in self._dead]
+
+    async def evict(self, keys: Sequence[ObjectKey]) -> None:
+        """Drops these objects to make room for others."""
+        await self._drop_evicted(list(self.find(keys).values()))
+
+    async def open(self, row: Row) -> MappedFile:
+        """Maps the object's file. Raises `OSError`; one that is gone or has another length is taken out of service."""
+        path = self.files.path_of(name_of(row))
+        try:
+            return await self.in_thread(lambda: MappedFile(path, row.record.size_bytes))
+        except OSError as error:
+            self.counters.read_errors += self._is_listed(row)
+            await self.take_out(row, f"cannot be read: {error}")
+            raise
+
+    async def write(
+        self,
+        row: Row,
+        pieces: Callable[[], Iterator[memoryview]],
+        is_wanted: Callable[[], bool],
+        on_listed: Callable[[], None],
+    ) -> bool:
+        """Makes room, writes a file that survives the machine, then its row, which `sync` makes as safe.
+
+        False when that could not be. `is_wanted` is asked once the file is there: what was deleted meanwhile gets no
+        row. `on_listed` is called at the moment from which the object can be found here.
+        """
+        name, size = name_of(row), row.record.size_bytes
+        self._promised_bytes += size
+        self._writing.add(name)
+        try:
+            if not (await self._make_room() and await self._write_file(name, size, pieces)):
+                return False
+            if not is_wanted() or (replaced := self._add(row)) is None:
+                await self._remove_files([name])
+                return False
+            self.healthy = True
+            on_listed()
+            await self._remove_files(replaced)
+            return True
+        except OSError as error:
+            self._note_write_error(name.key, error)
+            return False
+        finally:
+            self._writing.discard(name)
+            self._promised_bytes -= size
+
+    async def remove(self, keys: Sequence[ObjectKey]) -> list[Row]:
+        """Deletes rows, at once, then files; durable when it returns, as far as the disk goes along. Returns the rows
+        there were. Readers that have the file open finish."""
+        rows = list(self.find(keys).values())
+        for row in rows:
+            self._drop_row(row)
+            self._on_gone(row)
+        await self._remove_files([name_of(row) for row in rows])
+        if rows:
+            await self.sync()
+        return rows
+
+    async def sync(self) -> bool:
+        """Makes rows survive the machine too; false when the disk refused."""
+        try:
+            await self.in_thread(self.catalog.sync)
+        except OSError as error:
+            self._note_index_error("sync", error)
+            return False
+        return True
+
+    async def take_out(self, row: Row, reason: str) -> None:
+        """Quarantines an object whose bytes are not what they were, or cannot be had."""
+        if not self._is_listed(row):
+            return  # deleted meanwhile, or taken out by another reader
+        key = row.record.key
+        log.warning(
+            "object quarantined",
+            tenant=key.tenant_id,
+            chunk_id=key.chunk_id.hex(),
+            replica=row.record.replica,
+            reason=reason,
+        )
+        self.counters.quarantined += 1
+        self._drop_row(row)
+        self._on_gone(row)
+        try:
+            await self.in_thread(lambda: self.files.quarantine(name_of(row)))
+        except OSError as error:
+            log.warning("file not moved to quarantine", chunk_id=key.chunk_id.hex(), error=str(error))
+
+    def admits(self, size: int, rank: float) -> bool:
+        """Whether there is room without evicting anything of higher rank."""
+        if self.used_bytes + self._promised_bytes + size <= self.budget_bytes:
+            return True
+        self.flush()
+        lowest = self._lowest(0)
+        return bool(lowest) and lowest[0].usage.rank(self._half_life_s) < rank
+
+    async def close(self) -> None:
+        """Writes what is noted and ends the threads. Idempotent."""
+        self.flush()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs `work` on a thread of the disk. A cancelled caller still waits for it, so nothing it uses goes away."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+    async def _make_room(self) -> bool:
+        """Evicts by rank until what is promised fits."""
+        while (missing := self.used_bytes + self._promised_bytes - self.budget_bytes) > 0:
+            if not await self._evict(missing):
+                return False
+        return True
+
+    async def _evict(self, num_bytes: int) -> bool:
+        """Evicts at least `num_bytes`, lowest rank first; false, and nothing goes, when there are not so many."""
+        self.flush()
+        victims: list[Row] = []
+        offset = 0
+        while num_bytes > 0 and (rows := self._lowest(offset)):
+            offset += len(rows)
+            for row in rows:
+                key = row.record.key
+                is_free = key not in self._readers and name_of(row) not in self._dead and self._may_go(key)
+                if num_bytes > 0 and is_free:
+                    victims.append(row)
+                    num_bytes -= row.record.size_bytes
+        if num_bytes > 0:
+            return False
+        await self._drop_evicted(victims)
+        return True
+
+    async def _drop_evicted(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            key = row.record.key
+            log.debug("evicted from disk", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), replica=row.record.replica)
+            self._drop_row(row)
+            self._on_gone(row)
+            self.counters.evictions += 1
+            self.counters.evicted_bytes += row.record.size_bytes
+        await self._remove_files([name_of(row) for row in rows])
+
+    async def _write_file(self, name: FileName, size: int, pieces: Callable[[], Iterator[memoryview]]) -> bool:
+        """Writes; where the file system is fuller than the budget says, once more after evicting as much."""
+        for is_last in (False, True):
+            started = time.monotonic()
+            try:
+                await self.in_thread(lambda: self.files.write(name, pieces()))
+            except OSError as error:
+                if is_last or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not await self._evict(size):
+                    raise
+                continue
+            self.counters.writes += 1
+            self.counters.written_bytes += size
+            self.counters.write_seconds += time.monotonic() - started
+            return True
+        return False
+
+    async def _remove_files(self, names: Sequence[FileName]) -> None:
+        def remove() -> None:
+            for name in names:
+                self.files.remove(name)
+
+        try:
+            if names:
+                await self.in_thread(remove)
+        except OSError as error:
+            self.counters.write_errors += 1
+            log.warning("files not deleted; the next start collects them", num_files=len(names), error=str(error))
+
+    def _add(self, row: Row) -> list[FileName] | None:
+        """Lists a file; the files it replaces. None when the index could not take it."""
+        key = row.record.key
+        before = self.find([key]).get(key)
+        try:
+            self.catalog.put(row)
+        except sqlite3.Error as error:
+            self._note_index_error("put", error)
+            return None
+        self._uses.pop(key, None)
+        self._count(1, row.record.size_bytes)
+        if before is None:
+            return []
+        self._count(-1, -before.record.size_bytes)
+        return [name_of(before)]
+
+    def _drop_row(self, row: Row) -> None:
+        self._uses.pop(row.record.key, None)
+        self._count(-1, -row.record.size_bytes)
+        self._dead.add(name_of(row))
+        self._remove_row(name_of(row))
+
+    def _remove_row(self, name: FileName) -> None:
+        """Removes a row, now or at a later flush; it counts as gone meanwhile."""
+        try:
+            found = self.catalog.lookup(name.key.tenant_id, [name.key.chunk_id]).get(name.key.chunk_id)
+            if found is not None and found.file_id == name.file_id:
+                self.catalog.remove([name.key], Tier.DISK)
+            self._dead.discard(name)
+        except sqlite3.Error as error:
+            self._note_index_error("remove", error)
+
+    def _usage_of(self, row: Row) -> Usage:
+        return self._uses.get(row.record.key, row.usage)
+
+    def _is_listed(self, row: Row) -> bool:
+        found = self.find([row.record.key]).get(row.record.key)
+        return found is not None and found.file_id == row.file_id
+
+    def _lowest(self, offset: int) -> list[Row]:
+        try:
+            rows = self.catalog.lowest(Tier.DISK, offset, EVICT_AT_ONCE)
+        except sqlite3.Error as error:
+            self._note_index_error("evict", error)
+            return []
+        return rows
+
+    def _count(self, num_objects: int, num_bytes: int) -> None:
+        self._totals = Totals(self._totals.num_objects + num_objects, self._totals.num_bytes + num_bytes)
+
+    def _note_write_error(self, key: ObjectKey, error: OSError) -> None:
+        self.counters.write_errors += 1
+        self.healthy = False
+        self._failed_at = time.monotonic()
+        log.warning("object not written to disk", chunk_id=key.chunk_id.hex(), error=str(error))
+
+    def _note_index_error(self, what: str, error: Exception) -> None:
+        self.counters.index_errors += 1
+        log.warning("the index failed", what=what, error=str(error))
+
+    def check_invariants(self) -> None:
+        """Asserts that rows, files and totals agree. For tests, while nothing is being written."""
+        rows = {name_of(row): row.record.size_bytes for row in self.rows()}
+        files = {found.name: found.size_bytes for found in self.files.scan()}
+        assert rows == files, (rows, files)
+        assert self._totals == self.catalog.totals(Tier.DISK)
+        assert self._promised_bytes == 0
+        assert not self._writing
+
+
+def name_of(row: Row) -> FileName:
+    """The file a row names."""
+    return FileName(row.record.key, row.file_id)

@@ -1,0 +1,90 @@
+"""Keeps the shared index true for one store: says everything again when the backend was away, and from time to time.
+
+The store is the authority on what it holds, so a backend that lost everything is whole again after one walk. What the
+index still names and no store holds any more lapses there by itself, or is withdrawn when a reader asks for it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+
+from spolia_core.errors import Unavailable
+from spolia_kvstore.backend import Replica
+from spolia_kvstore.objects import Tier
+from spolia_kvstore.store import KVStore
+from spolia_node.logs import get_log
+
+BATCH = 500
+SAY_AGAIN_S = 4 * 3600.0
+"""How often all is said again: well within the life of a replica's entry, a day."""
+
+RETRY_S = 1.0
+log = get_log(__name__)
+
+
+class IndexSync:
+    """The task that does it, where the backend is shared; otherwise it does nothing."""
+
+    def __init__(self, store: KVStore) -> None:
+        self._store = store
+        self._backend = store.backend
+        self._due = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.num_walks = 0
+        """Times that everything was said."""
+        if self._backend.is_shared:
+            self._backend.on_reconnected(self._due.set)
+
+    def start(self) -> None:
+        """Begins. Needs a running event loop."""
+        if self._backend.is_shared:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="index-sync")
+
+    async def stop(self) -> None:
+        """Ends. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SAY_AGAIN_S):
+                    await self._due.wait()
+            self._due.clear()
+            try:
+                await self._say_everything()
+                self.num_walks += 1
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
+                self._due.set()
+            except Exception:
+                log.exception("the shared index was not told everything")
+                await asyncio.sleep(RETRY_S)
+                self._due.set()
+
+    async def _say_everything(self) -> None:
+        await self._store.claims.say_again()
+        for key, tier in list(self._store.unsaid):
+            await self._backend.withdraw(self._store.name, [key], tier)
+            self._store.unsaid.discard((key, tier))
+        replicas = self._replicas()
+        num_said = 0
+        while batch := list(islice(replicas, BATCH)):
+            await self._backend.publish(batch)
+            num_said += len(batch)
+            await asyncio.sleep(0)  # readers first
+        log.info("shared index told everything", num_replicas=num_said)
+
+    def _replicas(self) -> Iterator[Replica]:
+        tiers = self._store.tiers
+        for stored in tiers.ram:
+            if tiers.ram.find(stored.record.key) is stored:
+                yield Replica(stored.record, Tier.RAM, self._store.name)
+        if tiers.disk is not None:
+            for row in tiers.disk.rows():
+                yield Replica(row.record, Tier.DISK, self._store.name)

@@ -1,0 +1,171 @@
+"""One object of a Get, from whichever tier has it, frame by frame, each checked before it leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from spolia_core.digests import FRAME_BYTES, digest
+from spolia_core.errors import SpoliaError
+from spolia_core.reuse import MissReason
+from spolia_kvstore.catalog import Row
+from spolia_kvstore.entry import Entry
+from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.objects import Tier
+from spolia_kvstore.ram_tier import StoredObject, Upload
+from spolia_kvstore.tiers import Tiers
+from spolia_kvstore.verify import ObjectVerifier
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFrame:
+    """A piece of an object. `digest` is the one with which it arrived: where `data` is damaged, the two differ."""
+
+    offset: int
+    data: bytes
+    digest: bytes
+
+
+class Reading:
+    """An item of a Get. `begin`, then `frames` when `entry` is no miss, then `close`, always."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    async def begin(self) -> Entry:
+        """What is said of the object before its bytes; a miss, when it turns out that they cannot be had."""
+        return self.entry
+
+    async def frames(self) -> AsyncIterator[ReadFrame]:
+        """The frames. Ends early when the rest cannot be read; the reader counts the bytes."""
+        return
+        yield
+
+    async def close(self) -> None:
+        """Lets go of the object."""
+
+
+class MemoryReading(Reading):
+    """An object in memory, which stays until `close`."""
+
+    def __init__(self, entry: Entry, tiers: Tiers, stored: StoredObject, on_damage: Callable[[], None]) -> None:
+        super().__init__(entry)
+        self._tiers = tiers
+        self._stored = stored
+        self._on_damage = on_damage
+        tiers.ram.open(stored)
+
+    async def frames(self) -> AsyncIterator[ReadFrame]:
+        """Drops an object whose bytes changed in memory, so that it can be computed and stored again."""
+        stored, spent = self._stored, 0.0
+        for index, frame_digest in enumerate(stored.frame_digests):
+            started = time.perf_counter()
+            data = stored.frame(index)
+            if not stored.is_intact(index, data):
+                key, is_dropped = stored.record.key, self._tiers.discard(stored)
+                log.warning(
+                    "bytes changed in memory",
+                    tenant=key.tenant_id,
+                    chunk_id=key.chunk_id.hex(),
+                    replica=stored.record.replica,
+                    frame=index,
+                    dropped=is_dropped,
+                )
+                self._on_damage()
+            spent += time.perf_counter() - started
+            yield ReadFrame(index * FRAME_BYTES, data, frame_digest)
+        self._tiers.gate.observe(Tier.RAM, stored.size, spent)
+
+    async def close(self) -> None:
+        """Ends the hold on its memory."""
+        self._tiers.ram.close(self._stored)
+
+
+class DiskReading(Reading):
+    """An object on disk, safe from eviction until `close`; copied into memory as it is read, where that is worth it."""
+
+    def __init__(self, entry: Entry, tiers: Tiers, row: Row, on_damage: Callable[[], None]) -> None:
+        super().__init__(entry)
+        assert tiers.disk is not None
+        self._tiers = tiers
+        self._disk = tiers.disk
+        self._row = row
+        self._on_damage = on_damage
+        self._file: MappedFile | None = None
+        self._first: ReadFrame | None = None
+        self._upload: Upload | None = None
+        self._read_s = 0.0
+        self._disk.hold(row.record.key)
+
+    async def begin(self) -> Entry:
+        """Opens the file and reads its first frame, so that a disk that fails is a miss before anything is promised."""
+        try:
+            self._file = await self._disk.open(self._row)
+        except OSError:
+            self.entry = Entry(miss=MissReason.UNREADABLE)
+            return self.entry
+        self._first = await self._read(0)
+        if self._first is None:
+            self.entry = Entry(miss=MissReason.UNREADABLE)
+        return self.entry
+
+    async def frames(self) -> AsyncIterator[ReadFrame]:
+        """Quarantines a file that is damaged or cannot be read to its end."""
+        self._upload = self._tiers.promote(self._row)
+        verifier = ObjectVerifier(self._row.record) if self._upload is None else self._upload.verifier
+        for index in range(len(self._row.frame_digests)):
+            frame = self._first if index == 0 else await self._read(index)
+            self._first = None
+            if frame is None:
+                return
+            if digest(frame.data) != frame.digest:
+                self._on_damage()
+                await self._disk.take_out(self._row, f"digest of frame {index} does not match")
+                yield frame
+                return
+            if self._upload is None:
+                verifier.feed(frame.data)
+            else:
+                self._tiers.ram.append(self._upload, frame.data)
+            yield frame
+        self._tiers.gate.observe(Tier.DISK, self._row.record.size_bytes, self._read_s)
+        await self._finish(verifier)
+
+    async def close(self) -> None:
+        """Gives back the file, the hold and memory that was not filled."""
+        if self._upload is not None:
+            self._tiers.ram.abort(self._upload)
+        if self._file is not None:
+            self._file.close()
+        self._disk.release(self._row.record.key)
+
+    async def _read(self, index: int) -> ReadFrame | None:
+        start = index * FRAME_BYTES
+        end = min(start + FRAME_BYTES, self._row.record.size_bytes)
+        file = self._file
+        assert file is not None
+        started = time.perf_counter()
+        try:
+            data = await self._disk.in_thread(lambda: file.read(start, end))
+        except OSError as error:
+            self._disk.counters.read_errors += 1
+            await self._disk.take_out(self._row, str(error))
+            return None
+        self._read_s += time.perf_counter() - started
+        return ReadFrame(start, data, self._row.frame_digests[index])
+
+    async def _finish(self, verifier: ObjectVerifier) -> None:
+        """Checks layers and the whole, and lets the copy in memory be found."""
+        try:
+            verifier.finish()
+        except SpoliaError as error:
+            self._on_damage()
+            await self._disk.take_out(self._row, error.message)
+            return
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            self._tiers.commit_promoted(upload, self._row)

@@ -1,0 +1,134 @@
+"""Opens what the last process left behind, however it ended: index and files agree before anything is served.
+
+A file that no row names was being written, or deleted, when the process died: it goes. A row whose file is gone goes
+too, and one whose file has another length has its file quarantined. Bytes are checked when they are read.
+
+An index that is damaged is set aside and made again from the files, which say what they are; a store must not be kept
+from starting by a cache that is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from spolia_core.errors import InvalidRequest, SpoliaError
+from spolia_kvstore.catalog import Catalog, Row
+from spolia_kvstore.disk_files import DiskFiles, FoundFile
+from spolia_kvstore.disk_tier import name_of
+from spolia_kvstore.file_record import record_of_file
+from spolia_kvstore.objects import Tier
+from spolia_kvstore.usage import DEFAULT_SECONDS_PER_TOKEN, Usage, log_cost
+from spolia_node.logs import get_log
+
+INDEX_NAME = "index.db"
+log = get_log(__name__)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What was found at start."""
+
+    unfinished_files: int = 0
+    orphan_files: int = 0
+    lost_rows: int = 0
+    quarantined: int = 0
+    rebuilt_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """A folder that is open: its files, and the index over them, which no other process may open meanwhile."""
+
+    files: DiskFiles
+    catalog: Catalog
+    recovered: Recovered
+
+
+def open_folder(root: Path, half_life_s: float) -> DataFolder:
+    """Opens, makes or repairs a data folder. Raises `InvalidRequest` where it cannot be used, for example since another
+    store uses it."""
+    try:
+        files = DiskFiles(root)
+    except OSError as error:
+        raise InvalidRequest(f"data_dir {root} cannot be used: {error}", field="data_dir", actual=str(root)) from error
+    path = root / INDEX_NAME
+    recovered = Recovered()
+    is_new = not path.exists()
+    try:
+        catalog = Catalog(str(path), half_life_s)
+        catalog.check()
+    except sqlite3.DatabaseError as error:
+        log.error("the index is damaged; it is set aside and made again from the files", error=str(error))
+        _set_aside(path)
+        catalog, is_new = Catalog(str(path), half_life_s), True
+    try:
+        recovered.unfinished_files = files.empty_tmp()
+        if is_new:
+            _rebuild(files, catalog, recovered)
+        _reconcile(files, catalog, recovered)
+    except OSError as error:
+        catalog.close()
+        raise InvalidRequest(f"data_dir {root} cannot be used: {error}", field="data_dir", actual=str(root)) from error
+    log.info("data folder open", **{name: getattr(recovered, name) for name in Recovered.__slots__})
+    return DataFolder(files, catalog, recovered)
+
+
+def _reconcile(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
+    """Shelf by shelf, so that a store of millions needs no memory for it."""
+    for tenant_id in {*files.tenants(), *catalog.totals_by_tenant(Tier.DISK)}:
+        for first_byte in range(256):
+            _reconcile_shelf(files, catalog, tenant_id, first_byte, recovered)
+
+
+def _reconcile_shelf(files: DiskFiles, catalog: Catalog, tenant_id: str, first_byte: int, recovered: Recovered) -> None:
+    found = {each.path: each for each in files.shelf(tenant_id, first_byte)}
+    lost = []
+    for row in catalog.rows(Tier.DISK, tenant_id, bytes([first_byte])):
+        file = found.pop(files.path_of(name_of(row)), None)
+        if file is not None and file.size_bytes == row.record.size_bytes:
+            continue
+        lost.append(row.record.key)
+        if file is not None:
+            files.quarantine(name_of(row))
+            recovered.quarantined += 1
+    catalog.remove(lost, Tier.DISK)
+    recovered.lost_rows += len(lost)
+    for orphan in found.values():
+        orphan.path.unlink(missing_ok=True)
+        recovered.orphan_files += 1
+
+
+def _rebuild(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
+    now = time.time()
+    for found in files.scan():
+        row = _row_of(found, now)
+        if row is not None:
+            catalog.put(row)
+            recovered.rebuilt_rows += 1
+        elif found.name is not None:
+            files.quarantine(found.name)
+            recovered.quarantined += 1
+
+
+def _row_of(found: FoundFile, now: float) -> Row | None:
+    """The row for a file, from what it says itself; None when it is not whole."""
+    if found.name is None:
+        return None
+    try:
+        record, frame_digests = record_of_file(found.path, found.name.key)
+    except (OSError, SpoliaError) as error:
+        log.warning("file left out of the new index", path=str(found.path), error=str(error))
+        return None
+    cost = log_cost(0.0, record.num_tokens, record.size_bytes, DEFAULT_SECONDS_PER_TOKEN)
+    return Row(record, Tier.DISK, Usage(now, now, log_cost=cost), frame_digests, found.name.file_id)
+
+
+def _set_aside(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        damaged = path.with_name(path.name + suffix)
+        if damaged.exists():
+            os.replace(damaged, path.with_name(f"{path.name}.damaged{suffix}"))

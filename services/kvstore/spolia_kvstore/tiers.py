@@ -1,0 +1,332 @@
+"""Where objects are: memory, disk, or both. Moves them between the two and makes room.
+
+    Put ──▶ RAM ──written on DISK Puts, before eviction, at the end of the process──▶ RAM and disk
+             ▲                                                                            │ evicted from RAM
+             └──────────── read again, when it is worth more than what it displaces ──── disk ──▶ evicted
+
+Bytes in memory are the same as in the file. Dropping an object from memory loses nothing once a file holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from spolia_core.chunk_object import ChunkHead
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
+from spolia_kvstore.catalog import Row, Totals
+from spolia_kvstore.cost_gate import CostGate
+from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier
+from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.ram_tier import RamTier, StoredObject, Upload
+from spolia_kvstore.usage import ComputeCost, Usage, log_cost
+
+MAX_ROOM_WAIT_S = 2.0
+"""How long an upload waits for objects to reach the disk before they are evicted without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object that is here: in memory, or else as a row of the disk."""
+
+    record: ObjectRecord
+    usage: Usage
+    stored: StoredObject | None
+    row: Row | None
+
+    @property
+    def tier(self) -> Tier:
+        """The fastest tier it is on."""
+        return Tier.RAM if self.stored is not None else Tier.DISK
+
+    def is_on(self, tier: Tier) -> bool:
+        """Whether this tier has it."""
+        if self.stored is None:
+            return tier is Tier.DISK
+        return tier is Tier.RAM or self.stored.on_disk
+
+
+@dataclass(slots=True)
+class RamCounters:
+    """Counts since the start. `lost` are evictions from memory that no file outlived."""
+
+    evictions: int = 0
+    evicted_bytes: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Listeners:
+    """Told, at once, of what came and went on a tier. They must not raise.
+
+    The flag: no other tier has the object, so it is new here, or gone.
+    """
+
+    added: Callable[[ObjectRecord, Tier, bool], None] = lambda record, tier, is_new: None
+    removed: Callable[[ObjectRecord, Tier, bool], None] = lambda record, tier, is_gone: None
+
+
+@dataclass(eq=False, slots=True)
+class Tiers:
+    """RAM and, where there is one, disk. Used from one event loop; `clock` gives seconds since the epoch."""
+
+    ram: RamTier
+    disk: DiskTier | None
+    gate: CostGate
+    is_pinned: Callable[[ObjectKey], bool]
+    clock: Callable[[], float] = time.time
+    counters: RamCounters = field(default_factory=RamCounters)
+    listeners: Listeners = field(default_factory=Listeners)
+    compute_cost: ComputeCost = field(default_factory=ComputeCost)
+    _writes: dict[ObjectKey, asyncio.Task[bool]] = field(default_factory=dict)
+    _refused_at: dict[StoredObject, float] = field(default_factory=dict)  # when the disk last would not take it
+
+    @property
+    def num_transfers(self) -> int:
+        """Uploads, reads and writes to disk under way."""
+        return self.ram.num_transfers + (self.disk.num_readers if self.disk else 0)
+
+    def find(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Found]:
+        """What of these is here. Changes nothing."""
+        found = {
+            key: Found(stored.record, stored.usage, stored, None)
+            for key in keys
+            if (stored := self.ram.find(key)) is not None
+        }
+        if self.disk is not None and len(found) < len(keys):
+            rows = self.disk.find([key for key in keys if key not in found])
+            found |= {key: Found(row.record, row.usage, None, row) for key, row in rows.items()}
+        return found
+
+    def use(self, found: Found, *, is_hit: bool) -> None:
+        """Notes a use."""
+        if found.stored is not None:
+            self.ram.use(found.stored, self.clock(), is_hit=is_hit)
+        elif found.row is not None and self.disk is not None:
+            self.disk.use(found.row, self.clock(), is_hit=is_hit)
+
+    async def reserve(self, record: ObjectRecord) -> Upload:
+        """Memory for an upload, after making room. Raises `AlreadyStored` when it is in memory, `Busy` without room."""
+        until = time.monotonic() + MAX_ROOM_WAIT_S
+        while True:
+            upload = self.ram.reserve(record)
+            if upload is not None:
+                return upload
+            victims = self.ram.victims(self.ram.missing_bytes(record.size_bytes), self._may_go)
+            if victims is None:
+                if not await self._a_write_ended(until):
+                    raise self.ram.no_room(record.size_bytes)
+                continue
+            waiting = [victim for victim in victims if time.monotonic() < until and self._is_worth_writing(victim)]
+            for victim in victims:  # at once: while this waits, they may be pinned
+                if victim in waiting:
+                    self.write(victim)
+                else:
+                    self.evict(victim)
+            if waiting:
+                await self._a_write_ended(until)
+
+    def promote(self, row: Row) -> Upload | None:
+        """Memory into which an object is copied as it is read from disk; None when what is there is worth more."""
+        found = self.find([row.record.key]).get(row.record.key)
+        if found is None or found.stored is not None:
+            return None
+        upload = self.ram.reserve(row.record)
+        if upload is None:
+            rank = found.usage.rank(self.ram.half_life_s)  # this use counted, which `row` may not know of
+            victims = self.ram.victims(
+                self.ram.missing_bytes(row.record.size_bytes),
+                lambda victim: self._may_go(victim) and self.ram.rank_of(victim) < rank,
+            )
+            for victim in victims or ():
+                if self._is_worth_writing(victim):
+                    self.write(victim)  # it may go the next time
+                else:
+                    self.evict(victim)
+            upload = self.ram.reserve(row.record)
+        return upload
+
+    def commit(self, upload: Upload, record: ObjectRecord, head: ChunkHead) -> StoredObject:
+        """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first."""
+        now = self.clock()
+        self.compute_cost.observe(record.compute_s, record.num_tokens)
+        usage = Usage(now, now, log_cost=self._log_cost(record, head))
+        stored = self.ram.commit(upload, record, usage)
+        self.listeners.added(record, Tier.RAM, True)
+        return stored
+
+    def commit_promoted(self, upload: Upload, row: Row) -> None:
+        """Lets an object that was read from disk be found in memory too, if it still is on disk."""
+        found = self.disk.find([row.record.key]).get(row.record.key) if self.disk is not None else None
+        if found is None or found.file_id != row.file_id or row.record.key in self.ram:
+            self.ram.abort(upload)
+            return
+        self.ram.commit(upload, row.record, found.usage, on_disk=True)
+        self.listeners.added(row.record, Tier.RAM, False)
+
+    def write(self, stored: StoredObject) -> asyncio.Task[bool]:
+        """Writes an object in memory to disk, once at a time. Its result: whether a file and a row hold it now."""
+        key = stored.record.key
+        task = self._writes.get(key)
+        if task is None:
+            task = self._writes[key] = asyncio.get_running_loop().create_task(self._write(stored), name="write-object")
+            task.add_done_callback(lambda _: self._writes.pop(key, None))
+        return task
+
+    async def persist(self, stored: StoredObject) -> bool:
+        """Writes an object so that it survives the process and the machine; false when the disk could not take it."""
+        if self.disk is None or not await asyncio.shield(self.write(stored)):
+            return False
+        return await self.disk.sync()
+
+    def evict(self, stored: StoredObject) -> None:
+        """Drops an object from memory."""
+        if self.ram.discard(stored):
+            self.counters.evictions += 1
+            self.counters.evicted_bytes += stored.size
+            self.counters.lost += not stored.on_disk
+            if stored.on_disk and self.disk is not None:
+                self.disk.set_usage(stored.record.key, stored.usage)
+            self._left_memory(stored)
+
+    def discard(self, stored: StoredObject) -> bool:
+        """Drops this very object from memory because it is damaged. False when it is there no more."""
+        is_dropped = self.ram.discard(stored)
+        if is_dropped:
+            self._left_memory(stored)
+        return is_dropped
+
+    def row_gone(self, row: Row) -> None:
+        """A row of the disk was deleted, evicted or taken out of service."""
+        stored = self.ram.find(row.record.key)
+        if stored is not None:
+            stored.on_disk = False
+        self.listeners.removed(row.record, Tier.DISK, stored is None)
+
+    async def delete(self, keys: Sequence[ObjectKey]) -> list[tuple[ObjectRecord, list[Tier]]]:
+        """Drops objects from every tier, and says which tiers had them. Readers that have begun finish."""
+        dropped: dict[ObjectKey, tuple[ObjectRecord, list[Tier]]] = {}
+        for key in keys:
+            stored = self.ram.find(key)
+            if stored is not None and self.ram.discard(stored):
+                dropped[key] = (stored.record, [Tier.RAM])
+                self._left_memory(stored)
+        if self.disk is not None:
+            for row in await self.disk.remove(keys):
+                dropped.setdefault(row.record.key, (row.record, []))[1].append(Tier.DISK)
+            writes = [task for key in keys if (task := self._writes.get(key)) is not None]
+            if writes:
+                await asyncio.wait(writes)  # they see that nobody wants the file, and delete it
+        return list(dropped.values())
+
+    def lowest_of_tenant(self, tenant_id: str, excess: Totals) -> list[ObjectKey]:
+        """A tenant's objects whose loss makes up for `excess` or part of it, lowest rank first; none pinned or read."""
+        ranks = {
+            stored.record.key: (self.ram.rank_of(stored), stored.size, stored.num_readers)
+            for stored in self.ram
+            if stored.record.key.tenant_id == tenant_id
+        }
+        for row in self.disk.lowest_of_tenant(tenant_id) if self.disk is not None else ():
+            key = row.record.key
+            if not (key in ranks or self.disk is None or self.disk.is_read(key)):
+                ranks[key] = (row.usage.rank(self.ram.half_life_s), row.record.size_bytes, 0)
+        chosen: list[ObjectKey] = []
+        num_objects, num_bytes = excess.num_objects, excess.num_bytes
+        for key, (_, size, num_readers) in sorted(ranks.items(), key=lambda item: item[1]):
+            if num_objects <= 0 and num_bytes <= 0:
+                break
+            if not num_readers and not self.is_pinned(key):
+                chosen.append(key)
+                num_objects, num_bytes = num_objects - 1, num_bytes - size
+        return chosen
+
+    async def evict_everywhere(self, keys: Sequence[ObjectKey]) -> None:
+        """Drops objects from every tier, to make room for others of their tenant."""
+        for key in keys:
+            stored = self.ram.find(key)
+            if stored is not None:
+                self.evict(stored)
+        if self.disk is not None:
+            await self.disk.evict(keys)
+
+    async def write_all(self) -> None:
+        """Writes what is in memory only, most valuable first, so that it outlives the process. The caller bounds it."""
+        if self.disk is None:
+            return
+        for stored in sorted(self.ram, key=self.ram.rank_of, reverse=True):
+            if self._is_worth_writing(stored):
+                await self.write(stored)
+
+    async def close(self) -> None:
+        """Waits for writes under way, and ends the disk's threads."""
+        while self._writes:
+            await asyncio.wait(list(self._writes.values()))
+        if self.disk is not None:
+            for stored in self.ram:
+                if stored.on_disk:
+                    self.disk.set_usage(stored.record.key, stored.usage)
+            await self.disk.close()
+
+    def _may_go(self, stored: StoredObject) -> bool:
+        return not self.is_pinned(stored.record.key)
+
+    def _is_worth_writing(self, stored: StoredObject) -> bool:
+        """Not when a file has it, the disk cannot or would not keep it, or would be too slow to read it from."""
+        disk = self.disk
+        return (
+            disk is not None
+            and not stored.on_disk
+            and time.monotonic() - self._refused_at.get(stored, float("-inf")) > RETRY_AFTER_S
+            and disk.takes_writes
+            and not self.gate.skips(stored.record, Tier.DISK)
+            and disk.admits(stored.size, self.ram.rank_of(stored))
+        )
+
+    async def _write(self, stored: StoredObject) -> bool:
+        disk, key = self.disk, stored.record.key
+        if disk is None or stored.on_disk:
+            return stored.on_disk
+
+        def note_listed() -> None:
+            stored.on_disk = True
+            self.listeners.added(stored.record, Tier.DISK, False)
+
+        self.ram.open(stored)
+        try:
+            row = Row(stored.record, Tier.DISK, stored.usage, stored.frame_digests, secrets.token_hex(8))
+            pieces = partial(stored.extent.pieces, 0, stored.size)
+            is_there = await disk.write(row, pieces, lambda: self.ram.find(key) is stored, note_listed)
+            if not is_there:
+                self._refused_at[stored] = time.monotonic()
+            return is_there
+        finally:
+            self.ram.close(stored)
+
+    async def _a_write_ended(self, until: float) -> bool:
+        """Waits for the next write under way; false when there is none, or none ended in time."""
+        if not self._writes:
+            return False
+        timeout = max(0.0, until - time.monotonic())
+        done, _ = await asyncio.wait(list(self._writes.values()), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+    def _left_memory(self, stored: StoredObject) -> None:
+        self._refused_at.pop(stored, None)
+        self.listeners.removed(stored.record, Tier.RAM, not stored.on_disk)
+
+    def _log_cost(self, record: ObjectRecord, head: ChunkHead) -> float:
+        num_before = head.meta.rope_base // PREFIX_CHUNK_TOKENS if record.kind is ChunkKind.PREFIX else 0
+        rate = self.compute_cost.seconds_per_token
+        return log_cost(record.compute_s, record.num_tokens, record.size_bytes, rate, num_before)
+
+    def check_invariants(self) -> None:
+        """Asserts that tiers agree. For tests, while nothing is being written."""
+        self.ram.check_invariants()
+        if self.disk is not None:
+            self.disk.check_invariants()
+        rows = {row.record.key for row in self.disk.rows()} if self.disk is not None else set()
+        assert all(stored.on_disk == (stored.record.key in rows) for stored in self.ram)
