@@ -12,7 +12,7 @@ from spolia.async_client import AsyncClient
 from spolia.client import Client
 from spolia.options import GenerateOptions, Mode
 from spolia.parts import Document, Documents, Part, Parts, TokenIds
-from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, Transfer, WarmedDocument
+from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
 from spolia.stream import AsyncStream, Stream
 from spolia.version import __version__
 from spolia_core.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "ReuseMode",
     "SpoliaError",
     "Stream",
+    "TierDropped",
     "TokenIds",
     "TokenSource",
     "Transfer",

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from spolia.errors import InternalError
 from spolia.parts import Document
-from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, Transfer, WarmedDocument
-from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -146,6 +146,19 @@ def forgotten_of(responses: list[gateway_pb2.ForgetResponse]) -> Forgotten:
         num_stored_dropped=sum(r.num_stored_dropped for r in responses),
         stored_bytes_dropped=sum(r.stored_bytes_dropped for r in responses),
         num_resident_dropped=sum(r.num_resident_dropped for r in responses),
+        stored_tiers=_tiers_dropped([count for response in responses for count in response.stored_tiers]),
+    )
+
+
+def _tiers_dropped(counts: list[kvstore_pb2.TierCount]) -> tuple[TierDropped, ...]:
+    """One for each tier, fastest first."""
+    return tuple(
+        TierDropped(
+            _tier_name(tier),
+            sum(count.num_objects for count in counts if count.tier == tier),
+            sum(count.num_bytes for count in counts if count.tier == tier),
+        )
+        for tier in sorted({count.tier for count in counts})
     )
 
 
@@ -200,6 +213,11 @@ def _node_of(record: directory_pb2.NodeRecord) -> Node:
 def _role_name(role: directory_pb2.NodeRole.ValueType) -> str:
     known = directory_pb2.NodeRole.values()
     return directory_pb2.NodeRole.Name(role).removeprefix("NODE_ROLE_").lower() if role in known else f"unknown_{role}"
+
+
+def _tier_name(tier: common_pb2.Tier.ValueType) -> str:
+    known = common_pb2.Tier.values()
+    return common_pb2.Tier.Name(tier).removeprefix("TIER_").lower() if tier in known else f"unknown_{tier}"
 
 
 def _plane_name(plane: common_pb2.DataPlane.ValueType) -> str:

@@ -115,11 +115,24 @@ class WarmedDocument:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What forgetting documents dropped: chunk objects of stores, their bytes, and runs in decode nodes' memory."""
+    """What forgetting documents dropped: chunk objects of stores, their bytes, and runs in nodes' memory.
+
+    `stored_tiers` has the copies by tier: an object that was on two tiers of a store counts on each.
+    """
 
     num_stored_dropped: int
     stored_bytes_dropped: int
     num_resident_dropped: int
+    stored_tiers: tuple[TierDropped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TierDropped:
+    """Copies of chunk objects dropped from one tier ("ram" or "disk") of all stores together."""
+
+    tier: str
+    num_objects: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 import pytest
@@ -27,6 +28,8 @@ from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
+from spolia_kvstore.entry import Reader
+from spolia_kvstore.objects import ObjectKey
 
 GREEDY = SamplingParams(max_tokens=12)
 LINKED = ReuseMode.LINKED
@@ -67,7 +70,7 @@ async def test_exact_from_the_store_of_another_node(world: World) -> None:
     prompt = [tokens(400)]
     expected = world.expect(prompt, GREEDY)
     assert_same(await ask(first, prompt, GREEDY), expected)
-    await eventually(lambda: len(store.store.objects) == 3, "three full blocks are published")
+    await eventually(lambda: len(store.store.tiers.ram) == 3, "three full blocks are published")
     answer = await ask(second, prompt, GREEDY)
     assert_same(answer, expected)
     assert answer.sources == {HOST: 384, COMPUTED: 16}
@@ -81,7 +84,7 @@ async def test_a_prefix_that_is_partly_here_and_partly_stored(world: World, shar
     first, second = await world.decode(), await world.decode()
     whole = tokens(300)
     await ask(first, [whole], GREEDY)
-    await eventually(lambda: len(store.store.objects) == 2)
+    await eventually(lambda: len(store.store.tiers.ram) == 2)
     await ask(second, [whole[: 128 * share_of_prefix + 5]], GREEDY)
     answer = await ask(second, [whole], GREEDY)
     assert_same(answer, world.expect([whole], GREEDY))
@@ -137,7 +140,7 @@ async def test_linked_cold_resident_and_from_the_store(
     assert not elsewhere.report.misses
     assert warm.report.chunk_bytes == warm.report.inline_bytes == warm.report.live_bytes == 0
     distinct = {part.token_ids for part in parts if not isinstance(part, list) and len(part.token_ids) > 16}
-    assert len(compiles) == len(distinct) == len(store.store.objects)
+    assert len(compiles) == len(distinct) == len(store.store.tiers.ram)
     assert cold.report.link_tokens_per_chunk == 16
 
 
@@ -269,7 +272,7 @@ async def test_a_second_turn_reuses_the_first_answer(world: World) -> None:
     opening = tokens(120)
     answer = await ask(first, [opening], params)
     # 120 + 149 tokens have KV: two full blocks, the first of which ends in the answer.
-    await eventually(lambda: len(store.store.objects) == 2, "the answer's blocks are published")
+    await eventually(lambda: len(store.store.tiers.ram) == 2, "the answer's blocks are published")
     next_turn = [opening + answer.token_ids + tokens(20, 5)]
     expected = world.expect(next_turn, GREEDY)
     here, there = await ask(first, next_turn, GREEDY), await ask(second, next_turn, GREEDY)
@@ -284,7 +287,7 @@ async def test_publishing_can_be_turned_off(world: World) -> None:
     decode = await world.decode(publish=False)
     await ask(decode, [tokens(140)], SamplingParams(max_tokens=130))
     await decode.parts.publisher.drain()
-    assert len(store.store.objects) == 0
+    assert len(store.store.tiers.ram) == 0
 
 
 async def test_a_damaged_chunk_is_a_miss_and_never_an_answer(world: World) -> None:
@@ -294,7 +297,7 @@ async def test_a_damaged_chunk_is_a_miss_and_never_an_answer(world: World) -> No
     exact, linked = [tokens(300)], LINKED_PROMPTS["one"]
     await ask(first, exact, GREEDY)
     await ask(first, linked, GREEDY, LINKED)
-    await eventually(lambda: len(store.store.objects) == 3)
+    await eventually(lambda: len(store.store.tiers.ram) == 3)
     chain = list(ids_of(first.engine).prefix_chain(exact[0]))
     document = prompt_of(linked, ids_of(first.engine)).parts[1].chunk_id
     assert document is not None
@@ -316,13 +319,13 @@ async def test_a_chunk_evicted_between_lookup_and_get_is_a_miss(world: World, mo
     first, second = await world.decode(), await world.decode()
     prompt = [tokens(400)]
     await ask(first, prompt, GREEDY)
-    await eventually(lambda: len(store.store.objects) == 3)
+    await eventually(lambda: len(store.store.tiers.ram) == 3)
     chain = list(ids_of(first.engine).prefix_chain(prompt[0]))
     lookup = store.store.lookup
 
-    def lookup_then_evict(keys: object, reader: object) -> object:
-        entries = lookup(keys, reader)  # type: ignore[arg-type]
-        store.store.delete([keys[1]])  # type: ignore[index]
+    async def lookup_then_evict(keys: Sequence[ObjectKey], reader: Reader) -> object:
+        entries = await lookup(keys, reader)
+        await store.store.delete([keys[1]])
         return entries
 
     monkeypatch.setattr(store.store, "lookup", lookup_then_evict)

@@ -204,7 +204,7 @@ async def test_ending_a_request_that_fetches(
     first, decode = await world.decode(), await world.decode(store_share=1.0, **limits(how))
     await ask(first, parts, GREEDY, mode)
     await first.parts.publisher.drain()
-    assert len(store.store.objects) > 0
+    assert len(store.store.tiers.ram) > 0
     entered.clear()
     gate.clear()
     await end_by(how, decode, parts, mode, entered.wait)
@@ -388,7 +388,7 @@ async def test_a_drain_finishes_running_streams_and_stores_their_answers(world: 
     assert await draining
     await decode.close()
     world.workers.remove(decode)
-    assert len(store.store.objects) == 1
+    assert len(store.store.tiers.ram) == 1
 
 
 async def test_a_claim_of_somebody_dead_is_waited_out_and_taken_over(world: World) -> None:
@@ -399,4 +399,4 @@ async def test_a_claim_of_somebody_dead_is_waited_out_and_taken_over(world: Worl
     await claim_as(decode, chunk_id, "somebody/else", ttl_ms=60_000)
     answer = await ask(decode, LINKED_PARTS, GREEDY, LINKED)
     assert [miss.reason for miss in answer.report.misses] == [MissReason.CLAIM_TIMEOUT]
-    await eventually(lambda: len(store.store.objects) == 1)
+    await eventually(lambda: len(store.store.tiers.ram) == 1)

@@ -32,7 +32,9 @@ from spolia_kvstore.objects import ObjectKey
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
-from spolia_node.store_client import FetchedChunk, StoreClient
+from spolia_node.store_address import stores_at
+from spolia_node.store_client import StoreClient
+from spolia_node.store_stream import FetchedChunk
 
 CHUNK, OTHER = make_chunk(1), make_chunk(2)
 GRANTED, STORED = kvstore_pb2.CLAIM_STATE_GRANTED, kvstore_pb2.CLAIM_STATE_STORED
@@ -57,7 +59,7 @@ async def node() -> AsyncIterator[KVStoreNode]:
 
 @pytest.fixture
 def client(channels: ChannelPool, node: KVStoreNode) -> StoreClient:
-    return StoreClient(channels, lambda: node.server.address)
+    return StoreClient(channels, lambda: stores_at(node.server.address))
 
 
 async def fetch(client: StoreClient, *ids: bytes) -> list[FetchedChunk]:
@@ -131,7 +133,7 @@ async def test_a_store_without_room_says_busy_and_a_pin_is_why(client: StoreClie
     assert caught.value.retry_after_ms > 0
     assert await client.unpin(TENANT, [pinned.chunk_id], "me", soon()) == 1
     await store(client, wanted)
-    assert (await client.stats(soon())).evictions == 1
+    assert (await client.stats(soon()))[0].evictions == 1
 
 
 async def test_deleted_chunks_are_gone(client: StoreClient) -> None:
@@ -146,13 +148,14 @@ async def test_a_byte_flipped_in_the_store_is_a_miss_and_the_next_chunk_still_co
     node: KVStoreNode, client: StoreClient
 ) -> None:
     await store(client, CHUNK, OTHER)
-    stored = node.store.objects.touch(ObjectKey(TENANT, CHUNK.chunk_id))
+    stored = node.store.tiers.ram.find(ObjectKey(TENANT, CHUNK.chunk_id))
     assert stored is not None
-    stored.data[len(stored.data) // 2] ^= 0x10
+    (middle,) = stored.extent.pieces(stored.size // 2, stored.size // 2 + 1)
+    middle[0] ^= 0x10
     damaged, whole = await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
     assert (damaged.data, damaged.miss) == (None, MissReason.DIGEST)
     assert (whole.data, whole.miss) == (OTHER.data, None)
-    assert (await client.stats(soon())).digest_failures == 1
+    assert (await client.stats(soon()))[0].digest_failures == 1
     await store(client, CHUNK)
     (again,) = await fetch(client, CHUNK.chunk_id)
     assert again.data == CHUNK.data
@@ -182,7 +185,7 @@ async def test_bytes_that_are_not_what_was_announced_are_a_miss_never_data(
 ) -> None:
     honest = [answer(OTHER, index=1), *frames_of(OTHER.data)]
     async with lying_store([*responses, *honest]) as server:
-        client = StoreClient(channels, lambda: server.address)
+        client = StoreClient(channels, lambda: stores_at(server.address))
         first, second = await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
     assert (first.data, first.miss) == (None, MissReason.DIGEST), lie
     assert second.data == OTHER.data
@@ -201,14 +204,14 @@ async def test_bytes_that_are_not_what_was_announced_are_a_miss_never_data(
 )
 async def test_an_answer_to_another_question_is_an_error(channels: ChannelPool, responses: list[GetResponse]) -> None:
     async with lying_store(responses) as server:
-        client = StoreClient(channels, lambda: server.address)
+        client = StoreClient(channels, lambda: stores_at(server.address))
         with pytest.raises(DataCorrupt):
             await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
 
 
 async def test_a_chunk_is_handed_over_as_soon_as_it_is_whole(channels: ChannelPool) -> None:
     async with lying_store([answer(CHUNK), *FRAMES], and_hang=True) as server:
-        client = StoreClient(channels, lambda: server.address)
+        client = StoreClient(channels, lambda: stores_at(server.address))
         ids = (CHUNK.chunk_id, OTHER.chunk_id)
         async with aclosing(client.get(TENANT, ids, FINGERPRINT, CODECS, soon())) as chunks:
             assert (await anext(chunks)).data == CHUNK.data
@@ -219,8 +222,8 @@ async def test_a_chunk_is_handed_over_as_soon_as_it_is_whole(channels: ChannelPo
 
 async def test_no_address_and_nobody_there_are_unavailable(channels: ChannelPool) -> None:
     with pytest.raises(Unavailable, match="no store is known"):
-        await fetch(StoreClient(channels, lambda: None), CHUNK.chunk_id)
-    nobody = StoreClient(channels, lambda: "127.0.0.1:1")
+        await fetch(StoreClient(channels, lambda: []), CHUNK.chunk_id)
+    nobody = StoreClient(channels, lambda: stores_at("127.0.0.1:1"))
     with pytest.raises(Unavailable):
         await nobody.lookup(TENANT, [CHUNK.chunk_id], FINGERPRINT, CODECS, soon())
     with pytest.raises(Unavailable):
@@ -229,7 +232,7 @@ async def test_no_address_and_nobody_there_are_unavailable(channels: ChannelPool
 
 async def test_a_store_that_is_late_is_deadline_exceeded(channels: ChannelPool) -> None:
     async with lying_store([answer(CHUNK)], and_hang=True) as server:
-        client = StoreClient(channels, lambda: server.address)
+        client = StoreClient(channels, lambda: stores_at(server.address))
         with pytest.raises(DeadlineExceeded):
             async for _ in client.get(TENANT, [CHUNK.chunk_id], FINGERPRINT, CODECS, Deadline.after(0.2)):
                 pass
@@ -266,7 +269,7 @@ async def test_a_call_cancelled_beneath_its_caller_is_unavailable_and_a_cancelle
 
 async def test_a_store_that_comes_back_is_found_again(channels: ChannelPool, node: KVStoreNode) -> None:
     address = [node.server.address]
-    client = StoreClient(channels, lambda: address[0])
+    client = StoreClient(channels, lambda: stores_at(address[0]))
     await store(client, CHUNK)
     await end_at_once(node)
     with pytest.raises(Unavailable):
@@ -287,7 +290,7 @@ async def test_a_reader_that_leaves_early_frees_the_store(node: KVStoreNode, cli
         ids = (CHUNK.chunk_id, big.chunk_id)
         async with aclosing(client.get(TENANT, ids, FINGERPRINT, CODECS, soon())) as chunks:
             await anext(chunks)
-            assert node.store.objects.num_transfers == 2
+            assert node.store.tiers.num_transfers == 2
             reading.set()
             if leaving == "cancel":
                 await anext(chunks)
@@ -299,17 +302,17 @@ async def test_a_reader_that_leaves_early_frees_the_store(node: KVStoreNode, cli
         task.cancel()
     await asyncio.wait([task], timeout=10)
     assert task.cancelled() == (leaving == "cancel")
-    await eventually(lambda: node.store.objects.num_transfers == 0)
+    await eventually(lambda: node.store.tiers.num_transfers == 0)
 
 
 async def test_an_upload_that_is_cancelled_frees_the_store(node: KVStoreNode, client: StoreClient) -> None:
     big = make_chunk(3, num_tokens=5000, head_dim=256)
     task = asyncio.create_task(store(client, big))
-    await eventually(lambda: node.store.objects.num_transfers == 1)
+    await eventually(lambda: node.store.tiers.num_transfers == 1)
     task.cancel()
     await asyncio.wait([task], timeout=10)
     assert task.cancelled()
-    await eventually(lambda: node.store.objects.held_bytes == 0)
+    await eventually(lambda: node.store.tiers.ram.held_bytes == 0)
 
 
 # Single flight
@@ -355,7 +358,7 @@ async def test_of_ten_nodes_at_once_one_computes_and_all_get_it(node: KVStoreNod
     work = [compute_once(client, f"node-{number}", computing(number)) for number in range(10)]
     assert await asyncio.gather(*work) == [CHUNK.data] * 10
     assert len(computed) == 1
-    assert (await client.stats(soon())).puts == 1
+    assert (await client.stats(soon()))[0].puts == 1
     assert node.store.claims.num_live() == node.store.claims.num_waiters == 0
 
 

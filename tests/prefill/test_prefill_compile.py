@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import pytest
 from prefill_streams import compile_work, context_work, leave, read_until, start_of, streaming, whole
-from tiny_cluster import Doc, World, claim_as, count_calls, doc, eventually, held_engine, ids_of, stored, tokens
+from tiny_cluster import (
+    Doc,
+    World,
+    claim_as,
+    count_calls,
+    doc,
+    eventually,
+    held_engine,
+    ids_of,
+    stored,
+    stored_bytes,
+    tokens,
+)
 
 from spolia.v1.prefill_pb2 import (
     CHUNK_OUTCOME_FOUND,
@@ -23,6 +35,8 @@ from spolia.v1.prefill_pb2 import (
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.digests import digest
 from spolia_core.errors import Busy, InvalidRequest, NotSupported, SpoliaError, Unavailable
+from spolia_kvstore.entry import Reader
+from spolia_kvstore.objects import ObjectKey
 from spolia_prefill.node import PrefillNode
 
 DOCUMENTS = [doc(40, 1), doc(64, 2), doc(17, 3)]
@@ -60,8 +74,8 @@ async def test_a_chunk_is_computed_and_stored_then_found(world: World) -> None:
     assert outcomes(responses) == [CHUNK_OUTCOME_STORED] * 3
     assert responses[-1].done.num_computed_tokens == 40 + 64 + 17
     for document in DOCUMENTS:
-        found = stored(store, ids_of(node.engine).local(document.token_ids))
-        assert parse_chunk_object(found.data).meta.num_tokens == len(document.token_ids)
+        data = stored_bytes(store, ids_of(node.engine).local(document.token_ids))
+        assert parse_chunk_object(data).meta.num_tokens == len(document.token_ids)
     for again in (node, other):
         responses = await compiled(again, DOCUMENTS)
         assert outcomes(responses) == [CHUNK_OUTCOME_FOUND] * 3
@@ -76,7 +90,7 @@ async def test_a_chunk_asked_for_inline_travels_whole(world: World) -> None:
     objects = inline_objects(responses)
     ids = ids_of(node.engine)
     assert set(objects) == {ids.local(d.token_ids) for d in DOCUMENTS[:2]}
-    assert len(store.store.objects) == 1
+    assert len(store.store.tiers.ram) == 1
     for data in objects.values():
         parse_chunk_object(data)
 
@@ -137,9 +151,9 @@ async def test_a_chunk_the_store_lost_after_saying_it_had_it_is_computed(
     await compiled(node, DOCUMENTS[:1])
     lookup = store.store.lookup
 
-    def evict_then_lookup(keys: object, reader: object) -> object:
-        store.store.delete(keys)  # type: ignore[arg-type]
-        return lookup(keys, reader)  # type: ignore[arg-type]
+    async def evict_then_lookup(keys: Sequence[ObjectKey], reader: Reader) -> object:
+        await store.store.delete(keys)
+        return await lookup(keys, reader)
 
     monkeypatch.setattr(store.store, "lookup", evict_then_lookup)
     assert outcomes(await compiled(other, DOCUMENTS[:1])) == [CHUNK_OUTCOME_STORED]
@@ -155,7 +169,7 @@ async def test_a_compile_that_is_given_up_leaves_no_claim(world: World, how: str
             assert store.store.claims.num_live() == 3
             await leave(call, how)
         await world.nothing_held()  # though the engine is still busy
-    assert len(store.store.objects) == 0
+    assert len(store.store.tiers.ram) == 0
 
 
 async def test_a_pool_without_room_is_busy(world: World) -> None:

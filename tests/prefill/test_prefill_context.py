@@ -80,7 +80,7 @@ async def test_a_prefix_is_fetched_rather_than_computed(world: World) -> None:
     decode = await world.decode()
     first = await world.prefill()
     await ask(decode, [PROMPT], SamplingParams(max_tokens=1))
-    await eventually(lambda: len(store.store.objects) == 4)
+    await eventually(lambda: len(store.store.tiers.ram) == 4)
     expected, token = expected_layers(world, PROMPT, 512)
     responses = await whole(first, start_of(first, context=context_work(PROMPT, 512)))
     assert_close(layers_of(responses), expected)

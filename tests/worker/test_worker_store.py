@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_cluster import TENANT, World, claim_as, damage, eventually, ids_of, is_idle, stored, tokens
+from tiny_cluster import TENANT, World, claim_as, damage, eventually, ids_of, is_idle, stored_bytes, tokens
 
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import InvalidRequest
@@ -41,7 +41,7 @@ async def test_what_is_published_is_what_was_computed(world: World) -> None:
     assert not is_idle(pool)  # until it is stored
     await publisher.drain()
     assert is_idle(pool)
-    parsed = parse_chunk_object(stored(store, chunk_id).data)
+    parsed = parse_chunk_object(stored_bytes(store, chunk_id))
     for layer, (key, value) in enumerate(parsed.layers):
         assert (bytes(key), bytes(value)) == layer_of_run(run, layer)
     publisher.publish(TENANT, ChunkKind.LOCAL, [(chunk_id, run)])  # again: the store has it

@@ -34,6 +34,7 @@ from spolia_kvstore.objects import ObjectKey
 from spolia_node.calls import call_errors
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_from_pb, sampling_to_pb
+from spolia_node.store_address import stores_at
 from spolia_node.store_client import StoreClient
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.node import PrefillNode
@@ -219,7 +220,7 @@ class World:
                 await eventually(lambda w=worker: w.admission.num_running == 0, "a place is taken")
                 assert worker.admission.num_waiting == 0
         for store in self.stores:
-            await eventually(lambda s=store: s.store.objects.num_transfers == 0, "the store has a transfer")
+            await eventually(lambda s=store: s.store.tiers.num_transfers == 0, "the store has a transfer")
             await eventually(lambda s=store: s.store.claims.num_live() == 0, "the store has a claim")
             store.store.check_invariants()
 
@@ -375,19 +376,28 @@ def held_engine(thread: EngineThread) -> Iterator[Callable[[], None]]:
 
 def stored(store: KVStoreNode, chunk_id: bytes) -> Any:
     """The stored object of a chunk of this world's tenant, or None."""
-    return store.store.objects.touch(ObjectKey(TENANT, chunk_id))
+    return store.store.tiers.ram.find(ObjectKey(TENANT, chunk_id))
+
+
+def stored_bytes(store: KVStoreNode, chunk_id: bytes) -> bytes:
+    """The bytes of a stored object, as the store has them."""
+    found = stored(store, chunk_id)
+    assert found is not None
+    data: bytes = found.extent.read(0, found.size)
+    return data
 
 
 def damage(store: KVStoreNode, chunk_id: bytes) -> None:
     """Flips a bit of a stored object behind the store's back."""
     found = stored(store, chunk_id)
     assert found is not None
-    found.data[-1] ^= 1
+    (last,) = found.extent.pieces(found.size - 1, found.size)
+    last[0] ^= 1
 
 
 async def claim_as(node: PrefillNode | DecodeNode, chunk_id: bytes, owner: str, ttl_ms: int) -> None:
     """Claims a chunk for somebody who is not in this world."""
-    client = StoreClient(node.channels, lambda: node.config.directory)
+    client = StoreClient(node.channels, lambda: stores_at(node.config.directory))
     results = await client.claim(TENANT, [chunk_id], owner, Deadline.after(WAIT_S), ttl_ms=ttl_ms)
     assert results[0].state == kvstore_pb2.CLAIM_STATE_GRANTED
 

@@ -52,7 +52,9 @@ class ExactPath:
             )
         fresh = self._core.register_prefix(prepared.context, chain)
         if self._parts.config.publish:
-            self._parts.publisher.publish(job.tenant_id, ChunkKind.PREFIX, fresh)
+            self._parts.publisher.publish(
+                job.tenant_id, ChunkKind.PREFIX, fresh, seconds_per_token=prepared.seconds_per_token
+            )
         return prepared
 
     async def _prefix(
@@ -111,7 +113,7 @@ class ExactPath:
         report.live_bytes += handed_off.num_bytes
         report.nodes.append(node_id)
         context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached))
-        return Prepared(context, handed_off.first_token)
+        return Prepared(context, handed_off.first_token, handed_off.seconds_per_token)
 
     async def _prefill_at(
         self,

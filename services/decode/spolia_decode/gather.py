@@ -18,6 +18,7 @@ from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_worker.chunk_fetch import Fetched, adopt_local
 from spolia_worker.claims import Claim, ClaimOutcome
+from spolia_worker.timed import timed
 
 STORE_AWAY = (MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
 log = get_log(__name__)
@@ -166,22 +167,29 @@ class ChunkGatherer:
             if claim.outcome is ClaimOutcome.HELD:
                 gathered.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
             if chunk_id not in gathered.runs:
-                await self._compile(chunk_id, gathered, deadline)
-                self._publish(chunk_id, gathered, job, claim)
+                compute_s = await self._compile(chunk_id, gathered, deadline)
+                self._publish(chunk_id, compute_s, gathered, job, claim)
         except BaseException:
             claim.give_back()
             raise
 
-    async def _compile(self, chunk_id: bytes, gathered: Gathered, deadline: Deadline) -> None:
+    async def _compile(self, chunk_id: bytes, gathered: Gathered, deadline: Deadline) -> float:
+        """Adds the chunk, and says how many seconds the engine took."""
         core, token_ids = self._core, gathered.wanted[chunk_id].token_ids
         compiling = self._parts.thread.run(
-            lambda: core.compile(chunk_id, token_ids), discard=lambda run: core.pool.release(run.extent)
+            lambda: timed(lambda: core.compile(chunk_id, token_ids)),
+            discard=lambda compiled: core.pool.release(compiled.result.extent),
         )
-        gathered.add(chunk_id, await deadline.wait(compiling, "compiling a chunk"), TokenSource.COMPILED)
+        compiled = await deadline.wait(compiling, "compiling a chunk")
+        gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
+        return compiled.seconds
 
-    def _publish(self, chunk_id: bytes, gathered: Gathered, job: GenerateJob, claim: Claim) -> None:
+    def _publish(self, chunk_id: bytes, compute_s: float, gathered: Gathered, job: GenerateJob, claim: Claim) -> None:
         """Stores a chunk in the background; its claim stands until that is done."""
-        self._parts.publisher.publish(job.tenant_id, ChunkKind.LOCAL, [(chunk_id, gathered.runs[chunk_id])], claim)
+        run = gathered.runs[chunk_id]
+        self._parts.publisher.publish(
+            job.tenant_id, ChunkKind.LOCAL, [(chunk_id, run)], claim, seconds_per_token=compute_s / run.num_tokens
+        )
 
 
 def chunk_id_of(part: Part) -> bytes:

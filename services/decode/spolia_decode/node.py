@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
-from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeRecord
 from spolia_decode.admission import Admission
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.batch import DecodeBatch
@@ -31,6 +31,7 @@ from spolia_worker.publisher import Publisher
 from spolia_worker.record import load_of, model_name, node_record
 
 SERVICE = DESCRIPTOR.services_by_name["DecodeService"].full_name
+WATCHED = (NODE_ROLE_PREFILL, NODE_ROLE_KVSTORE)
 PUBLISH_FAREWELL_S = 2.0
 
 
@@ -45,7 +46,7 @@ class DecodeNode:
         self.engine = engine
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
-        self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_PREFILL]) if config.directory else None
+        self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
         self.batch = DecodeBatch(engine, lambda: self.thread.notify())
         self.thread = EngineThread("decode-engine", self._step)
         self.server = NodeServer(config, "decode")
@@ -58,7 +59,7 @@ class DecodeNode:
 
     def _make_parts(self) -> NodeParts:
         config, engine = self.config, self.engine
-        store = StoreClient(self.channels, lambda: config.directory or None)
+        store = StoreClient.of(self.channels, self.view, config.directory)
         return NodeParts(
             config=config,
             core=engine,

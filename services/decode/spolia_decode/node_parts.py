@@ -22,6 +22,7 @@ from spolia_worker.chunk_fetch import ACCEPTED_CODECS, ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import Publisher
+from spolia_worker.timed import timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,11 @@ class NodeParts:
         """
 
         def prepare() -> Prepared:
-            context = make_context()
+            made = timed(make_context)
+            context = made.result
             try:
-                return Prepared(context, self.core.first_token(context, job.sampling, len(job.received_ids)))
+                token_id = self.core.first_token(context, job.sampling, len(job.received_ids))
+                return Prepared(context, token_id, made.seconds / max(1, context.num_computed_tokens))
             except BaseException:
                 context.close()
                 raise

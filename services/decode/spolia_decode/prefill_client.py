@@ -54,6 +54,13 @@ class HandedOff:
     first_token: int
     num_bytes: int
     num_computed_tokens: int
+    compute_s: float
+    """How long its engine took for them."""
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What a token took; 0 where that was not measured."""
+        return self.compute_s / self.num_computed_tokens if self.num_computed_tokens else 0.0
 
 
 class PrefillClient:
@@ -121,7 +128,12 @@ class PrefillClient:
                         first_token = response.first_token.token_id
                     case "done" if first_token is not None and arrival.complete:
                         await _end(call)
-                        return HandedOff(first_token, arrival.num_bytes, response.done.num_computed_tokens)
+                        return HandedOff(
+                            first_token,
+                            arrival.num_bytes,
+                            response.done.num_computed_tokens,
+                            response.done.compute_ms / 1000,
+                        )
                     case other:
                         raise DataCorrupt(f"{address} sent {other} out of order")
         raise Unavailable(f"{address} ended the stream before its work was done")

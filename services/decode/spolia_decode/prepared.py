@@ -13,3 +13,5 @@ class Prepared:
 
     context: Context
     first_token: int
+    seconds_per_token: float = 0.0
+    """What computing a token of the context took, on whichever node; 0 where that was not measured."""

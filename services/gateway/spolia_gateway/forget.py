@@ -1,20 +1,28 @@
-"""Drops documents from the store and from the memory of decode and prefill nodes."""
+"""Drops documents from every store and from the memory of decode and prefill nodes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import grpc
 
-from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2, prefill_pb2, prefill_pb2_grpc
+from spolia.v1 import (
+    decode_pb2,
+    decode_pb2_grpc,
+    directory_pb2,
+    gateway_pb2,
+    kvstore_pb2,
+    prefill_pb2,
+    prefill_pb2_grpc,
+)
 from spolia_core.errors import SpoliaError, Unavailable
 from spolia_gateway.failures import failure_of
 from spolia_gateway.store_failures import store_away_in_words
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView
+from spolia_node.store_answers import sum_deleted
 from spolia_node.store_client import StoreClient
 
 MAX_IDS_PER_CALL = 4096
@@ -23,14 +31,6 @@ MAX_IDS_PER_CALL = 4096
 STORE = "store"
 STORE_SHARE = 0.5
 """Share of the caller's time that a store which does not answer may use up; the rest is for the nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """What went from the store."""
-
-    num_dropped: int = 0
-    size_bytes: int = 0
 
 
 class Forgetter:
@@ -44,9 +44,9 @@ class Forgetter:
     async def run(self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline) -> gateway_pb2.ForgetResponse:
         """Drops the chunks and counts what went.
 
-        The store goes first, so that no node fetches again what it has just dropped; then every decode and prefill
-        node, draining ones too. Raises `Unavailable`, naming those that could not be asked, after asking all the
-        others: forgetting is idempotent, so the caller tries again until it succeeds.
+        Stores go first, every replica, so that no node fetches again what it has just dropped; then every decode and
+        prefill node, draining ones too. Raises `Unavailable`, naming those that could not be asked, after asking all
+        the others: forgetting is idempotent, so the caller tries again until it succeeds.
         """
         stored = await self._drop_stored(tenant_id, chunk_ids, deadline.share(STORE_SHARE))
         nodes = [
@@ -56,27 +56,27 @@ class Forgetter:
         ]
         dropped = await asyncio.gather(*(self._drop_resident(node, tenant_id, chunk_ids, deadline) for node in nodes))
         _raise_if_any_failed([(STORE, stored), *zip((node.node_id for node in nodes), dropped, strict=True)])
-        counts = stored if isinstance(stored, _Stored) else _Stored()
+        counts = stored if isinstance(stored, kvstore_pb2.DeleteResponse) else kvstore_pb2.DeleteResponse()
         return gateway_pb2.ForgetResponse(
-            num_stored_dropped=counts.num_dropped,
-            stored_bytes_dropped=counts.size_bytes,
+            num_stored_dropped=counts.num_deleted,
+            stored_bytes_dropped=counts.bytes_deleted,
             num_resident_dropped=sum(count for count in dropped if isinstance(count, int)),
+            stored_tiers=counts.tiers,
         )
 
     async def _drop_stored(
         self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline
-    ) -> _Stored | SpoliaError:
-        """What went, or why it failed: nodes are asked even when the store is away."""
-        num_dropped, size_bytes = 0, 0
+    ) -> kvstore_pb2.DeleteResponse | SpoliaError:
+        """What went, or why it failed: nodes are asked even when a store is away."""
+        deleted: list[kvstore_pb2.DeleteResponse] = []
         try:
             for start in range(0, len(chunk_ids), MAX_IDS_PER_CALL):
                 ids = chunk_ids[start : start + MAX_IDS_PER_CALL]
                 with store_away_in_words():
-                    deleted = await self._store.delete(tenant_id, ids, deadline)
-                num_dropped, size_bytes = num_dropped + deleted.num_deleted, size_bytes + deleted.bytes_deleted
+                    deleted.append(await self._store.delete(tenant_id, ids, deadline))
         except SpoliaError as error:
             return error
-        return _Stored(num_dropped, size_bytes)
+        return sum_deleted(deleted)
 
     async def _drop_resident(
         self, node: directory_pb2.NodeRecord, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline

@@ -53,7 +53,7 @@ class Gateway:
         self._config = config
         self._tokenizer = tokenizer
         self._cluster = cluster
-        store = StoreClient(channels, self._store_address)
+        store = StoreClient.of(channels, cluster, config.directory)
         policy = config.retry_policy
         self._generator = Generator(cluster, channels, policy, metrics)
         self._warmer = Warmer(cluster, channels, store, policy, config.warm_concurrency)
@@ -127,11 +127,6 @@ class Gateway:
 
     def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
         return self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE)
-
-    def _store_address(self) -> str | None:
-        """A store that registered; before one has, the process that keeps the directory is one."""
-        stores = self._cluster.nodes(directory_pb2.NODE_ROLE_KVSTORE)
-        return stores[0].address if stores else self._config.directory or None
 
     def _model(self, wanted: str) -> Model:
         check_model_name(wanted, self._config.served_name)

@@ -1,4 +1,4 @@
-"""What to tell a client when the store is away, or is full."""
+"""What to tell a client when a store is away, or is full."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def store_away_in_words() -> Iterator[None]:
         yield
     except Unavailable as error:
         log.warning("store not reached", error=error.message)
+        which = f"stores {error.actual}" if error.field == "stores" else "the store"
         raise Unavailable(
-            "the store cannot be reached now: is the kvstore process running?",
+            f"{which} cannot be reached now: is the kvstore process running?",
             field="store",
             retry_after_ms=RETRY_AFTER_MS,
         ) from error

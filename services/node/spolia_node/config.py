@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from spolia_core.errors import InvalidRequest
+from spolia_node.addresses import addresses_in, is_address
 from spolia_node.logs import LOG_LEVELS
 from spolia_node.settings import Setting, at_least, between, one_of, setting, settings_of
 
@@ -40,7 +41,11 @@ class NodeConfig:
     port: int = setting(0, "Port to listen on; 0 takes a free one.", check=between(0, 65535))
     advertise_host: str = setting("", "Host name or address peers reach this node by; empty: same as host.")
     node_id: str = setting("", "Unique name of this node in the cluster; empty: made from its role and a random part.")
-    directory: str = setting("", 'Address "host:port" of the kvstore process that keeps the directory; empty: none.')
+    directory: str = setting(
+        "",
+        'Address "host:port" of the kvstore process that keeps the directory; empty: none. Several, "a:1,b:2", are '
+        "tried in turn.",
+    )
     cluster_secret: str = setting(
         DEFAULT_SECRET,
         "Secret all nodes share, from which tenants' keys are made; must be changed when host is not loopback.",
@@ -183,8 +188,12 @@ def _check_reachability(config: NodeConfig) -> None:
         raise _invalid(
             "advertise_host", f"advertise_host must say how peers reach this node; host is {config.host}", ""
         )
-    if config.directory and not _is_address(config.directory):
-        raise _invalid("directory", f'directory must be "host:port", got {config.directory}', config.directory)
+    if not all(is_address(address) for address in addresses_in(config.directory)):
+        raise _invalid(
+            "directory",
+            f'directory must be "host:port", or several with commas, got {config.directory}',
+            config.directory,
+        )
 
 
 def _invalid(name: str, message: str, actual: str) -> InvalidRequest:
@@ -203,8 +212,3 @@ def _is_wildcard(host: str) -> bool:
         return ip_address(host).is_unspecified
     except ValueError:
         return False
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdigit() and 0 < int(port) < 65536

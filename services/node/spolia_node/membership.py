@@ -1,7 +1,8 @@
 """A node's place in the directory, and its view of the others.
 
 Both sides keep a stream to the directory and open it again, 0.1 … 2 s apart, for as long as they run: a directory that
-is away stops nobody. The view then goes on with what it knew.
+is away stops nobody. The view then goes on with what it knew. Where the directory has several addresses ("a:1,b:2"),
+the next is tried when the present one fails.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from spolia_core.errors import SpoliaError, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.directory_turns import DirectoryTurns
 from spolia_node.logs import get_log
 
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 MIN_HEARTBEAT_INTERVAL_S = 0.05
 """However often a node is touched: a record with thousands of chunk ids is not free."""
@@ -36,29 +36,12 @@ just started has not heard from them yet."""
 log = get_log(__name__)
 
 
-class Backoff:
-    """Seconds to wait between tries: doubling from the first to the longest, until `reset`."""
-
-    def __init__(self) -> None:
-        self._next_s = FIRST_BACKOFF_S
-
-    def reset(self) -> None:
-        """Starts over: a try went well."""
-        self._next_s = FIRST_BACKOFF_S
-
-    def next_s(self) -> float:
-        """How long to wait now."""
-        wait_s = self._next_s
-        self._next_s = min(MAX_BACKOFF_S, wait_s * 2)
-        return wait_s
-
-
 class Registration:
     """Keeps a node registered. `make_record` is asked for the record at every heartbeat, a third of the lease apart."""
 
     def __init__(self, channels: ChannelPool, directory_address: str, make_record: Callable[[], NodeRecord]) -> None:
         self._channels = channels
-        self._address = directory_address
+        self._turns = DirectoryTurns(directory_address)
         self._make_record = make_record
         self._wake = asyncio.Event()
         self._registered = asyncio.Event()
@@ -95,24 +78,24 @@ class Registration:
         return _Told(partial(self._wait_told, self._num_touches))
 
     async def _run(self) -> None:
-        backoff = Backoff()
         while True:
+            address = self._turns.address
             try:
-                await self._stay_registered(backoff)
+                await self._stay_registered(address)
             except Exception as error:
-                _log_failure("registration failed", self._address, error)
+                _log_failure("registration failed", address, error)
             finally:
                 self._registered.clear()
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(self._turns.failed())
 
-    async def _stay_registered(self, backoff: Backoff) -> None:
-        with call_errors(self._address):
-            call = DirectoryServiceStub(self._channels.get(self._address)).Register(None)
+    async def _stay_registered(self, address: str) -> None:
+        with call_errors(address):
+            call = DirectoryServiceStub(self._channels.get(address)).Register(None)
             call.add_done_callback(lambda _: self._wake.set())  # a broken stream is noticed at once
             try:
                 while True:
                     lease_s = await self._heartbeat(call)
-                    backoff.reset()
+                    self._turns.answered()
                     self._registered.set()
                     await asyncio.sleep(MIN_HEARTBEAT_INTERVAL_S)
                     await self._touched_within(lease_s / 3)
@@ -165,7 +148,7 @@ class ClusterView:
 
     def __init__(self, channels: ChannelPool, directory_address: str, roles: Collection[NodeRole.ValueType]) -> None:
         self._channels = channels
-        self._address = directory_address
+        self._turns = DirectoryTurns(directory_address)
         self._roles = tuple(roles)
         self._nodes: dict[str, NodeRecord] = {}
         self._rejoining: dict[str, NodeRecord] = {}
@@ -192,15 +175,17 @@ class ClusterView:
             self._task = None
         self._set_reachable(False)
 
-    def nodes(self, role: NodeRole.ValueType, *, include_draining: bool = False) -> list[NodeRecord]:
-        """Nodes of `role` by node id, those marked dead left out; draining ones only when asked for."""
+    def nodes(
+        self, role: NodeRole.ValueType, *, include_draining: bool = False, include_dead: bool = False
+    ) -> list[NodeRecord]:
+        """Nodes of `role` by node id; draining ones, and those marked dead, only when asked for."""
         now = time.monotonic()
         return [
             record
             for node_id, record in sorted(self._known(now).items())
             if record.role == role
             and (include_draining or not record.draining)
-            and self._dead_until.get(node_id, 0.0) <= now
+            and (include_dead or self._dead_until.get(node_id, 0.0) <= now)
         ]
 
     def mark_dead(self, node_id: str) -> None:
@@ -218,22 +203,22 @@ class ClusterView:
             await deadline.wait(changed.wait(), "waiting for the cluster")
 
     async def _run(self) -> None:
-        backoff = Backoff()
         while True:
+            address = self._turns.address
             try:
-                await self._watch(backoff)
+                await self._watch(address)
             except Exception as error:
-                _log_failure("directory away", self._address, error)
+                _log_failure("directory away", address, error)
             finally:
                 self._set_reachable(False)
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(self._turns.failed())
 
-    async def _watch(self, backoff: Backoff) -> None:
-        with call_errors(self._address):
-            call = DirectoryServiceStub(self._channels.get(self._address)).Watch(WatchRequest(roles=self._roles))
+    async def _watch(self, address: str) -> None:
+        with call_errors(address):
+            call = DirectoryServiceStub(self._channels.get(address)).Watch(WatchRequest(roles=self._roles))
             try:
                 async for snapshot in call:
-                    backoff.reset()
+                    self._turns.answered()
                     self._take({record.node_id: record for record in snapshot.nodes})
             finally:
                 call.cancel()

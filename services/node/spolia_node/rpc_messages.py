@@ -118,8 +118,10 @@ def mode_from_pb(mode: int, *, unspecified: ReuseMode | None = None) -> ReuseMod
         raise InvalidRequest(f"mode must be {names}, got {mode}", field="mode", limit=names, actual=str(mode)) from None
 
 
-def object_info(meta: ChunkMeta, data: bytes | bytearray | memoryview, *, replica: str = "") -> common_pb2.ObjectInfo:
-    """What is said of a chunk object; takes the digest of all of `data`."""
+def object_info(
+    meta: ChunkMeta, data: bytes | bytearray | memoryview, *, replica: str = "", compute_s: float = 0.0
+) -> common_pb2.ObjectInfo:
+    """What is said of a chunk object; takes the digest of all of `data`. 0 `compute_s`: its cost was not measured."""
     view = memoryview(data).cast("B")
     return common_pb2.ObjectInfo(
         chunk_id=meta.chunk_id,
@@ -131,6 +133,7 @@ def object_info(meta: ChunkMeta, data: bytes | bytearray | memoryview, *, replic
         size_bytes=len(view),
         digest=digest(view),
         replica=replica,
+        compute_s=compute_s,
     )
 
 

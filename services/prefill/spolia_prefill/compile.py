@@ -20,6 +20,7 @@ from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 from spolia_worker.claims import ChunkClaims, Claim, ClaimOutcome
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import ChunkBytes, Publisher
+from spolia_worker.timed import timed
 
 CHUNKS_AT_ONCE = 4
 """Chunks of one job that are claimed and worked on together: one computes while others are stored. With many more,
@@ -136,16 +137,20 @@ class Compiler:
         return ChunkReady(outcome=outcome, info=data.info, num_computed_tokens=num_computed), data.data
 
     async def _object(self, chunk: LocalChunk) -> tuple[ChunkBytes, int]:
-        """The chunk as bytes, and how many tokens were computed for it."""
-        num_computed = 0
+        """The chunk as bytes, and how many tokens were computed for it.
+
+        What computing it took is said only when it was done now: nobody remembers that of a resident run.
+        """
+        num_computed, compute_s = 0, 0.0
         run = self._core.resident.acquire(chunk.chunk_id)
         if run is None:
-            num_computed = len(chunk.token_ids)
-            run = await self._thread.run(
-                lambda: self._core.compile(chunk.chunk_id, chunk.token_ids), discard=self._release
+            compiled = await self._thread.run(
+                lambda: timed(lambda: self._core.compile(chunk.chunk_id, chunk.token_ids)),
+                discard=lambda compiled: self._release(compiled.result),
             )
+            run, compute_s, num_computed = compiled.result, compiled.seconds, len(chunk.token_ids)
         try:
-            return await self._publisher.to_bytes(chunk.chunk_id, ChunkKind.LOCAL, run), num_computed
+            return await self._publisher.to_bytes(chunk.chunk_id, ChunkKind.LOCAL, run, compute_s), num_computed
         finally:
             self._release(run)
 

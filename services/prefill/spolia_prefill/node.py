@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeRecord
 from spolia.v1.prefill_pb2 import DESCRIPTOR
 from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
-from spolia_node.membership import Registration
+from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
 from spolia_prefill.compile import Compiler
@@ -36,8 +36,9 @@ class PrefillNode:
         self.terms = load_terms(config, engine)
         self.thread = EngineThread("prefill-engine")
         self.channels = ChannelPool(config.max_message_bytes)
+        self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.server = NodeServer(config, "prefill")
-        store = StoreClient(self.channels, lambda: config.directory or None)
+        store = StoreClient.of(self.channels, self.view, config.directory)
         self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)
         publisher = Publisher(engine, store, timeout_s=config.rpc_timeout_s)
         self.service = PrefillServer(
@@ -54,7 +55,8 @@ class PrefillNode:
         """Serves, and registers where there is a directory."""
         self.thread.start()
         await self.server.start()
-        if self.config.directory:
+        if self.view is not None:
+            self.view.start()
             registration = Registration(self.channels, self.config.directory, self.record)
             registration.start()
             self.server.registration = registration
@@ -62,6 +64,8 @@ class PrefillNode:
     async def close(self) -> None:
         """Lets go of what is not the server's. Call after a drain."""
         await self.claims.drain()
+        if self.view is not None:
+            await self.view.stop()
         await self.thread.stop()
         await self.channels.close()
 

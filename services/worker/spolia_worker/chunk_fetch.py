@@ -16,7 +16,8 @@ from spolia_engine.kv_bytes import write_object
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
-from spolia_node.store_client import FetchedChunk, StoreClient
+from spolia_node.store_client import StoreClient
+from spolia_node.store_stream import FetchedChunk
 
 ACCEPTED_CODECS = (RAW_CODEC,)
 """Codecs this release can attend to. EXACT may use the lossless ones only; raw is."""

@@ -50,10 +50,13 @@ class Publisher:
         self.num_dropped = 0
         """Chunks not published because too many were on their way, or the store could not take them."""
 
-    async def to_bytes(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkBytes:
-        """Serialises a run off the event loop. The caller holds a reference on it meanwhile."""
+    async def to_bytes(self, chunk_id: bytes, kind: ChunkKind, run: Run, compute_s: float = 0.0) -> ChunkBytes:
+        """Serialises a run off the event loop. The caller holds a reference on it meanwhile.
+
+        `compute_s` is what computing the run took, as far as that was measured.
+        """
         meta = self._core.meta(chunk_id, kind, run)
-        return await asyncio.to_thread(_object_of, run, meta)
+        return await asyncio.to_thread(_object_of, run, meta, compute_s)
 
     async def put(self, tenant_id: str, chunk: ChunkBytes, deadline: Deadline, claim: Claim | None = None) -> bool:
         """Stores a chunk and ends its claim; False when another replica was first. Raises what the store raises."""
@@ -68,11 +71,18 @@ class Publisher:
         return is_first
 
     def publish(
-        self, tenant_id: str, kind: ChunkKind, chunks: Sequence[tuple[bytes, Run]], claim: Claim | None = None
+        self,
+        tenant_id: str,
+        kind: ChunkKind,
+        chunks: Sequence[tuple[bytes, Run]],
+        claim: Claim | None = None,
+        *,
+        seconds_per_token: float = 0.0,
     ) -> None:
         """Stores what the store does not have yet, in the background. Failures cost reuse only; they are counted.
 
-        Takes no reference of the caller's, but takes `claim`, which is on the only chunk.
+        Takes no reference of the caller's, but takes `claim`, which is on the only chunk. `seconds_per_token` is
+        measured on the pass that made the chunks; 0 where it was not.
         """
         if not chunks or self.num_pending + len(chunks) > self._max_pending:
             self.num_dropped += len(chunks)
@@ -83,7 +93,8 @@ class Publisher:
             self._core.pool.retain(run.extent)
         self.num_pending += len(chunks)
         task = asyncio.get_running_loop().create_task(
-            self._publish(tenant_id, kind, chunks, claim, Deadline.after(self._timeout_s)), name="publish"
+            self._publish(tenant_id, kind, chunks, claim, seconds_per_token, Deadline.after(self._timeout_s)),
+            name="publish",
         )
         self._tasks.add(task)
         # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
@@ -115,6 +126,7 @@ class Publisher:
         kind: ChunkKind,
         chunks: Sequence[tuple[bytes, Run]],
         claim: Claim | None,
+        seconds_per_token: float,
         deadline: Deadline,
     ) -> None:
         missing = list(chunks)
@@ -125,13 +137,14 @@ class Publisher:
             missing = [c for c, entry in zip(chunks, entries, strict=True) if not entry.HasField("info")]
             while missing:
                 chunk_id, run = missing[0]
-                await self.put(tenant_id, await self.to_bytes(chunk_id, kind, run), deadline, claim)
+                data = await self.to_bytes(chunk_id, kind, run, seconds_per_token * run.num_tokens)
+                await self.put(tenant_id, data, deadline, claim)
                 missing.pop(0)
         except SpoliaError as error:
             self.num_dropped += len(missing)
             log.info("chunks not published", num_chunks=len(missing), error=str(error))
 
 
-def _object_of(run: Run, meta: ChunkMeta) -> ChunkBytes:
+def _object_of(run: Run, meta: ChunkMeta, compute_s: float) -> ChunkBytes:
     data = run_to_object(run, meta)
-    return ChunkBytes(object_info(meta, data), data)
+    return ChunkBytes(object_info(meta, data, compute_s=compute_s), data)
