@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import fake_gateway
+import fake_store
 import pytest
 from fake_gateway import Call, FakeGateway
+from fake_store import FakeStore
 
 from spolia import AsyncClient, Client
 from spolia.local_cluster import ROLES
@@ -22,6 +24,16 @@ def gateway() -> Iterator[FakeGateway]:
     server = fake_gateway.start(fake)
     yield fake
     server.stop(grace=None).wait(fake_gateway.PATIENCE_S)
+
+
+@pytest.fixture
+def stores() -> Iterator[tuple[FakeStore, FakeStore]]:
+    """Two stores that hold nothing yet."""
+    fakes = (FakeStore("kvstore-1"), FakeStore("kvstore-2"))
+    servers = [fake_store.start(fake) for fake in fakes]
+    yield fakes
+    for server in servers:
+        server.stop(grace=None).wait(fake_gateway.PATIENCE_S)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

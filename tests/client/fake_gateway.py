@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from spolia.errors import DETAIL_KEY, SpoliaError, detail_of, status_of
-from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia.v1.gateway_pb2_grpc import GatewayServiceServicer, add_GatewayServiceServicer_to_server
 
 PATIENCE_S = 30.0
@@ -111,7 +111,10 @@ class FakeGateway(GatewayServiceServicer):
         self._begin(request, context)
         count = len(request.documents)
         return gateway_pb2.ForgetResponse(
-            num_stored_dropped=count, stored_bytes_dropped=100 * count, num_resident_dropped=1
+            num_stored_dropped=count,
+            stored_bytes_dropped=100 * count,
+            num_resident_dropped=1,
+            stored_tiers=[kvstore_pb2.TierCount(tier=common_pb2.TIER_DISK, num_objects=count, num_bytes=100 * count)],
         )
 
     def Tokenize(self, request: Any, context: Any) -> gateway_pb2.TokenizeResponse:

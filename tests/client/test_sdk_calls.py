@@ -19,6 +19,7 @@ from spolia import (
     Model,
     ReuseMode,
     SpoliaError,
+    TierDropped,
     TokenIds,
     TokenSource,
     Transfer,
@@ -183,7 +184,7 @@ def test_small_documents_share_a_message(call: Call, gateway: FakeGateway) -> No
 
 
 def test_forgetting_sums_what_was_dropped(call: Call) -> None:
-    assert call("forget", ["a", Document("b")]) == Forgotten(2, 200, 1)
+    assert call("forget", ["a", Document("b")]) == Forgotten(2, 200, 1, (TierDropped("disk", 2, 200),))
 
 
 def test_a_lone_string_is_one_document(call: Call, gateway: FakeGateway) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from spolia.cli import bench, calibrate, cluster, demo, eval, generate, serve, up, version, warm
+from spolia.cli.cache.app import cache
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 
@@ -31,6 +32,7 @@ app.command("demo", epilog=EPILOG)(demo.demo)
 app.command("generate", epilog=EPILOG)(generate.generate)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
+app.add_typer(cache, name="cache")
 app.command("serve", epilog=EPILOG, context_settings=PASS_ON)(serve.serve)
 app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
 app.command("eval", epilog=EPILOG, context_settings=HAND_OVER)(eval.evaluate)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from spolia.cli.output import notes
 from spolia.errors import InvalidRequest
+from spolia.parts import Document
 
 
 def read_document(path: Path) -> str:
@@ -16,6 +18,20 @@ def read_document(path: Path) -> str:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}", field=str(path)) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path} is not UTF-8 text", field=str(path), limit="UTF-8") from error
+
+
+def read_documents(paths: Sequence[Path], pattern: str) -> list[Document]:
+    """The texts of `files_of` the paths, named after their files. Says which files are left out because empty.
+
+    Raises `InvalidRequest` when a file cannot be read, or when all are empty.
+    """
+    texts = [(path, read_document(path)) for path in files_of(paths, pattern)]
+    empty = [str(path) for path, text in texts if not text]
+    if empty:
+        notes().print(f"left out, because empty: {', '.join(empty)}", markup=False)
+    if len(empty) == len(texts):
+        raise InvalidRequest("every file is empty", field="documents", limit="≥ 1 character")
+    return [Document(text, name=str(path)) for path, text in texts if text]
 
 
 def files_of(paths: Sequence[Path], pattern: str) -> Iterator[Path]:

@@ -10,10 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
 from spolia.cli.output import notes, print_json
-from spolia.cli.texts import files_of, read_document
+from spolia.cli.texts import read_documents
 from spolia.client import Client
-from spolia.errors import InvalidRequest
-from spolia.parts import Document
 from spolia.results import WarmedDocument
 
 
@@ -26,7 +24,7 @@ def warm(
     as_json: Json = False,
 ) -> None:
     """Compute the KV of documents and store it, so that later prompts reuse it at any position."""
-    documents = _documents(paths, pattern)
+    documents = read_documents(paths, pattern)
     bar = Progress(
         TextColumn("warming"),
         BarColumn(),
@@ -46,16 +44,6 @@ def warm(
         f"warm documents: {totals['num_documents']}, {totals['num_already_stored']} of them since before; "
         f"{totals['num_tokens']} tokens, {totals['size_bytes']} bytes"
     )
-
-
-def _documents(paths: list[Path], pattern: str) -> list[Document]:
-    texts = [(path, read_document(path)) for path in files_of(paths, pattern)]
-    empty = [str(path) for path, text in texts if not text]
-    if empty:
-        notes().print(f"left out, because empty: {', '.join(empty)}", markup=False)
-    if len(empty) == len(texts):
-        raise InvalidRequest("every file is empty", field="documents", limit="≥ 1 character")
-    return [Document(text, name=str(path)) for path, text in texts if text]
 
 
 def _totals(warmed: list[WarmedDocument]) -> dict[str, int]:

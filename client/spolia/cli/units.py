@@ -1,0 +1,35 @@
+"""Sizes and times as people read and write them."""
+
+from __future__ import annotations
+
+import re
+
+from spolia.errors import InvalidRequest
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[smhd])")
+SECONDS_OF = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_LIMIT = "a number and s, m, h or d, like 30s, 10m or 1h"
+
+
+def human_bytes(num_bytes: float) -> str:
+    """Three digits or so, with a unit: 512 B, 1.5 MiB."""
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    power = next((power for power in (1, 2, 3) if num_bytes / 1024**power < 999.5), 4)
+    number = num_bytes / 1024**power
+    return f"{number:.1f} {UNITS[power]}" if number < 99.95 else f"{number:.0f} {UNITS[power]}"
+
+
+def human_seconds(seconds: float) -> str:
+    """The largest whole unit: 42s, 12m, 3h, 5d."""
+    unit = next((unit for unit in ("d", "h", "m") if seconds >= SECONDS_OF[unit]), "s")
+    return f"{int(seconds / SECONDS_OF[unit])}{unit}"
+
+
+def parse_duration(text: str, field: str) -> float:
+    """Seconds. Raises `InvalidRequest`, naming `field`, for anything that is not one number and its unit."""
+    found = DURATION.fullmatch(text.strip())
+    if found is None:
+        raise InvalidRequest(f"{field} is no duration: {text!r}", field=field, limit=DURATION_LIMIT, actual=text)
+    return float(found["number"]) * SECONDS_OF[found["unit"]]

@@ -1,0 +1,91 @@
+"""One question to many stores at once."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import grpc
+
+from spolia.connection import channel_options, check_address
+from spolia.lifetime import Lifetime
+from spolia.store_results import PerStore
+from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
+from spolia_core.errors import SpoliaError
+
+T = TypeVar("T")
+
+
+class StoreConnection:
+    """A channel to one store. Nothing is sent before the first call."""
+
+    def __init__(self, address: str) -> None:
+        self.address = check_address(address)
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self.stub = KVStoreServiceStub(self._channel)
+
+    def close(self) -> None:
+        """Ends the calls under way."""
+        self._channel.close()
+
+
+class Question:
+    """What the calls made for one question share: a time limit, and the name under which nodes log them."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._deadline_s = time.monotonic() + timeout_s
+        self.metadata = (("x-request-id", uuid.uuid4().hex),)
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._deadline_s - time.monotonic())
+
+
+def ask_all(
+    stores: Sequence[StoreConnection],
+    ask: Callable[[StoreConnection], T],
+    lifetime: Lifetime,
+    end: Callable[[], None],
+) -> PerStore[T]:
+    """Asks all `stores` side by side, and waits for each.
+
+    Raises the first store's error when every store fails. Anything but a `SpoliaError`, and an interrupt of the wait,
+    calls `end`, which must end the calls, and is passed on.
+    """
+
+    def ask_one(store: StoreConnection) -> T | SpoliaError:
+        try:
+            with lifetime.call():
+                return ask(store)
+        except SpoliaError as error:
+            return about(store.address, error)
+
+    with ThreadPoolExecutor(max_workers=len(stores), thread_name_prefix="spolia-store") as pool:
+        waiting = {store.address: pool.submit(ask_one, store) for store in stores}
+        try:
+            outcomes = {address: outcome.result() for address, outcome in waiting.items()}
+        except BaseException:
+            end()
+            raise
+    failed = {address: outcome for address, outcome in outcomes.items() if isinstance(outcome, SpoliaError)}
+    if len(failed) == len(stores):
+        raise next(iter(failed.values()))
+    answers = {address: outcome for address, outcome in outcomes.items() if not isinstance(outcome, SpoliaError)}
+    return PerStore(answers, failed)
+
+
+def about(address: str, error: SpoliaError) -> SpoliaError:
+    """`error`, saying at which store it was met."""
+    said = type(error)(
+        f"store {address}: {error.message}",
+        field=error.field,
+        limit=error.limit,
+        actual=error.actual,
+        retry_after_ms=error.retry_after_ms,
+    )
+    said.__cause__ = error
+    return said

@@ -1,0 +1,376 @@
+"""Laws of `spolia cache`, against stores made of dicts."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from fake_gateway import FakeGateway
+from fake_store import DISK, FINGERPRINT, RAM, FakeStore, chunk_id
+from test_cli import Done, Spolia, spolia
+
+from spolia import errors
+from spolia.cli.units import human_bytes, human_seconds, parse_duration
+from spolia.v1 import directory_pb2, kvstore_pb2
+
+__all__ = ["spolia"]  # a fixture
+
+Stores = tuple[FakeStore, FakeStore]
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture
+def cache(spolia: Spolia, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Spolia:
+    """Runs `spolia cache …`, with both stores as its own."""
+    monkeypatch.setenv("SPOLIA_STORE", " ".join(store.address for store in stores))
+    return lambda *argv: spolia("cache", *argv)
+
+
+@pytest.fixture
+def half(spolia: Spolia, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Spolia:
+    """Runs `spolia cache …` with the first store, and one that nobody answers for."""
+    monkeypatch.setenv("SPOLIA_STORE", f"{NOWHERE} {stores[0].address}")
+    return lambda *argv: spolia("cache", *argv)
+
+
+def rows(done: Done) -> list[str]:
+    """The lines of a table, without its head."""
+    assert done.code == 0, done.err
+    return done.out.splitlines()[1:]
+
+
+def test_ls_shows_an_object_at_several_stores_in_one_line(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("abcd12", tiers=[DISK], age_s=200, pins={"a": 1000})
+    stores[1].put("abcd12", tiers=[RAM], data=b"x" * 1536)
+    (line,) = rows(cache("ls"))
+    at = f"{stores[0].address},{stores[1].address}"
+    assert line.split() == f"acme abcd12000000 local 48 1.5 KiB ram,disk {at} 2h 1m 6 1 served {'fe' * 6}".split()
+
+
+def test_ls_names_what_is_never_served(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("aa", state=kvstore_pb2.OBJECT_STATE_UNKNOWN_CODEC)
+    stores[0].put("bb", state=kvstore_pb2.OBJECT_STATE_UNKNOWN_FORMAT)
+    stores[0].put("cc", state=kvstore_pb2.OBJECT_STATE_UNKNOWN_FINGERPRINT)
+    listed = rows(cache("ls"))
+    assert [state in line for line, state in zip(listed, ("codec", "format", "fingerprint"), strict=True)] == [True] * 3
+
+
+def test_ls_as_json_has_plain_numbers_and_full_ids(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("abcd", pins={"a": 1500})
+    answer = cache("ls", "--json").json
+    (found,) = answer["objects"]
+    assert (found["tenant_id"], found["chunk_id"], found["kind"]) == ("acme", chunk_id("abcd").hex(), "local")
+    assert (found["size_bytes"], found["age_s"], found["idle_s"], found["hits"]) == (250, 7200.0, 60.0, 3)
+    assert (found["tiers"], found["stores"], found["state"]) == (["ram"], [stores[0].address], "served")
+    assert (found["fingerprint"], found["pins"]) == (FINGERPRINT.hex(), [{"owner": "a", "remaining_s": 1.5}])
+    assert found["replicas"][0]["compute_s"] == 0.25
+    assert answer["failed"] == []
+
+
+@pytest.mark.parametrize(("order", "expected"), [("age", "ba"), ("idle", "cb"), ("size", "cb"), ("hits", "ba")])
+def test_ls_sorts_all_before_it_cuts(order: str, expected: str, cache: Spolia, stores: Stores) -> None:
+    stores[0].put("aa", age_s=2, idle_s=1, data=b"1", hits=2)
+    stores[1].put("bb", age_s=3, idle_s=2, data=b"22", hits=3)
+    stores[0].put("cc", age_s=1, idle_s=3, data=b"333", hits=1)
+    found = cache("ls", "--sort", order, "--limit", "2", "--json").json["objects"]
+    assert [one["chunk_id"][0] for one in found] == list(expected)
+
+
+def test_ls_takes_a_tenant_and_a_prefix(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("abcd")
+    stores[0].put("abee", tenant="bloom")
+    assert len(rows(cache("ls", "--id", "ab"))) == 2
+    (line,) = rows(cache("ls", "--tenant", "bloom", "--full-ids"))
+    assert chunk_id("abee").hex() in line
+
+
+def test_without_stores_the_gateways_are_asked(
+    spolia: Spolia, stores: Stores, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPOLIA_STORE", raising=False)
+    none = spolia("cache", "ls")
+    assert (none.code, none.out) == (3, "")
+    gateway.more_nodes.append(
+        directory_pb2.NodeRecord(node_id="kvstore-2", role=directory_pb2.NODE_ROLE_KVSTORE, address=stores[1].address)
+    )
+    stores[1].put("abcd")
+    assert len(rows(spolia("cache", "ls"))) == 1
+    assert not stores[0].asked
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ls", "stat", "stat abcd", "verify", "gc", "pin abcd --for 1m", "pin abcd --end", "rm abcd --yes"],
+)
+def test_a_store_that_is_away_is_named_and_the_others_results_shown(command: str, half: Spolia, stores: Stores) -> None:
+    argv = command.split()
+    stores[0].put("abcd")
+    done = half(*argv)
+    assert done.code == 3
+    assert f"error: store {NOWHERE}: " in done.err
+    assert done.out or "checked 1 copies" in done.err
+    stores[0].put("abcd")
+    (failed,) = half(*argv, "--json").json["failed"]
+    assert (failed["store"], failed["error"]) == (NOWHERE, "Unavailable")
+
+
+def test_when_no_store_answers_there_is_no_result(cache: Spolia, stores: Stores) -> None:
+    for store in stores:
+        store.failure = errors.Unavailable("draining")
+    for argv in (["ls"], ["stat", "--json"], ["verify"], ["gc", "--json"]):
+        done = cache(*argv)
+        assert (done.code, done.out) == (3, "")
+        assert f"error: store {stores[0].address}: draining" in done.err
+
+
+def test_stat_shows_tiers_stores_and_tenants(cache: Spolia, stores: Stores) -> None:
+    tiers, each, tenants = cache("stat").out.split("\n\n")
+    at = stores[0].address
+    assert tiers.splitlines()[1].split() == f"{at} ram 1 1.0 MiB 4.0 MiB 25 20 0 healthy".split()
+    assert "286 MiB/s" in tiers.splitlines()[2]
+    assert "failing" in tiers.splitlines()[2]
+    assert each.splitlines()[1].split() == f"{at} kvstore-1 0 75 % 2 0 0 1 4 0 sqlite yes".split()
+    assert tenants.splitlines()[1].split() == [at, "acme", "2", "no", "limit", "2.0", "KiB", "4.0", "KiB"]
+
+
+def test_stat_as_json_has_plain_numbers(cache: Spolia, stores: Stores) -> None:
+    first, second = cache("stat", "--json", "--tenant", "bloom").json["stores"]
+    assert (first["store"], first["node_id"], second["node_id"]) == (stores[0].address, "kvstore-1", "kvstore-2")
+    assert (first["hit_rate"], first["num_quarantined"], first["backend_reachable"]) == (0.75, 4, True)
+    assert first["tiers"][1]["read_bytes_per_s"] == 3e8
+    assert [held["tenant_id"] for held in first["tenants"]] == ["bloom"]
+
+
+def test_stat_of_an_object_shows_every_store_that_holds_it(cache: Spolia, stores: Stores) -> None:
+    made = stores[0].put("abcd", pins={"node-1": 90_000})
+    stores[1].put("abcd", tiers=[RAM, DISK])
+    done = cache("stat", "abcd")
+    assert done.code == 0
+    for shown in (made.info.digest.hex(), "raw", "0.25 s", "node-1, 1m left", stores[1].address, "ram, disk"):
+        assert shown in done.out
+    found = cache("stat", "abcd", "--json").json["object"]
+    assert [replica["store"] for replica in found["replicas"]] == [store.address for store in stores]
+    assert found["replicas"][0]["pins"] == [{"owner": "node-1", "remaining_s": 90.0}]
+
+
+def test_get_writes_the_bytes_and_says_whence(cache: Spolia, stores: Stores, tmp_path: Path) -> None:
+    made = stores[1].put("abcd", tiers=[DISK])
+    out = tmp_path / "it.safetensors"
+    done = cache("get", "abcd", "--out", str(out))
+    assert (done.code, done.out) == (0, "")
+    assert f"250 B from disk of {stores[1].address}" in done.err
+    assert out.read_bytes() == made.data
+    got = cache("get", "abcd", "--out", str(out), "--json").json
+    assert (got["tier"], got["store"], got["size_bytes"]) == ("disk", stores[1].address, 250)
+    assert (got["tenant_id"], got["digest"], got["failed"]) == ("acme", made.info.digest.hex(), [])
+
+
+def test_get_of_a_damaged_object_leaves_no_file(cache: Spolia, stores: Stores, tmp_path: Path) -> None:
+    stores[0].put("abcd")
+    stores[0].damage = "frame"
+    done = cache("get", "abcd", "--out", str(tmp_path / "it"))
+    assert (done.code, done.out) == (1, "")
+    assert "is damaged" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_get_goes_on_to_a_good_copy_and_names_the_damaged_one(cache: Spolia, stores: Stores, tmp_path: Path) -> None:
+    stores[0].put("abcd")
+    stores[0].damage = "whole"
+    stores[1].put("abcd")
+    got = cache("get", "abcd", "--out", str(tmp_path / "it"), "--json")
+    assert (got.code, got.json["store"]) == (1, stores[1].address)
+    assert (tmp_path / "it").read_bytes() == stores[1].objects["acme", chunk_id("abcd")].data
+    assert got.json["failed"][0]["error"] == "DataCorrupt"
+    assert f"error: store {stores[0].address}: " in got.err
+
+
+def test_get_is_code_3_where_a_store_could_not_be_asked(half: Spolia, stores: Stores, tmp_path: Path) -> None:
+    stores[0].put("abcd")
+    done = half("get", "abcd", "--out", str(tmp_path / "it"))
+    assert (done.code, (tmp_path / "it").stat().st_size) == (3, 250)
+    assert f"error: store {NOWHERE}: " in done.err
+
+
+@pytest.mark.parametrize(
+    "command", ["get abcd --out it", "rm abcd --yes", "pin abcd --for 1m", "verify abcd", "stat abcd"]
+)
+def test_an_id_names_one_object_or_nothing_is_done(command: str, cache: Spolia, stores: Stores) -> None:
+    argv = command.split()
+    unknown = cache(*argv)
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "no store holds an object abcd" in unknown.err
+    stores[0].put("abcd1")
+    stores[1].put("abcd2")
+    ambiguous = cache(*argv)
+    assert (ambiguous.code, ambiguous.out) == (2, "")
+    assert "abcd1" in ambiguous.err
+    assert "abcd2" in ambiguous.err
+    assert {method for store in stores for method, _ in store.asked} == {"List"}
+
+
+def test_rm_drops_at_all_stores_and_counts(cache: Spolia, stores: Stores) -> None:
+    for store in stores:
+        store.put("abcd", tiers=[RAM, DISK])
+        store.put("ef01", tenant="bloom")
+    done = cache("rm", "abcd", "ef01", "--yes", "--json")
+    assert done.json["total"] == {"num_objects": 4, "num_bytes": 1000, "copies": {"ram": 4, "disk": 2}}
+    assert [store["num_objects"] for store in done.json["stores"]] == [2, 2]
+    assert [name["tenant_id"] for name in done.json["objects"]] == ["acme", "bloom"]
+    assert not stores[0].objects
+    assert not stores[1].objects
+
+
+@pytest.mark.parametrize(("answer", "is_left"), [("y\n", False), ("n\n", True), ("", True)])
+def test_rm_asks_first(
+    answer: str, is_left: bool, cache: Spolia, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    stores[0].put("abcd")
+    done = cache("rm", "abcd")
+    assert "drop 1 objects (abcd00000000; 250 B at all stores)?" in done.err
+    assert bool(stores[0].objects) == is_left
+    assert (done.code != 0) == is_left
+
+
+def test_rm_refuses_what_is_pinned_unless_forced(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("abcd")
+    stores[1].put("abcd", pins={"node-1": 60_000})
+    stores[1].put("ef01")
+    done = cache("rm", "ef01", "abcd", "--yes")
+    assert (done.code, done.out) == (2, "")
+    assert "abcd00000000 by node-1 for 1m" in done.err
+    assert len(stores[1].objects) == 2
+    assert cache("rm", "abcd", "--yes", "--force").code == 0
+    assert len(stores[1].objects) == 1
+
+
+def test_pin_says_where_it_pinned(cache: Spolia, stores: Stores) -> None:
+    stores[1].put("abcd")
+    (line,) = rows(cache("pin", "abcd", "--for", "10m", "--owner", "me"))
+    assert line.split() == ["acme", "abcd00000000", stores[1].address]
+    (request,) = stores[1].requests("Pin")
+    assert (request.owner, request.lease_ms) == ("me", 600_000)
+    (one,) = cache("pin", "abcd", "--for", "30s", "--json").json["objects"]
+    assert (one["pinned_at"], one["owner"], one["lease_s"]) == ([stores[1].address], "operator", 30.0)
+
+
+def test_pin_with_end_ends_the_owners_pins(cache: Spolia, stores: Stores) -> None:
+    made = stores[0].put("abcd", pins={"operator": 1000, "me": 1000})
+    assert cache("pin", "--end", "abcd", "--json").json["num_unpinned"] == 1
+    assert list(made.pins) == ["me"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pin", "abcd"],
+        ["pin", "abcd", "--for", "1m", "--end"],
+        ["pin", "abcd", "--for", "2h"],
+        ["pin", "abcd", "--for", "0s"],
+        ["pin", "abcd", "--for", "soon"],
+        ["pin", "--for", "1m"],
+        ["rm", "--yes"],
+        ["get", "abcd"],
+        ["stat", "abc"],
+        ["ls", "--id", "xyz"],
+        ["ls", "--sort", "colour"],
+        ["gc", "--idle", "7"],
+        ["gc", "--idle", "0s"],
+        ["ls", "--store", "nonsense"],
+        ["forget"],
+        ["forget", "no/such/file"],
+        ["no-such-command"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_code_2_and_asks_nobody(argv: list[str], cache: Spolia, stores: Stores) -> None:
+    done = cache(*argv)
+    assert (done.code, done.out) == (2, "")
+    assert done.err
+    assert "Traceback" not in done.err
+    assert not [*stores[0].asked, *stores[1].asked]
+
+
+def test_verify_of_sound_copies_is_code_0(cache: Spolia, stores: Stores) -> None:
+    stores[0].put("abcd", tiers=[RAM, DISK])
+    stores[1].put("abcd")
+    done = cache("verify")
+    assert (done.code, done.out) == (0, "")
+    assert "checked 3 copies, 30 B; 0 damaged" in done.err
+    assert cache("verify", "abcd", "--tenant", "acme").code == 0
+    request = stores[0].requests("Verify")[-1]
+    assert (request.tenant_id, list(request.chunk_ids)) == ("acme", [chunk_id("abcd")])
+
+
+def test_verify_prints_damaged_copies_and_is_code_1(cache: Spolia, stores: Stores) -> None:
+    stores[1].put("abcd", tiers=[RAM, DISK])
+    stores[1].damaged = [
+        kvstore_pb2.DamagedCopy(tenant_id="acme", chunk_id=chunk_id("abcd"), tier=DISK, reason="layer 3")
+    ]
+    done = cache("verify")
+    assert done.code == 1
+    assert done.out.splitlines()[1].split() == [stores[1].address, "acme", "abcd00000000", "disk", "layer", "3"]
+    done = cache("verify", "--json")
+    assert (done.code, done.json["num_checked"], done.json["num_damaged"]) == (1, 2, 1)
+    (copy,) = done.json["stores"][1]["damaged"]
+    assert (copy["chunk_id"], copy["tier"], copy["reason"]) == (chunk_id("abcd").hex(), "disk", "layer 3")
+
+
+def test_verify_names_what_was_damaged_also_when_a_store_dies(spolia: Spolia, cache: Spolia, stores: Stores) -> None:
+    stores[1].put("abcd")
+    stores[1].dies_in_verify = True
+    stores[1].damaged = [
+        kvstore_pb2.DamagedCopy(tenant_id="acme", chunk_id=chunk_id("abcd"), tier=RAM, reason="layer 3")
+    ]
+    done = cache("verify")
+    assert (done.code, "abcd00000000" in done.out) == (1, True)
+    assert "the store goes away" in done.err
+    done = spolia("cache", "verify", "--store", stores[1].address)
+    assert (done.code, done.out) == (3, "")
+    assert "abcd00000000 ram layer 3" in done.err
+
+
+def test_gc_sums_over_stores(cache: Spolia, stores: Stores) -> None:
+    stores[0].collected = kvstore_pb2.CollectResponse(orphan_files=2, orphan_bytes=2048, lost_rows=1)
+    stores[1].collected = kvstore_pb2.CollectResponse(orphan_files=1, dropped_objects=5, dropped_bytes=10)
+    done = cache("gc", "--dry-run", "--idle", "7d", "--drop-unknown")
+    assert rows(done)[-1].split() == ["all", "3", "2.0", "KiB", "1", "0", "0", "B", "5", "10", "B"]
+    assert "nothing was changed" in done.err
+    (request,) = stores[0].requests("Collect")
+    assert (request.drop_unknown, request.idle_s, request.dry_run) == (True, 7 * 86400, True)
+    answer = cache("gc", "--json").json
+    assert (answer["dry_run"], answer["total"]["orphan_files"], answer["total"]["dropped_objects"]) == (False, 3, 5)
+    assert [store["lost_rows"] for store in answer["stores"]] == [1, 0]
+
+
+def test_forget_names_documents_by_their_text(cache: Spolia, gateway: FakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("aa")
+    (tmp_path / "b.md").write_text("bbb")
+    report = cache("forget", str(tmp_path), "--json").json
+    assert (report["num_documents"], report["num_stored_dropped"], report["stored_bytes_dropped"]) == (2, 2, 200)
+    assert report["stored_tiers"] == [{"tier": "disk", "num_objects": 2, "num_bytes": 200}]
+    assert [document.text for document in gateway.requests[0].documents] == ["aa", "bbb"]
+    (line,) = rows(cache("forget", str(tmp_path / "a.md")))
+    assert line.split() == ["1", "1", "100", "B", "disk", "1", "1"]
+
+
+def test_a_store_that_hangs_is_code_3(cache: Spolia, stores: Stores) -> None:
+    stores[0].hang = True
+    assert cache("ls", "--timeout", "0.3").code == 3
+
+
+def test_sizes_and_ages_are_short() -> None:
+    assert [human_bytes(n) for n in (0, 1023, 1024, 1536, 102_400, 1023 << 10, 1 << 50)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 KiB",
+        "100 KiB",
+        "1.0 MiB",
+        "1024 TiB",
+    ]
+    assert [human_seconds(s) for s in (0, 59.9, 60, 3599, 86399, 5e5)] == ["0s", "59s", "1m", "59m", "23h", "5d"]
+    assert [parse_duration(text, "x") for text in ("30s", "1.5m", "1h", "2d")] == [30, 90, 3600, 172_800]
