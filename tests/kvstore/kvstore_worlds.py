@@ -12,13 +12,15 @@ import structlog
 from structlog.testing import capture_logs
 
 from spolia.v1.common_pb2 import ObjectInfo
+from spolia.v1.kvstore_pb2 import PutHeader
 from spolia_core.chunk_object import ChunkMeta, KvShape, build_chunk_object
 from spolia_core.digests import digest
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
-from spolia_kvstore.object_store import StoredObject
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
+from spolia_kvstore.ram_tier import StoredObject
+from spolia_kvstore.wire import record_of
 from spolia_node.rpc_messages import object_info
 
 TENANT = "tenant"
@@ -32,10 +34,19 @@ class Chunk:
     info: ObjectInfo
 
 
-def make_chunk(number: int, num_tokens: int = 8, head_dim: int = 4, fingerprint: bytes = FINGERPRINT) -> Chunk:
+def make_chunk(
+    number: int,
+    num_tokens: int = 8,
+    head_dim: int = 4,
+    fingerprint: bytes = FINGERPRINT,
+    *,
+    kind: ChunkKind = ChunkKind.LOCAL,
+    rope_base: int = 0,
+    compute_s: float = 0.0,
+) -> Chunk:
     """A real chunk object with random KV, the same for the same arguments."""
     shape = KvShape(num_layers=2, num_kv_heads=2, head_dim=head_dim, v_dim=head_dim, dtype="F32")
-    meta = ChunkMeta(number.to_bytes(32, "big"), ChunkKind.LOCAL, fingerprint, num_tokens, shape)
+    meta = ChunkMeta(number.to_bytes(32, "big"), kind, fingerprint, num_tokens, shape, rope_base)
     source = random.Random(number)
     layers = [
         (
@@ -45,7 +56,7 @@ def make_chunk(number: int, num_tokens: int = 8, head_dim: int = 4, fingerprint:
         for _ in range(shape.num_layers)
     ]
     data = build_chunk_object(meta, layers)
-    return Chunk(meta.chunk_id, data, object_info(meta, data))
+    return Chunk(meta.chunk_id, data, object_info(meta, data, compute_s=compute_s))
 
 
 def make_big_chunk(number: int, mebibytes: int = 8) -> Chunk:
@@ -54,7 +65,7 @@ def make_big_chunk(number: int, mebibytes: int = 8) -> Chunk:
 
 
 def make_record(number: int, size_bytes: int, tenant_id: str = TENANT) -> ObjectRecord:
-    """A record for stores that never look at the bytes."""
+    """A record for those that never look at the bytes."""
     return ObjectRecord(
         key=ObjectKey(tenant_id, number.to_bytes(32, "big")),
         kind=ChunkKind.LOCAL,
@@ -90,6 +101,16 @@ async def running_node(**settings: object) -> AsyncIterator[KVStoreNode]:
         await node.close()
 
 
+def announced(chunk: Chunk, tenant_id: str = TENANT) -> ObjectRecord:
+    """What a Put of this chunk announces."""
+    return record_of(PutHeader(tenant_id=tenant_id, info=chunk.info))
+
+
+def key_of(chunk: Chunk, tenant_id: str = TENANT) -> ObjectKey:
+    """A chunk's name in a store."""
+    return ObjectKey(tenant_id, chunk.chunk_id)
+
+
 def fresh_id() -> bytes:
     """An id nobody has."""
     return os.urandom(32)
@@ -97,9 +118,15 @@ def fresh_id() -> bytes:
 
 def object_of(node: KVStoreNode, chunk: Chunk) -> StoredObject:
     """A stored object, for tests that look at its bytes or damage them."""
-    stored = node.store.objects.touch(ObjectKey(TENANT, chunk.chunk_id))
+    stored = node.store.tiers.ram.find(ObjectKey(TENANT, chunk.chunk_id))
     assert stored is not None
     return stored
+
+
+def damage(stored: StoredObject, at: int) -> None:
+    """Flips a bit of an object in memory."""
+    (piece,) = stored.extent.pieces(at % stored.size, at % stored.size + 1)
+    piece[0] ^= 1
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
 from spolia_core.errors import InvalidRequest
-from spolia_kvstore.directory import MAX_HELD_CHUNKS, Directory
+from spolia_kvstore.directory import MAX_HELD_CHUNKS, Directory, RemoteLease
 
 BAD_ADDRESSES = (
     "",
@@ -102,6 +102,67 @@ def test_held_chunks_are_kept_in_order_and_the_caller_keeps_its_record() -> None
     directory.renew(1, record, 0.0)
     record.Clear()
     assert list(directory.nodes()[0].held_chunks) == held
+
+
+# What other directories keep
+
+
+def remote(node_id: str, session: int, remaining_s: float = 3.0, **more: object) -> RemoteLease:
+    return RemoteLease(make_node(node_id, **more), session, remaining_s)
+
+
+def test_what_other_directories_keep_is_taken_over_and_leaves_when_they_name_it_no_more() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(1, make_node("ours"), now=0.0)
+    assert directory.take_remote([remote("a", 2), remote("b", 3)], now=0.0) == []
+    assert ids_of(directory) == ["a", "b", "ours"]
+    assert directory.take_remote([remote("b", 3)], now=1.0) == ["a"]
+    assert directory.take_remote([], now=1.0) == ["b"]
+    assert ids_of(directory) == ["ours"]
+
+
+def test_a_member_registered_here_stays_unless_it_registered_elsewhere_since() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(5, make_node("a"), now=0.0)
+    for session in (4, 5):
+        directory.take_remote([remote("a", session, draining=True)], now=0.0)
+        assert [(session, record.draining) for session, record in directory.ours()] == [(5, False)]
+    directory.take_remote([remote("a", 6, draining=True)], now=0.0)
+    assert directory.ours() == []
+    assert directory.nodes()[0].draining
+    assert directory.leave(5) == [], "the stream that it left must not remove it"
+    directory.renew(7, make_node("a"), now=0.0)
+    assert [session for session, _ in directory.ours()] == [7], "it came back"
+
+
+def test_a_lease_elsewhere_ends_when_it_says_and_renewals_are_no_change() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.take_remote([remote("a", 1, remaining_s=2.0)], now=10.0)
+    version = directory.version
+    directory.take_remote([remote("a", 1, remaining_s=2.0)], now=11.0)
+    assert (directory.version, directory.next_expiry()) == (version, 13.0)
+    assert directory.expire(12.9) == []
+    assert directory.expire(13.0) == ["a"]
+
+
+def test_members_of_others_are_kept_while_nobody_can_say_that_they_are_gone() -> None:
+    directory = Directory(lease_s=3.0)
+    directory.renew(2, make_node("ours"), now=0.0)
+    directory.take_remote([remote("a", 1, remaining_s=2.0), remote("b", 3, remaining_s=60.0)], now=0.0)
+    directory.keep_remote(until=9.0)
+    assert directory.expire(8.9) == ["ours"]
+    assert directory.expire(9.0) == ["a"]
+    assert directory.expire(60.0) == ["b"]
+
+
+def test_the_newest_session_is_over_all_members() -> None:
+    directory = Directory(lease_s=3.0)
+    assert directory.newest_session() == 0
+    directory.renew(2, make_node("a"), now=0.0)
+    directory.take_remote([remote("b", 7)], now=0.0)
+    assert directory.newest_session() == 7
+    assert directory.leave(7) == ["b"]
+    assert directory.newest_session() == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from kvstore_worlds import (
     TENANT,
     Chunk,
     captured_logs,
+    damage,
     eventually,
     fresh_id,
     make_big_chunk,
@@ -150,7 +151,7 @@ async def test_a_malformed_upload_is_refused_by_field_and_leaves_nothing(
     error = await refusal(stub, requests)
     assert isinstance(error, InvalidRequest), error
     assert error.field == field
-    await eventually(lambda: node.store.objects.held_bytes == 0)
+    await eventually(lambda: node.store.tiers.ram.held_bytes == 0)
 
 
 async def test_a_frame_larger_than_four_mebibytes_is_refused(stub: KVStoreServiceStub) -> None:
@@ -179,7 +180,7 @@ async def test_damage_is_data_loss_whichever_digest_notices(node: KVStoreNode, s
             assert isinstance(await refusal(stub, requests), DataCorrupt)
     noted = [(line["log_level"], line["chunk_id"]) for line in lines if line["event"] == "damaged upload refused"]
     assert noted == [("warning", CHUNK.chunk_id.hex())] * 3
-    assert (node.store.counters.digest_failures, len(node.store.objects)) == (3, 0)
+    assert (node.store.counters.digest_failures, len(node.store.tiers.ram)) == (3, 0)
 
 
 async def test_a_second_put_is_refused_as_soon_as_its_header_is_read(stub: KVStoreServiceStub) -> None:
@@ -205,13 +206,13 @@ async def test_of_two_uploads_at_once_the_first_to_finish_wins(node: KVStoreNode
             yield request
 
     late = stub.Put(slow(), timeout=10)
-    await eventually(lambda: node.store.objects.num_transfers == 1)
+    await eventually(lambda: node.store.tiers.num_transfers == 1)
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)
     may_go_on.set()
     with pytest.raises(grpc.RpcError) as caught:
         await late
     assert isinstance(error_from_rpc(caught.value), AlreadyStored)
-    assert node.store.objects.held_bytes == len(CHUNK.data)
+    assert node.store.tiers.ram.held_bytes == node.store.tiers.ram.arena.charge(len(CHUNK.data))
 
 
 async def test_a_disk_this_store_has_not_is_a_failed_precondition(stub: KVStoreServiceStub) -> None:
@@ -234,10 +235,10 @@ async def test_an_upload_whose_client_vanishes_frees_its_memory(node: KVStoreNod
         await asyncio.Event().wait()
 
     call = stub.Put(half(), timeout=10)
-    await eventually(lambda: node.store.objects.num_transfers == 1)
+    await eventually(lambda: node.store.tiers.num_transfers == 1)
     call.cancel()
-    await eventually(lambda: node.store.objects.num_transfers == 0)
-    assert node.store.objects.held_bytes == 0
+    await eventually(lambda: node.store.tiers.num_transfers == 0)
+    assert node.store.tiers.ram.held_bytes == 0
     assert (await stub.GetStats(kvstore_pb2.GetStatsRequest(), timeout=10)).num_transfers == 0
 
 
@@ -254,7 +255,7 @@ async def test_an_upload_that_stalls_without_a_deadline_is_ended() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             await KVStoreServiceStub(channel).Put(header_and_silence())
         assert isinstance(error_from_rpc(caught.value), DeadlineExceeded)
-        assert node.store.objects.held_bytes == 0
+        assert node.store.tiers.ram.held_bytes == 0
 
 
 async def test_uploads_evict_the_oldest_and_pins_keep_them(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
@@ -346,10 +347,11 @@ async def test_an_object_deleted_while_it_is_read_is_read_to_its_end(
     delete = kvstore_pb2.DeleteRequest(tenant_id=TENANT, chunk_ids=[chunk.chunk_id])
     deleted = await stub.Delete(delete, timeout=10)
     assert (deleted.num_deleted, deleted.bytes_deleted) == (1, len(chunk.data))
-    assert (len(node.store.objects), node.store.objects.held_bytes) == (0, len(chunk.data))
+    ram = node.store.tiers.ram
+    assert (len(ram), ram.held_bytes) == (0, ram.arena.charge(len(chunk.data)))
     received += await read_to_the_end(responses)
     assert b"".join(response.frame.data for response in received[1:]) == chunk.data
-    await eventually(lambda: node.store.objects.held_bytes == 0)
+    await eventually(lambda: node.store.tiers.ram.held_bytes == 0)
 
 
 async def test_a_reader_that_vanishes_frees_what_it_read(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
@@ -359,7 +361,7 @@ async def test_a_reader_that_vanishes_frees_what_it_read(node: KVStoreNode, stub
     await call.read()
     assert (await stub.GetStats(kvstore_pb2.GetStatsRequest(), timeout=10)).num_transfers == 1
     call.cancel()
-    await eventually(lambda: node.store.objects.num_transfers == 0)
+    await eventually(lambda: node.store.tiers.num_transfers == 0)
 
 
 async def test_a_reader_that_stops_taking_frames_without_a_deadline_is_ended() -> None:
@@ -371,7 +373,7 @@ async def test_a_reader_that_stops_taking_frames_without_a_deadline_is_ended() -
         await stub.Put(iter(upload_of(chunk)), timeout=10)
         call = stub.Get(kvstore_pb2.GetRequest(tenant_id=TENANT, chunk_ids=[chunk.chunk_id]))
         await call.read()
-        await eventually(lambda: node.store.objects.num_transfers == 0)
+        await eventually(lambda: node.store.tiers.num_transfers == 0)
         with pytest.raises(grpc.RpcError) as caught:
             await asyncio.wait_for(read_to_the_end(call), 10)
         assert isinstance(error_from_rpc(caught.value), DeadlineExceeded)
@@ -381,13 +383,13 @@ async def test_bytes_that_rot_in_memory_are_dropped_so_that_they_can_be_stored_a
     node: KVStoreNode, stub: KVStoreServiceStub
 ) -> None:
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)
-    object_of(node, CHUNK).data[-1] ^= 1
+    damage(object_of(node, CHUNK), -1)
     with captured_logs() as lines:
         _, frame = await get(stub, [CHUNK.chunk_id])
     assert digest(frame.frame.data) != frame.frame.digest
     (line,) = [line for line in lines if line["event"] == "bytes changed in memory"]
     assert (line["log_level"], line["chunk_id"]) == ("warning", CHUNK.chunk_id.hex())
-    assert (node.store.counters.digest_failures, len(node.store.objects)) == (1, 0)
+    assert (node.store.counters.digest_failures, len(node.store.tiers.ram)) == (1, 0)
     node.store.check_invariants()
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)
 

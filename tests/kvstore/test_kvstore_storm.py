@@ -63,13 +63,13 @@ async def test_after_a_storm_nothing_is_held() -> None:
     async with running_node(budget_bytes=BUDGET_BYTES) as node:
         client = StoreClient(channels, lambda: node.server.address)
         await asyncio.gather(*(work(client, number, outcomes) for number in range(NUM_WORKERS)))
-        await eventually(lambda: node.store.objects.num_transfers == node.store.claims.num_waiters == 0)
+        await eventually(lambda: node.store.tiers.num_transfers == node.store.claims.num_waiters == 0)
         node.store.check_invariants()
-        assert node.store.objects.held_bytes == node.store.objects.resident_bytes
+        assert node.store.tiers.ram.held_bytes == node.store.tiers.ram.resident_bytes
         assert node.store.counters.digest_failures == 0
         await eventually(lambda: node.store.num_pins == node.store.claims.num_live() == 0)
         await client.delete(TENANT, [chunk.chunk_id for chunk in CHUNKS], Deadline.after(30.0))
-        assert node.store.objects.held_bytes == 0
+        assert node.store.tiers.ram.held_bytes == 0
     await channels.close()
     assert min(outcomes[kind] for kind in ("read", "missed", "cancelled")) > 0, outcomes
     assert not set(outcomes) - {"read", "missed", "cancelled", "AlreadyStored", "Busy"}, outcomes

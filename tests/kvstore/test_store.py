@@ -1,167 +1,216 @@
-"""The store's decisions, without gRPC: tier, index, claims and pins move together."""
+"""The store's decisions, without gRPC: tier, claims and pins move together."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import threading
-from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from kvstore_worlds import TENANT, Chunk, HandClock, make_chunk
+from kvstore_worlds import TENANT, announced, captured_logs, damage, key_of, make_chunk
+from tier_worlds import ANYONE, CHUNK_BYTES, World, open_world
 
-from spolia.v1.kvstore_pb2 import PutHeader
-from spolia_core.digests import frames
-from spolia_core.errors import AlreadyStored
+from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, InvalidRequest, NotSupported
 from spolia_core.reuse import MissReason
-from spolia_kvstore import store as store_module
-from spolia_kvstore.index import SqliteIndex
-from spolia_kvstore.object_store import ObjectStore, Upload
-from spolia_kvstore.objects import ObjectKey, ObjectRecord
-from spolia_kvstore.store import ClaimState, KVStore, Reader
-from spolia_kvstore.verify import check_object
-from spolia_kvstore.wire import record_of
+from spolia_kvstore.catalog import Totals
+from spolia_kvstore.objects import ObjectKey, Tier
+from spolia_kvstore.store import ClaimResult, ClaimState
 
-CHUNK = make_chunk(1)
-KEY = ObjectKey(TENANT, CHUNK.chunk_id)
-ANYONE = Reader()
+CHUNK, OTHER, THIRD = (make_chunk(number) for number in (1, 2, 3))
+KEY = key_of(CHUNK)
 
 
-def make_store(num_chunks: int = 4) -> tuple[KVStore, HandClock]:
-    """Room for `num_chunks` chunks of the size all tests here use."""
-    clock = HandClock()
-    objects = ObjectStore(num_chunks * len(CHUNK.data))
-    return KVStore(objects, SqliteIndex(), name="node", max_object_bytes=1 << 20, clock=clock), clock
+async def misses(world: World, *keys: ObjectKey) -> list[MissReason | None]:
+    return [entry.miss for entry in await world.store.lookup(keys, ANYONE)]
 
 
-def announced(chunk: Chunk) -> ObjectRecord:
-    return record_of(PutHeader(tenant_id=TENANT, info=chunk.info))
+async def claim(world: World, key: ObjectKey, owner: str) -> ClaimResult:
+    (result,) = await world.store.claim([key], owner, 30.0, 0.0)
+    return result
 
 
-def filled(store: KVStore, chunk: Chunk, owner: str = "") -> Upload:
-    upload = store.begin_put(announced(chunk), owner)
-    for offset, piece, piece_digest in frames(chunk.data):
-        store.append_frame(upload, offset, piece, piece_digest)
-    return upload
-
-
-async def put(store: KVStore, *chunks: Chunk) -> None:
-    for chunk in chunks:
-        await store.finish_put(filled(store, chunk), announced(chunk))
-
-
-def missed(store: KVStore, keys: Sequence[ObjectKey]) -> list[bool]:
-    return [entry.miss is MissReason.NOT_FOUND for entry in store.lookup(keys, ANYONE)]
-
-
-async def test_a_lookup_makes_recent_and_eviction_reaches_the_index() -> None:
-    store, _ = make_store(num_chunks=2)
-    first, second, third = (make_chunk(number) for number in (1, 2, 3))
-    keys = [ObjectKey(TENANT, chunk.chunk_id) for chunk in (first, second, third)]
-    await put(store, first, second)
-    store.lookup([keys[0]], ANYONE)
-    await put(store, third)
-    assert missed(store, keys) == [False, True, False]
-    assert store.counters.evictions == 1
-    store.check_invariants()
+async def test_a_lookup_makes_recent() -> None:
+    async with open_world(num_in_memory=2) as world:
+        await world.put(CHUNK, OTHER)
+        world.clock.now += 10.0
+        await world.store.lookup([KEY], ANYONE)
+        await world.put(THIRD)
+        assert world.where(CHUNK, OTHER, THIRD) == ["RAM", "", "RAM"]
+        assert (world.tiers.counters.evictions, world.tiers.counters.lost) == (1, 1)
 
 
 async def test_a_pin_keeps_an_object_for_its_lease_only_and_not_from_delete() -> None:
-    store, clock = make_store(num_chunks=1)
-    await put(store, CHUNK)
-    assert store.pin([KEY], "me", lease_s=60.0) == [True]
-    with pytest.raises(Exception, match="pinned"):
-        filled(store, make_chunk(2))
-    clock.now += 60.0
-    store.abort_put(filled(store, make_chunk(2)))
-    assert missed(store, [KEY]) == [True]
-    await put(store, CHUNK)
-    store.pin([KEY], "me", lease_s=60.0)
-    assert store.delete([KEY, KEY]) == [len(CHUNK.data)]
-    assert store.num_pins == 0
-    store.check_invariants()
+    async with open_world(num_in_memory=1) as world:
+        await world.put(CHUNK)
+        assert world.store.pin([KEY, key_of(OTHER)], "me", lease_s=60.0) == [True, False]
+        with pytest.raises(Busy, match="pinned"):
+            await world.filled(OTHER)
+        assert world.store.pins_of(KEY) == [("me", 60.0)]
+        world.clock.now += 60.0
+        await world.put(OTHER)
+        assert world.where(CHUNK, OTHER) == ["", "RAM"]
+        world.store.pin([key_of(OTHER)], "me", lease_s=60.0)
+        dropped = await world.store.delete([key_of(OTHER)] * 2)
+        assert dropped.objects == dropped.tiers[Tier.RAM] == Totals(1, CHUNK_BYTES)
+        assert (world.store.num_pins, world.store.num_objects) == (0, 0)
 
 
-async def test_every_replica_has_a_name_of_its_own() -> None:
-    store, _ = make_store()
+async def test_only_live_pins_of_the_owner_are_ended() -> None:
+    async with open_world() as world:
+        await world.put(CHUNK, OTHER)
+        keys = [KEY, key_of(OTHER)]
+        world.store.pin(keys, "me", 10.0)
+        world.store.pin([KEY], "other", 60.0)
+        assert world.store.unpin([KEY, KEY], "me") == 1
+        world.clock.now += 10.0
+        assert (world.store.unpin(keys, "me"), world.store.num_pins) == (0, 1)
+
+
+async def test_every_replica_has_a_name_of_its_own_also_across_restarts() -> None:
     names = set()
-    for _ in range(3):
-        names.add((await store.finish_put(filled(store, CHUNK), announced(CHUNK))).replica)
-        store.delete([KEY])
-    assert names == {"node/1", "node/2", "node/3"}
+    for _ in range(2):
+        async with open_world() as world:
+            for _ in range(2):
+                names |= {record.replica for record in await world.put(CHUNK)}
+                await world.store.delete([KEY])
+    assert len(names) == 4
+    assert all(name.startswith("node/") for name in names)
+
+
+async def test_a_put_ends_every_claim_on_its_object_and_no_other() -> None:
+    async with open_world() as world:
+        upload = await world.filled(CHUNK)
+        await claim(world, KEY, "late")
+        await claim(world, key_of(CHUNK, "other"), "late")
+        await world.store.finish_put(upload)
+        assert world.store.claims.num_live() == 1
+        assert (await claim(world, KEY, "late")).state is ClaimState.STORED
 
 
 async def test_a_put_that_was_not_needed_ends_its_owners_claim() -> None:
-    store, _ = make_store()
-    upload = filled(store, CHUNK)
-    store.claims.take(KEY, "late", 60.0)
-    store.claims.take(ObjectKey("other", KEY.chunk_id), "late", 60.0)
-    await store.finish_put(upload, announced(CHUNK))
-    assert store.claims.num_live() == 1
-    store.claims.take(KEY, "late", 60.0)
-    with pytest.raises(AlreadyStored):
-        store.begin_put(announced(CHUNK), "late")
-    assert store.claims.holder(KEY) is None
+    async with open_world() as world:
+        await world.put(CHUNK)
+        await world.store.claims.take([KEY], "late", 60.0, ())
+        with pytest.raises(AlreadyStored):
+            await world.filled(CHUNK, owner="late")
+        assert world.store.claims.num_live() == 0
+
+
+async def test_of_two_uploads_the_second_is_told_and_frees_its_bytes() -> None:
+    async with open_world() as world:
+        uploads = [await world.filled(CHUNK) for _ in range(2)]
+        await world.store.finish_put(uploads[1])
+        with pytest.raises(AlreadyStored):
+            await world.store.finish_put(uploads[0])
+        assert (world.ram.held_bytes, world.store.counters.puts) == (CHUNK_BYTES, 1)
 
 
 async def test_a_claim_lapses_into_the_hands_of_the_next_who_asks() -> None:
-    store, clock = make_store()
-    results = [(await store.claim([KEY], owner, 30.0, 0.0))[0].state for owner in ("a", "a", "b")]
-    assert results == [ClaimState.GRANTED, ClaimState.GRANTED, ClaimState.HELD]
-    clock.now += 30.0
-    (result,) = await store.claim([KEY], "b", 30.0, 0.0)
-    assert (result.state, result.owner, result.ttl_s) == (ClaimState.GRANTED, "b", 30.0)
+    async with open_world() as world:
+        assert [(await claim(world, KEY, owner)).state for owner in ("a", "a", "b")] == [
+            ClaimState.GRANTED,
+            ClaimState.GRANTED,
+            ClaimState.HELD,
+        ]
+        assert await misses(world, KEY) == [MissReason.NOT_FOUND]
+        assert [entry.claimed_by for entry in await world.store.lookup([KEY], ANYONE)] == ["a"]
+        world.clock.now += 30.0
+        assert await claim(world, KEY, "b") == ClaimResult(ClaimState.GRANTED, "b", 30.0)
 
 
-async def test_what_the_index_cannot_list_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = make_store()
+async def test_a_damaged_upload_is_refused_and_leaves_nothing_but_a_count() -> None:
+    damaged = CHUNK.data[:-1] + bytes([CHUNK.data[-1] ^ 1])
+    async with open_world() as world:
+        upload = await world.store.begin_put(announced(CHUNK), "")
+        world.ram.append(upload, damaged)
+        with pytest.raises(DataCorrupt), captured_logs():
+            await world.store.finish_put(upload)
+        world.store.abort_put(upload)
+        assert (world.ram.held_bytes, world.store.num_objects) == (0, 0)
+        assert (world.store.counters.digest_failures, world.store.counters.puts) == (1, 0)
 
-    def full_disk(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(store.index, "put", full_disk)
-    with pytest.raises(sqlite3.OperationalError):
-        await put(store, CHUNK)
-    assert (store.objects.held_bytes, store.counters.puts) == (0, 0)
-    store.check_invariants()
+async def test_an_upload_that_ended_early_is_refused() -> None:
+    async with open_world() as world:
+        upload = await world.store.begin_put(announced(CHUNK), "")
+        with pytest.raises(InvalidRequest, match="as announced"):
+            await world.store.finish_put(upload)
+        world.store.abort_put(upload)
 
 
-async def test_a_cancelled_put_keeps_its_memory_until_no_thread_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = make_store()
-    started, may_end = threading.Event(), threading.Event()
-
-    def slow_check(record: ObjectRecord, data: bytearray) -> tuple[bytes, ...]:
-        started.set()
-        assert may_end.wait(20)
-        return check_object(record, data)
-
-    monkeypatch.setattr(store_module, "check_object", slow_check)
-    upload = filled(store, CHUNK)
-    task = asyncio.create_task(store.finish_put(upload, announced(CHUNK)))
-    assert await asyncio.to_thread(started.wait, 20)
-    task.cancel()
-    _, pending = await asyncio.wait([task], timeout=0.05)
-    assert pending == {task}
-    may_end.set()
-    await asyncio.wait([task], timeout=20)
-    assert task.cancelled()
-    store.abort_put(upload)
-    assert (store.objects.held_bytes, len(store.objects)) == (0, 0)
+async def test_a_store_without_a_disk_refuses_what_must_be_on_one() -> None:
+    async with open_world() as world:
+        with pytest.raises(NotSupported) as caught:
+            await world.put(CHUNK, durable=True)
+        assert caught.value.field == "durability"
 
 
 async def test_reads_count_hits_and_misses_and_close_what_they_opened() -> None:
-    store, _ = make_store()
-    await put(store, CHUNK)
-    keys = [KEY, ObjectKey(TENANT, bytes(32)), KEY]
+    async with open_world() as world:
+        await world.put(CHUNK)
+        world.clock.now += 10.0
 
-    def read_and_fail() -> None:
-        with store.reading(keys, ANYONE) as readings:
-            assert [reading.stored is not None for reading in readings] == [True, False, True]
-            assert store.objects.num_transfers == 2
-            raise RuntimeError("the reader failed")
+        async def read_and_fail() -> None:
+            async with world.store.reading([KEY, key_of(OTHER), KEY], ANYONE) as readings:
+                entries = [await world.store.begin(reading) for reading in readings]
+                assert [entry.tier for entry in entries] == [Tier.RAM, None, Tier.RAM]
+                assert world.tiers.num_transfers == 2
+                raise RuntimeError("the reader failed")
 
-    with pytest.raises(RuntimeError, match="the reader failed"):
-        read_and_fail()
-    assert store.objects.num_transfers == 0
-    assert (store.counters.hits, store.counters.misses) == (2, 1)
-    assert store.index.lookup(TENANT, [KEY.chunk_id])[KEY.chunk_id].hits == 2
+        with pytest.raises(RuntimeError, match="the reader failed"):
+            await read_and_fail()
+        assert world.tiers.num_transfers == 0
+        counters = world.store.counters
+        assert (counters.hits[Tier.RAM], counters.misses[MissReason.NOT_FOUND]) == (2, 1)
+        assert counters.read_bytes[Tier.RAM] == 2 * CHUNK_BYTES
+        stored = world.ram.find(KEY)
+        assert stored is not None
+        assert (stored.usage.hits, stored.usage.used_at) == (2, world.clock.now)
+
+
+async def test_bytes_that_rot_in_memory_are_dropped_and_can_be_stored_again() -> None:
+    async with open_world() as world:
+        await world.put(CHUNK)
+        stored = world.ram.find(KEY)
+        assert stored is not None
+        damage(stored, -1)
+        with captured_logs():
+            ((_, data),) = await world.get(CHUNK)  # type: ignore[misc]
+        assert data != CHUNK.data
+        assert (world.store.counters.digest_failures, world.store.num_objects) == (1, 0)
+        await world.put(CHUNK)
+        assert await world.get(CHUNK) == [(Tier.RAM, CHUNK.data)]
+
+
+async def test_what_a_node_left_behind_is_released() -> None:
+    async with open_world() as world:
+        await world.put(CHUNK)
+        for owner in ("node-1/a", "node-10/a"):
+            world.store.pin([KEY], owner, 60.0)
+        await claim(world, key_of(OTHER), "node-1/a")
+        await world.store.release_node("node-1")
+        assert world.store.pins_of(KEY) == [("node-10/a", 60.0)]
+        assert world.store.claims.num_live() == 0
+
+
+async def test_a_put_and_a_delete_of_one_object_at_once_leave_the_counts_true(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for _ in range(5):
+            await world.put(CHUNK, durable=True)
+            upload = asyncio.create_task(world.put(CHUNK))
+            deleting = asyncio.create_task(world.store.delete([KEY]))
+            await asyncio.gather(upload, deleting, return_exceptions=True)
+            assert not isinstance(upload.exception(), AssertionError)
+            world.store.check_invariants()
+            await world.store.delete([KEY])
+            assert world.store.tenants.held() == {}
+
+
+async def test_a_sweep_forgets_pins_that_ran_out_here_and_in_the_catalog(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.put(CHUNK, durable=True)
+        world.store.pin([KEY], "me", 10.0)
+        assert [lease.owner for lease in world.catalog.leases("pins", world.clock.now)] == ["me"]
+        world.clock.now += 10.0
+        world.store.sweep()
+        assert world.catalog.leases("pins", 0.0) == []
+        assert world.store.tenants.held() == {TENANT: Totals(1, CHUNK_BYTES)}

@@ -77,7 +77,17 @@ class Backend(Protocol):
     # The index
 
     async def publish(self, replicas: Sequence[Replica]) -> None:
-        """Adds or replaces replicas, and ends every claim on their keys: in this order, or at once."""
+        """Adds or replaces replicas of objects that were just stored, and ends every claim on their keys, in this order
+        or at once. What was buried is so no more."""
+
+    async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
+        """Adds or replaces replicas that a store has had for a while.
+
+        Those that were buried are not added but returned: the store was away when they were deleted.
+        """
+
+    async def bury(self, keys: Sequence[ObjectKey]) -> None:
+        """Remembers for some days that objects were deleted on purpose, for stores that are away now."""
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         """Forgets a store's replicas on a tier; those not there are ignored."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind
+from spolia_kvstore.disk_files import sync_folder
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.usage import Usage
 
@@ -127,6 +128,7 @@ class Catalog:
             raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
         if path != ":memory:":
             self._wal = os.open(f"{Path(path)}-wal", os.O_RDWR)
+            sync_folder(Path(path).parent)  # the names of both files are as safe as what `sync` writes
 
     def check(self) -> None:
         """Reads the file's own structure. Raises `sqlite3.DatabaseError`, and closes it, when it is damaged."""
@@ -267,6 +269,15 @@ class Catalog:
         (value,) = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
         return int(value)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file has its row here: false for an index that is new or lost, until `mark_whole`."""
+        return self._db.execute("SELECT 1 FROM numbers WHERE name = 'whole'").fetchone() is not None
+
+    def mark_whole(self) -> None:
+        """The rows of all files that were there are written."""
+        self._db.execute("INSERT OR REPLACE INTO numbers VALUES ('whole', 1)")
+
     def sync(self) -> None:
         """Makes every row written before durable. Blocks for the disk; may run on any thread. Raises `OSError`.
 
@@ -286,12 +297,12 @@ class Catalog:
     def _open(self) -> None:
         # Two stores on one file would clear each other's rows, so the first keeps the lock.
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
             raise CatalogUnusable(f"the index has schema {version}, this release knows {SCHEMA_VERSION}")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         with self._transaction():
             for statement in _SCHEMA:
                 self._db.execute(statement)

@@ -43,11 +43,13 @@ class CostGate:
         """Takes one read in: what it took to have these bytes in memory and checked."""
         if num_bytes <= 0:
             return
-        speed = self.speeds[tier]
+        now, speed = self._clock(), self.speeds[tier]
+        if now - speed.measured_at >= REMEASURE_AFTER_S:
+            speed = self.speeds[tier] = TierSpeed()  # begins anew: what was slow then says nothing of now
         weight = max(NEW_WEIGHT, 1 / (speed.num_samples + 1))
         speed.seconds_per_byte += weight * (seconds / num_bytes - speed.seconds_per_byte)
         speed.num_samples += 1
-        speed.measured_at = self._clock()
+        speed.measured_at = now
 
     def skips(self, record: ObjectRecord, tier: Tier) -> bool:
         """Whether computing the object is measured to be faster than reading it there. Unknown costs skip nothing."""

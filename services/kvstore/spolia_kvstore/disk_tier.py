@@ -317,7 +317,9 @@ class DiskTier:
     async def _drop_evicted(self, rows: Sequence[Row]) -> None:
         for row in rows:
             key = row.record.key
-            log.debug("evicted from disk", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), replica=row.record.replica)
+            log.debug(
+                "evicted from disk", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), replica=row.record.replica
+            )
             self._drop_row(row)
             self._on_gone(row)
             self.counters.evictions += 1

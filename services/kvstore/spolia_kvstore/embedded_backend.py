@@ -69,6 +69,14 @@ class EmbeddedBackend:
         self._catalog.put_many(rows)
         await self.unclaim([each.record.key for each in replicas], None)
 
+    async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
+        """The same: nothing can be buried."""
+        await self.publish(replicas)
+        return []
+
+    async def bury(self, keys: Sequence[ObjectKey]) -> None:
+        """No other store could be away."""
+
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         """Forgets rows."""
         self._catalog.remove(keys, tier)

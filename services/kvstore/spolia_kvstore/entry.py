@@ -41,6 +41,15 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """An object of other live stores: the record of its fastest replica, and where it is."""
+
+    record: ObjectRecord
+    locations: tuple[Location, ...]
+    is_on_disk: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What is known of one chunk: its record and tier, or why it is missed and who computes it now.
 

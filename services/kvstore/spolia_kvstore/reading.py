@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class DiskReading(Reading):
         self._row = row
         self._on_damage = on_damage
         self._file: MappedFile | None = None
-        self._first: ReadFrame | None = None
+        self._ahead: asyncio.Task[ReadFrame | None] | None = None
         self._upload: Upload | None = None
         self._read_s = 0.0
         self._disk.hold(row.record.key)
@@ -108,20 +109,22 @@ class DiskReading(Reading):
         except OSError:
             self.entry = Entry(miss=MissReason.UNREADABLE)
             return self.entry
-        self._first = await self._read(0)
-        if self._first is None:
+        self._read_ahead(0)
+        if await self._next() is None:
             self.entry = Entry(miss=MissReason.UNREADABLE)
         return self.entry
 
     async def frames(self) -> AsyncIterator[ReadFrame]:
-        """Quarantines a file that is damaged or cannot be read to its end."""
+        """Reads a frame while the one before it is sent. Quarantines a file that is damaged or cannot be read."""
         self._upload = self._tiers.promote(self._row)
         verifier = ObjectVerifier(self._row.record) if self._upload is None else self._upload.verifier
-        for index in range(len(self._row.frame_digests)):
-            frame = self._first if index == 0 else await self._read(index)
-            self._first = None
+        num_frames = len(self._row.frame_digests)
+        for index in range(num_frames):
+            frame = await self._next()
             if frame is None:
                 return
+            if index + 1 < num_frames:
+                self._read_ahead(index + 1)
             if digest(frame.data) != frame.digest:
                 self._on_damage()
                 await self._disk.take_out(self._row, f"digest of frame {index} does not match")
@@ -136,12 +139,23 @@ class DiskReading(Reading):
         await self._finish(verifier)
 
     async def close(self) -> None:
-        """Gives back the file, the hold and memory that was not filled."""
+        """Gives back the file, the hold and memory that was not filled, once no thread reads any more."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
         if self._upload is not None:
             self._tiers.ram.abort(self._upload)
         if self._file is not None:
             self._file.close()
         self._disk.release(self._row.record.key)
+
+    def _read_ahead(self, index: int) -> None:
+        self._ahead = asyncio.get_running_loop().create_task(self._read(index), name="read-frame")
+
+    async def _next(self) -> ReadFrame | None:
+        """The frame that was asked for last."""
+        assert self._ahead is not None
+        return await asyncio.shield(self._ahead)
 
     async def _read(self, index: int) -> ReadFrame | None:
         start = index * FRAME_BYTES

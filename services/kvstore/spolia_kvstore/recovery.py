@@ -57,18 +57,18 @@ def open_folder(root: Path, half_life_s: float) -> DataFolder:
         raise InvalidRequest(f"data_dir {root} cannot be used: {error}", field="data_dir", actual=str(root)) from error
     path = root / INDEX_NAME
     recovered = Recovered()
-    is_new = not path.exists()
     try:
         catalog = Catalog(str(path), half_life_s)
         catalog.check()
     except sqlite3.DatabaseError as error:
         log.error("the index is damaged; it is set aside and made again from the files", error=str(error))
         _set_aside(path)
-        catalog, is_new = Catalog(str(path), half_life_s), True
+        catalog = Catalog(str(path), half_life_s)
     try:
         recovered.unfinished_files = files.empty_tmp()
-        if is_new:
+        if not catalog.is_whole:
             _rebuild(files, catalog, recovered)
+            catalog.mark_whole()
         _reconcile(files, catalog, recovered)
     except OSError as error:
         catalog.close()

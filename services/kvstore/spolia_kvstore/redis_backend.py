@@ -27,6 +27,8 @@ from spolia_kvstore.replica_codec import VERSION, decode_replicas, encode_replic
 
 DEFAULT_TIMEOUT_S = 0.5
 REPLICA_TTL_S = 24 * 3600.0
+BURIED_TTL_S = 7 * 24 * 3600.0
+"""A store that was away for longer may bring back what was deleted meanwhile."""
 
 
 class RedisBackend:
@@ -73,21 +75,35 @@ class RedisBackend:
 
     async def publish(self, replicas: Sequence[Replica]) -> None:
         """One script for each object, whatever its replicas."""
+        await self._publish(replicas, b"new")
+
+    async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
+        """The same scripts."""
+        return await self._publish(replicas, b"again")
+
+    async def bury(self, keys: Sequence[ObjectKey]) -> None:
+        """One SET for each key."""
+        ttl = _milliseconds(BURIED_TTL_S)
+        await self._link.exchange([command("SET", self._keys.buried(key), "1", "PX", ttl) for key in keys])
+
+    async def _publish(self, replicas: Sequence[Replica], mode: bytes) -> list[ObjectKey]:
+        """Keys that were not taken."""
         values: dict[ObjectKey, list[bytes]] = {}
         for each in replicas:
             pair = (replica_field(each.store_id, each.tier), encode_replica(each.record))
             values.setdefault(each.record.key, []).extend(pair)
-        await self._link.exchange(
+        taken = await self._link.exchange(
             [
                 call(
                     PUBLISH,
-                    [self._keys.replicas(key), self._keys.claim(key)],
-                    *(self._replica_ttl_ms, self._keys.claims_channel, claim_news(key)),
+                    [self._keys.replicas(key), self._keys.claim(key), self._keys.buried(key)],
+                    *(self._replica_ttl_ms, self._keys.claims_channel, claim_news(key), mode),
                     *pairs,
                 )
                 for key, pairs in values.items()
             ]
         )
+        return [key for key, is_taken in zip(values, taken, strict=True) if not is_taken]
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         """One HDEL for each key."""

@@ -2,6 +2,7 @@
 
     prefix:{<tenant's SHA-256>.<chunk id>}:replicas   hash: tier and store -> replica (replica_codec.py)
     prefix:{<tenant's SHA-256>.<chunk id>}:claim      string: the owner, with the claim's time to live
+    prefix:{<tenant's SHA-256>.<chunk id>}:buried     string: it was deleted on purpose; forgotten after some days
     prefix:{members}:records                          hash: node id -> session and record
     prefix:{members}:expiries                         sorted set: node id -> when its lease runs out, in ms
     prefix:{members}:session                          string: the last session given
@@ -48,6 +49,10 @@ class RedisKeys:
     def claim(self, key: ObjectKey) -> str:
         """The claim on an object."""
         return f"{self.prefix}:{{{_tag(key)}}}:claim"
+
+    def buried(self, key: ObjectKey) -> str:
+        """That an object was deleted on purpose."""
+        return f"{self.prefix}:{{{_tag(key)}}}:buried"
 
     def member(self, name: str) -> str:
         """One of the members' names: "records", "expiries", "session", "probe"."""

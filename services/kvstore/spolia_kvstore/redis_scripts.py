@@ -51,12 +51,17 @@ return 1
 """KEYS: probe. ARGV: channel. Tries what the others need; nobody heeds an empty message."""
 
 PUBLISH = Script("""
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+if ARGV[4] == 'again' and redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+redis.call('DEL', KEYS[3])
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 if redis.call('DEL', KEYS[2]) == 1 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
 return 1
 """)
-"""KEYS: replicas, claim. ARGV: ttl in ms, channel, news, then fields and values."""
+"""KEYS: replicas, claim, buried. ARGV: ttl in ms, channel, news, "new" or "again", then fields and values.
+
+Says whether it was taken: not again what was buried.
+"""
 
 CLAIM = Script("""
 local live = {}

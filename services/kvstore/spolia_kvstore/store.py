@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import count
@@ -18,7 +18,7 @@ from spolia_kvstore.backend import Backend, ClaimAnswer, Replica
 from spolia_kvstore.catalog import Catalog, Lease, Totals
 from spolia_kvstore.claims import Claims
 from spolia_kvstore.embedded_backend import EmbeddedBackend
-from spolia_kvstore.entry import Entry, Location, Reader
+from spolia_kvstore.entry import Elsewhere, Entry, Location, Reader
 from spolia_kvstore.objects import SHARED_TENANT, ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.pins import Pins
 from spolia_kvstore.quotas import Tenants
@@ -102,6 +102,8 @@ class KVStore:
         self.name = name
         self.unsaid: set[tuple[ObjectKey, Tier]] = set()
         """What left while the shared index was away."""
+        self.unburied: set[ObjectKey] = set()
+        """What was deleted while the shared index was away."""
         self._started_ns = time.time_ns()
         self._replica_numbers = count(1)
         self._max_object_bytes = max_object_bytes
@@ -127,7 +129,7 @@ class KVStore:
             if key in found:
                 entries.append(self._judged(found[key], reader))
             elif key in elsewhere:
-                entries.append(_judged_elsewhere(*elsewhere[key], reader))
+                entries.append(_judged_elsewhere(elsewhere[key], reader))
             else:
                 claim = claims[key]
                 entries.append(Entry(miss=MissReason.NOT_FOUND, claimed_by=claim.owner if claim else ""))
@@ -145,7 +147,7 @@ class KVStore:
             elsewhere = await self._locate(absent)
             for index, key in enumerate(keys):
                 if key in elsewhere:
-                    entry = _judged_elsewhere(*elsewhere[key], reader)
+                    entry = _judged_elsewhere(elsewhere[key], reader)
                     reason = entry.miss or MissReason.NOT_FOUND
                     readings[index].entry = Entry(miss=reason, locations=entry.locations)
             yield readings
@@ -283,7 +285,13 @@ class KVStore:
             objects = _plus(objects, record)
             for tier in on:
                 tiers[tier] = _plus(tiers[tier], record)
+        await self._bury(keys)
         return Dropped(objects, tiers)
+
+    async def delete_buried(self, keys: Sequence[ObjectKey]) -> None:
+        """Drops what was deleted on purpose while this store was away."""
+        log.info("objects deleted while this store was away", num_objects=len(keys))
+        await self.tiers.delete(keys)
 
     def sweep(self) -> None:
         """Writes down uses and forgets leases that ran out. Called now and then."""
@@ -335,12 +343,12 @@ class KVStore:
             found |= {shared[key]: item for key, item in self.tiers.find(list(shared)).items()}
         return found
 
-    async def _locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, tuple[ObjectRecord, tuple[Location, ...]]]:
+    async def _locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Elsewhere]:
         """Which other live stores have these, as the shared index says; nothing while it is away."""
         stores = self._stores()
         if not (keys and self.backend.is_shared):
             return {}
-        located: dict[ObjectKey, tuple[ObjectRecord, tuple[Location, ...]]] = {}
+        located: dict[ObjectKey, Elsewhere] = {}
         tenant_id = keys[0].tenant_id
         for tenant in dict.fromkeys((tenant_id, SHARED_TENANT)):
             ids = [key.chunk_id for key in keys if key not in located]
@@ -351,7 +359,7 @@ class KVStore:
             for chunk_id, replicas in found.items():
                 others = [each for each in replicas if each.store_id != self.name]
                 if others:
-                    located[ObjectKey(tenant_id, chunk_id)] = (others[0].record, _places(others, stores))
+                    located[ObjectKey(tenant_id, chunk_id)] = _elsewhere(others, stores)
                 for each in replicas:
                     if each.store_id == self.name:  # the index names what is here no more
                         self._in_background(self._withdraw(each.record.key, each.tier))
@@ -393,11 +401,11 @@ class KVStore:
                 raise Busy("the disk cannot take the object now; it is kept in memory", field="durability")
             raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
         elsewhere = await self._locate([record.key])
-        for _, locations in elsewhere.values():
-            safe = [place for place in locations if place.tier is Tier.DISK or not durable]
-            if safe:
+        for there in elsewhere.values():
+            if there.is_on_disk or not durable:
                 raise AlreadyStored(
-                    f"chunk {record.key.chunk_id.hex()} is stored already, at {safe[0].store_id}", field="info.chunk_id"
+                    f"chunk {record.key.chunk_id.hex()} is stored already, at {there.locations[0].store_id}",
+                    field="info.chunk_id",
                 )
 
     async def _keep_quota(self, record: ObjectRecord) -> None:
@@ -441,7 +449,7 @@ class KVStore:
             self.tenants.add(record.key.tenant_id, record.size_bytes)
         self.unsaid.discard((record.key, tier))
         if self.backend.is_shared and not (tier is Tier.RAM and is_new):  # a Put announces its object itself
-            self._in_background(self._publish([Replica(record, tier, self.name)]))
+            self._in_background(self._publish_again(Replica(record, tier, self.name)))
 
     def _on_removed(self, record: ObjectRecord, tier: Tier, is_gone: bool) -> None:
         if is_gone:
@@ -465,6 +473,21 @@ class KVStore:
             return False
         return True
 
+    async def _publish_again(self, replica: Replica) -> None:
+        """Says on which tier an object is now. One that was deleted meanwhile is dropped here too."""
+        with suppress(Unavailable):
+            buried = await self.backend.publish_again([replica])
+            if buried:
+                await self.delete_buried(buried)
+
+    async def _bury(self, keys: Sequence[ObjectKey]) -> None:
+        """Other stores that hold them and are away now learn of it when they are back."""
+        if self.backend.is_shared:
+            self.unburied.update(keys)
+            with suppress(Unavailable):
+                await self.backend.bury(keys)
+                self.unburied.difference_update(keys)
+
     async def _withdraw(self, key: ObjectKey, tier: Tier) -> None:
         try:
             await self.backend.withdraw(self.name, [key], tier)
@@ -473,7 +496,7 @@ class KVStore:
         self.unsaid.discard((key, tier))
         found = self.tiers.find([key]).get(key)
         if found is not None and found.is_on(tier):  # it came back meanwhile; the two may have crossed
-            await self._publish([Replica(found.record, tier, self.name)])
+            await self._publish_again(Replica(found.record, tier, self.name))
 
     def _in_background(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="tell-backend")
@@ -517,19 +540,20 @@ class KVStore:
             raise
 
 
-def _places(replicas: Sequence[Replica], stores: Mapping[str, str]) -> tuple[Location, ...]:
+def _elsewhere(replicas: Sequence[Replica], stores: Mapping[str, str]) -> Elsewhere:
     """Each store once, with its fastest tier; `replicas` are fastest first."""
     places: dict[str, Location] = {}
     for each in replicas:
         places.setdefault(each.store_id, Location(each.store_id, stores[each.store_id], each.tier))
-    return tuple(places.values())
+    is_on_disk = any(each.tier is Tier.DISK for each in replicas)
+    return Elsewhere(replicas[0].record, tuple(places.values()), is_on_disk)
 
 
-def _judged_elsewhere(record: ObjectRecord, locations: tuple[Location, ...], reader: Reader) -> Entry:
-    miss = reader.refuses(record)
+def _judged_elsewhere(found: Elsewhere, reader: Reader) -> Entry:
+    miss = reader.refuses(found.record)
     if miss is not None:
         return Entry(miss=miss)
-    return Entry(record, locations[0].tier, locations=locations)
+    return Entry(found.record, found.locations[0].tier, locations=found.locations)
 
 
 def _is_granted(answer: ClaimAnswer, owner: str) -> bool:

@@ -3,8 +3,8 @@
     value(now) = cost per byte · Σ over its uses of 2^(−(now − t_use) / half_life)
 
 Recency and reuse are one sum (LRFU: Lee et al., "LRFU: a spectrum of policies", IEEE ToC 2001); cost per byte weighs
-it, as in GreedyDual-Size. All values decay at one rate, so their order changes only when one is used, and its base-2 log
-can be kept as one number:
+it, as in GreedyDual-Size. All values decay at one rate, so their order changes only when one is used, and its base-2
+log can be kept as one number:
 
     rank = log2(cost per byte) + log2(decayed uses at t_last) + t_last / half_life
 
