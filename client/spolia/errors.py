@@ -77,6 +77,8 @@ _CLASS_OF: dict[grpc.StatusCode, type[SpoliaError]] = {
 # What gRPC says of a call that this process itself gave up.
 _CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!", "Stream removed (Channel closed!)")
 
+_BROKEN_STREAM = "Internal error from Core"
+
 # Trailers share one metadata limit (8 KiB by default) and a call whose trailers exceed it loses its status.
 _MAX_FIELD_CHARS = 256
 
@@ -118,6 +120,9 @@ def error_from_rpc(error: grpc.RpcError) -> SpoliaError:
 def _class_without_detail(code: grpc.StatusCode, message: str) -> type[SpoliaError]:
     # A server that stops cancels the calls it has not looked at yet. Nobody gave those up; another node may take them.
     if code is grpc.StatusCode.CANCELLED and message not in _CANCELLED_HERE:
+        return Unavailable
+    # A batch of operations on a stream whose peer died in the middle of them; grpc.aio says no more than this.
+    if code is grpc.StatusCode.INTERNAL and message == _BROKEN_STREAM:
         return Unavailable
     # gRPC refuses an oversize message with the code that means "busy" here; sending it again would never succeed.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:

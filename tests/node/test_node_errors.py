@@ -160,6 +160,8 @@ def test_a_cancel_counts_as_the_callers_only_when_made_here():
     assert type(error_from_rpc(rpc_error(cancelled, "Stream removed"))) is Unavailable
     assert type(error_from_rpc(rpc_error(cancelled, "the server said: Channel closed!"))) is Unavailable
     assert type(error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "Stream removed"))) is Unavailable
+    assert type(error_from_rpc(rpc_error(grpc.StatusCode.INTERNAL, "Internal error from Core"))) is Unavailable
+    assert type(error_from_rpc(rpc_error(grpc.StatusCode.INTERNAL, "an invariant broke"))) is InternalError
     for made_here in ("Locally cancelled by application!", "Channel closed!", "Stream removed (Channel closed!)"):
         assert type(error_from_rpc(rpc_error(cancelled, made_here))) is Cancelled
     raised = detail_of(Cancelled("given up")).SerializeToString()

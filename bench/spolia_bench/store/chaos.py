@@ -32,7 +32,7 @@ from spolia_node.store_client import StoreClient
 QUESTION = "What is lost, damaged, leaked or stuck while stores and Redis are killed at random?"
 TENANT = "chaos"
 RAM_BUDGET_BYTES = 64 << 20
-DISK_BUDGET_BYTES = 192 << 20
+DISK_BUDGET_BYTES = 1 << 30
 OBJECT_BYTES = (20_000, 200_000, 1_500_000)
 CALL_TIMEOUT_S = 10.0
 STUCK_AFTER_S = 5.0
