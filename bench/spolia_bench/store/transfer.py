@@ -1,6 +1,7 @@
 """How fast objects come and go, per tier, beside a plain file copy and redis-py on the same bytes.
 
-Floors: memory is a copy over the loopback; disk is what a synced file write, or a read of it, takes. All files were
+Floors: gRPC alone, moving the same bytes between two processes that keep and check nothing; for disk, that and a synced
+file copy, one after the other. All files were
 written a moment ago, so reads from disk find them in the system's page cache, as the file copy does.
 """
 
@@ -20,6 +21,7 @@ from spolia.v1.common_pb2 import TIER_DISK, TIER_RAM, ObjectInfo
 from spolia.v1.kvstore_pb2 import DURABILITY_DISK, DURABILITY_RAM, Durability
 from spolia_bench.frame import Report, progress
 from spolia_bench.redis_server import RedisServer, redis_binary
+from spolia_bench.store import grpc_floor
 from spolia_bench.store.objects import FINGERPRINT, make_object
 from spolia_bench.store.processes import StoreProcess
 from spolia_node.channels import ChannelPool
@@ -48,6 +50,7 @@ async def measure(report: Report, folder: Path, runs: int, seed: int) -> None:
                 results = await _store_rates(client, process, objects)
                 results |= _copy_rates(folder, objects)
                 results |= _redis_rates(folder, objects)
+                results |= await grpc_floor.rates(num_bytes, OBJECTS_PER_RUN[size])
                 if run:  # the first warms up
                     for way, rate in results.items():
                         rates.setdefault(f"{way}_{size}_mb_per_s", []).append(rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spolia_kvstore.stable_id import stable_id
 from spolia_kvstore.wire import MAX_CLAIM_TTL_MS, MAX_PIN_LEASE_MS
 from spolia_node.config import NodeConfig, at_least, between, setting
 
@@ -68,3 +69,8 @@ class KVStoreConfig(NodeConfig):
         "How long a node stays in the directory after its last heartbeat, in milliseconds; raise it on slow networks.",
         check=between(100, 600_000),
     )
+
+    def __post_init__(self) -> None:
+        if not self.node_id and self.data_dir is not None:
+            self._fill("node_id", stable_id(self.data_dir))
+        super().__post_init__()
