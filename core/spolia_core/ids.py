@@ -19,6 +19,9 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
 ID_BYTES = 32
 FORMAT_VERSION = 1
 
+SHARED_TENANT = "shared"
+"""Every tenant reads its chunks too. Written by whoever the gateway authenticated as this tenant: operators."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -7,17 +7,36 @@ from typing import Any
 
 import pytest
 from prefill_fakes import a_front
-from tiny_cluster import World, ask, assert_same, calling, doc, eventually, generate_request, ids_of, is_idle, tokens
+from tiny_cluster import (
+    SECRET,
+    TENANT,
+    Answer,
+    World,
+    ask,
+    assert_same,
+    calling,
+    doc,
+    eventually,
+    generate_request,
+    ids_of,
+    is_idle,
+    send,
+    stored,
+    tokens,
+)
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier
+from spolia.v1.decode_pb2 import TokenPart
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia.v1.prefill_pb2 import PrefillResponse
 from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
-from spolia_core.reuse import ChunkKind, MissReason, ReuseMode
+from spolia_core.ids import SHARED_TENANT, tenant_key
+from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_decode.gather import ChunkGatherer
 from spolia_engine.kv_bytes import run_to_object
+from spolia_kvstore.objects import ObjectKey
 from spolia_node.deadline import Deadline
 from spolia_node.store_client import FetchedChunk
 from spolia_worker.chunk_fetch import ChunkFetcher
@@ -64,6 +83,29 @@ async def test_chunks_that_came_are_given_back_when_another_cannot(
     monkeypatch.setattr(ChunkGatherer, "gather", gather_and_fail)
     with pytest.raises(SpoliaError, match="last moment"):
         await ask(decode, [tokens(3), *documents, tokens(9)], GREEDY, LINKED)
+
+
+async def test_a_request_names_chunks_of_its_tenant_and_of_shared_and_no_others(world: World) -> None:
+    store = await world.store()
+    await world.prefill()
+    decode = await world.decode()
+    document, live = doc(60, 1), tokens(9)
+
+    async def ask_by(tenant_id: str, named: list[int] | tuple[int, ...]) -> tuple[Answer, bytes]:
+        chunk_id = decode.engine.id_space(tenant_key(SECRET.encode(), tenant_id)).local(named)
+        parts = [TokenPart(token_ids=document.token_ids, chunk_id=chunk_id), TokenPart(token_ids=live)]
+        return await send(decode, generate_request(decode, [live], GREEDY, LINKED, parts=parts)), chunk_id
+
+    expected = world.expect([document, live], GREEDY, LINKED)
+    answer, chunk_id = await ask_by(SHARED_TENANT, document.token_ids)
+    assert_same(answer, expected)
+    assert answer.sources[TokenSource.COMPILED] == 60, "gone since the gateway looked: a prefill node makes it again"
+    assert stored(store, chunk_id) is not None
+    assert store.store.tiers.ram.find(ObjectKey(SHARED_TENANT, chunk_id)) is None, "only operators write what all read"
+    assert_same((await ask_by(TENANT, document.token_ids))[0], expected)
+    for tenant_id, named in (("another", document.token_ids), (SHARED_TENANT, live)):
+        with pytest.raises(InvalidRequest, match="not the id of these tokens"):
+            await ask_by(tenant_id, named)
 
 
 @pytest.mark.parametrize("kind", [ChunkKind.LOCAL, ChunkKind.PREFIX], ids=lambda kind: kind.name)

@@ -167,13 +167,24 @@ class FakeDirectory(directory_pb2_grpc.DirectoryServiceServicer):
 
 
 class FakeStore(kvstore_pb2_grpc.KVStoreServiceServicer):
-    """Knows ids and sizes, by tenant. What a gateway does not call is left to the generated base class."""
+    """Knows ids and sizes, by tenant. What a gateway does not call is left to the generated base class.
+
+    `lookup_error` fails look-ups, and `lookup_hold` keeps them from ending until it is set.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, bytes], int] = {}
         self.delete_error: Exception | None = None
+        self.lookup_error: Exception | None = None
+        self.lookup_hold: asyncio.Event | None = None
+        self.lookups: list[kvstore_pb2.LookupRequest] = []
 
     async def Lookup(self, request: kvstore_pb2.LookupRequest, context: Any) -> kvstore_pb2.LookupResponse:
+        self.lookups.append(request)
+        if self.lookup_hold is not None:
+            await self.lookup_hold.wait()
+        if self.lookup_error is not None:
+            raise self.lookup_error
         return kvstore_pb2.LookupResponse(entries=[self._entry(request.tenant_id, i) for i in request.chunk_ids])
 
     def _entry(self, tenant_id: str, chunk_id: bytes) -> kvstore_pb2.LookupEntry:

@@ -28,7 +28,7 @@ class TokenPart(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CHUNK_ID_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.bytes
-    """Id of the local chunk these tokens are, 32 bytes; empty for live tokens."""
+    """Id of the local chunk these tokens are, under the tenant or under "shared", 32 bytes; empty for live tokens."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its token ids, in order; not empty."""

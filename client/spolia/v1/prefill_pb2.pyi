@@ -179,7 +179,7 @@ class ChunkToCompile(_message.Message):
     CHUNK_ID_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.bytes
-    """Its id, 32 bytes; must equal the id derived from the tokens."""
+    """Its id, 32 bytes; must equal the id derived from the tokens, under the tenant's key or that of "shared"."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its tokens, no special tokens among them."""

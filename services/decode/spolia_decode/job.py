@@ -14,7 +14,7 @@ from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_node.rpc_messages import mode_from_pb, prompt_from_pb, sampling_from_pb
-from spolia_worker.checks import check_caller
+from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class GenerateJob:
 
 
 def check_job(
-    request: DecodeServiceGenerateRequest, core: EngineCore, terms: LinkTerms, tenant_key: bytes
+    request: DecodeServiceGenerateRequest, core: EngineCore, terms: LinkTerms, cluster_secret: bytes
 ) -> GenerateJob:
     """The job a request asks for. Raises `InvalidRequest` or `NotSupported`, naming the field and the limit."""
     check_caller(request.tenant_id, request.fingerprint, request.num_sink_tokens, core)
@@ -59,8 +59,8 @@ def check_job(
     prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
     sampling = sampling_from_pb(request.sampling, default_seed=0)
     check_answer_length(prompt.num_tokens, sampling.max_tokens, core.adapter.max_context_tokens)
-    ids = core.id_space(tenant_key)
-    _check_chunk_ids(prompt.parts, ids)
+    ids, shared_ids = readable_ids(core, cluster_secret, request.tenant_id)
+    _check_chunk_ids(prompt.parts, (ids, shared_ids))
     received = tuple(request.resume.token_ids)
     if received:
         check_token_ids(received, core.adapter.vocab_size, field="resume.token_ids")
@@ -85,9 +85,8 @@ def check_job(
     )
 
 
-def _check_chunk_ids(parts: Sequence[Part], ids: IdSpace) -> None:
-    """An id that is not its tokens' would poison the cache for everyone who asks for it later."""
+def _check_chunk_ids(parts: Sequence[Part], spaces: Sequence[IdSpace]) -> None:
     for index, part in enumerate(parts):
-        if part.chunk_id is not None and part.chunk_id != ids.local(part.token_ids):
+        if part.chunk_id is not None and not is_local_chunk(part.chunk_id, part.token_ids, spaces):
             field = f"parts[{index}].chunk_id"
             raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=part.chunk_id.hex())

@@ -18,7 +18,6 @@ from spolia.v1.decode_pb2 import (
 )
 from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
 from spolia_core.errors import Busy, InvalidRequest
-from spolia_core.ids import tenant_key
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission
 from spolia_decode.batch import DecodeBatch
@@ -62,8 +61,8 @@ class DecodeServer(DecodeServiceServicer):
         self._check_accepting()
         bind_contextvars(request_id=request.request_id)
         deadline = Deadline.of(context, self._parts.config.rpc_timeout_s)
-        key = tenant_key(self._parts.config.cluster_secret.encode(), request.tenant_id)
-        job = check_job(request, self._parts.core, self._parts.terms, key)
+        secret = self._parts.config.cluster_secret.encode()
+        job = check_job(request, self._parts.core, self._parts.terms, secret)
         report = _new_report(job, self._parts)
         generation = self._parts.core.generation(job.sampling)
         left_over = generation.resume(job.received_ids, job.received_code_points)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from spolia_core.ids import SHARED_TENANT
 from spolia_gateway.attempts import RetryPolicy
 from spolia_gateway.limits import RequestLimits
 from spolia_node.config import NodeConfig, at_least, between, setting
@@ -30,7 +31,16 @@ class GatewayConfig(NodeConfig):
         None, "Hugging Face-format directory of the model served; its tokenizer files are read, its weights are not."
     )
     model_name: str = setting("", "Name under which decode nodes serve the model; empty: the directory's name.")
-    tenant: str = setting("default", "Tenant whose chunks requests at this gateway use.", check=_tenant)
+    tenant: str = setting(
+        "default",
+        f"Tenant whose chunks requests at this gateway use; those of {SHARED_TENANT!r} are readable by all.",
+        check=_tenant,
+    )
+    shared_documents: bool = setting(
+        False,
+        f"Also reuse documents that operators stored under the tenant {SHARED_TENANT}; costs a question to the store "
+        "for each LINKED request.",
+    )
     max_prompt_bytes: int = setting(
         8 << 20, "Largest prompt, or list of documents, in bytes of text; raise for long contexts.", check=at_least(1)
     )

@@ -20,6 +20,7 @@ from spolia_gateway.limits import request_id_of
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.routing import Demand
+from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.tokenizer import Form, PartTokenizer
 from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
@@ -58,6 +59,7 @@ class Gateway:
         self._generator = Generator(cluster, channels, policy, metrics)
         self._warmer = Warmer(cluster, channels, store, policy, config.warm_concurrency)
         self._forgetter = Forgetter(cluster, channels, store)
+        self._shared = SharedDocuments(store, config.cluster_secret, metrics) if config.shared_documents else None
         self.num_running = 0
         """Generations and warmings under way."""
 
@@ -76,6 +78,8 @@ class Gateway:
             request, demand = await deadline.wait(
                 asyncio.to_thread(self._prepare, checked, model, tenant_id), f"tokenizing request {checked.request_id}"
             )
+            if self._shared is not None:
+                request, demand = await self._shared.apply(request, demand, deadline)
             async with aclosing(self._generator.run(request, demand, deadline)) as events:
                 async for event in events:
                     yield event

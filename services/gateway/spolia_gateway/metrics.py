@@ -1,10 +1,23 @@
-"""What a gateway counts, per tenant."""
+"""What a gateway counts, most of it per tenant."""
 
 from __future__ import annotations
+
+from enum import Enum
 
 from spolia.v1 import common_pb2
 from spolia_core.reuse import ReuseMode
 from spolia_node.metrics import Metrics
+
+
+class Sharing(Enum):
+    """What became of a document that may be stored under the tenant `shared`."""
+
+    SHARED = "shared"
+    """It is: reused from there."""
+    OWN = "own"
+    """It is not: named by its tenant's own id."""
+    UNASKED = "unasked"
+    """The store was away or late: named by its tenant's own id."""
 
 
 class GatewayMetrics:
@@ -23,6 +36,11 @@ class GatewayMetrics:
         self._prompt = metrics.counter(
             "spolia_gateway_prompt_tokens_total", "Prompt tokens by where their KV came from.", "tenant", "source"
         )
+        self._sharing = metrics.counter(
+            "spolia_gateway_shared_documents_total",
+            "Documents of LINKED requests, each once a request, by whether the shared copy is reused.",
+            "outcome",
+        )
 
     def count_tokens(self, tenant_id: str, num_tokens: int) -> None:
         """Tokens go to a client."""
@@ -31,6 +49,10 @@ class GatewayMetrics:
     def count_replay(self, tenant_id: str) -> None:
         """A node takes over an answer of which the client has a part."""
         self._replays.labels(tenant_id).inc()
+
+    def count_sharing(self, sharing: Sharing, num_documents: int) -> None:
+        """Documents of a request that may be stored under the tenant `shared` got their ids."""
+        self._sharing.labels(sharing.value).inc(num_documents)
 
     def count_finish(self, tenant_id: str, mode: ReuseMode, finish: common_pb2.Finish) -> None:
         """A generation is complete."""

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from spolia_core.ids import SHARED_TENANT as SHARED_TENANT  # every tenant reads its objects too
 from spolia_core.reuse import ChunkKind
-
-SHARED_TENANT = "shared"
-"""Every tenant reads its objects too. Written by whoever the gateway authenticated as this tenant: operators."""
 
 
 class Tier(IntEnum):

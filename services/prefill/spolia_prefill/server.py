@@ -18,7 +18,6 @@ from spolia.v1.prefill_pb2 import (
 )
 from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer
 from spolia_core.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest
-from spolia_core.ids import tenant_key
 from spolia_engine.core import EngineCore
 from spolia_node.deadline import Deadline
 from spolia_prefill.compile import Compiler
@@ -81,8 +80,7 @@ class PrefillServer(PrefillServiceServicer):
         if request is None or request.WhichOneof("message") != "start":
             raise InvalidRequest("the first message must be a start message", field="message", limit="start")
         bind_contextvars(request_id=request.start.request_id)
-        key = tenant_key(self._config.cluster_secret.encode(), request.start.tenant_id)
-        return check_start(request.start, self._core, key)
+        return check_start(request.start, self._core, self._config.cluster_secret.encode())
 
     @contextmanager
     def _counted(self, job: CompileJob | ContextJob) -> Iterator[None]:

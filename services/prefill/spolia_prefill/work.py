@@ -13,7 +13,7 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_node.rpc_messages import sampling_from_pb
-from spolia_worker.checks import check_caller
+from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
 
@@ -58,7 +58,7 @@ class ContextJob:
         return len(self.token_ids) - self.num_cached_tokens
 
 
-def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: bytes) -> CompileJob | ContextJob:
+def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secret: bytes) -> CompileJob | ContextJob:
     """The job a stream's first message asks for. Raises `InvalidRequest` or `NotSupported`, naming the field."""
     check_caller(start.tenant_id, start.fingerprint, start.num_sink_tokens, core)
     if not set(ACCEPTED_CODECS) & set(start.accepted_codecs):
@@ -68,15 +68,15 @@ def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, tenant_key: b
             limit=", ".join(ACCEPTED_CODECS),
             actual=", ".join(start.accepted_codecs),
         )
-    ids = core.id_space(tenant_key)
+    ids, shared_ids = readable_ids(core, cluster_secret, start.tenant_id)
     if start.WhichOneof("work") == "compile":
-        return _compile_job(start, core, ids)
+        return _compile_job(start, core, (ids, shared_ids))
     if start.WhichOneof("work") == "context":
         return _context_job(start, core, ids)
     raise InvalidRequest("the start message names no work", field="work", limit="compile or context")
 
 
-def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace) -> CompileJob:
+def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, spaces: Sequence[IdSpace]) -> CompileJob:
     core.adapter.support.require_linked()
     inline = set(start.compile.inline_chunks)
     if not start.compile.chunks:
@@ -86,7 +86,7 @@ def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
         field = f"compile.chunks[{index}]"
         check_token_ids(chunk.token_ids, core.adapter.vocab_size, field=f"{field}.token_ids")
         check_context_length(len(chunk.token_ids), core.adapter.max_context_tokens)
-        if chunk.chunk_id != ids.local(chunk.token_ids):
+        if not is_local_chunk(chunk.chunk_id, chunk.token_ids, spaces):
             raise InvalidRequest(f"{field}.chunk_id is not the id of these tokens", field=f"{field}.chunk_id")
         chunks.append(LocalChunk(chunk.chunk_id, tuple(chunk.token_ids), chunk.chunk_id in inline))
     unknown = inline - {chunk.chunk_id for chunk in chunks}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.ids import SHARED_TENANT, IdSpace, tenant_key
 from spolia_engine.core import EngineCore
 
 
@@ -25,3 +28,17 @@ def check_caller(tenant_id: str, fingerprint: bytes, num_sink_tokens: int, core:
         )
     if not tenant_id:
         raise InvalidRequest("tenant_id is empty", field="tenant_id")
+
+
+def readable_ids(core: EngineCore, cluster_secret: bytes, tenant_id: str) -> tuple[IdSpace, IdSpace]:
+    """By what a tenant's requests may name chunks: its own ids, and those of `shared`, which all tenants read."""
+    own, shared = (core.id_space(tenant_key(cluster_secret, name)) for name in (tenant_id, SHARED_TENANT))
+    return own, shared
+
+
+def is_local_chunk(chunk_id: bytes, token_ids: Sequence[int], spaces: Sequence[IdSpace]) -> bool:
+    """Whether this is the id of these tokens in one of `spaces`.
+
+    One that is not would poison the cache for everyone who asks for it later.
+    """
+    return any(ids.local(token_ids) == chunk_id for ids in spaces)
