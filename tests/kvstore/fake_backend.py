@@ -17,6 +17,7 @@ class FakeShared:
 
     clock: Callable[[], float]
     replicas: dict[tuple[ObjectKey, Tier, str], Replica] = field(default_factory=dict)
+    buried: set[ObjectKey] = field(default_factory=set)
     claims: dict[ObjectKey, Lease] = field(default_factory=dict)
     members: dict[str, tuple[int, bytes, float]] = field(default_factory=dict)
     last_session: int = 0
@@ -54,7 +55,17 @@ class FakeBackend:
         self._check(f"publish {len(replicas)}")
         for each in replicas:
             self.shared.replicas[each.record.key, each.tier, each.store_id] = each
+            self.shared.buried.discard(each.record.key)
         await self.unclaim([each.record.key for each in replicas], None)
+
+    async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
+        buried = [each.record.key for each in replicas if each.record.key in self.shared.buried]
+        await self.publish([each for each in replicas if each.record.key not in buried])
+        return buried
+
+    async def bury(self, keys: Sequence[ObjectKey]) -> None:
+        self._check(f"bury {len(keys)}")
+        self.shared.buried.update(keys)
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         self._check(f"withdraw {len(keys)}")

@@ -4,8 +4,10 @@ Redis runs twice: as one server, and as a cluster, which refuses a script whose 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -353,6 +355,13 @@ async def test_what_was_buried_is_not_listed_again_by_a_store_that_was_away(shar
     replicas = [a_replica(KEY, store_id=THERE), a_replica(OTHER, store_id=THERE)]
     assert await shared.publish_again(replicas) == [KEY]
     assert set(await shared.locate(TENANT, [KEY.chunk_id, OTHER.chunk_id], LIVE)) == {OTHER.chunk_id}
+
+
+async def test_what_was_stored_after_its_burial_is_listed_although_nobody_could_be_told_then(shared: Backend) -> None:
+    await shared.bury([KEY])
+    later = replace(a_replica(KEY), stored_at=time.time() + 60.0)
+    assert await shared.publish_again([later]) == []
+    assert set(await shared.locate(TENANT, [KEY.chunk_id], LIVE)) == {KEY.chunk_id}
 
 
 async def test_storing_it_anew_digs_it_up(shared: Backend) -> None:

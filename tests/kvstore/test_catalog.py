@@ -89,7 +89,8 @@ def test_the_lowest_are_ordered_by_rank_also_after_a_use(catalog: Catalog) -> No
     catalog.put(a_row(4, tenant_id="other", used_at=150.0))
     assert numbers_of(catalog.lowest(Tier.DISK, 0, 10)) == [1, 4, 2, 3]
     assert numbers_of(catalog.lowest(Tier.DISK, 1, 2)) == [4, 2]
-    assert numbers_of(catalog.lowest_of_tenant(Tier.DISK, TENANT, 2)) == [1, 2]
+    assert numbers_of(catalog.lowest_of_tenant(Tier.DISK, TENANT, 0, 2)) == [1, 2]
+    assert numbers_of(catalog.lowest_of_tenant(Tier.DISK, TENANT, 2, 2)) == [3]
     used = a_row(1).usage.used(1000.0, HALF_LIFE_S, is_hit=True)
     catalog.set_usage([(a_row(1).record.key, used)])
     assert numbers_of(catalog.lowest(Tier.DISK, 0, 10)) == [4, 2, 3, 1]
@@ -153,9 +154,12 @@ def test_numbers_never_come_twice_in_the_life_of_a_file(tmp_path: Path) -> None:
 def test_members_outlive_the_process(tmp_path: Path) -> None:
     path = str(tmp_path / "index.db")
     catalog = Catalog(path)
-    catalog.put_member("a", 1, b"old", 5.0)
-    catalog.put_member("a", 2, b"new", 6.0)
-    catalog.put_member("b", 1, b"gone", 5.0)
+    catalog.put_member("a", 1, b"old")
+    catalog.put_member("a", 2, b"new")
+    catalog.put_member("b", 1, b"gone")
+    catalog.put_member("c", 1, b"never had a lease")
+    for node_id, until in (("a", 5.0), ("b", 5.0), ("a", 6.0)):
+        catalog.renew_member(node_id, until)
     catalog.remove_member("b")
     catalog.close()
     catalog = Catalog(path)

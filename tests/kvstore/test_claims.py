@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from fake_backend import FakeBackend, FakeShared
@@ -153,8 +153,8 @@ async def test_closing_ends_every_wait_for_good() -> None:
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[FakeShared]:
-    yield FakeShared(HandClock())
+def shared() -> FakeShared:
+    return FakeShared(HandClock())
 
 
 def sharing(shared: FakeShared) -> tuple[Claims, FakeBackend]:

@@ -17,6 +17,7 @@ from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_kvstore.node import KVStoreNode
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.store_address import stores_at
 from spolia_node.store_client import StoreClient
 
 
@@ -48,7 +49,8 @@ async def claim(channel: grpc.aio.Channel, ids: Sequence[bytes], owner: str, wai
 
 async def stored(node: KVStoreNode) -> Chunk:
     chunk, channels = make_chunk(1), ChannelPool(1 << 20)
-    await StoreClient(channels, lambda: node.server.address).put(TENANT, chunk.info, chunk.data, Deadline.after(10))
+    client = StoreClient(channels, lambda: stores_at(node.server.address))
+    await client.put(TENANT, chunk.info, chunk.data, Deadline.after(10))
     await channels.close()
     return chunk
 

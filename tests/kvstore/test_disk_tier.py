@@ -200,7 +200,7 @@ async def test_an_index_that_cannot_be_read_is_a_miss(disk: Disk, monkeypatch: p
         for method in ("lookup", "lowest", "lowest_of_tenant"):
             patched.setattr(disk.catalog, method, index_failing)
         assert disk.tier.find([key(1)]) == {}
-        assert disk.tier.lowest_of_tenant("tenant") == []
+        assert list(disk.tier.lowest_of_tenant("tenant")) == []
         assert not await disk.write(2, size=BUDGET), "nothing is known that could go"
     assert disk.tier.counters.index_errors > 0
     assert await disk.read(1) == b"\x01" * 25

@@ -18,12 +18,12 @@ from spolia.errors import Unavailable
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.directory_server import SERVICE as DIRECTORY_SERVICE
-from spolia_kvstore.index import SqliteIndex
 from spolia_kvstore.server import SERVICE as STORE_SERVICE
 from spolia_node.channels import ChannelPool
 from spolia_node.config import load_config
 from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView
+from spolia_node.store_address import stores_at
 from spolia_node.store_client import StoreClient
 
 Process = asyncio.subprocess.Process
@@ -68,7 +68,7 @@ async def test_it_says_ready_serves_and_ends_well_when_asked(channels: ChannelPo
         for service in (STORE_SERVICE, DIRECTORY_SERVICE):
             response = await health.Check(HealthCheckRequest(service=service), timeout=10)
             assert response.status == HealthCheckResponse.SERVING
-        client = StoreClient(channels, lambda: address)
+        client = StoreClient(channels, lambda: stores_at(address))
         await client.put(TENANT, chunk.info, chunk.data, soon())
         assert [c.data async for c in client.get(TENANT, [chunk.chunk_id], FINGERPRINT, ["raw"], soon())] == [
             chunk.data
@@ -84,7 +84,7 @@ async def test_it_says_ready_serves_and_ends_well_when_asked(channels: ChannelPo
 async def test_a_store_killed_mid_get_is_unavailable_to_its_reader(channels: ChannelPool) -> None:
     small, big = make_chunk(1), make_big_chunk(2, mebibytes=48)
     async with serving() as (process, address):
-        client = StoreClient(channels, lambda: address)
+        client = StoreClient(channels, lambda: stores_at(address))
         for chunk in (small, big):
             await client.put(TENANT, chunk.info, chunk.data, soon())
         chunks = client.get(TENANT, [small.chunk_id, big.chunk_id], FINGERPRINT, ["raw"], soon())
@@ -98,6 +98,9 @@ async def test_a_store_killed_mid_get_is_unavailable_to_its_reader(channels: Cha
     ("arguments", "message"),
     [
         (("--budget-bytes", "0"), "budget_bytes"),
+        (("--disk-budget-bytes", "0"), "disk_budget_bytes"),
+        (("--half-life-s", "0.5"), "half_life_s"),
+        (("--tenant-quota-bytes", "-1"), "tenant_quota_bytes"),
         (("--node-lease-ms", "1"), "between 100 and"),
         (("--host", "0.0.0.0"), "cluster_secret"),
         (("--no-such-setting", "1"), "--no-such-setting"),
@@ -112,31 +115,27 @@ def test_bad_settings_stop_the_start_by_name(
     assert message in capsys.readouterr().err
 
 
-async def test_an_index_in_use_and_a_port_in_use_stop_the_start_with_a_reason(tmp_path: Path) -> None:
-    path = tmp_path / "index.db"
-    index = SqliteIndex(str(path))
-    process = await spawn("--index-path", str(path))
+async def reason_not_to_start(*arguments: str) -> str:
+    process = await spawn(*arguments)
     _, errors = await asyncio.wait_for(process.communicate(), 60)
-    index.close()
-    assert process.returncode == 2
-    assert "locked" in errors.decode()
-    async with serving() as (_, address):
-        process = await spawn("--port", address.rpartition(":")[2])
-        _, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 2
-    assert "cannot be bound" in errors.decode()
+    assert process.returncode == 2, errors.decode()
+    assert "Traceback" not in errors.decode()
+    return errors.decode()
 
 
-async def test_its_metrics_count_what_the_store_counts(channels: ChannelPool) -> None:
-    chunk = make_chunk(1)
-    async with running_node() as node:
-        client = StoreClient(channels, lambda: node.server.address)
-        await client.put(TENANT, chunk.info, chunk.data, soon())
-        ids = [chunk.chunk_id, bytes(32)]
-        assert len([c async for c in client.get(TENANT, ids, FINGERPRINT, ["raw"], soon())]) == 2
-        value = node.server.metrics.value
-        assert value("spolia_store_resident_bytes") == len(chunk.data)
-        assert [value(f"spolia_store_{name}_total") for name in ("puts", "hits", "misses")] == [1, 1, 1]
+async def test_a_folder_or_a_port_in_use_stops_the_start_with_a_reason(tmp_path: Path) -> None:
+    async with serving("--data-dir", str(tmp_path)) as (_, address):
+        assert "locked" in await reason_not_to_start("--port", "0", "--data-dir", str(tmp_path))
+        assert "cannot be bound" in await reason_not_to_start("--port", address.rpartition(":")[2])
+
+
+async def test_a_folder_or_a_file_that_cannot_be_used_stops_the_start_by_name(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("[a]\nbites = 1\n")
+    for setting in ("data-dir", "quotas-file"):
+        reason = await reason_not_to_start("--port", "0", f"--{setting}", str(taken))
+        assert setting.replace("-", "_") in reason
+        assert str(taken) in reason
 
 
 async def test_it_starts_without_torch() -> None:
@@ -158,5 +157,5 @@ async def test_a_drain_ends_streams_to_the_directory_and_takes_no_new_calls(chan
         await view.wait_for(lambda view: view.reachable, soon())
         assert await asyncio.wait_for(node.server.drain(), 5), "watchers and heartbeats must not hold the drain up"
         with pytest.raises(Unavailable):
-            await StoreClient(channels, lambda: address).stats(soon())
+            await StoreClient(channels, lambda: stores_at(address)).stats(soon())
         await view.stop()

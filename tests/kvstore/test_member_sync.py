@@ -14,6 +14,7 @@ from kvstore_worlds import HandClock, captured_logs, eventually
 
 from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NodeRecord, RegisterRequest, WatchRequest
 from spolia_core.errors import SpoliaError
+from spolia_kvstore.backend import MemberLease
 from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.directory import Directory
 from spolia_kvstore.directory_server import DirectoryServer
@@ -109,17 +110,26 @@ async def test_each_sees_the_nodes_of_the_other_come_change_and_go(pair: tuple[S
     assert (here.left, there.left) == (["a"], ["a"]), "each is told once, so that each releases what it granted"
 
 
-async def test_a_node_that_moves_to_another_directory_is_not_lost(pair: tuple[Site, Site]) -> None:
+@pytest.mark.parametrize("ends_first", [True, False])
+async def test_a_node_that_moves_to_another_directory_is_not_lost(
+    shared: FakeShared, pair: tuple[Site, Site], ends_first: bool
+) -> None:
     here, there = pair
     before = await registered(here, "a")
     await eventually(lambda: there.nodes() == ["a"])
+    if ends_first:
+        await before.hang_up()
     await registered(there, "a")
-    await eventually(lambda: not here.directory.ours())
-    await before.hang_up()
-    for _ in range(3):
-        await asyncio.sleep(0.06)  # longer than two exchanges
+    if not ends_first:
+        await eventually(lambda: shared.members["a"][0] == there.directory.newest_session())
+        await before.hang_up()
+        assert there.nodes() == ["a"]
+    await eventually(lambda: here.nodes() == there.nodes() == ["a"])
+    for _ in range(10):
+        await asyncio.sleep(0.02)  # as long as several exchanges take
         assert here.nodes() == there.nodes() == ["a"]
-    assert (here.left, there.left) == ([], [])
+    assert [record.node_id for _, record in there.directory.ours()] == ["a"]
+    assert here.directory.ours() == []
 
 
 async def test_a_node_that_falls_silent_leaves_all_directories_and_does_not_come_back(
@@ -171,6 +181,30 @@ async def test_what_left_while_the_backend_was_away_is_told_when_it_is_back(pair
     here.backend.back()
     await eventually(lambda: there.nodes() == [])
     assert here.nodes() == []
+
+
+async def test_a_node_that_leaves_while_members_are_being_read_does_not_come_back_by_that(
+    pair: tuple[Site, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair
+    node = await registered(here, "a")
+    await eventually(lambda: there.nodes() == ["a"])
+    members, has_left = here.backend.members, asyncio.Event()
+
+    async def members_then_leave() -> list[MemberLease]:
+        read = await members()
+        if not has_left.is_set():
+            has_left.set()
+            await node.hang_up()
+        return read
+
+    monkeypatch.setattr(here.backend, "members", members_then_leave)
+    await registered(there, "b")  # news, so that members are read
+    await has_left.wait()
+    for _ in range(20):
+        assert "a" not in here.nodes()
+        await asyncio.sleep(0.01)
+    assert there.nodes() == ["b"]
 
 
 async def test_a_directory_that_starts_knows_the_members_before_anybody_asks(
@@ -236,7 +270,7 @@ async def test_nodes_register_also_where_the_disk_takes_nothing(monkeypatch: pyt
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    for name in ("next_number", "put_member", "remove_member"):
+    for name in ("next_number", "put_member", "renew_member", "remove_member"):
         monkeypatch.setattr(catalog, name, full)
     backend = EmbeddedBackend(catalog, HandClock())
     with captured_logs():

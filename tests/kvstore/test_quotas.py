@@ -44,7 +44,7 @@ async def test_a_quota_is_over_all_tiers_and_counts_an_object_once(tmp_path: Pat
         assert world.where(*CHUNKS[:4]) == ["", "DISK", "RAM", "RAM"]
         await world.put(CHUNKS[4], durable=True)
         assert world.where(*CHUNKS[:5]) == ["", "", "RAM", "RAM", "RAM+DISK"]
-        assert list(world.disk.files.scan())[0].path == world.file_of(CHUNKS[4])
+        assert [found.path for found in world.disk.files.scan()] == [world.file_of(CHUNKS[4])]
 
 
 async def test_what_is_pinned_or_read_does_not_go_and_the_refusal_names_the_quota() -> None:
@@ -62,6 +62,19 @@ async def test_what_is_pinned_or_read_does_not_go_and_the_refusal_names_the_quot
         assert world.where(*CHUNKS[:3]) == ["RAM", "RAM", ""]
         await world.put(CHUNKS[2])
         assert world.where(*CHUNKS[:3]) == ["RAM", "", "RAM"]
+
+
+async def test_however_many_are_pinned_the_lowest_that_is_not_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spolia_kvstore.disk_tier.EVICT_AT_ONCE", 2)
+    async with open_world(tmp_path, default_quota=Quota(num_objects=5)) as world:
+        await world.put_on_disk_only(*CHUNKS[:4])
+        await world.put(CHUNKS[4])
+        for chunk in CHUNKS[:3]:
+            world.store.pins.pin(key_of(chunk), "me", world.clock.now + 60.0)  # which is no use of it
+        await world.put(CHUNKS[5])
+        assert world.where(*CHUNKS) == ["DISK", "DISK", "DISK", "", "RAM", "RAM"]
 
 
 async def test_an_object_larger_than_the_quota_is_refused_by_name_and_costs_nothing() -> None:

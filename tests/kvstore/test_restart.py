@@ -59,7 +59,7 @@ async def test_uses_noted_by_a_sweep_survive_a_kill(tmp_path: Path, clock: HandC
         await world.put_on_disk_only(ONE, TWO)
         clock.now += 1000.0
         await world.store.lookup([KEY], ANYONE)
-        world.store.sweep()
+        await world.store.sweep()
     async with open_world(tmp_path, clock=clock, num_on_disk=2) as world:
         await world.put(THREE, durable=True)
         assert world.where(ONE, TWO) == ["DISK", ""], "the order of eviction is what it was"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import TENANT, announced, captured_logs, damage, key_of, make_chunk
+from kvstore_worlds import TENANT, announced, captured_logs, damage, eventually, key_of, make_chunk
 from tier_worlds import ANYONE, CHUNK_BYTES, World, open_world
 
 from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, InvalidRequest, NotSupported
@@ -192,17 +193,49 @@ async def test_what_a_node_left_behind_is_released() -> None:
         assert world.store.claims.num_live() == 0
 
 
-async def test_a_put_and_a_delete_of_one_object_at_once_leave_the_counts_true(tmp_path: Path) -> None:
+async def test_an_object_put_again_while_its_delete_is_under_way_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = asyncio.Event()
+
+    async def slow_sync() -> bool:
+        return await may_end.wait()
+
     async with open_world(tmp_path) as world:
-        for _ in range(5):
-            await world.put(CHUNK, durable=True)
-            upload = asyncio.create_task(world.put(CHUNK))
-            deleting = asyncio.create_task(world.store.delete([KEY]))
-            await asyncio.gather(upload, deleting, return_exceptions=True)
-            assert not isinstance(upload.exception(), AssertionError)
-            world.store.check_invariants()
-            await world.store.delete([KEY])
-            assert world.store.tenants.held() == {}
+        await world.put(CHUNK, durable=True)
+        world.store.pin([KEY], "me", 60.0)
+        monkeypatch.setattr(world.disk, "sync", slow_sync)
+        deleting = asyncio.create_task(world.store.delete([KEY]))
+        await eventually(lambda: world.where(CHUNK) == [""])
+        assert (world.store.tenants.held(), world.store.num_pins) == ({}, 0)
+        await world.put(CHUNK)
+        may_end.set()
+        await deleting
+        assert world.store.tenants.held() == {TENANT: Totals(1, CHUNK_BYTES)}
+        await world.store.delete([KEY])
+        assert world.store.tenants.held() == {}
+
+
+async def test_an_index_that_fails_for_a_while_leaves_the_counts_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with open_world(tmp_path) as world:
+        await world.put(CHUNK, OTHER, durable=True)
+        world.store.pin([KEY], "me", 60.0)
+        with monkeypatch.context() as patched, captured_logs():
+            for method in ("lookup", "put_leases", "remove_leases", "set_usage"):
+                patched.setattr(world.catalog, method, fail)
+            world.drop_from_memory(KEY)
+            assert await world.get(CHUNK, OTHER) == [MissReason.NOT_FOUND, (Tier.RAM, OTHER.data)]
+            world.store.pin([key_of(OTHER)], "me", 60.0)
+            await world.store.sweep()
+        assert world.store.pins_of(KEY) == [("me", 60.0)], "it is still there"
+        assert await world.get(CHUNK) == [(Tier.DISK, CHUNK.data)]
+        assert (await world.store.delete([KEY, key_of(OTHER)])).objects == Totals(2, 2 * CHUNK_BYTES)
+        assert world.store.tenants.held() == {}
 
 
 async def test_a_sweep_forgets_pins_that_ran_out_here_and_in_the_catalog(tmp_path: Path) -> None:
@@ -211,6 +244,6 @@ async def test_a_sweep_forgets_pins_that_ran_out_here_and_in_the_catalog(tmp_pat
         world.store.pin([KEY], "me", 10.0)
         assert [lease.owner for lease in world.catalog.leases("pins", world.clock.now)] == ["me"]
         world.clock.now += 10.0
-        world.store.sweep()
+        await world.store.sweep()
         assert world.catalog.leases("pins", 0.0) == []
         assert world.store.tenants.held() == {TENANT: Totals(1, CHUNK_BYTES)}

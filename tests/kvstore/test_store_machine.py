@@ -1,7 +1,7 @@
 """The whole store against a dict under random operations and crashes, with each backend.
 
-A crash is a copy of the data folder, taken between two steps of an operation: what a killed process leaves behind is what
-it had written by then. The machine goes on with a new store on the copy.
+A crash is a copy of the data folder, taken between two steps of an operation: what a killed process leaves behind is
+what it had written by then. The machine goes on with a new store on the copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from kvstore_worlds import TENANT, Chunk, make_chunk
 from redis_server import RedisServer
 
@@ -97,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
         await store.backend.start()
         if store.backend.is_shared:
             async with asyncio.timeout(20):
-                while not store.backend.reachable:
+                while not store.backend.reachable:  # noqa: ASYNC110 - there is an event, but the store has it
                     await asyncio.sleep(0.005)
         return store
 
@@ -334,7 +341,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.tiers.disk.used_bytes <= self.store.tiers.disk.budget_bytes
 
     async def _settled(self) -> None:
-        while self.store.tiers._writes or self.store._tasks:
+        while self.store.tiers._writes or self.store._tasks:  # noqa: ASYNC110 - whatever it is that goes on
             await asyncio.sleep(0)
 
     def teardown(self) -> None:

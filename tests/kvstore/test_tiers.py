@@ -175,7 +175,7 @@ async def test_what_is_read_from_disk_is_found_in_memory_next_time(tmp_path: Pat
 async def test_a_read_displaces_from_memory_only_what_is_worth_less(tmp_path: Path) -> None:
     dear = make_chunk(11, compute_s=100.0)
     async with open_world(tmp_path, num_in_memory=1) as world:
-        await world.put_on_disk_only(ONE)
+        await world.put_on_disk_only(ONE, THREE)
         await world.put(dear, durable=True)
         world.clock.now += 10.0
         assert await world.get(ONE) == [(Tier.DISK, ONE.data)]
@@ -183,8 +183,8 @@ async def test_a_read_displaces_from_memory_only_what_is_worth_less(tmp_path: Pa
     async with open_world(tmp_path, num_in_memory=1, clock=world.clock) as world:
         await world.put(TWO, durable=True)
         world.clock.now += 10.0
-        assert await world.get(ONE) == [(Tier.DISK, ONE.data)]
-        assert world.where(ONE, TWO) == ["RAM+DISK", "DISK"], "the use that this read is counts too"
+        assert await world.get(THREE) == [(Tier.DISK, THREE.data)]
+        assert world.where(THREE, TWO) == ["RAM+DISK", "DISK"], "the use that this read is counts too"
 
 
 async def test_a_read_that_ends_early_leaves_memory_as_it_was(tmp_path: Path) -> None:
@@ -209,6 +209,17 @@ async def test_an_object_deleted_while_it_is_promoted_does_not_come_back(tmp_pat
         assert (world.where(ONE), world.ram.held_bytes, world.store.num_objects) == ([""], 0, 0)
 
 
+async def test_an_object_replaced_while_it_is_promoted_is_not_mixed_up_with_the_new_one(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.put_on_disk_only(ONE)
+        async with world.store.reading([key_of(ONE)], ANYONE) as (reading,):
+            await world.store.begin(reading)
+            async for _ in reading.frames():
+                await world.store.delete([key_of(ONE)])
+                await world.put_on_disk_only(ONE)
+        assert world.where(ONE) == ["DISK"]
+
+
 async def test_an_object_deleted_while_it_is_written_leaves_nothing_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +236,30 @@ async def test_an_object_deleted_while_it_is_written_leaves_nothing_on_disk(
         with pytest.raises(Busy):
             await putting
         assert (world.where(ONE), list(world.disk.files.scan())) == ([""], [])
+        assert world.tiers._refused_at == {}, "what is gone is not remembered"
+
+
+async def test_an_object_put_again_while_its_damaged_predecessor_is_written_reaches_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+    async with open_world(tmp_path) as world:
+        await world.put(ONE)
+        old = world.ram.find(key_of(ONE))
+        assert old is not None
+        monkeypatch.setattr(world.disk.files, "write", held_up(world.disk.files.write, may_go_on))
+        writing = world.tiers.write(old)
+        await eventually(lambda: bool(world.disk._writing))
+        world.tiers.discard(old)
+        putting = asyncio.create_task(world.put(ONE, durable=True))
+        await eventually(lambda: len(world.disk._writing) == 2)
+        may_go_on.set()
+        (record,) = await putting
+        assert not await writing
+        world.drop_from_memory(key_of(ONE))
+        (row,) = world.disk.find([key_of(ONE)]).values()
+        assert row.record == record
+        assert await world.get(ONE) == [(Tier.DISK, ONE.data)]
 
 
 async def test_damage_in_memory_is_healed_from_disk_and_damage_on_disk_is_a_miss(tmp_path: Path) -> None:

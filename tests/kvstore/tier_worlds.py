@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from kvstore_worlds import TENANT, Chunk, HandClock, announced, key_of, make_chu
 from spolia_core.digests import frames
 from spolia_core.reuse import MissReason
 from spolia_kvstore.admin import StoreAdmin
+from spolia_kvstore.backend import Backend
 from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.cost_gate import CostGate
 from spolia_kvstore.disk_files import DiskFiles
@@ -30,6 +32,8 @@ CHUNK_BYTES = len(make_chunk(1).data)
 """Size of every chunk that `make_chunk` makes from a number alone."""
 
 ANYONE = Reader()
+STORES = {"node": "localhost:1", "other": "localhost:2"}
+"""The live stores, in worlds with a backend that is shared."""
 
 
 @dataclass
@@ -122,6 +126,8 @@ async def open_world(
     quotas: Mapping[str, Quota] | None = None,
     cost_gate: bool = False,
     clock: HandClock | None = None,
+    backend: Backend | None = None,
+    name: str = "node",
     is_killed: bool = False,
 ) -> AsyncIterator[World]:
     """A store with room for so many chunks; with a disk where there is a folder. `is_killed`: it does not end well."""
@@ -137,15 +143,17 @@ async def open_world(
         tiers,
         catalog,
         local,
-        local,
+        backend or local,
         Tenants(default_quota, quotas),
-        name="node",
+        name=name,
         max_object_bytes=1 << 20,
-        stores=lambda: {"node": "localhost:1"},
+        stores=lambda: STORES,
         clock=clock,
     )
     try:
         yield World(store, tiers, catalog, clock, Recovered() if opened is None else opened.recovered)
+        while tiers._writes:
+            await asyncio.wait(list(tiers._writes.values()))
         store.check_invariants()
     finally:
         if not is_killed:

@@ -55,6 +55,8 @@ async def _measure_kind(report: Report, kind: str, folder: Path, sizes: Sequence
         for size, backend in backends.items():
             started = time.monotonic()
             await _fill(backend, size, seed)
+            if isinstance(backend, EmbeddedBackend):
+                backend.catalog.checkpoint()  # as a store does every few seconds
             progress(f"{kind}: {size} entries in {time.monotonic() - started:.1f} s")
         for run in range(runs + 1):
             for size, backend in backends.items():

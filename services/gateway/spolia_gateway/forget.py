@@ -41,14 +41,16 @@ class Forgetter:
         self._channels = channels
         self._store = store
 
-    async def run(self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline) -> gateway_pb2.ForgetResponse:
-        """Drops the chunks and counts what went.
+    async def run(
+        self, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline, *, stored_too: Sequence[bytes] = ()
+    ) -> gateway_pb2.ForgetResponse:
+        """Drops the chunks and counts what went; of those in `stored_too`, only what stores have under this tenant.
 
         Stores go first, every replica, so that no node fetches again what it has just dropped; then every decode and
         prefill node, draining ones too. Raises `Unavailable`, naming those that could not be asked, after asking all
         the others: forgetting is idempotent, so the caller tries again until it succeeds.
         """
-        stored = await self._drop_stored(tenant_id, chunk_ids, deadline.share(STORE_SHARE))
+        stored = await self._drop_stored(tenant_id, [*chunk_ids, *stored_too], deadline.share(STORE_SHARE))
         nodes = [
             node
             for role in (directory_pb2.NODE_ROLE_DECODE, directory_pb2.NODE_ROLE_PREFILL)

@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager
 
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy
-from spolia_core.ids import IdSpace
+from spolia_core.ids import SHARED_TENANT, IdSpace
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
@@ -106,10 +106,15 @@ class Gateway:
         name = self._model(message.model).key.name
         models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
         chunk_ids: list[bytes] = []
+        shared_ids: list[bytes] = []
         for model in models:
             chunks = await self._chunks(message.documents, model, tenant_id, deadline)
             chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
-        return await self._forgetter.run(tenant_id, chunk_ids, deadline)
+            if tenant_id != SHARED_TENANT:
+                # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
+                ids = self._ids(model, SHARED_TENANT)
+                shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
+        return await self._forgetter.run(tenant_id, chunk_ids, deadline, stored_too=shared_ids)
 
     async def tokenize(
         self, message: gateway_pb2.TokenizeRequest, tenant_id: str, deadline: Deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -96,6 +97,7 @@ class StoreAdmin:
         for stored in in_memory:
             if tiers.ram.find(stored.record.key) is stored:
                 self._verify_memory(stored, progress)
+                await asyncio.sleep(0)  # others first: this is all computation
                 yield progress
         if disk is not None:
             rows = iter(disk.find(keys).values()) if keys else disk.rows(tenant_id)
@@ -185,7 +187,7 @@ class StoreAdmin:
             progress.bytes_checked += size
             verifier.finish()
         except OSError as error:
-            await disk.take_out(row, str(error))
+            await disk.note_read_error(row, error)
             progress.damaged.append(Damage(key, Tier.DISK, str(error)))
         except SpoliaError as error:
             if _state_of(row.record, ()) is ObjectState.SERVED:  # of an unknown format nothing can be said

@@ -19,11 +19,15 @@ from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """An object on a tier of a store: `store_id` is the store's node id."""
+    """An object on a tier of a store: `store_id` is the store's node id.
+
+    `stored_at`, seconds since the epoch by the store's clock, is said when it is published again; nobody is told of it.
+    """
 
     record: ObjectRecord
     tier: Tier
     store_id: str
+    stored_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ class Backend(Protocol):
     async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
         """Adds or replaces replicas that a store has had for a while.
 
-        Those that were buried are not added but returned: the store was away when they were deleted.
+        Those that were buried after they were stored are not added but returned: the store was away when they were
+        deleted.
         """
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:

@@ -1,23 +1,27 @@
 """The catalog: what this store keeps that outlives its process, in one SQLite file.
 
 Objects on disk with how they were used, pins, and (for a store alone) claims and members. Bytes are not here. Rows are
-written without waiting for the disk, so they survive the process; `sync` makes them survive the machine too.
+written without waiting for the disk, so they survive the process; `sync` makes them survive the machine too. What was
+written goes to a log first, which `checkpoint` moves into the database: that waits for the disk (28 ms seen), so it
+runs on a thread, over a connection of its own, and no look-up waits for it.
 
 Where the file system is full or fails, methods raise `sqlite3.Error`; the callers decide what that costs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest
+from spolia_core.ids import FORMAT_VERSION
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.disk_files import sync_folder
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
@@ -26,6 +30,14 @@ from spolia_kvstore.usage import Usage
 SCHEMA_VERSION = 2
 MAX_VARIABLES = 500  # SQLite's own limit was 999 for long
 CACHE_KIB = 32 << 10
+MEMORY = ":memory:"
+UNKNOWN_VERSION = 0
+"""Given to rows of a kind that this release does not know: listed, never served."""
+
+_KINDS = {kind.value: kind for kind in ChunkKind}
+LOG_BYTES = 4 << 20
+"""The log is moved into the database when it is larger, and cut to this."""
+
 
 _SCHEMA = (
     """
@@ -68,9 +80,11 @@ CREATE TABLE IF NOT EXISTS claims (
 """,
     """
 CREATE TABLE IF NOT EXISTS members (
-    node_id TEXT PRIMARY KEY, session INTEGER NOT NULL, record BLOB NOT NULL, until REAL NOT NULL
+    node_id TEXT PRIMARY KEY, session INTEGER NOT NULL, record BLOB NOT NULL
 ) WITHOUT ROWID
 """,
+    # Apart from the records, which are large and change seldom.
+    "CREATE TABLE IF NOT EXISTS member_leases (node_id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID",
 )
 _COLUMNS = (
@@ -113,22 +127,28 @@ class Lease(NamedTuple):
 class Catalog:
     """One SQLite file, or ":memory:". Not thread-safe, but for `sync`: the event loop owns it."""
 
-    def __init__(self, path: str = ":memory:", half_life_s: float = 900.0) -> None:
+    def __init__(self, path: str = MEMORY, half_life_s: float = 900.0) -> None:
         """Raises `CatalogUnusable`, or `sqlite3.DatabaseError` for a file that is damaged or no database."""
+        self._path = path
         self._half_life_s = half_life_s
         self._wal: int | None = None
+        self._lock = None if path == MEMORY else _lock_of(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
             try:
                 self._open()
+                if path != MEMORY:
+                    self._wal = os.open(f"{path}-wal", os.O_RDWR)
+                    sync_folder(Path(path).parent)  # the names of both files are as safe as what `sync` writes
             except BaseException:
                 self._db.close()
                 raise
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
+            self._unlock()
             raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
-        if path != ":memory:":
-            self._wal = os.open(f"{Path(path)}-wal", os.O_RDWR)
-            sync_folder(Path(path).parent)  # the names of both files are as safe as what `sync` writes
+        except BaseException:
+            self._unlock()
+            raise
 
     def check(self) -> None:
         """Reads the file's own structure. Raises `sqlite3.DatabaseError`, and closes it, when it is damaged."""
@@ -189,10 +209,10 @@ class Catalog:
         query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? ORDER BY rank LIMIT ? OFFSET ?"
         return [_row(values) for values in self._db.execute(query, (int(tier), limit, offset))]
 
-    def lowest_of_tenant(self, tier: Tier, tenant_id: str, limit: int) -> list[Row]:
+    def lowest_of_tenant(self, tier: Tier, tenant_id: str, offset: int, limit: int) -> list[Row]:
         """A tenant's rows of a tier by rank, lowest first."""
-        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? AND tenant_id = ? ORDER BY rank LIMIT ?"
-        return [_row(values) for values in self._db.execute(query, (int(tier), tenant_id, limit))]
+        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? AND tenant_id = ? ORDER BY rank LIMIT ? OFFSET ?"
+        return [_row(values) for values in self._db.execute(query, (int(tier), tenant_id, limit, offset))]
 
     def set_usage(self, usages: Iterable[tuple[ObjectKey, Usage]]) -> None:
         """Keeps how objects were used, on every tier that has them."""
@@ -249,17 +269,25 @@ class Catalog:
         rows = self._db.execute(f"SELECT tenant_id, chunk_id, owner, until FROM {table}")
         return [Lease(ObjectKey(tenant_id, chunk_id), owner, until) for tenant_id, chunk_id, owner, until in rows]
 
-    def put_member(self, node_id: str, session: int, record: bytes, until: float) -> None:
-        """Adds or renews a member."""
-        self._db.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)", (node_id, session, record, until))
+    def put_member(self, node_id: str, session: int, record: bytes) -> None:
+        """Adds a member, or changes its record. It is none without a lease."""
+        self._db.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?)", (node_id, session, record))
+
+    def renew_member(self, node_id: str, until: float) -> None:
+        """Gives a member a lease."""
+        self._db.execute("INSERT OR REPLACE INTO member_leases VALUES (?, ?)", (node_id, until))
 
     def remove_member(self, node_id: str) -> None:
         """Forgets a member."""
-        self._db.execute("DELETE FROM members WHERE node_id = ?", (node_id,))
+        for table in ("members", "member_leases"):
+            self._db.execute(f"DELETE FROM {table} WHERE node_id = ?", (node_id,))
 
     def members(self) -> list[tuple[str, int, bytes, float]]:
         """All members: id, session, record, until."""
-        return list(self._db.execute("SELECT node_id, session, record, until FROM members ORDER BY node_id"))
+        query = (
+            "SELECT node_id, session, record, until FROM members JOIN member_leases USING (node_id) ORDER BY node_id"
+        )
+        return list(self._db.execute(query))
 
     def next_number(self, name: str) -> int:
         """Counts up; never gives a number twice in the life of the file."""
@@ -287,21 +315,40 @@ class Catalog:
         if self._wal is not None:
             os.fsync(self._wal)
 
+    @property
+    def log_bytes(self) -> int:
+        """Size of the log that `checkpoint` moves into the database; the log is then written from its start again."""
+        return 0 if self._wal is None else os.fstat(self._wal).st_size
+
+    def checkpoint(self) -> None:
+        """Moves the log into the database, and makes that durable. Blocks for the disk; may run on any thread, one at a
+        time. Raises `sqlite3.Error`.
+        """
+        if self._path != MEMORY:
+            with closing(sqlite3.connect(self._path, isolation_level=None, timeout=1.0)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     def close(self) -> None:
         """Closes the file. The catalog must not be used again. Idempotent."""
         if self._wal is not None:
             os.close(self._wal)
             self._wal = None
         self._db.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _open(self) -> None:
-        # Two stores on one file would clear each other's rows, so the first keeps the lock.
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
             raise CatalogUnusable(f"the index has schema {version}, this release knows {SCHEMA_VERSION}")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA wal_autocheckpoint = 0")
+        self._db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         with self._transaction():
             for statement in _SCHEMA:
@@ -337,6 +384,22 @@ class Catalog:
             raise
 
 
+def _lock_of(path: str) -> int:
+    """The lock of the file, which ends with the process: two stores on one file would clear each other's rows."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(lock)
+            raise
+    except BlockingIOError as error:
+        raise CatalogUnusable(f"index {path!r} cannot be used: it is locked by another process") from error
+    except OSError as error:
+        raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
+    return lock
+
+
 def _values(row: Row) -> tuple[Any, ...]:
     record, usage = row.record, row.usage
     return (
@@ -350,9 +413,12 @@ def _values(row: Row) -> tuple[Any, ...]:
 def _row(values: Sequence[Any]) -> Row:
     (tenant_id, chunk_id, tier, kind, version, codec, fingerprint, num_tokens, size, digest, replica, *rest) = values
     compute_s, frames, stored_at, used_at, log_uses, hits, log_cost, file_id = rest
+    known = _KINDS.get(kind)
+    if known is None and version == FORMAT_VERSION:
+        version = UNKNOWN_VERSION
     record = ObjectRecord(
         key=ObjectKey(tenant_id, chunk_id),
-        kind=ChunkKind(kind),
+        kind=known or ChunkKind.LOCAL,
         format_version=version,
         codec=codec,
         fingerprint=fingerprint,

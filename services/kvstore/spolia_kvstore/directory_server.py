@@ -95,6 +95,7 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         self._directory.renew(session, request.record, time.monotonic())
         if not node_id:
             log.info("node registered", node=request.record.node_id, address=request.record.address)
+            self._sync.registered()  # also one that comes from another directory as it was
         if self._directory.version != before:
             self._sync.registered()
             self._notify()

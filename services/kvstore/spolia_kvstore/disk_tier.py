@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from spolia_kvstore.catalog import Catalog, Row, Totals
+from spolia_kvstore.catalog import LOG_BYTES, Catalog, Row, Totals
 from spolia_kvstore.disk_files import DiskFiles, FileName
 from spolia_kvstore.mapped_file import MappedFile
 from spolia_kvstore.objects import ObjectKey, Tier
@@ -31,6 +31,9 @@ RETRY_AFTER_S = 5.0
 """After a write that failed, how long nothing is written that nobody waits for."""
 
 EVICT_AT_ONCE = 64
+_OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM})
+"""Errors that say nothing of the file: it may be read the next time."""
+
 T = TypeVar("T")
 
 log = get_log(__name__)
@@ -156,6 +159,15 @@ class DiskTier:
         for name in list(self._dead):
             self._remove_row(name)
 
+    async def tidy(self) -> None:
+        """Writes uses, and moves the index's log into its database once it has grown. Called now and then."""
+        self.flush()
+        if self.catalog.log_bytes > LOG_BYTES:
+            try:
+                await self.in_thread(self.catalog.checkpoint)
+            except sqlite3.Error as error:
+                self._note_index_error("checkpoint", error)
+
     def hold(self, key: ObjectKey) -> None:
         """Keeps an object from eviction until `release`."""
         self._readers[key] += 1
@@ -170,15 +182,16 @@ class DiskTier:
         """Whether somebody holds it."""
         return key in self._readers
 
-    def lowest_of_tenant(self, tenant_id: str) -> list[Row]:
-        """Some of a tenant's rows, lowest rank first."""
+    def lowest_of_tenant(self, tenant_id: str) -> Iterator[Row]:
+        """A tenant's rows, lowest rank first. None may change meanwhile."""
         self.flush()
+        offset = 0
         try:
-            rows = self.catalog.lowest_of_tenant(Tier.DISK, tenant_id, EVICT_AT_ONCE)
+            while rows := self.catalog.lowest_of_tenant(Tier.DISK, tenant_id, offset, EVICT_AT_ONCE):
+                yield from (row for row in rows if name_of(row) not in self._dead)
+                offset += len(rows)
         except sqlite3.Error as error:
             self._note_index_error("evict", error)
-            return []
-        return [row for row in rows if name_of(row) not in self._dead]
 
     async def evict(self, keys: Sequence[ObjectKey]) -> None:
         """Drops these objects to make room for others."""
@@ -190,9 +203,16 @@ class DiskTier:
         try:
             return await self.in_thread(lambda: MappedFile(path, row.record.size_bytes))
         except OSError as error:
-            self.counters.read_errors += self._is_listed(row)
-            await self.take_out(row, f"cannot be read: {error}")
+            await self.note_read_error(row, error)
             raise
+
+    async def note_read_error(self, row: Row, error: OSError) -> None:
+        """Counts a read that failed; takes the object out of service, unless it was the process that failed."""
+        self.counters.read_errors += self._is_listed(row)
+        if error.errno in _OF_THE_PROCESS:
+            log.warning("object not read", chunk_id=row.record.key.chunk_id.hex(), error=str(error))
+        else:
+            await self.take_out(row, f"cannot be read: {error}")
 
     async def write(
         self,

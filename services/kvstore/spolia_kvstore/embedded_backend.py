@@ -35,7 +35,7 @@ class EmbeddedBackend:
     is_shared = False
 
     def __init__(self, catalog: Catalog, clock: Callable[[], float] = time.time) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
         self._clock = clock
         now = clock()
         self._claims = {lease.key: _bounded(lease, now) for lease in catalog.leases("claims", now)}
@@ -66,7 +66,7 @@ class EmbeddedBackend:
         """Lists replicas that the catalog has not, and ends the claims on all."""
         now = self._clock()
         rows = [Row(each.record, each.tier, Usage(now, now)) for each in replicas]
-        self._catalog.put_many(rows)
+        self.catalog.put_many(rows)
         await self.unclaim([each.record.key for each in replicas], None)
 
     async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
@@ -79,7 +79,7 @@ class EmbeddedBackend:
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         """Forgets rows."""
-        self._catalog.remove(keys, tier)
+        self.catalog.remove(keys, tier)
 
     async def locate(
         self, tenant_id: str, chunk_ids: Sequence[bytes], live_stores: Collection[str]
@@ -88,7 +88,7 @@ class EmbeddedBackend:
         if not live_stores:
             return {}
         store_id = next(iter(live_stores))
-        found = self._catalog.lookup_all(tenant_id, chunk_ids)
+        found = self.catalog.lookup_all(tenant_id, chunk_ids)
         return {chunk_id: [Replica(row.record, row.tier, store_id) for row in rows] for chunk_id, rows in found.items()}
 
     async def claim(
@@ -109,7 +109,7 @@ class EmbeddedBackend:
                 granted.append(standing)
             answers.append(ClaimAnswer(lease=ClaimLease(standing.owner, standing.until - now)))
         with self._persisting("claims", granted):
-            self._catalog.put_leases("claims", granted)
+            self.catalog.put_leases("claims", granted)
         return answers
 
     async def unclaim(self, keys: Sequence[ObjectKey], owner: str | None) -> list[bool]:
@@ -120,7 +120,7 @@ class EmbeddedBackend:
         for key in ended:
             del self._claims[key]
         with self._persisting("claims", ended):
-            self._catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in ended.values()])
+            self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in ended.values()])
         if ended:
             for callback in self._claims_ended:
                 callback(list(ended))
@@ -130,7 +130,7 @@ class EmbeddedBackend:
         """Forgets claims on which another backend decides now; nobody is told, since nothing ended."""
         known = [lease for key in keys if (lease := self._claims.pop(key, None)) is not None]
         with self._persisting("claims", known):
-            self._catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in known])
+            self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in known])
 
     def claim_owners(self) -> list[tuple[ObjectKey, str]]:
         """Every claim that stands, and its owner."""
@@ -147,7 +147,7 @@ class EmbeddedBackend:
         """Counted in the catalog, so that a new process does not begin anew."""
         self._last_session += 1
         with self._persisting("sessions", [self._last_session]):
-            self._last_session = max(self._last_session, self._catalog.next_number("session"))
+            self._last_session = max(self._last_session, self.catalog.next_number("session"))
         return self._last_session
 
     async def renew_member(self, node_id: str, session: int, record: bytes, lease_s: float) -> bool:
@@ -158,7 +158,9 @@ class EmbeddedBackend:
         until = self._clock() + lease_s
         self._members[node_id] = (session, record, until)
         with self._persisting("members", [node_id]):
-            self._catalog.put_member(node_id, session, record, until)
+            if known is None or known[:2] != (session, record):
+                self.catalog.put_member(node_id, session, record)
+            self.catalog.renew_member(node_id, until)
         if known is None or known[1] != record:
             self._tell_of_members()
         return True
@@ -203,7 +205,7 @@ class EmbeddedBackend:
         return {
             ObjectKey(tenant_id, chunk_id)
             for tenant_id, ids in by_tenant.items()
-            for chunk_id in self._catalog.lookup(tenant_id, ids)
+            for chunk_id in self.catalog.lookup(tenant_id, ids)
         }
 
     def _sweep(self, now: float) -> None:
@@ -214,13 +216,13 @@ class EmbeddedBackend:
             for lease in lapsed:
                 del self._claims[lease.key]
             with self._persisting("claims", lapsed):
-                self._catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in lapsed])
+                self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in lapsed])
 
     def _forget_members(self, node_ids: Sequence[str]) -> None:
         for node_id in node_ids:
             del self._members[node_id]
             with self._persisting("members", [node_id]):
-                self._catalog.remove_member(node_id)
+                self.catalog.remove_member(node_id)
         if node_ids:
             self._tell_of_members()
 

@@ -92,7 +92,7 @@ class IndexSync:
         tiers = self._store.tiers
         for stored in tiers.ram:
             if tiers.ram.find(stored.record.key) is stored:
-                yield Replica(stored.record, Tier.RAM, self._store.name)
+                yield Replica(stored.record, Tier.RAM, self._store.name, stored.usage.stored_at)
         if tiers.disk is not None:
             for row in tiers.disk.rows():
-                yield Replica(row.record, Tier.DISK, self._store.name)
+                yield Replica(row.record, Tier.DISK, self._store.name, row.usage.stored_at)

@@ -49,7 +49,8 @@ class MappedFile:
             return
         number = ctypes.get_errno()
         if number != errno.EINVAL:
-            raise OSError(errno.EIO, f"bytes {start} … {end} cannot be read: {os.strerror(number)}", str(self._path))
+            number = errno.EIO if number == errno.EFAULT else number
+            raise OSError(number, f"bytes {start} … {end} cannot be read: {os.strerror(number)}", str(self._path))
         scratch = bytearray(end - start)
         if os.preadv(self._file, [scratch], start) != len(scratch):
             raise OSError(errno.EIO, f"bytes {start} … {end} are not there", str(self._path))

@@ -82,15 +82,19 @@ class StoreCollector(Collector):
             ("lost_evictions", "Objects evicted from memory that no file held.", ram.lost),
             ("digest_failures", "Objects or frames whose digest did not match.", counters.digest_failures),
             ("puts", "Objects stored.", counters.puts),
-            ("quarantined", "Objects on disk taken out of service.", disk.counters.quarantined if disk else 0),
-            ("written_bytes", "Bytes written to disk.", disk.counters.written_bytes if disk else 0),
-            ("write_seconds", "Time spent writing to disk.", disk.counters.write_seconds if disk else 0),
+            (
+                "quarantined",
+                "Objects on disk taken out of service.",
+                disk.counters.quarantined if disk is not None else 0,
+            ),
+            ("written_bytes", "Bytes written to disk.", disk.counters.written_bytes if disk is not None else 0),
+            ("write_seconds", "Time spent writing to disk.", disk.counters.write_seconds if disk is not None else 0),
         ):
             yield _counter(name, meaning, [], [((), value)])
         errors = (
-            ("read", disk.counters.read_errors if disk else 0),
-            ("write", disk.counters.write_errors if disk else 0),
-            ("index", disk.counters.index_errors if disk else 0),
+            ("read", disk.counters.read_errors if disk is not None else 0),
+            ("write", disk.counters.write_errors if disk is not None else 0),
+            ("index", disk.counters.index_errors if disk is not None else 0),
         )
         yield _counter(
             "disk_errors", "Operations on the disk that failed.", ["operation"], [((n,), v) for n, v in errors]

@@ -89,7 +89,7 @@ class KVStoreNode:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
             try:
-                self.store.sweep()
+                await self.store.sweep()
             except Exception:
                 log.exception("sweep failed")
 

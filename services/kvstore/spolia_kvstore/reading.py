@@ -166,8 +166,7 @@ class DiskReading(Reading):
         try:
             data = await self._disk.in_thread(lambda: file.read(start, end))
         except OSError as error:
-            self._disk.counters.read_errors += 1
-            await self._disk.take_out(self._row, str(error))
+            await self._disk.note_read_error(self._row, error)
             return None
         self._read_s += time.perf_counter() - started
         return ReadFrame(start, data, self._row.frame_digests[index])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,9 +102,8 @@ def _reconcile_shelf(files: DiskFiles, catalog: Catalog, tenant_id: str, first_b
 
 
 def _rebuild(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
-    now = time.time()
     for found in files.scan():
-        row = _row_of(found, now)
+        row = _row_of(found)
         if row is not None:
             catalog.put(row)
             recovered.rebuilt_rows += 1
@@ -114,17 +112,18 @@ def _rebuild(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
             recovered.quarantined += 1
 
 
-def _row_of(found: FoundFile, now: float) -> Row | None:
+def _row_of(found: FoundFile) -> Row | None:
     """The row for a file, from what it says itself; None when it is not whole."""
     if found.name is None:
         return None
     try:
         record, frame_digests = record_of_file(found.path, found.name.key)
+        written_at = found.path.stat().st_mtime
     except (OSError, SpoliaError) as error:
         log.warning("file left out of the new index", path=str(found.path), error=str(error))
         return None
     cost = log_cost(0.0, record.num_tokens, record.size_bytes, DEFAULT_SECONDS_PER_TOKEN)
-    return Row(record, Tier.DISK, Usage(now, now, log_cost=cost), frame_digests, found.name.file_id)
+    return Row(record, Tier.DISK, Usage(written_at, written_at, log_cost=cost), frame_digests, found.name.file_id)
 
 
 def _set_aside(path: Path) -> None:

@@ -10,6 +10,7 @@ from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.redis_keys import RedisKeys, claim_news, claim_of_news
 from spolia_kvstore.redis_link import RedisLink
 from spolia_kvstore.redis_scripts import (
+    BURY,
     CLAIM,
     CLAIM_LEFT,
     DROP_MEMBER,
@@ -75,29 +76,33 @@ class RedisBackend:
 
     async def publish(self, replicas: Sequence[Replica]) -> None:
         """One script for each object, whatever its replicas."""
-        await self._publish(replicas, b"new")
+        await self._publish(replicas, is_new=True)
 
     async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
         """The same scripts."""
-        return await self._publish(replicas, b"again")
+        return await self._publish(replicas, is_new=False)
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:
-        """One SET for each key."""
+        """One script for each key. The time is Redis's, which is compared with stores' clocks: they need agree only
+        better than documents are forgotten and stored anew."""
         ttl = _milliseconds(BURIED_TTL_S)
-        await self._link.exchange([command("SET", self._keys.buried(key), "1", "PX", ttl) for key in keys])
+        await self._link.exchange([call(BURY, [self._keys.buried(key)], ttl) for key in keys])
 
-    async def _publish(self, replicas: Sequence[Replica], mode: bytes) -> list[ObjectKey]:
+    async def _publish(self, replicas: Sequence[Replica], *, is_new: bool) -> list[ObjectKey]:
         """Keys that were not taken."""
+        stored_at: dict[ObjectKey, float] = {}
         values: dict[ObjectKey, list[bytes]] = {}
         for each in replicas:
             pair = (replica_field(each.store_id, each.tier), encode_replica(each.record))
             values.setdefault(each.record.key, []).extend(pair)
+            stored_at[each.record.key] = max(each.stored_at, stored_at.get(each.record.key, 0.0))
         taken = await self._link.exchange(
             [
                 call(
                     PUBLISH,
                     [self._keys.replicas(key), self._keys.claim(key), self._keys.buried(key)],
-                    *(self._replica_ttl_ms, self._keys.claims_channel, claim_news(key), mode),
+                    *(self._replica_ttl_ms, self._keys.claims_channel, claim_news(key)),
+                    "new" if is_new else round(stored_at[key] * 1000),
                     *pairs,
                 )
                 for key, pairs in values.items()

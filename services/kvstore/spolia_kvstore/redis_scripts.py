@@ -51,17 +51,26 @@ return 1
 """KEYS: probe. ARGV: channel. Tries what the others need; nobody heeds an empty message."""
 
 PUBLISH = Script("""
-if ARGV[4] == 'again' and redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
-redis.call('DEL', KEYS[3])
+local buried = redis.call('GET', KEYS[3])
+if buried then
+    if ARGV[4] ~= 'new' and tonumber(buried) > tonumber(ARGV[4]) then return 0 end
+    redis.call('DEL', KEYS[3])
+end
 redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 if redis.call('DEL', KEYS[2]) == 1 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
 return 1
 """)
-"""KEYS: replicas, claim, buried. ARGV: ttl in ms, channel, news, "new" or "again", then fields and values.
-
-Says whether it was taken: not again what was buried.
+"""KEYS: replicas, claim, buried. ARGV: ttl in ms, channel, news, "new" or when it was stored, in ms since the epoch,
+then fields and values. Says whether it was taken: not what was buried since it was stored.
 """
+
+BURY = Script("""
+local time = redis.call('TIME')
+redis.call('SET', KEYS[1], string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), 'PX', ARGV[1])
+return 1
+""")
+"""KEYS: buried. ARGV: how long to remember it, in ms."""
 
 CLAIM = Script("""
 local live = {}

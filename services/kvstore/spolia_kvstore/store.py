@@ -210,16 +210,13 @@ class KVStore:
             await self.tiers.delete([record.key])
         stored = self.tiers.commit(upload, record, upload.verifier.head)
         self.counters.puts += 1
-        is_safe = await self.tiers.persist(stored) if durable else True
-        await self._announce([Replica(record, Tier.RAM, self.name)])
-        if not is_safe:
-            raise Busy(
-                "the disk cannot take the object now; it is kept in memory",
-                field="durability",
-                limit="DURABILITY_RAM",
-                actual="DURABILITY_DISK",
-                retry_after_ms=1000,
-            )
+        self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
+        try:
+            await self._announce([Replica(record, Tier.RAM, self.name)])
+            if durable and not await self.tiers.persist(stored):
+                raise _not_durable()
+        finally:
+            self.tiers.ram.close(stored)
         return record
 
     def abort_put(self, upload: Upload) -> None:
@@ -293,12 +290,12 @@ class KVStore:
         log.info("objects deleted while this store was away", num_objects=len(keys))
         await self.tiers.delete(keys)
 
-    def sweep(self) -> None:
+    async def sweep(self) -> None:
         """Writes down uses and forgets leases that ran out. Called now and then."""
         gone = self.pins.sweep(self._clock())
         self._persist_pins(lambda: self.catalog.remove_leases("pins", gone))
         if self.tiers.disk is not None:
-            self.tiers.disk.flush()
+            await self.tiers.disk.tidy()
 
     def pins_of(self, key: ObjectKey) -> list[tuple[str, float]]:
         """Owners that pin an object, with what is left of each lease in seconds."""
@@ -398,7 +395,7 @@ class KVStore:
         found = self.tiers.find([record.key]).get(record.key)
         if found is not None and self._miss_of(found, Reader()) is None:
             if durable and found.stored is not None and not await self.tiers.persist(found.stored):
-                raise Busy("the disk cannot take the object now; it is kept in memory", field="durability")
+                raise _not_durable()
             raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
         elsewhere = await self._locate([record.key])
         for there in elsewhere.values():
@@ -449,7 +446,7 @@ class KVStore:
             self.tenants.add(record.key.tenant_id, record.size_bytes)
         self.unsaid.discard((record.key, tier))
         if self.backend.is_shared and not (tier is Tier.RAM and is_new):  # a Put announces its object itself
-            self._in_background(self._publish_again(Replica(record, tier, self.name)))
+            self._in_background(self._publish_again(record.key, tier))
 
     def _on_removed(self, record: ObjectRecord, tier: Tier, is_gone: bool) -> None:
         if is_gone:
@@ -473,9 +470,13 @@ class KVStore:
             return False
         return True
 
-    async def _publish_again(self, replica: Replica) -> None:
-        """Says on which tier an object is now. One that was deleted meanwhile is dropped here too."""
+    async def _publish_again(self, key: ObjectKey, tier: Tier) -> None:
+        """Says that an object is on a tier, if it is. One that was deleted elsewhere meanwhile is dropped here too."""
+        found = self.tiers.find([key]).get(key)
+        if found is None or not found.is_on(tier):
+            return
         with suppress(Unavailable):
+            replica = Replica(found.record, tier, self.name, found.usage.stored_at)
             buried = await self.backend.publish_again([replica])
             if buried:
                 await self.delete_buried(buried)
@@ -494,9 +495,7 @@ class KVStore:
         except Unavailable:
             return  # stays unsaid until it is back
         self.unsaid.discard((key, tier))
-        found = self.tiers.find([key]).get(key)
-        if found is not None and found.is_on(tier):  # it came back meanwhile; the two may have crossed
-            await self._publish_again(Replica(found.record, tier, self.name))
+        await self._publish_again(key, tier)  # it may have come back meanwhile; the two may have crossed
 
     def _in_background(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="tell-backend")
@@ -538,6 +537,16 @@ class KVStore:
                 "damaged upload refused", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), error=error.message
             )
             raise
+
+
+def _not_durable() -> Busy:
+    return Busy(
+        "the disk cannot take the object now; it is kept in memory",
+        field="durability",
+        limit="DURABILITY_RAM",
+        actual="DURABILITY_DISK",
+        retry_after_ms=1000,
+    )
 
 
 def _elsewhere(replicas: Sequence[Replica], stores: Mapping[str, str]) -> Elsewhere:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import merge
 
 from spolia_core.chunk_object import ChunkHead
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
@@ -82,13 +83,13 @@ class Tiers:
     counters: RamCounters = field(default_factory=RamCounters)
     listeners: Listeners = field(default_factory=Listeners)
     compute_cost: ComputeCost = field(default_factory=ComputeCost)
-    _writes: dict[ObjectKey, asyncio.Task[bool]] = field(default_factory=dict)
+    _writes: dict[StoredObject, asyncio.Task[bool]] = field(default_factory=dict)
     _refused_at: dict[StoredObject, float] = field(default_factory=dict)  # when the disk last would not take it
 
     @property
     def num_transfers(self) -> int:
         """Uploads, reads and writes to disk under way."""
-        return self.ram.num_transfers + (self.disk.num_readers if self.disk else 0)
+        return self.ram.num_transfers + (self.disk.num_readers if self.disk is not None else 0)
 
     def find(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Found]:
         """What of these is here. Changes nothing."""
@@ -142,11 +143,13 @@ class Tiers:
                 self.ram.missing_bytes(row.record.size_bytes),
                 lambda victim: self._may_go(victim) and self.ram.rank_of(victim) < rank,
             )
-            for victim in victims or ():
-                if self._is_worth_writing(victim):
-                    self.write(victim)  # it may go the next time
-                else:
-                    self.evict(victim)
+            unwritten = [victim for victim in victims or () if self._is_worth_writing(victim)]
+            for victim in unwritten:
+                self.write(victim)  # it may go the next time
+            if victims is None or unwritten:
+                return None
+            for victim in victims:
+                self.evict(victim)
             upload = self.ram.reserve(row.record)
         return upload
 
@@ -170,11 +173,11 @@ class Tiers:
 
     def write(self, stored: StoredObject) -> asyncio.Task[bool]:
         """Writes an object in memory to disk, once at a time. Its result: whether a file and a row hold it now."""
-        key = stored.record.key
-        task = self._writes.get(key)
+        task = self._writes.get(stored)
         if task is None:
-            task = self._writes[key] = asyncio.get_running_loop().create_task(self._write(stored), name="write-object")
-            task.add_done_callback(lambda _: self._writes.pop(key, None))
+            task = asyncio.get_running_loop().create_task(self._write(stored), name="write-object")
+            self._writes[stored] = task
+            task.add_done_callback(lambda _: self._writes.pop(stored, None))
         return task
 
     async def persist(self, stored: StoredObject) -> bool:
@@ -218,28 +221,25 @@ class Tiers:
         if self.disk is not None:
             for row in await self.disk.remove(keys):
                 dropped.setdefault(row.record.key, (row.record, []))[1].append(Tier.DISK)
-            writes = [task for key in keys if (task := self._writes.get(key)) is not None]
+            doomed = set(keys)
+            writes = [task for stored, task in self._writes.items() if stored.record.key in doomed]
             if writes:
                 await asyncio.wait(writes)  # they see that nobody wants the file, and delete it
         return list(dropped.values())
 
     def lowest_of_tenant(self, tenant_id: str, excess: Totals) -> list[ObjectKey]:
         """A tenant's objects whose loss makes up for `excess` or part of it, lowest rank first; none pinned or read."""
-        ranks = {
-            stored.record.key: (self.ram.rank_of(stored), stored.size, stored.num_readers)
+        in_memory = sorted(
+            (self.ram.rank_of(stored), stored.record.key, stored.size)
             for stored in self.ram
-            if stored.record.key.tenant_id == tenant_id
-        }
-        for row in self.disk.lowest_of_tenant(tenant_id) if self.disk is not None else ():
-            key = row.record.key
-            if not (key in ranks or self.disk is None or self.disk.is_read(key)):
-                ranks[key] = (row.usage.rank(self.ram.half_life_s), row.record.size_bytes, 0)
+            if stored.record.key.tenant_id == tenant_id and not stored.num_readers
+        )
         chosen: list[ObjectKey] = []
         num_objects, num_bytes = excess.num_objects, excess.num_bytes
-        for key, (_, size, num_readers) in sorted(ranks.items(), key=lambda item: item[1]):
+        for _, key, size in merge(in_memory, self._lowest_on_disk_only(tenant_id)):
             if num_objects <= 0 and num_bytes <= 0:
                 break
-            if not num_readers and not self.is_pinned(key):
+            if not self.is_pinned(key):
                 chosen.append(key)
                 num_objects, num_bytes = num_objects - 1, num_bytes - size
         return chosen
@@ -290,6 +290,8 @@ class Tiers:
         disk, key = self.disk, stored.record.key
         if disk is None or stored.on_disk:
             return stored.on_disk
+        if self.ram.find(key) is not stored:
+            return False  # it went before its turn came, and its memory with it
 
         def note_listed() -> None:
             stored.on_disk = True
@@ -300,11 +302,17 @@ class Tiers:
             row = Row(stored.record, Tier.DISK, stored.usage, stored.frame_digests, secrets.token_hex(8))
             pieces = partial(stored.extent.pieces, 0, stored.size)
             is_there = await disk.write(row, pieces, lambda: self.ram.find(key) is stored, note_listed)
-            if not is_there:
+            if not is_there and self.ram.find(key) is stored:
                 self._refused_at[stored] = time.monotonic()
             return is_there
         finally:
             self.ram.close(stored)
+
+    def _lowest_on_disk_only(self, tenant_id: str) -> Iterator[tuple[float, ObjectKey, int]]:
+        for row in self.disk.lowest_of_tenant(tenant_id) if self.disk is not None else ():
+            key = row.record.key
+            if not (key in self.ram or self.disk is None or self.disk.is_read(key)):
+                yield row.usage.rank(self.ram.half_life_s), key, row.record.size_bytes
 
     async def _a_write_ended(self, until: float) -> bool:
         """Waits for the next write under way; false when there is none, or none ended in time."""
