@@ -304,3 +304,17 @@ async def test_the_deeper_prefix_chunk_goes_first_among_equals() -> None:
             await world.store.finish_put(await world.filled(chunk))
         ranks = [world.ram.rank_of(stored) for stored in world.ram]
         assert ranks[0] > ranks[1]
+
+
+async def test_a_durable_put_that_loses_to_one_in_memory_makes_that_one_durable(tmp_path: Path) -> None:
+    """At every step where it can lose: what ALREADY_EXISTS says of durability must be true."""
+    async with open_world(tmp_path) as world:
+        early, late = make_chunk(1), make_chunk(2)
+        await world.put(early)
+        with pytest.raises(AlreadyStored):
+            await world.filled(early, durable=True)
+        upload = await world.filled(late, durable=True)
+        await world.put(late)
+        with pytest.raises(AlreadyStored):
+            await world.store.finish_put(upload, durable=True)
+        assert world.where(early, late) == ["RAM+DISK", "RAM+DISK"]

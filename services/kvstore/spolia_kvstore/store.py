@@ -186,6 +186,7 @@ class KVStore:
         except AlreadyStored:
             if claim_owner:
                 await self.claims.release([record.key], claim_owner)
+            await self._keep_promise(record.key, durable=durable)
             raise
 
     def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
@@ -208,7 +209,11 @@ class KVStore:
         if self.tiers.disk is not None and self.tiers.disk.find([record.key]):
             # Skipped for being slow to read; two replicas under one key would mix their bytes.
             await self.tiers.delete([record.key])
-        stored = self.tiers.commit(upload, record, upload.verifier.head)
+        try:
+            stored = self.tiers.commit(upload, record, upload.verifier.head)
+        except AlreadyStored:
+            await self._keep_promise(record.key, durable=durable)
+            raise
         self.counters.puts += 1
         self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
         try:
@@ -394,8 +399,6 @@ class KVStore:
         """Raises `AlreadyStored` when nothing is gained by an upload."""
         found = self.tiers.find([record.key]).get(record.key)
         if found is not None and self._miss_of(found, Reader()) is None:
-            if durable and found.stored is not None and not await self.tiers.persist(found.stored):
-                raise _not_durable()
             raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
         elsewhere = await self._locate([record.key])
         for there in elsewhere.values():
@@ -404,6 +407,12 @@ class KVStore:
                     f"chunk {record.key.chunk_id.hex()} is stored already, at {there.locations[0].store_id}",
                     field="info.chunk_id",
                 )
+
+    async def _keep_promise(self, key: ObjectKey, *, durable: bool) -> None:
+        """Before a Put is told that another was first: makes that one as safe as this one was to be."""
+        stored = self.tiers.ram.find(key)
+        if durable and stored is not None and not await self.tiers.persist(stored):
+            raise _not_durable()
 
     async def _keep_quota(self, record: ObjectRecord) -> None:
         """Evicts what a tenant values least of its own until one more object fits its quota. Raises `Busy`."""
