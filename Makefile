@@ -34,6 +34,7 @@ test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
 
 bench: $(VENV)/run.stamp  ## Every benchmark, each ending in one JSON line.
 	$(BIN)/spolia bench reuse $(ARGS)
+	$(BIN)/spolia bench store $(ARGS)
 
 gpu: $(VENV)/run.stamp  ## What a CUDA device can check; says so where there is none.
 	$(BIN)/python -m spolia_bench.gpu $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 from spolia_kvstore.backend import Backend
@@ -19,7 +20,13 @@ from spolia_kvstore.store import KVStore
 from spolia_kvstore.tiers import Tiers
 
 
-def open_store(config: KVStoreConfig, stores: Callable[[], Mapping[str, str]]) -> KVStore:
+def open_store(
+    config: KVStoreConfig,
+    stores: Callable[[], Mapping[str, str]],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wall_clock: Callable[[], float] = time.time,
+) -> KVStore:
     """The store that the settings ask for, its folder opened and repaired.
 
     Raises `InvalidRequest` for a folder, an index, a quotas file or a Redis address that cannot be used.
@@ -28,8 +35,8 @@ def open_store(config: KVStoreConfig, stores: Callable[[], Mapping[str, str]]) -
     tenants = Tenants(Quota(config.tenant_quota_bytes, config.tenant_quota_objects), quotas)
     shared = RedisBackend(config.redis_url, config.redis_prefix) if config.redis_url else None
     files, catalog = _open_data(config)
-    tiers = make_tiers(config, files, catalog)
-    local = EmbeddedBackend(catalog)
+    tiers = make_tiers(config, files, catalog, wall_clock)
+    local = EmbeddedBackend(catalog, wall_clock)
     backend: Backend = local if shared is None else shared
     return KVStore(
         tiers,
@@ -40,13 +47,16 @@ def open_store(config: KVStoreConfig, stores: Callable[[], Mapping[str, str]]) -
         name=config.node_id,
         max_object_bytes=config.max_object_bytes,
         stores=stores,
+        clock=clock,
     )
 
 
-def make_tiers(config: KVStoreConfig, files: DiskFiles | None, catalog: Catalog) -> Tiers:
+def make_tiers(
+    config: KVStoreConfig, files: DiskFiles | None, catalog: Catalog, wall_clock: Callable[[], float]
+) -> Tiers:
     """Memory, and disk where there are files."""
     ram = RamTier(config.budget_bytes, config.half_life_s)
-    tiers = Tiers(ram, None, CostGate(enabled=config.cost_gate), lambda key: False)
+    tiers = Tiers(ram, None, CostGate(enabled=config.cost_gate), lambda key: False, wall_clock)
     if files is not None:
         tiers.disk = DiskTier(
             files,
