@@ -86,6 +86,18 @@ async def test_pins_and_claims_outlive_the_process_and_end_with_their_leases(pro
     await client.channels.close()
 
 
+async def test_what_was_in_memory_only_for_a_while_survives_kill_9_too(process: StoreProcess) -> None:
+    client = Client(process)
+    for chunk in SMALL:
+        await client.store.put(TENANT, chunk.info, chunk.data, soon())
+    async with asyncio.timeout(30):
+        while (await client.store.stats(soon()))[0].tiers[1].num_objects < len(SMALL):  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.1)
+    await client.restart()
+    assert await client.get(SMALL) == [(True, TIER_DISK)] * len(SMALL)
+    await client.channels.close()
+
+
 async def test_ended_in_order_a_store_writes_down_what_it_has_in_memory_only(process: StoreProcess) -> None:
     client = Client(process)
     for chunk in SMALL:

@@ -306,6 +306,22 @@ async def test_the_deeper_prefix_chunk_goes_first_among_equals() -> None:
         assert ranks[0] > ranks[1]
 
 
+async def test_what_is_new_is_written_behind_after_a_while_and_not_sooner(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.tiers.writes_behind = True
+        old, deleted, new = (make_chunk(number) for number in range(3))
+        await world.put(old, deleted)
+        await world.store.delete([key_of(deleted)])
+        world.clock.now += 10.0
+        await world.put(new)
+        await world.tiers.write_behind(5.0)
+        assert world.where(old, deleted, new) == ["RAM+DISK", "", "RAM"]
+        world.clock.now += 5.0
+        await world.tiers.write_behind(5.0)
+        assert world.where(old, deleted, new) == ["RAM+DISK", "", "RAM+DISK"]
+        assert not world.tiers._unwritten
+
+
 async def test_a_durable_put_that_loses_to_one_in_memory_makes_that_one_durable(tmp_path: Path) -> None:
     """At every step where it can lose: what ALREADY_EXISTS says of durability must be true."""
     async with open_world(tmp_path) as world:

@@ -29,6 +29,12 @@ class KVStoreConfig(NodeConfig):
         "Disk for chunk objects under data_dir, in bytes; raise it to what the disk can spare.",
         check=at_least(1),
     )
+    write_behind_s: float = setting(
+        2.0,
+        "Seconds after which what is in memory only is written to data_dir too: a crash loses no more than that; 0: "
+        "what is evicted is written, and the rest when the process ends in order.",
+        check=between(0.0, 1e9),
+    )
     redis_url: str = setting(
         "",
         "Redis by which several stores share index, claims and membership: a redis:// or rediss:// URL, or for Redis "

@@ -57,6 +57,8 @@ class KVStoreNode:
         await self.store.backend.start()
         await self._directory_server.start()
         self._in_background(self._sweep())
+        if self.config.write_behind_s > 0:
+            self._in_background(self._write_behind())
         registration = Registration(self._channels, self.config.directory or self.server.address, self._record)
         registration.start()
         self.server.registration = registration
@@ -92,6 +94,15 @@ class KVStoreNode:
                 await self.store.sweep()
             except Exception:
                 log.exception("sweep failed")
+
+    async def _write_behind(self) -> None:
+        delay_s = self.config.write_behind_s
+        while True:
+            await asyncio.sleep(min(SWEEP_EVERY_S, delay_s))
+            try:
+                await self.store.tiers.write_behind(delay_s)
+            except Exception:
+                log.exception("writing behind failed")
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -58,6 +58,7 @@ def make_tiers(
     ram = RamTier(config.budget_bytes, config.half_life_s)
     tiers = Tiers(ram, None, CostGate(enabled=config.cost_gate), lambda key: False, wall_clock)
     if files is not None:
+        tiers.writes_behind = config.write_behind_s > 0
         tiers.disk = DiskTier(
             files,
             catalog,

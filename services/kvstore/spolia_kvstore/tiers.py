@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,9 @@ from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.ram_tier import RamTier, StoredObject, Upload
 from spolia_kvstore.usage import ComputeCost, Usage, log_cost
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
 
 MAX_ROOM_WAIT_S = 2.0
 """How long an upload waits for objects to reach the disk before they are evicted without."""
@@ -80,9 +84,13 @@ class Tiers:
     gate: CostGate
     is_pinned: Callable[[ObjectKey], bool]
     clock: Callable[[], float] = time.time
+    writes_behind: bool = False
+    """Whether `write_behind` is called now and then, and so what is new must be remembered for it."""
+
     counters: RamCounters = field(default_factory=RamCounters)
     listeners: Listeners = field(default_factory=Listeners)
     compute_cost: ComputeCost = field(default_factory=ComputeCost)
+    _unwritten: deque[StoredObject] = field(default_factory=deque)  # in memory only when stored, oldest first
     _writes: dict[StoredObject, asyncio.Task[bool]] = field(default_factory=dict)
     _refused_at: dict[StoredObject, float] = field(default_factory=dict)  # when the disk last would not take it
 
@@ -160,6 +168,8 @@ class Tiers:
         usage = Usage(now, now, log_cost=self._log_cost(record, head))
         stored = self.ram.commit(upload, record, usage)
         self.listeners.added(record, Tier.RAM, True)
+        if self.writes_behind:
+            self._unwritten.append(stored)
         return stored
 
     def commit_promoted(self, upload: Upload, row: Row) -> None:
@@ -253,13 +263,26 @@ class Tiers:
         if self.disk is not None:
             await self.disk.evict(keys)
 
+    async def write_behind(self, delay_s: float) -> None:
+        """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk."""
+        while self._unwritten and self._unwritten[0].usage.stored_at <= self.clock() - delay_s:
+            stored = self._unwritten.popleft()
+            if self.ram.find(stored.record.key) is stored and self._is_worth_writing(stored):
+                await self.write(stored)
+
     async def write_all(self) -> None:
         """Writes what is in memory only, most valuable first, so that it outlives the process. The caller bounds it."""
-        if self.disk is None:
-            return
-        for stored in sorted(self.ram, key=self.ram.rank_of, reverse=True):
-            if self._is_worth_writing(stored):
-                await self.write(stored)
+        self._unwritten.clear()
+        left = sorted((stored for stored in self.ram if not stored.on_disk), key=self.ram.rank_of)
+        num_unwritten, num_written = len(left) if self.disk is not None else 0, 0
+        try:
+            while left:
+                stored = left.pop()
+                if self._is_worth_writing(stored) and await self.write(stored):
+                    num_written += 1
+        finally:
+            if num_unwritten:
+                log.info("memory written to disk", num_written=num_written, num_left=num_unwritten - num_written)
 
     async def close(self) -> None:
         """Waits for writes under way, and ends the disk's threads."""
