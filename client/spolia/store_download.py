@@ -103,8 +103,7 @@ def file_when_whole(path: Path) -> Iterator[BinaryIO]:
 
 def _checked_entry(header: kvstore_pb2.GetHeader, wanted: ObjectName) -> kvstore_pb2.LookupEntry:
     entry = header.entry
-    # What another store has is described too; only what is here has a tier.
-    if not entry.HasField("info") or entry.tier == common_pb2.TIER_UNSPECIFIED:
+    if not entry.HasField("info"):
         raise _missed(entry.miss, wanted)
     if entry.info.chunk_id != wanted.chunk_id:
         raise InternalError(f"object {entry.info.chunk_id.hex()} came where {wanted.chunk_id.hex()} was asked for")

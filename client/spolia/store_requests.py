@@ -8,7 +8,7 @@ from spolia.argument_checks import check_not_empty, checked_float, checked_items
 from spolia.store_results import ObjectName
 from spolia_core.errors import InvalidRequest
 
-MAX_LEASE_S = 3600.0
+MIN_LEASE_S, MAX_LEASE_S = 0.001, 3600.0
 MAX_IDS = 4096
 """Limits of the contract: of a pin, and of ids in one message."""
 
@@ -34,8 +34,8 @@ def batches_of(objects: Iterable[ObjectName]) -> list[Batch]:
 def checked_lease_ms(lease_s: object) -> int:
     """`lease_s`, how long a pin holds, in milliseconds."""
     seconds = checked_float(lease_s, "lease_s")
-    if not 0.001 <= seconds <= MAX_LEASE_S:
-        limit = f"0.001 … {MAX_LEASE_S:.0f} seconds"
+    if not MIN_LEASE_S <= seconds <= MAX_LEASE_S:
+        limit = f"{MIN_LEASE_S:g} … {MAX_LEASE_S:.0f} seconds"
         raise InvalidRequest(
             f"lease_s must be {limit}, got {seconds}", field="lease_s", limit=limit, actual=str(seconds)
         )

@@ -109,7 +109,8 @@ class FakeStore(KVStoreServiceServicer):
             one = self.objects.get((request.tenant_id, wanted))
             if one is None or self.damage == "found":
                 reason = common_pb2.MISS_REASON_DIGEST if one else common_pb2.MISS_REASON_NOT_FOUND
-                entry = kvstore_pb2.LookupEntry(miss=reason)
+                elsewhere = [kvstore_pb2.StoreLocation(node_id="another", address="127.0.0.1:1", tier=RAM)]
+                entry = kvstore_pb2.LookupEntry(miss=reason, locations=elsewhere)  # and no `info`
                 yield kvstore_pb2.GetResponse(header=kvstore_pb2.GetHeader(index=index, entry=entry))
                 continue
             entry = kvstore_pb2.LookupEntry(info=one.info, tier=one.tiers[0])

@@ -12,7 +12,8 @@ from fake_store import DISK, FINGERPRINT, RAM, FakeStore, chunk_id
 from test_cli import Done, Spolia, spolia
 
 from spolia import errors
-from spolia.cli.units import human_bytes, human_seconds, parse_duration
+from spolia.cli.cache import forget, gc, ls, rm, stat_stores
+from spolia.cli.units import counted, human_bytes, human_seconds, parse_duration
 from spolia.v1 import directory_pb2, kvstore_pb2
 
 __all__ = ["spolia"]  # a fixture
@@ -47,6 +48,11 @@ def test_ls_shows_an_object_at_several_stores_in_one_line(cache: Spolia, stores:
     (line,) = rows(cache("ls"))
     at = f"{stores[0].address},{stores[1].address}"
     assert line.split() == f"acme abcd12000000 local 48 1.5 KiB ram,disk {at} 2h 1m 6 1 served {'fe' * 6}".split()
+
+
+def test_ls_of_empty_stores_says_so(cache: Spolia) -> None:
+    done = cache("ls")
+    assert (done.code, done.out, done.err) == (0, "no objects\n", "")
 
 
 def test_ls_names_what_is_never_served(cache: Spolia, stores: Stores) -> None:
@@ -110,7 +116,7 @@ def test_a_store_that_is_away_is_named_and_the_others_results_shown(command: str
     done = half(*argv)
     assert done.code == 3
     assert f"error: store {NOWHERE}: " in done.err
-    assert done.out or "checked 1 copies" in done.err
+    assert done.out or "checked 1 copy, " in done.err
     stores[0].put("abcd")
     (failed,) = half(*argv, "--json").json["failed"]
     assert (failed["store"], failed["error"]) == (NOWHERE, "Unavailable")
@@ -133,6 +139,11 @@ def test_stat_shows_tiers_stores_and_tenants(cache: Spolia, stores: Stores) -> N
     assert "failing" in tiers.splitlines()[2]
     assert each.splitlines()[1].split() == f"{at} kvstore-1 0 75 % 2 0 0 1 4 0 sqlite yes".split()
     assert tenants.splitlines()[1].split() == [at, "acme", "2", "no", "limit", "2.0", "KiB", "4.0", "KiB"]
+
+
+def test_stat_of_a_tenant_that_holds_nothing_says_so(cache: Spolia) -> None:
+    *_, tenants = cache("stat", "--tenant", "nobody").out.split("\n\n")
+    assert tenants == "no objects\n"
 
 
 def test_stat_as_json_has_plain_numbers(cache: Spolia, stores: Stores) -> None:
@@ -230,7 +241,7 @@ def test_rm_asks_first(
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     stores[0].put("abcd")
     done = cache("rm", "abcd")
-    assert "drop 1 objects (abcd00000000; 250 B at all stores)?" in done.err
+    assert "drop 1 object (abcd00000000; 250 B at all stores)?" in done.err
     assert bool(stores[0].objects) == is_left
     assert (done.code != 0) == is_left
 
@@ -255,6 +266,13 @@ def test_pin_says_where_it_pinned(cache: Spolia, stores: Stores) -> None:
     assert (request.owner, request.lease_ms) == ("me", 600_000)
     (one,) = cache("pin", "abcd", "--for", "30s", "--json").json["objects"]
     assert (one["pinned_at"], one["owner"], one["lease_s"]) == ([stores[1].address], "operator", 30.0)
+
+
+@pytest.mark.parametrize("duration", ["2h", "0s"])
+def test_pin_names_its_flag_and_how_long_it_may_be(duration: str, cache: Spolia) -> None:
+    said = cache("pin", "abcd", "--for", duration).err
+    assert f"--for must be at least 0.001s and at most 1h, got {duration}" in said
+    assert "lease_s" not in said
 
 
 def test_pin_with_end_ends_the_owners_pins(cache: Spolia, stores: Stores) -> None:
@@ -360,6 +378,34 @@ def test_forget_names_documents_by_their_text(cache: Spolia, gateway: FakeGatewa
 def test_a_store_that_hangs_is_code_3(cache: Spolia, stores: Stores) -> None:
     stores[0].hang = True
     assert cache("ls", "--timeout", "0.3").code == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [("stat", "[ID]"), ("verify", "[ID]..."), ("get", "{ID}"), ("rm", "{ID}..."), ("forget", "{FILE}...")],
+)
+def test_usage_puts_arguments_in_one_pair_of_brackets(command: str, arguments: str, spolia: Spolia) -> None:
+    usage = next(line for line in spolia("cache", command, "--help").out.splitlines() if "Usage:" in line)
+    assert usage.split() == ["Usage:", "spolia", "cache", command, "[OPTIONS]", arguments]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [ls.COLUMNS, stat_stores.TIERS, stat_stores.STORES, stat_stores.TENANTS, rm.COLUMNS, gc.COLUMNS, forget.COLUMNS],
+)
+def test_no_table_has_two_columns_of_one_name(columns: tuple[str, ...]) -> None:
+    assert len(set(columns)) == len(columns)
+
+
+def test_help_names_exit_codes_the_rest_last(spolia: Spolia) -> None:
+    shown = " ".join(spolia("cache", "rm", "--help").out.split())
+    places = [shown.index(code) for code in ("0 done", "2 wrong", "3 nobody", "4 busy", "1 no such object", "else.")]
+    assert places == sorted(places)
+
+
+def test_one_is_singular() -> None:
+    assert [counted(n, "object") for n in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
+    assert [counted(n, "copy", "copies") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
 
 
 def test_sizes_and_ages_are_short() -> None:

@@ -66,7 +66,7 @@ def test_generate_prints_the_text_and_says_what_was_reused_elsewhere(spolia: Spo
     done = spolia("generate", "Say hello")
     assert (done.code, done.out) == (0, "Héllo\n")
     assert "4 tokens" in done.err
-    assert "112 of 140 prompt tokens reused" in done.err
+    assert "112 of 140 prompt tokens reused, 1.2 KiB moved" in done.err
     assert "missed 30 tokens of a local chunk: store late" in done.err
 
 
@@ -185,7 +185,7 @@ def test_warm_names_a_file_that_is_not_text(spolia: Spolia, tmp_path: Path) -> N
 def test_warm_says_how_much_was_warm_before(spolia: Spolia, page: Path) -> None:
     done = spolia("warm", str(page))
     assert (done.code, done.out) == (0, "")
-    assert "warm documents: 1, 1 of them since before; 7 tokens, 100 bytes" in done.err
+    assert "warm documents: 1, 1 of them since before; 7 tokens, 100 B" in done.err
 
 
 def test_cluster_shows_every_node(spolia: Spolia) -> None:

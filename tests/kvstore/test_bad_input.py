@@ -226,7 +226,7 @@ async def test_a_lease_that_ran_out_is_over_for_its_owner_too(node: KVStoreNode,
     claimed = {"tenant_id": TENANT, "chunk_ids": [bytes(32)], "owner": "me"}
     await stub.Pin(kvstore_pb2.PinRequest(lease_ms=1, **pinned), timeout=20)
     await stub.Claim(kvstore_pb2.ClaimRequest(ttl_ms=1, **claimed), timeout=20)
-    await eventually(lambda: node.store.num_pins == node.store.claims.num_live() == 0)
+    await eventually(lambda: node.store.pins.num_live == node.store.claims.num_live() == 0)
     assert (await stub.Unpin(kvstore_pb2.UnpinRequest(**pinned), timeout=20)).num_unpinned == 0
     assert (await stub.Unclaim(kvstore_pb2.UnclaimRequest(**claimed), timeout=20)).num_released == 0
     claimed["owner"] = "you"
@@ -245,4 +245,4 @@ async def test_leases_and_owners_past_their_limits_are_refused(
     with pytest.raises(grpc.RpcError) as caught:
         await getattr(stub, call)(getattr(kvstore_pb2, f"{call}Request")(**fields), timeout=20)
     assert caught.value.code() is CODE.INVALID_ARGUMENT
-    assert (node.store.num_pins, node.store.claims.num_live()) == (0, 0)
+    assert (node.store.pins.num_live, node.store.claims.num_live()) == (0, 0)

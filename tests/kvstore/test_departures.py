@@ -64,13 +64,13 @@ async def test_what_a_dead_node_claimed_is_granted_to_who_waits(
     assert await claim(channel, [wanted], "prefill-a/request#1") == [CLAIM_STATE_GRANTED]
     pin = PinRequest(tenant_id=TENANT, chunk_ids=[chunk.chunk_id], owner="prefill-a/request#1")
     await KVStoreServiceStub(channel).Pin(pin, timeout=10)
-    assert node.store.num_pins == 1
+    assert node.store.pins.num_live == 1
     waiting = asyncio.create_task(claim(channel, [wanted], "prefill-b/request#1", wait_ms=30_000))
     await eventually(lambda: node.store.claims.num_waiters == 1)
     if how == "its stream breaks":
         heartbeats.cancel()
     assert await asyncio.wait_for(waiting, 10) == [CLAIM_STATE_GRANTED], "long before the claim or the wait ends"
-    assert node.store.num_pins == 0
+    assert node.store.pins.num_live == 0
 
 
 async def test_a_node_that_registered_again_keeps_its_claims(node: KVStoreNode, channel: grpc.aio.Channel) -> None:

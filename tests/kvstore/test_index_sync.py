@@ -37,7 +37,7 @@ class Site:
 
     async def settled(self) -> None:
         """Returns once what it had to say is said."""
-        await eventually(lambda: not self.world.store._tasks)
+        await eventually(lambda: self.world.store.index.is_idle)
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ async def test_while_the_index_is_away_a_store_serves_what_it_has_and_says_it_la
     await here.settled()
     await here.walked()
     assert replicas_of(shared) == held_by(here) == {(ONE.chunk_id, Tier.RAM, "node")}
-    assert here.world.store.unsaid == here.world.store.unburied == set()
+    assert here.world.store.index.unsaid == here.world.store.index.unburied == set()
     (lease,) = await there.world.store.claims.holders([key_of(TWO)])
     assert lease is not None
     assert lease.owner == "a"

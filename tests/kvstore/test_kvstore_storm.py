@@ -84,7 +84,7 @@ async def test_after_a_storm_nothing_is_held(tmp_path: Path, has_disk: bool) -> 
         node.store.check_invariants()
         assert tiers.ram.held_bytes == sum(tiers.ram.arena.charge(stored.size) for stored in tiers.ram)
         assert node.store.counters.digest_failures == 0
-        await eventually(lambda: node.store.num_pins == node.store.claims.num_live() == 0)
+        await eventually(lambda: node.store.pins.num_live == node.store.claims.num_live() == 0)
         await client.delete(TENANT, [chunk.chunk_id for chunk in CHUNKS], Deadline.after(30.0))
         assert (tiers.ram.held_bytes, node.store.num_objects, node.store.tenants.held()) == (0, 0, {})
         if tiers.disk is not None:

@@ -72,7 +72,7 @@ async def test_however_many_are_pinned_the_lowest_that_is_not_goes(
         await world.put_on_disk_only(*CHUNKS[:4])
         await world.put(CHUNKS[4])
         for chunk in CHUNKS[:3]:
-            world.store.pins.pin(key_of(chunk), "me", world.clock.now + 60.0)  # which is no use of it
+            world.store.pins.pin([key_of(chunk)], "me", 60.0)  # which is no use of it
         await world.put(CHUNKS[5])
         assert world.where(*CHUNKS) == ["DISK", "DISK", "DISK", "", "RAM", "RAM"]
 

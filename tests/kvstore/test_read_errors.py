@@ -11,7 +11,7 @@ from tier_worlds import open_world
 
 from spolia_core.reuse import MissReason
 from spolia_kvstore import disk_tier
-from spolia_kvstore.admin import ObjectState
+from spolia_kvstore.housekeeping import ObjectState
 from spolia_kvstore.mapped_file import MappedFile
 from spolia_kvstore.objects import Tier
 

@@ -11,8 +11,9 @@ from tier_worlds import ANYONE, CHUNK_BYTES, open_world
 from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.embedded_backend import MAX_LEASE_S
+from spolia_kvstore.kept_pins import MAX_PIN_S
 from spolia_kvstore.objects import Tier
-from spolia_kvstore.store import MAX_PIN_S, ClaimState
+from spolia_kvstore.store import ClaimState
 
 ONE, TWO, THREE = (make_chunk(number) for number in (1, 2, 3))
 KEY = key_of(ONE)
@@ -75,11 +76,11 @@ async def test_pins_keep_what_is_left_of_their_leases(tmp_path: Path, clock: Han
         world.store.unpin([key_of(TWO)], "me")
     clock.now += 25.0
     async with open_world(tmp_path, clock=clock) as world:
-        assert world.store.pins_of(KEY) == [("me", 35.0)]
-        assert world.store.num_pins == 1, "what is there no more is pinned no more"
+        assert world.store.pins.of(KEY) == [("me", 35.0)]
+        assert world.store.pins.num_live == 1, "what is there no more is pinned no more"
         assert [lease.key for lease in world.catalog.leases("pins", 0.0)] == [KEY]
         clock.now += 35.0
-        assert world.store.num_pins == 0
+        assert world.store.pins.num_live == 0
 
 
 async def test_a_clock_that_was_set_back_makes_no_lease_endless(tmp_path: Path, clock: HandClock) -> None:
@@ -89,7 +90,7 @@ async def test_a_clock_that_was_set_back_makes_no_lease_endless(tmp_path: Path, 
         await world.store.claim([key_of(TWO)], "me", 60.0, 0.0)
     clock.now -= 1e6
     async with open_world(tmp_path, clock=clock) as world:
-        assert world.store.pins_of(KEY) == [("me", MAX_PIN_S)]
+        assert world.store.pins.of(KEY) == [("me", MAX_PIN_S)]
         (lease,) = await world.store.claims.holders([key_of(TWO)])
         assert lease is not None
         assert lease.remaining_s == MAX_LEASE_S

@@ -237,12 +237,12 @@ async def test_an_index_entry_without_an_object_is_withdrawn_when_somebody_asks(
     await put(world, "a")
     store = world.nodes["a"].store
     await store.tiers.delete([ObjectKey(TENANT, CHUNK.chunk_id)])
-    await eventually(lambda: not store._tasks)
+    await eventually(lambda: store.index.is_idle)
     stale = record_of(kvstore_pb2.PutHeader(tenant_id=TENANT, info=CHUNK.info))
     await store.backend.publish([Replica(stale, Tier.DISK, "a")])
     assert (await world.lookup("b", CHUNK)).locations
     assert (await world.lookup("a", CHUNK)).miss == MISS_REASON_NOT_FOUND
-    await eventually(lambda: not store._tasks)
+    await eventually(lambda: store.index.is_idle)
     assert not (await world.lookup("b", CHUNK)).locations
 
 

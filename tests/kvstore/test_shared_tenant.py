@@ -69,7 +69,7 @@ async def test_writes_under_another_tenant_never_touch_what_is_shared(tmp_path: 
         world.store.pin([key_of(CHUNK, SHARED_TENANT)], "me", 60.0)
         assert world.store.unpin([KEY], "me") == 0
         assert (await world.store.delete([KEY])).objects == Totals()
-        assert world.store.num_pins == 1
+        assert world.store.pins.num_live == 1
         assert world.where(CHUNK, tenant_id=SHARED_TENANT) == ["RAM+DISK"]
 
 

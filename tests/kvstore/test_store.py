@@ -45,14 +45,14 @@ async def test_a_pin_keeps_an_object_for_its_lease_only_and_not_from_delete() ->
         assert world.store.pin([KEY, key_of(OTHER)], "me", lease_s=60.0) == [True, False]
         with pytest.raises(Busy, match="pinned"):
             await world.filled(OTHER)
-        assert world.store.pins_of(KEY) == [("me", 60.0)]
+        assert world.store.pins.of(KEY) == [("me", 60.0)]
         world.clock.now += 60.0
         await world.put(OTHER)
         assert world.where(CHUNK, OTHER) == ["", "RAM"]
         world.store.pin([key_of(OTHER)], "me", lease_s=60.0)
         dropped = await world.store.delete([key_of(OTHER)] * 2)
         assert dropped.objects == dropped.tiers[Tier.RAM] == Totals(1, CHUNK_BYTES)
-        assert (world.store.num_pins, world.store.num_objects) == (0, 0)
+        assert (world.store.pins.num_live, world.store.num_objects) == (0, 0)
 
 
 async def test_only_live_pins_of_the_owner_are_ended() -> None:
@@ -63,7 +63,7 @@ async def test_only_live_pins_of_the_owner_are_ended() -> None:
         world.store.pin([KEY], "other", 60.0)
         assert world.store.unpin([KEY, KEY], "me") == 1
         world.clock.now += 10.0
-        assert (world.store.unpin(keys, "me"), world.store.num_pins) == (0, 1)
+        assert (world.store.unpin(keys, "me"), world.store.pins.num_live) == (0, 1)
 
 
 async def test_every_replica_has_a_name_of_its_own_also_across_restarts() -> None:
@@ -189,7 +189,7 @@ async def test_what_a_node_left_behind_is_released() -> None:
             world.store.pin([KEY], owner, 60.0)
         await claim(world, key_of(OTHER), "node-1/a")
         await world.store.release_node("node-1")
-        assert world.store.pins_of(KEY) == [("node-10/a", 60.0)]
+        assert world.store.pins.of(KEY) == [("node-10/a", 60.0)]
         assert world.store.claims.num_live() == 0
 
 
@@ -207,7 +207,7 @@ async def test_an_object_put_again_while_its_delete_is_under_way_is_counted_once
         monkeypatch.setattr(world.disk, "sync", slow_sync)
         deleting = asyncio.create_task(world.store.delete([KEY]))
         await eventually(lambda: world.where(CHUNK) == [""])
-        assert (world.store.tenants.held(), world.store.num_pins) == ({}, 0)
+        assert (world.store.tenants.held(), world.store.pins.num_live) == ({}, 0)
         await world.put(CHUNK)
         may_end.set()
         await deleting
@@ -232,7 +232,7 @@ async def test_an_index_that_fails_for_a_while_leaves_the_counts_true(
             assert await world.get(CHUNK, OTHER) == [MissReason.NOT_FOUND, (Tier.RAM, OTHER.data)]
             world.store.pin([key_of(OTHER)], "me", 60.0)
             await world.store.sweep()
-        assert world.store.pins_of(KEY) == [("me", 60.0)], "it is still there"
+        assert world.store.pins.of(KEY) == [("me", 60.0)], "it is still there"
         assert await world.get(CHUNK) == [(Tier.DISK, CHUNK.data)]
         assert (await world.store.delete([KEY, key_of(OTHER)])).objects == Totals(2, 2 * CHUNK_BYTES)
         assert world.store.tenants.held() == {}

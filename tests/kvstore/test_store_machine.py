@@ -336,13 +336,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.tiers.num_transfers == 0
         here = {number for number in range(len(CHUNKS)) if self.store.tiers.find([key_of(number)])}
         assert set(self.held) <= here <= set(self.held) | self.maybe, (set(self.held), here, self.maybe)
-        assert self.store.num_pins == len(self.pinned)
+        assert self.store.pins.num_live == len(self.pinned)
         assert self.store.tiers.ram.held_bytes <= self.store.tiers.ram.budget_bytes
         assert self.store.tiers.disk is not None
         assert self.store.tiers.disk.used_bytes <= self.store.tiers.disk.budget_bytes
 
     async def _settled(self) -> None:
-        while self.store.tiers._writes or self.store._tasks:  # noqa: ASYNC110 - whatever it is that goes on
+        while self.store.tiers._writes or not self.store.index.is_idle:  # noqa: ASYNC110 - whatever it is that goes on
             await asyncio.sleep(0)
 
     def teardown(self) -> None:

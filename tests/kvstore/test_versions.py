@@ -10,10 +10,10 @@ from kvstore_worlds import FINGERPRINT, TENANT, announced, captured_logs, key_of
 from tier_worlds import ANYONE, World, open_world
 
 from spolia_core.reuse import MissReason
-from spolia_kvstore.admin import ObjectState, StoreAdmin
 from spolia_kvstore.catalog import Row
 from spolia_kvstore.disk_tier import name_of
 from spolia_kvstore.entry import Reader
+from spolia_kvstore.housekeeping import Housekeeping, ObjectState
 from spolia_kvstore.objects import Tier
 from spolia_kvstore.recovery import open_folder
 from spolia_kvstore.store import ClaimState
@@ -111,7 +111,7 @@ async def test_a_model_that_no_node_serves_now_is_named_and_its_objects_are_kept
             ({FINGERPRINT, b"o" * 32}, ObjectState.SERVED),
             (set(), ObjectState.SERVED),
         ):
-            admin = StoreAdmin(world.store, lambda served=served: served)  # type: ignore[misc]
+            admin = Housekeeping(world.store, lambda served=served: served)  # type: ignore[misc]
             assert {item.record.key: item.state for item in admin.list()} == {
                 key_of(KNOWN): ObjectState.SERVED,
                 key_of(other): state,

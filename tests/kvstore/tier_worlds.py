@@ -12,7 +12,6 @@ from kvstore_worlds import TENANT, Chunk, HandClock, announced, key_of, make_chu
 
 from spolia_core.digests import frames
 from spolia_core.reuse import MissReason
-from spolia_kvstore.admin import StoreAdmin
 from spolia_kvstore.backend import Backend
 from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.cost_gate import CostGate
@@ -20,6 +19,7 @@ from spolia_kvstore.disk_files import DiskFiles
 from spolia_kvstore.disk_tier import DiskTier, name_of
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 from spolia_kvstore.entry import Reader
+from spolia_kvstore.housekeeping import Housekeeping
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.quotas import Quota, Tenants
 from spolia_kvstore.ram_tier import RamTier, Upload
@@ -56,8 +56,8 @@ class World:
         return self.tiers.disk
 
     @property
-    def admin(self) -> StoreAdmin:
-        return StoreAdmin(self.store, lambda: ())
+    def admin(self) -> Housekeeping:
+        return Housekeeping(self.store, lambda: ())
 
     async def filled(self, chunk: Chunk, tenant_id: str = TENANT, *, owner: str = "", durable: bool = False) -> Upload:
         """An upload whose bytes have all come."""

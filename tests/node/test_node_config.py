@@ -167,6 +167,11 @@ def test_unknown_flags_and_keys_stop_the_start(capsys, toml):
     assert "decoder in" in refusal(capsys, file=toml("[decoder]\nport = 4\n"))
 
 
+def test_an_unknown_flag_is_told_in_a_line_that_says_who_lists_the_known(capsys):
+    said = refusal(capsys, ["--data-dir", "kv"])
+    assert said == "decode: unrecognized arguments: --data-dir kv; spolia serve decode --help lists the settings\n"
+
+
 def test_tables_of_other_roles_are_none_of_this_nodes_business(toml):
     assert load(file=toml("[gateway]\nrequests_per_s = 4\n[decode]\nport = 5\n")).port == 5
 
@@ -186,6 +191,21 @@ def test_help_prints_every_setting_with_sentence_variable_and_default(capsys):
         assert f"{known.help} [{known.env}, default {known.shown(known.default)}]" in entries
         assert f"  {known.flag} " in shown
     assert len(settings_of(DecodeConfig)) == len(fields(DecodeConfig)) > 15
+
+
+def test_help_names_both_ways_to_run_a_node(capsys):
+    with pytest.raises(SystemExit):
+        load(["--help"])
+    usage, other, *_ = capsys.readouterr().out.splitlines()
+    assert usage.startswith("usage: spolia serve decode ")
+    assert other.startswith("   or: python -m spolia_decode ")
+
+
+def test_what_is_not_set_is_shown_as_it_would_be_written(capsys):
+    by_name = {known.name: known for known in settings_of(DecodeConfig)}
+    assert by_name["pool_bytes"].shown(None) == "none"
+    assert by_name["pool_bytes"].from_text("none") is None
+    assert by_name["node_id"].shown("") == by_name["cluster_secret"].shown("") == '""'
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "node-1", "::"])

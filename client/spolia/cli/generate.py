@@ -12,6 +12,7 @@ import typer
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
 from spolia.cli.output import notes, plain, print_json
 from spolia.cli.texts import read_document
+from spolia.cli.units import counted, human_bytes
 from spolia.client import Client
 from spolia.errors import InvalidRequest
 from spolia.options import GenerateOptions
@@ -97,15 +98,17 @@ def _print_text(answer: Stream, *, as_it_comes: bool) -> None:
 def _summary(result: Result) -> str:
     reuse = result.reuse
     line = (
-        f"{result.num_generated_tokens} tokens ({result.finish_reason.name.lower()}), "
+        f"{counted(result.num_generated_tokens, 'token')} ({result.finish_reason.name.lower()}), "
         f"first after {result.ttft_ms:.0f} ms, all after {result.e2e_ms:.0f} ms; {reuse.mode.name.lower()}: "
-        f"{reuse.num_reused_tokens} of {result.num_prompt_tokens} prompt tokens reused, {reuse.bytes_moved} bytes moved"
+        f"{reuse.num_reused_tokens} of {counted(result.num_prompt_tokens, 'prompt token')} reused, "
+        f"{human_bytes(reuse.bytes_moved)} moved"
     )
     if reuse.mode is ReuseMode.LINKED:
-        line += f"\nprofile {reuse.profile}: {reuse.link_tokens_per_chunk} link tokens per document"
+        line += f"\nprofile {reuse.profile}: {counted(reuse.link_tokens_per_chunk, 'link token')} per document"
         line += "; it forbids linked, which was forced" if reuse.forced else ""
     return line + "".join(
-        f"\nmissed {m.num_tokens} tokens of a {m.kind.name.lower()} chunk: {m.reason.name.lower().replace('_', ' ')}"
+        f"\nmissed {counted(m.num_tokens, 'token')} of a {m.kind.name.lower()} chunk: "
+        f"{m.reason.name.lower().replace('_', ' ')}"
         for m in reuse.misses
     )
 

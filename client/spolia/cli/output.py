@@ -47,6 +47,14 @@ def print_columns(*rows: Sequence[str]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """Prints `rows` under their head, aligned; the one line `empty` where there are none."""
+    if rows:
+        print_columns(head, *rows)
+    else:
+        print(empty)
+
+
 def plain(value: object) -> object:
     """`value` as JSON has it: records as objects, members of enums by name in lower case, bytes in hexadecimal."""
     match value:

@@ -21,6 +21,11 @@ def human_bytes(num_bytes: float) -> str:
     return f"{number:.1f} {UNITS[power]}" if number < 99.95 else f"{number:.0f} {UNITS[power]}"
 
 
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number and what it counts: 1 object, 2 objects. `plural` where it is not the singular and an s."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
 def human_seconds(seconds: float) -> str:
     """The largest whole unit: 42s, 12m, 3h, 5d."""
     unit = next((unit for unit in ("d", "h", "m") if seconds >= SECONDS_OF[unit]), "s")

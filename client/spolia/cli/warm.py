@@ -11,12 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
 from spolia.cli.output import notes, print_json
 from spolia.cli.texts import read_documents
+from spolia.cli.units import counted, human_bytes
 from spolia.client import Client
 from spolia.results import WarmedDocument
 
 
 def warm(
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="PATH…")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="PATH")],
     pattern: Annotated[str, typer.Option("--glob", help="Which files of a folder.")] = "*",
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,
@@ -42,7 +43,7 @@ def warm(
     totals = _totals(warmed)
     notes().print(
         f"warm documents: {totals['num_documents']}, {totals['num_already_stored']} of them since before; "
-        f"{totals['num_tokens']} tokens, {totals['size_bytes']} bytes"
+        f"{counted(totals['num_tokens'], 'token')}, {human_bytes(totals['size_bytes'])}"
     )
 
 

@@ -598,7 +598,7 @@ class Frame(_message.Message):
     offset: _builtins.int
     """Bytes before this frame; frames arrive in order, without gaps."""
     data: _builtins.bytes
-    """About 1 MiB, at most 4 MiB."""
+    """At most 4 MiB; this release sends 512 KiB."""
     digest: _builtins.bytes
     """XXH3-128 of `data`, 16 bytes big-endian."""
     def __init__(

@@ -158,14 +158,14 @@ class LookupEntry(_message.Message):
     CLAIMED_BY_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
     tier: _common_pb2.Tier.ValueType
-    """Its tier when it is here."""
+    """Its tier: here, or at the first of `locations`."""
     miss: _common_pb2.MissReason.ValueType
     """Why not, when it is not."""
     claimed_by: _builtins.str
     """Not here, but claimed by this owner now."""
     @_builtins.property
     def info(self) -> _common_pb2.ObjectInfo:
-        """The object when it is here and this reader can use it."""
+        """The object, when this reader can use it; in Lookup also one that another store has."""
 
     @_builtins.property
     def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreLocation]:
@@ -332,7 +332,9 @@ class GetHeader(_message.Message):
     """Index into `chunk_ids`."""
     @_builtins.property
     def entry(self) -> Global___LookupEntry:
-        """The object, as in Lookup; frames of `info.size_bytes` follow when it is here."""
+        """As in Lookup, but what only other stores have is NOT_FOUND, with their `locations`. Frames of `info.size_bytes` follow
+        when `info` is set.
+        """
 
     def __init__(
         self,
@@ -860,7 +862,7 @@ class GetStatsResponse(_message.Message):
     num_quarantined: _builtins.int
     """Objects that failed their digest on disk and were set aside."""
     disk_errors: _builtins.int
-    """Reads and writes of the disk that failed."""
+    """Reads and writes of the disk, and of the index on it, that failed."""
     backend: _builtins.str
     """What keeps the shared index: "sqlite" (this store alone) or "redis"."""
     backend_reachable: _builtins.bool

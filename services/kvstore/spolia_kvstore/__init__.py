@@ -1,1 +1,1 @@
-"""The kvstore process: chunk objects in memory, claims, pins, and the directory of who is in the cluster. No torch."""
+"""The kvstore process: chunk objects in memory and on disk, claims, pins, and who is in the cluster. No torch."""

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 BLOCK_BYTES = 16 << 10
-"""Small enough that the last block of an object wastes little, large enough that a frame of 1 MiB is 64 of them."""
+"""Small enough that the last block of an object wastes little, large enough that a frame of 512 KiB is 32 of them."""
 
 
 class Extent:

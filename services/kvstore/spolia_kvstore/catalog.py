@@ -1,9 +1,9 @@
 """The catalog: what this store keeps that outlives its process, in one SQLite file.
 
-Objects on disk with how they were used, pins, and (for a store alone) claims and members. Bytes are not here. Rows are
-written without waiting for the disk, so they survive the process; `sync` makes them survive the machine too. What was
-written goes to a log first, which `checkpoint` moves into the database: that waits for the disk (28 ms seen), so it
-runs on a thread, over a connection of its own, and no look-up waits for it.
+Objects on disk with how they were used, pins, claims that this store granted, and (for a store alone) members. Bytes
+are not here. Rows are written without waiting for the disk, so they survive the process; `sync` makes them survive the
+machine too. What was written goes to a log first, which `checkpoint` moves into the database: that waits for the disk
+(28 ms on a cloud machine's volume), so it runs on a thread, over a connection of its own, and no look-up waits for it.
 
 Where the file system is full or fails, methods raise `sqlite3.Error`; the callers decide what that costs.
 """
@@ -125,7 +125,7 @@ class Lease(NamedTuple):
 
 
 class Catalog:
-    """One SQLite file, or ":memory:". Not thread-safe, but for `sync`: the event loop owns it."""
+    """One SQLite file, or ":memory:". Not thread-safe, but for `sync` and `checkpoint`: the event loop owns it."""
 
     def __init__(self, path: str = MEMORY, half_life_s: float = 900.0) -> None:
         """Raises `CatalogUnusable`, or `sqlite3.DatabaseError` for a file that is damaged or no database."""
@@ -394,7 +394,9 @@ def _lock_of(path: str) -> int:
             os.close(lock)
             raise
     except BlockingIOError as error:
-        raise CatalogUnusable(f"index {path!r} cannot be used: it is locked by another process") from error
+        raise CatalogUnusable(
+            f"index {path!r} cannot be used: it is locked by another process, a store that uses its folder"
+        ) from error
     except OSError as error:
         raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
     return lock

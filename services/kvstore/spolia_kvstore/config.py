@@ -37,8 +37,8 @@ class KVStoreConfig(NodeConfig):
     )
     redis_url: str = setting(
         "",
-        "Redis by which several stores share index, claims and membership: a redis:// or rediss:// URL, or for Redis "
-        "Cluster redis+cluster://; empty: this store is alone.",
+        "Redis by which several stores share index, claims and membership: a redis://, rediss:// or unix:// URL, or "
+        "for Redis Cluster redis+cluster://; empty: this store is alone.",
         secret=True,
     )
     redis_prefix: str = setting("spolia", "First part of every key in Redis; one for each cluster of nodes.")
@@ -77,6 +77,7 @@ class KVStoreConfig(NodeConfig):
     )
 
     def __post_init__(self) -> None:
-        if not self.node_id and self.data_dir is not None:
-            self._fill("node_id", stable_id(self.data_dir))
+        is_named = bool(self.node_id)
         super().__post_init__()
+        if not is_named and self.data_dir is not None:
+            self._fill("node_id", stable_id(self.data_dir) or self.node_id)

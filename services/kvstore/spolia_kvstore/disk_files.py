@@ -89,7 +89,7 @@ class DiskFiles:
 
     def quarantine(self, name: FileName) -> None:
         """Takes a file out of service, and keeps it for people to look at; the oldest of many go."""
-        kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_mtime)
+        kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime)  # when it was moved
         for path in kept[: max(0, len(kept) - MAX_QUARANTINED + 1)]:
             path.unlink(missing_ok=True)
         path = self.path_of(name)

@@ -69,18 +69,18 @@ class IndexSync:
 
     async def _say_everything(self) -> None:
         await self._store.claims.say_again()
-        for key, tier in list(self._store.unsaid):
+        for key, tier in list(self._store.index.unsaid):
             await self._backend.withdraw(self._store.name, [key], tier)
-            self._store.unsaid.discard((key, tier))
-        unburied = list(self._store.unburied)
+            self._store.index.unsaid.discard((key, tier))
+        unburied = list(self._store.index.unburied)
         await self._backend.bury(unburied)
-        self._store.unburied.difference_update(unburied)
+        self._store.index.unburied.difference_update(unburied)
         replicas = self._replicas()
         num_said = 0
         while batch := list(islice(replicas, BATCH)):
             buried = await self._backend.publish_again(batch)
             if buried:
-                await self._store.delete_buried(buried)
+                await self._store.index.drop_buried(buried)
             if self.num_walks == 0:  # what an earlier process of this store had in memory
                 not_in_memory = [each.record.key for each in batch if each.record.key not in self._store.tiers.ram]
                 await self._backend.withdraw(self._store.name, not_in_memory, Tier.RAM)

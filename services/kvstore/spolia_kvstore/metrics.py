@@ -40,7 +40,7 @@ class StoreCollector(Collector):
                 ram.held_bytes,
             ),
             ("transfers", "Uploads and reads under way.", store.tiers.num_transfers),
-            ("pins", "Live pins.", store.num_pins),
+            ("pins", "Live pins.", store.pins.num_live),
             ("claims", "Live claims granted here.", store.claims.num_live()),
             ("claim_waiters", "Waits for another's claim, counted per chunk.", store.claims.num_waiters),
             ("backend_reachable", "1 while the index shared by stores answers.", store.backend.reachable),

@@ -8,10 +8,10 @@ from collections.abc import Coroutine, Mapping
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NodeLoad, NodeRecord
 from spolia.version import __version__
 from spolia_kvstore import directory_server, server
-from spolia_kvstore.admin import StoreAdmin
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.directory import Directory
 from spolia_kvstore.directory_server import DirectoryServer
+from spolia_kvstore.housekeeping import Housekeeping
 from spolia_kvstore.index_sync import IndexSync
 from spolia_kvstore.metrics import StoreCollector
 from spolia_kvstore.opening import open_store
@@ -37,7 +37,7 @@ class KVStoreNode:
         self.directory = Directory(config.node_lease_ms / 1000)
         self.server = NodeServer(config, "kvstore")
         self.store = open_store(config, self._stores)
-        self.admin = StoreAdmin(self.store, self._served_fingerprints)
+        self.admin = Housekeeping(self.store, self._served_fingerprints)
         self._channels = ChannelPool(config.max_message_bytes)
         self._index_sync = IndexSync(self.store)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,7 +47,7 @@ class KVStoreNode:
         self._directory_server = DirectoryServer(self.directory, self.store.backend, on_left=self._release_node)
         self.server.add(self._kvstore_server.register, server.SERVICE)
         self.server.add(self._directory_server.register, directory_server.SERVICE)
-        self.server.on_drain += [self._kvstore_server.close, self._directory_server.close, self.store.tiers.write_all]
+        self.server.on_drain += [self._kvstore_server.close, self._end_directory, self.store.tiers.write_all]
         self.server.metrics.registry.register(StoreCollector(self.store))
 
     async def start(self) -> str:
@@ -75,6 +75,12 @@ class KVStoreNode:
         await self.store.close()
         await self.store.backend.close()
         self.store.catalog.close()
+
+    async def _end_directory(self) -> None:
+        """Ends streams to the directory; this node's own first, where it is to this very directory."""
+        if self.server.registration is not None and not self.config.directory:
+            await self.server.registration.stop()
+        await self._directory_server.close()
 
     def _stores(self) -> Mapping[str, str]:
         """Live stores, this one always among them."""

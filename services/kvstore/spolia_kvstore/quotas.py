@@ -85,7 +85,7 @@ def _quota_of(path: Path, tenant_id: str, table: object) -> Quota:
     good = isinstance(table, dict) and set(table) <= {"bytes", "objects"}
     if not (isinstance(table, dict) and good and all(type(n) is int and n >= 0 for n in table.values())):
         raise InvalidRequest(
-            f"quotas_file {path}: [{tenant_id}] must have bytes and objects, whole numbers of at least 0, and no more",
+            f"quotas_file {path}: [{tenant_id}] may have bytes and objects, whole numbers ≥ 0, and nothing else",
             field="quotas_file",
             actual=str(table),
         )

@@ -8,7 +8,7 @@
     prefix:{members}:session                          string: the last session given
     prefix:{members}:probe                            string: written to see whether Redis takes writes
 
-Braces are Redis Cluster's hash tags: what stands between them decides the node, so a script may touch both names of a
+Braces are Redis Cluster's hash tags: what stands between them decides the node, so a script may touch all names of a
 chunk, or all of the members'. A tenant may be any text and is hashed; its chunks never share a name with another's.
 """
 

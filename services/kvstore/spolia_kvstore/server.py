@@ -15,7 +15,7 @@ from spolia.v1 import common_pb2, kvstore_pb2, kvstore_pb2_grpc
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, SpoliaError
 from spolia_core.ids import ID_BYTES
 from spolia_kvstore import wire
-from spolia_kvstore.admin import StoreAdmin
+from spolia_kvstore.housekeeping import Housekeeping
 from spolia_kvstore.objects import ObjectRecord
 from spolia_kvstore.reading import Reading
 from spolia_kvstore.stats import stats_message
@@ -47,7 +47,7 @@ class LeaseDefaults:
 class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     """The service over one `KVStore`. `close` before the server stops, so that no waiting Claim holds it up."""
 
-    def __init__(self, store: KVStore, admin: StoreAdmin, defaults: LeaseDefaults | None = None) -> None:
+    def __init__(self, store: KVStore, admin: Housekeeping, defaults: LeaseDefaults | None = None) -> None:
         self._store = store
         self._admin = admin
         self._defaults = defaults or LeaseDefaults()

@@ -13,13 +13,16 @@ MAX_CHARS = 128
 
 
 def stable_id(data_dir: Path) -> str:
-    """The id kept in the folder, made and written on first use; empty where the folder cannot be used at all."""
+    """The id kept in the folder, made where there is none; empty where the folder cannot be used at all."""
     path = data_dir / FILE_NAME
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(f"kvstore-{secrets.token_hex(4)}\n")
-        found = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        found = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
+        if not (found.isascii() and found.isprintable() and 0 < len(found) <= MAX_CHARS):
+            found = f"kvstore-{secrets.token_hex(4)}"
+            unfinished = path.with_suffix(".new")
+            unfinished.write_text(f"{found}\n")
+            unfinished.replace(path)
+    except OSError:
         return ""
-    return found if found.isprintable() and len(found) <= MAX_CHARS else ""
+    return found

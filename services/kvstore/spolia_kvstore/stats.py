@@ -16,7 +16,7 @@ def stats_message(store: KVStore) -> kvstore_pb2.GetStatsResponse:
         num_objects=store.num_objects,
         used_bytes=tiers.ram.resident_bytes,
         budget_bytes=tiers.ram.budget_bytes,
-        num_pins=store.num_pins,
+        num_pins=store.pins.num_live,
         num_claims=store.claims.num_live(),
         num_transfers=tiers.num_transfers,
         hits=counters.hits.total(),

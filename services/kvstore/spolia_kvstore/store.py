@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import count
 
-from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, NotSupported, Unavailable
+from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, NotSupported
 from spolia_core.reuse import MissReason
-from spolia_kvstore.backend import Backend, ClaimAnswer, Replica
-from spolia_kvstore.catalog import Catalog, Lease, Totals
+from spolia_kvstore.backend import Backend, ClaimAnswer
+from spolia_kvstore.catalog import Catalog, Totals
 from spolia_kvstore.claims import Claims
 from spolia_kvstore.embedded_backend import EmbeddedBackend
-from spolia_kvstore.entry import Elsewhere, Entry, Location, Reader
+from spolia_kvstore.entry import Elsewhere, Entry, Reader
+from spolia_kvstore.kept_pins import KeptPins
 from spolia_kvstore.objects import SHARED_TENANT, ObjectKey, ObjectRecord, Tier
-from spolia_kvstore.pins import Pins
 from spolia_kvstore.quotas import Tenants
 from spolia_kvstore.ram_tier import Upload
 from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
+from spolia_kvstore.shared_index import SharedIndex
 from spolia_kvstore.tiers import Found, Tiers
 from spolia_kvstore.verify import check_complete, check_frame, check_record
 from spolia_node.logs import get_log
-
-MAX_PIN_S = 3600.0
-"""What a pin found at start can have left: a clock that was set back must not make it endless."""
 
 log = get_log(__name__)
 
@@ -97,23 +93,20 @@ class KVStore:
         self.backend = backend
         self.tenants = tenants
         self.claims = Claims(backend, local)
-        self.pins = Pins()
+        self.pins = KeptPins(catalog, clock, tiers.clock)
+        self.index = SharedIndex(backend, tiers, name=name, stores=stores)
         self.counters = Counters()
         self.name = name
-        self.unsaid: set[tuple[ObjectKey, Tier]] = set()
-        """What left while the shared index was away."""
-        self.unburied: set[ObjectKey] = set()
-        """What was deleted while the shared index was away."""
         self._started_ns = time.time_ns()
         self._replica_numbers = count(1)
         self._max_object_bytes = max_object_bytes
-        self._stores = stores
         self._clock = clock
-        self._tasks: set[asyncio.Task[object]] = set()
-        tiers.is_pinned = lambda key: self.pins.is_pinned(key, self._clock())
+        tiers.is_pinned = self.pins.is_pinned
         tiers.listeners.added = self._on_added
         tiers.listeners.removed = self._on_removed
-        self._load()
+        for tenant_id, totals in catalog.totals_by_tenant(Tier.DISK).items():
+            tenants.add(tenant_id, totals.num_bytes, totals.num_objects)
+        self.pins.load(tiers.find)
 
     async def lookup(self, keys: Sequence[ObjectKey], reader: Reader) -> list[Entry]:
         """One entry per key. Makes what is found recently used; changes nothing else."""
@@ -121,7 +114,7 @@ class KVStore:
         for key in dict.fromkeys(keys):
             if key in found:
                 self.tiers.use(found[key], is_hit=False)
-        elsewhere = await self._locate([key for key in keys if key not in found])
+        elsewhere = await self.index.locate([key for key in keys if key not in found])
         missing = [key for key in keys if key not in found and key not in elsewhere]
         claims = dict(zip(missing, await self.claims.holders(missing), strict=True)) if missing else {}
         entries = []
@@ -144,7 +137,7 @@ class KVStore:
             for key in keys:
                 readings.append(self._opened(found.get(key), reader))
             absent = [key for key in keys if key not in found]
-            elsewhere = await self._locate(absent)
+            elsewhere = await self.index.locate(absent)
             for index, key in enumerate(keys):
                 if key in elsewhere:
                     entry = _judged_elsewhere(elsewhere[key], reader)
@@ -217,7 +210,8 @@ class KVStore:
         self.counters.puts += 1
         self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
         try:
-            await self._announce([Replica(record, Tier.RAM, self.name)])
+            is_told = await self.index.announce(record)
+            await self.claims.stored([record.key], is_told=is_told)
             if durable and not await self.tiers.persist(stored):
                 raise _not_durable()
         finally:
@@ -255,30 +249,24 @@ class KVStore:
     def pin(self, keys: Sequence[ObjectKey], owner: str, lease_s: float) -> list[bool]:
         """Pins what is here, or renews the pin; false for what is not here."""
         found = self.tiers.find(keys)
-        for key in found:
-            self.pins.pin(key, owner, self._clock() + lease_s)
-            self.tiers.use(found[key], is_hit=False)
-        until = self.tiers.clock() + lease_s
-        self._persist_pins(lambda: self.catalog.put_leases("pins", [Lease(key, owner, until) for key in found]))
+        for item in found.values():
+            self.tiers.use(item, is_hit=False)
+        self.pins.pin(found, owner, lease_s)
         return [key in found for key in keys]
 
     def unpin(self, keys: Sequence[ObjectKey], owner: str) -> int:
         """Ends the owner's pins. Returns how many ended."""
-        now = self._clock()
-        ended = [key for key in dict.fromkeys(keys) if self.pins.unpin(key, owner, now)]
-        self._persist_pins(lambda: self.catalog.remove_leases("pins", [(key, owner) for key in keys]))
-        return len(ended)
+        return self.pins.unpin(keys, owner)
 
     async def release_node(self, node_id: str) -> None:
         """Ends the claims and pins of a node that left the cluster, so that nobody waits for what it will not do.
 
         A node that is alive after all loses little: what it stores is taken all the same.
         """
-        pins = self.pins.end_of_node(node_id)
-        self._persist_pins(lambda: self.catalog.remove_leases("pins", pins))
+        num_pins = self.pins.end_of_node(node_id)
         num_claims = await self.claims.end_of_node(node_id)
-        if num_claims or pins:
-            log.info("released what a node left behind", node=node_id, num_claims=num_claims, num_pins=len(pins))
+        if num_claims or num_pins:
+            log.info("released what a node left behind", node=node_id, num_claims=num_claims, num_pins=num_pins)
 
     async def delete(self, keys: Sequence[ObjectKey]) -> Dropped:
         """Drops objects, pinned or not, from every tier of this store. Readers that have begun finish."""
@@ -287,39 +275,27 @@ class KVStore:
             objects = _plus(objects, record)
             for tier in on:
                 tiers[tier] = _plus(tiers[tier], record)
-        await self._bury(keys)
+        await self.index.bury(keys)
         return Dropped(objects, tiers)
-
-    async def delete_buried(self, keys: Sequence[ObjectKey]) -> None:
-        """Drops what was deleted on purpose while this store was away."""
-        log.info("objects deleted while this store was away", num_objects=len(keys))
-        await self.tiers.delete(keys)
 
     async def sweep(self) -> None:
         """Writes down uses and forgets leases that ran out. Called now and then."""
-        gone = self.pins.sweep(self._clock())
-        self._persist_pins(lambda: self.catalog.remove_leases("pins", gone))
+        self.pins.sweep()
         if self.tiers.disk is not None:
             await self.tiers.disk.tidy()
 
-    def pins_of(self, key: ObjectKey) -> list[tuple[str, float]]:
-        """Owners that pin an object, with what is left of each lease in seconds."""
-        return self.pins.of(key, self._clock())
+    def note_damage(self) -> None:
+        """Counts bytes that did not match their digest."""
+        self.counters.digest_failures += 1
 
     @property
     def num_objects(self) -> int:
         """Objects here, each counted once."""
         return sum(held.num_objects for held in self.tenants.held().values())
 
-    @property
-    def num_pins(self) -> int:
-        """Live pins."""
-        return self.pins.num_live(self._clock())
-
     async def close(self) -> None:
         """Waits for what is under way."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        await self.index.close()
         await self.tiers.close()
 
     def check_invariants(self) -> None:
@@ -345,44 +321,17 @@ class KVStore:
             found |= {shared[key]: item for key, item in self.tiers.find(list(shared)).items()}
         return found
 
-    async def _locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Elsewhere]:
-        """Which other live stores have these, as the shared index says; nothing while it is away."""
-        stores = self._stores()
-        if not (keys and self.backend.is_shared):
-            return {}
-        located: dict[ObjectKey, Elsewhere] = {}
-        tenant_id = keys[0].tenant_id
-        for tenant in dict.fromkeys((tenant_id, SHARED_TENANT)):
-            ids = [key.chunk_id for key in keys if key not in located]
-            try:
-                found = await self.backend.locate(tenant, ids, stores) if ids else {}
-            except Unavailable:
-                return located
-            for chunk_id, replicas in found.items():
-                others = [each for each in replicas if each.store_id != self.name]
-                if others:
-                    located[ObjectKey(tenant_id, chunk_id)] = _elsewhere(others, stores)
-                for each in replicas:
-                    if each.store_id == self.name:  # the index names what is here no more
-                        self._in_background(self._withdraw(each.record.key, each.tier))
-        return located
-
     def _judged(self, found: Found, reader: Reader) -> Entry:
         miss = self._miss_of(found, reader)
         if miss is not None:
             return Entry(miss=miss)
-        return Entry(found.record, found.tier, locations=self._here(found.tier))
+        return Entry(found.record, found.tier, locations=self.index.here(found.tier))
 
     def _miss_of(self, found: Found, reader: Reader) -> MissReason | None:
         miss = reader.refuses(found.record)
         if miss is None and not reader.ignore_cost and self.tiers.gate.skips(found.record, found.tier):
             return MissReason.SLOWER_THAN_COMPUTING
         return miss
-
-    def _here(self, tier: Tier) -> tuple[Location, ...]:
-        if not self.backend.is_shared:
-            return ()
-        return (Location(self.name, self._stores().get(self.name, ""), tier),)
 
     def _opened(self, found: Found | None, reader: Reader) -> Reading:
         if found is None:
@@ -400,7 +349,7 @@ class KVStore:
         found = self.tiers.find([record.key]).get(record.key)
         if found is not None and self._miss_of(found, Reader()) is None:
             raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
-        elsewhere = await self._locate([record.key])
+        elsewhere = await self.index.locate([record.key])
         for there in elsewhere.values():
             if there.is_on_disk or not durable:
                 raise AlreadyStored(
@@ -438,102 +387,22 @@ class KVStore:
                 answers[key] = ClaimAnswer(is_stored=True)
             else:
                 skipped.append(key)
-        others = [store_id for store_id in self._stores() if store_id != self.name]
-        for group, live in ((absent, others), (skipped, [])):
+        for group, live in ((absent, self.index.others()), (skipped, [])):
             if group:
                 answers |= zip(group, await self.claims.take(group, owner, ttl_s, live), strict=True)
         return answers
 
-    async def _announce(self, replicas: Sequence[Replica]) -> None:
-        """Tells the shared index of what is new, and ends the claims on it."""
-        keys = [each.record.key for each in replicas]
-        is_told = await self._publish(replicas)
-        await self.claims.stored(keys, is_told=is_told)
-
     def _on_added(self, record: ObjectRecord, tier: Tier, is_new: bool) -> None:
         if is_new:
             self.tenants.add(record.key.tenant_id, record.size_bytes)
-        self.unsaid.discard((record.key, tier))
-        if self.backend.is_shared and not (tier is Tier.RAM and is_new):  # a Put announces its object itself
-            self._in_background(self._publish_again(record.key, tier))
+        if not (tier is Tier.RAM and is_new):  # a Put announces its object itself
+            self.index.say(record.key, tier)
 
     def _on_removed(self, record: ObjectRecord, tier: Tier, is_gone: bool) -> None:
         if is_gone:
             self.tenants.add(record.key.tenant_id, -record.size_bytes, -1)
-            owners = self.pins.drop(record.key)
-            if owners:
-                self._persist_pins(
-                    lambda: self.catalog.remove_leases("pins", [(record.key, owner) for owner in owners])
-                )
-        if self.backend.is_shared:
-            self.unsaid.add((record.key, tier))
-            self._in_background(self._withdraw(record.key, tier))
-
-    async def _publish(self, replicas: Sequence[Replica]) -> bool:
-        """Whether the shared index knows; where it is away it is told when it is back."""
-        if not self.backend.is_shared:
-            return False
-        try:
-            await self.backend.publish(replicas)
-        except Unavailable:
-            return False
-        return True
-
-    async def _publish_again(self, key: ObjectKey, tier: Tier) -> None:
-        """Says that an object is on a tier, if it is. One that was deleted elsewhere meanwhile is dropped here too."""
-        found = self.tiers.find([key]).get(key)
-        if found is None or not found.is_on(tier):
-            return
-        with suppress(Unavailable):
-            replica = Replica(found.record, tier, self.name, found.usage.stored_at)
-            buried = await self.backend.publish_again([replica])
-            if buried:
-                await self.delete_buried(buried)
-
-    async def _bury(self, keys: Sequence[ObjectKey]) -> None:
-        """Other stores that hold them and are away now learn of it when they are back."""
-        if self.backend.is_shared:
-            self.unburied.update(keys)
-            with suppress(Unavailable):
-                await self.backend.bury(keys)
-                self.unburied.difference_update(keys)
-
-    async def _withdraw(self, key: ObjectKey, tier: Tier) -> None:
-        try:
-            await self.backend.withdraw(self.name, [key], tier)
-        except Unavailable:
-            return  # stays unsaid until it is back
-        self.unsaid.discard((key, tier))
-        await self._publish_again(key, tier)  # it may have come back meanwhile; the two may have crossed
-
-    def _in_background(self, work: Coroutine[None, None, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name="tell-backend")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _load(self) -> None:
-        """Takes up what outlived the last process: objects on disk, and pins on them."""
-        for tenant_id, totals in self.catalog.totals_by_tenant(Tier.DISK).items():
-            self.tenants.add(tenant_id, totals.num_bytes, totals.num_objects)
-        now, wall = self._clock(), self.tiers.clock()
-        leases = self.catalog.leases("pins", wall)
-        here = self.tiers.find([lease.key for lease in leases])
-        for lease in leases:
-            if lease.key in here:
-                self.pins.pin(lease.key, lease.owner, now + min(MAX_PIN_S, lease.until - wall))
-        lost = [(lease.key, lease.owner) for lease in leases if lease.key not in here]
-        self._persist_pins(lambda: self.catalog.remove_leases("pins", lost))
-
-    def _persist_pins(self, write: Callable[[], None]) -> None:
-        """What cannot be written costs a pin after a crash, no more."""
-        try:
-            write()
-        except sqlite3.Error as error:
-            log.warning("not written to the index", what="pins", error=str(error))
-
-    def note_damage(self) -> None:
-        """Counts bytes that did not match their digest."""
-        self.counters.digest_failures += 1
+            self.pins.drop(record.key)
+        self.index.unsay(record.key, tier)
 
     @contextmanager
     def _noting_damage(self, record: ObjectRecord) -> Iterator[None]:
@@ -556,15 +425,6 @@ def _not_durable() -> Busy:
         actual="DURABILITY_DISK",
         retry_after_ms=1000,
     )
-
-
-def _elsewhere(replicas: Sequence[Replica], stores: Mapping[str, str]) -> Elsewhere:
-    """Each store once, with its fastest tier; `replicas` are fastest first."""
-    places: dict[str, Location] = {}
-    for each in replicas:
-        places.setdefault(each.store_id, Location(each.store_id, stores[each.store_id], each.tier))
-    is_on_disk = any(each.tier is Tier.DISK for each in replicas)
-    return Elsewhere(replicas[0].record, tuple(places.values()), is_on_disk)
 
 
 def _judged_elsewhere(found: Elsewhere, reader: Reader) -> Entry:

@@ -9,9 +9,9 @@ from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import ID_BYTES
 from spolia_core.reuse import ChunkKind
-from spolia_kvstore.admin import Collected, Listed, Verified
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.entry import Entry, Reader
+from spolia_kvstore.housekeeping import Collected, Listed, Verified
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.store import ClaimResult, Dropped
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from spolia_core.errors import InvalidRequest
 from spolia_node.addresses import addresses_in, is_address
@@ -125,9 +125,17 @@ def load_config(
     raise SystemExit(2)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Tells the problem as `load_config` tells the others."""
+        self.exit(2, f"{self.prog}: {message}; spolia serve {self.prog} --help lists the settings\n")
+
+
 def _parser(cls: type[NodeConfig], known: Sequence[Setting]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=role_of(cls),
+    role = role_of(cls)
+    parser = _Parser(
+        prog=role,
+        usage=f"spolia serve {role} [--SETTING VALUE]...\n   or: python -m spolia_{role} [--SETTING VALUE]...",
         description="Settings. A flag wins over the environment, that over the file, and that over the default.",
         allow_abbrev=False,
     )

@@ -90,8 +90,10 @@ class Setting:
         return f"must be {must_be}" if must_be else None
 
     def shown(self, value: object) -> str:
-        """The value as help and messages show it."""
-        if self.secret:
+        """The value as help and messages show it; of a secret only whether there is one."""
+        if value is None:
+            return "none"
+        if self.secret and value:
             return "(secret)"
         if isinstance(value, tuple):
             return ",".join(value) or '""'

@@ -160,7 +160,7 @@ class _Stream:
         self.owed = deque(indices)
         """What has not come yet."""
         self._call = call
-        self._chunks = fetched(call, ids, store)
+        self._chunks = fetched(call, ids)
 
     async def next(self) -> FetchedChunk:
         """The next item, its index that of the whole Get."""

@@ -12,7 +12,6 @@ from spolia.v1.kvstore_pb2 import GetHeader, GetRequest, GetResponse, LookupEntr
 from spolia_core.digests import digest
 from spolia_core.errors import DataCorrupt
 from spolia_core.reuse import MissReason
-from spolia_node.store_address import StoreAddress
 
 GetCall = grpc.aio.UnaryStreamCall[GetRequest, GetResponse]
 
@@ -31,16 +30,8 @@ class FetchedChunk:
     miss: MissReason | None
 
 
-def holds(store: StoreAddress, entry: LookupEntry) -> bool:
-    """Whether `store`, which said so, has the object itself: `info` may be that of another store's."""
-    if entry.miss or not entry.HasField("info"):
-        return False
-    names_itself = any(location.node_id == store.node_id for location in entry.locations)
-    return names_itself or not entry.locations or not store.node_id
-
-
-async def fetched(call: GetCall, ids: Sequence[bytes], store: StoreAddress) -> AsyncGenerator[FetchedChunk, None]:
-    """One item per id, in order, each as soon as it is whole. Leaves the call, which is to `store`, to the caller.
+async def fetched(call: GetCall, ids: Sequence[bytes]) -> AsyncGenerator[FetchedChunk, None]:
+    """One item per id, in order, each as soon as it is whole. Leaves the call to the caller.
 
     Bytes that do not match a digest, an offset or the announced length are a DIGEST miss; the others go on. Raises
     `DataCorrupt` for an answer to another question.
@@ -57,7 +48,7 @@ async def fetched(call: GetCall, ids: Sequence[bytes], store: StoreAddress) -> A
                 yield arrival.finished()  # cut short
             index = _checked_index(response.header, num_headers, len(ids))
             num_headers += 1
-            arrival = _Arrival(response.header, ids[index]) if holds(store, response.header.entry) else None
+            arrival = _Arrival(response.header, ids[index]) if response.header.entry.HasField("info") else None
             if arrival is None:
                 yield _missed(response.header, ids[index])
         if arrival is not None and arrival.is_whole:

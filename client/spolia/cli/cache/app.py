@@ -7,8 +7,8 @@ import typer
 from spolia.cli.cache import forget, gc, get, ls, pin, rm, stat, verify
 
 EPILOG = (
-    "Exit codes: 0 done, 1 damaged copies, or anything else, 2 wrong usage or an invalid request, 3 nobody there or "
-    "out of time, also where that is one store of several: the others' results are shown; 4 busy."
+    "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time (also where that is one "
+    "store of several: the others' results are shown), 4 busy, 1 no such object, damaged copies, or anything else."
 )
 
 cache = typer.Typer(

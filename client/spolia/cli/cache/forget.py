@@ -17,7 +17,7 @@ COLUMNS = ("documents", "dropped from stores", "size", "copies", "dropped from n
 
 
 def forget(
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="FILE…")],
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="FILE")],
     pattern: Annotated[str, typer.Option("--glob", help="Which files of a folder.")] = "*",
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,

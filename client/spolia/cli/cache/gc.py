@@ -14,7 +14,16 @@ from spolia.cli.units import human_bytes, parse_duration
 from spolia.errors import InvalidRequest
 from spolia.store_results import Collected
 
-COLUMNS = ("store", "orphan files", "size", "lost rows", "quarantined", "size", "dropped objects", "size")
+COLUMNS = (
+    "store",
+    "orphan files",
+    "orphan size",
+    "lost rows",
+    "quarantined",
+    "quarantine size",
+    "dropped objects",
+    "dropped size",
+)
 
 
 def gc(

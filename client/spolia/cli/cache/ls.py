@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from spolia.cli.cache.objects import COLUMNS, as_json, cells
+from spolia.cli.cache.objects import COLUMNS, NO_OBJECTS, as_json, cells
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
-from spolia.cli.output import print_columns, print_json
+from spolia.cli.output import print_json, print_table
 from spolia.store_results import StoredObject
 
 
@@ -55,5 +55,5 @@ def ls(
     if as_json_:
         print_json({"objects": [as_json(found) for found in objects], "failed": failures(listing.failed)})
     else:
-        print_columns(COLUMNS, *(cells(found, full_ids=full_ids) for found in objects))
+        print_table(COLUMNS, [cells(found, full_ids=full_ids) for found in objects], empty=NO_OBJECTS)
     finish(listing.failed)

@@ -7,6 +7,7 @@ from spolia.cli.units import human_bytes, human_seconds
 from spolia.store_results import StoredObject
 
 SHORT_DIGITS = 12
+NO_OBJECTS = "no objects"
 
 COLUMNS = (
     "tenant",

@@ -20,7 +20,7 @@ Stores = Annotated[
     ),
 ]
 Tenant = Annotated[str, typer.Option("--tenant", help="Only this tenant's objects; default: all tenants'.")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="First hex digits of chunk ids, 4 or more.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="First hex digits of chunk ids, 4 or more.")]
 # Not the whole command: a person may be asked in between.
 Timeout = Annotated[float, typer.Option("--timeout", help="Most seconds to wait for the stores, at each step.")]
 

@@ -11,10 +11,10 @@ from spolia.cli.cache.objects import short
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Ids, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
 from spolia.cli.output import OTHER_ERROR, print_columns, print_json
-from spolia.cli.units import DURATION_LIMIT, parse_duration
+from spolia.cli.units import DURATION_LIMIT, human_seconds, parse_duration
 from spolia.errors import InvalidRequest
 from spolia.store_admin import DEFAULT_OWNER, StoreAdmin
-from spolia.store_requests import checked_lease_ms
+from spolia.store_requests import MAX_LEASE_S, MIN_LEASE_S
 from spolia.store_results import ObjectName, PerStore, StoredObject
 
 
@@ -55,7 +55,9 @@ def _lease_s(duration: str, *, end: bool) -> float | None:
     if end:
         return None
     lease_s = parse_duration(duration, "--for")
-    checked_lease_ms(lease_s)  # before anyone is asked
+    if not MIN_LEASE_S <= lease_s <= MAX_LEASE_S:
+        limit = f"at least {MIN_LEASE_S:g}s and at most {human_seconds(MAX_LEASE_S)}"
+        raise InvalidRequest(f"--for must be {limit}, got {duration}", field="--for", limit=limit, actual=duration)
     return lease_s
 
 

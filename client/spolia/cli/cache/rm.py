@@ -11,7 +11,7 @@ from spolia.cli.cache.objects import short
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Ids, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
 from spolia.cli.output import plain, print_columns, print_json
-from spolia.cli.units import human_bytes, human_seconds
+from spolia.cli.units import counted, human_bytes, human_seconds
 from spolia.errors import InvalidRequest
 from spolia.store_results import Deleted, PerStore, StoredObject
 
@@ -65,7 +65,7 @@ def _ask(objects: Sequence[StoredObject]) -> None:
     """Ends the command unless the person agrees."""
     size = human_bytes(sum(replica.size_bytes for found in objects for replica in found.replicas))
     names = ", ".join(short(found.chunk_id) for found in objects[:5]) + (" …" if len(objects) > 5 else "")
-    typer.confirm(f"drop {len(objects)} objects ({names}; {size} at all stores)?", abort=True, err=True)
+    typer.confirm(f"drop {counted(len(objects), 'object')} ({names}; {size} at all stores)?", abort=True, err=True)
 
 
 def _cells(store: str, deleted: Deleted) -> tuple[str, ...]:

@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 
 from spolia.cli.cache import stat_object, stat_stores
-from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Tenant, Timeout
+from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Timeout
 from spolia.cli.cache.stores import finish, open_stores
 
 
 def stat(
     chunk_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="First hex digits of a chunk id, 4 or more.")
+        str | None, typer.Argument(metavar="ID", help="First hex digits of a chunk id, 4 or more.")
     ] = None,
-    tenant: Tenant = "",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="With an ID: its tenant. Else: of the table of tenants, this one alone.")
+    ] = "",
     store: Stores = None,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 30.0,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spolia.cli.cache.objects import NO_OBJECTS
 from spolia.cli.cache.stores import failures
-from spolia.cli.output import plain, print_columns, print_json
+from spolia.cli.output import plain, print_columns, print_json, print_table
 from spolia.cli.units import human_bytes
 from spolia.store_results import PerStore, StoreStats, TenantStats, TierStats
 
@@ -24,7 +25,7 @@ STORES = (
     "backend",
     "reachable",
 )
-TENANTS = ("store", "tenant", "objects", "of", "size", "of")
+TENANTS = ("store", "tenant", "objects", "quota", "size", "byte quota")
 
 
 def show(counted: PerStore[StoreStats], tenant: str, *, as_json: bool) -> None:
@@ -38,7 +39,8 @@ def show(counted: PerStore[StoreStats], tenant: str, *, as_json: bool) -> None:
     print()
     print_columns(STORES, *(_store(store, stats) for store, stats in each))
     print()
-    print_columns(TENANTS, *(_tenant(store, held) for store, stats in each for held in _tenants(stats, tenant)))
+    tenants = [_tenant(store, held) for store, stats in each for held in _tenants(stats, tenant)]
+    print_table(TENANTS, tenants, empty=NO_OBJECTS)
 
 
 def _as_json(store: str, stats: StoreStats, tenant: str) -> dict[str, object]:

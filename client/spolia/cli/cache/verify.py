@@ -12,7 +12,7 @@ from spolia.cli.cache.objects import short
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
 from spolia.cli.output import OTHER_ERROR, notes, plain, print_columns, print_json
-from spolia.cli.units import human_bytes
+from spolia.cli.units import counted, human_bytes
 from spolia.errors import SpoliaError
 from spolia.store_admin import StoreAdmin
 from spolia.store_results import PerStore, StoredObject, Verified, VerifyProgress
@@ -22,7 +22,7 @@ COLUMNS = ("store", "tenant", "chunk", "tier", "reason")
 
 def verify(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID…]", help="First hex digits of chunk ids; default: everything.")
+        list[str] | None, typer.Argument(metavar="ID", help="First hex digits of chunk ids; default: everything.")
     ] = None,
     tenant: Tenant = "",
     store: Stores = None,
@@ -56,9 +56,8 @@ def verify(
     else:
         if total.damaged:
             print_columns(COLUMNS, *_damaged(answers))
-        notes().print(
-            f"checked {total.num_checked} copies, {human_bytes(total.bytes_checked)}; {len(total.damaged)} damaged"
-        )
+        checked = counted(total.num_checked, "copy", "copies")
+        notes().print(f"checked {checked}, {human_bytes(total.bytes_checked)}; {len(total.damaged)} damaged")
     finish(failed, code=OTHER_ERROR if total.damaged else 0)
 
 

@@ -11,8 +11,8 @@ from kvstore_worlds import TENANT, captured_logs, damage, key_of, make_chunk
 from tier_worlds import CHUNK_BYTES, World, open_world
 
 from spolia_core.reuse import MissReason
-from spolia_kvstore.admin import Collected, Damage, Verified
 from spolia_kvstore.catalog import Totals
+from spolia_kvstore.housekeeping import Collected, Damage, Verified
 from spolia_kvstore.objects import ObjectKey, Tier
 
 ONE, TWO, THREE = (make_chunk(number) for number in (1, 2, 3))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from spolia_core.digests import FRAME_BYTES
 from spolia_core.errors import SpoliaError
@@ -72,7 +73,7 @@ class Collected:
     dropped: Totals = field(default_factory=Totals)
 
 
-class StoreAdmin:
+class Housekeeping:
     """Works on one store. `served_fingerprints` tells which models nodes serve now; empty where that is not known."""
 
     def __init__(self, store: KVStore, served_fingerprints: Callable[[], Collection[bytes]]) -> None:
@@ -146,7 +147,7 @@ class StoreAdmin:
             max(0.0, now - usage.stored_at),
             max(0.0, now - usage.used_at),
             usage.hits,
-            tuple(self._store.pins_of(record.key)),
+            tuple(self._store.pins.of(record.key)),
         )
 
     def _num_on_disk(self, tenant_id: str, keys: Sequence[ObjectKey]) -> int:
@@ -226,10 +227,14 @@ class StoreAdmin:
         )
         collected.lost_rows += len(lost)
         if not dry_run:
-            for file in orphans:
-                file.path.unlink(missing_ok=True)
+            await disk.in_thread(partial(_unlink, [file.path for file in orphans]))
             for row in lost:
                 await disk.take_out(row, "its file is gone")
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _is_of(stored: StoredObject, tenant_id: str) -> bool:
