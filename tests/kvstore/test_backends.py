@@ -364,11 +364,11 @@ async def test_what_was_stored_after_its_burial_is_listed_although_nobody_could_
     assert set(await shared.locate(TENANT, [KEY.chunk_id], LIVE)) == {KEY.chunk_id}
 
 
-async def test_storing_it_anew_digs_it_up(shared: Backend) -> None:
+async def test_storing_it_anew_lists_that_replica_and_not_the_old_one_of_another_store(shared: Backend) -> None:
     await shared.bury([KEY])
     await shared.publish([a_replica(KEY)])
-    assert await shared.publish_again([a_replica(KEY, store_id=THERE)]) == []
-    assert set(await shared.locate(TENANT, [KEY.chunk_id], LIVE)) == {KEY.chunk_id}
+    assert await shared.publish_again([a_replica(KEY, store_id=THERE)]) == [KEY]
+    assert await located(shared, LIVE) == [(HERE, Tier.RAM)]
 
 
 async def test_saying_again_what_was_never_buried_lists_it(backend: Backend) -> None:

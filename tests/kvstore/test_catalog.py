@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from kvstore_worlds import TENANT, make_record
 
-from spolia_kvstore.catalog import MAX_VARIABLES, Catalog, CatalogUnusable, Lease, Row, Totals
+from spolia_kvstore.catalog import MAX_VARIABLES, Catalog, CatalogUnusable, Lease, Totals
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 

@@ -21,7 +21,8 @@ KEY, OTHER, THIRD = (make_record(number, 1).key for number in (1, 2, 3))
 
 def alone(clock: Callable[[], float] | None = None) -> Claims:
     """Claims of a store that shares no index."""
-    local = EmbeddedBackend(Catalog(), clock or HandClock())
+    hand = clock or HandClock()
+    local = EmbeddedBackend(Catalog(), hand, hand)
     return Claims(local, local)
 
 
@@ -159,7 +160,7 @@ def shared() -> FakeShared:
 
 def sharing(shared: FakeShared) -> tuple[Claims, FakeBackend]:
     backend = FakeBackend(shared)
-    return Claims(backend, EmbeddedBackend(Catalog(), shared.clock)), backend
+    return Claims(backend, EmbeddedBackend(Catalog(), shared.clock, shared.clock)), backend
 
 
 async def test_stores_that_share_grant_each_claim_once_and_wake_each_others_waiters(shared: FakeShared) -> None:

@@ -101,8 +101,8 @@ async def test_what_is_skipped_can_be_claimed_and_stored_again_and_the_old_file_
         slow_down(world)
         assert [r.state for r in await world.store.claim([KEY], "a", 30.0, 0.0)] == [ClaimState.GRANTED]
         await world.put(CHUNK)
-        assert world.where(CHUNK) == ["RAM"]
-        assert list(world.disk.files.scan()) == []
+        assert world.where(CHUNK) == ["RAM+DISK"], "it was on disk, so the new one is"
+        assert [found.path for found in world.disk.files.scan()] == [world.file_of(CHUNK)]
         assert world.store.claims.num_live() == 0
         assert world.store.num_objects == 1
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from kvstore_worlds import eventually, make_record
 
-from spolia_kvstore.catalog import Catalog, Row, Totals
+from spolia_kvstore.catalog import Catalog, Totals
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles
 from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier, name_of
 from spolia_kvstore.objects import ObjectKey, Tier
@@ -136,11 +137,11 @@ async def test_writes_at_once_do_not_evict_for_each_others_room(disk: Disk) -> N
 
 
 async def test_a_low_rank_is_admitted_only_where_there_is_room(disk: Disk) -> None:
-    assert disk.tier.admits(BUDGET, rank=-100.0)
+    assert disk.tier.admission()(BUDGET, -100.0)
     for number in range(1, 5):
         await disk.write(number, used_at=900.0)
-    assert not disk.tier.admits(1, rank=0.5)
-    assert disk.tier.admits(1, rank=1.5)
+    assert not disk.tier.admission()(1, 0.5)
+    assert disk.tier.admission()(1, 1.5)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])

@@ -12,14 +12,14 @@ from tier_worlds import open_world
 from spolia_core.reuse import MissReason
 from spolia_kvstore import disk_tier
 from spolia_kvstore.housekeeping import ObjectState
-from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import Tier
 
 CHUNK = make_chunk(1)
 
 
-def failing(number: int) -> type[MappedFile]:
-    class Failing(MappedFile):
+def failing(number: int) -> type[ObjectFile]:
+    class Failing(ObjectFile):
         def __init__(self, path: Path, size: int) -> None:
             raise OSError(number, "it failed", str(path))
 
@@ -33,7 +33,7 @@ async def test_a_process_that_cannot_open_files_loses_nothing(
     async with open_world(tmp_path) as world:
         await world.put_on_disk_only(CHUNK)
         with monkeypatch.context() as patch, captured_logs():
-            patch.setattr(disk_tier, "MappedFile", failing(number))
+            patch.setattr(disk_tier, "ObjectFile", failing(number))
             assert await world.get(CHUNK) == [MissReason.UNREADABLE]
         assert (world.disk.counters.read_errors, world.disk.counters.quarantined) == (1, 0)
         assert await world.get(CHUNK) == [(Tier.DISK, CHUNK.data)]
@@ -45,7 +45,7 @@ async def test_a_disk_that_cannot_read_a_file_loses_that_object_alone(
     async with open_world(tmp_path) as world:
         await world.put_on_disk_only(CHUNK, make_chunk(2))
         with monkeypatch.context() as patch, captured_logs() as lines:
-            patch.setattr(disk_tier, "MappedFile", failing(errno.EIO))
+            patch.setattr(disk_tier, "ObjectFile", failing(errno.EIO))
             assert await world.get(CHUNK) == [MissReason.UNREADABLE]
         assert (world.disk.counters.read_errors, world.disk.counters.quarantined) == (1, 1)
         assert CHUNK.chunk_id.hex() in {line.get("chunk_id") for line in lines}

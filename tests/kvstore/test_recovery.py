@@ -13,7 +13,8 @@ from tier_worlds import HALF_LIFE_S, World, open_world
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import MissReason
-from spolia_kvstore.catalog import Catalog, Row
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import TENANT_FILE, DiskFiles
 from spolia_kvstore.disk_tier import DiskTier
 from spolia_kvstore.objects import Tier

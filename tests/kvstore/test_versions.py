@@ -10,7 +10,7 @@ from kvstore_worlds import FINGERPRINT, TENANT, announced, captured_logs, key_of
 from tier_worlds import ANYONE, World, open_world
 
 from spolia_core.reuse import MissReason
-from spolia_kvstore.catalog import Row
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_tier import name_of
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.housekeeping import Housekeeping, ObjectState

@@ -138,7 +138,7 @@ async def open_world(
     tiers = Tiers(ram, None, CostGate(enabled=cost_gate, clock=clock), lambda key: False, clock)
     if opened is not None:
         tiers.disk = make_disk(opened.files, catalog, num_on_disk, tiers)
-    local = EmbeddedBackend(catalog, clock)
+    local = EmbeddedBackend(catalog, clock, clock)
     store = KVStore(
         tiers,
         catalog,

@@ -82,7 +82,7 @@ class Backend(Protocol):
 
     async def publish(self, replicas: Sequence[Replica]) -> None:
         """Adds or replaces replicas of objects that were just stored, and ends every claim on their keys, in this order
-        or at once. What was buried is so no more."""
+        or at once. Whether they were ever buried does not matter."""
 
     async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
         """Adds or replaces replicas that a store has had for a while.

@@ -19,52 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spolia_core.digests import DIGEST_BYTES
 from spolia_core.errors import InvalidRequest
-from spolia_core.ids import FORMAT_VERSION
-from spolia_core.reuse import ChunkKind
+from spolia_core.ids import ID_BYTES
+from spolia_kvstore.catalog_row import COLUMNS, NUM_COLUMNS, OBJECTS_TABLE, Row, row_of, values_of
 from spolia_kvstore.disk_files import sync_folder
-from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 
 SCHEMA_VERSION = 2
 MAX_VARIABLES = 500  # SQLite's own limit was 999 for long
 CACHE_KIB = 32 << 10
 MEMORY = ":memory:"
-UNKNOWN_VERSION = 0
-"""Given to rows of a kind that this release does not know: listed, never served."""
-
-_KINDS = {kind.value: kind for kind in ChunkKind}
+ROWS_AT_ONCE = 1000
 LOG_BYTES = 4 << 20
 """The log is moved into the database when it is larger, and cut to this."""
 
 
 _SCHEMA = (
-    """
-CREATE TABLE IF NOT EXISTS objects (
-    tenant_id TEXT NOT NULL,
-    chunk_id BLOB NOT NULL,
-    tier INTEGER NOT NULL,
-    kind INTEGER NOT NULL,
-    format_version INTEGER NOT NULL,
-    codec TEXT NOT NULL,
-    fingerprint BLOB NOT NULL,
-    num_tokens INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    replica TEXT NOT NULL,
-    compute_s REAL NOT NULL,
-    frame_digests BLOB NOT NULL,
-    stored_at REAL NOT NULL,
-    used_at REAL NOT NULL,
-    log_uses REAL NOT NULL,
-    hits INTEGER NOT NULL,
-    log_cost REAL NOT NULL,
-    file_id TEXT NOT NULL,
-    rank REAL NOT NULL,
-    PRIMARY KEY (tenant_id, chunk_id, tier)
-) WITHOUT ROWID
-""",
+    OBJECTS_TABLE,
     "CREATE INDEX IF NOT EXISTS objects_by_rank ON objects (tier, rank)",
     """
 CREATE TABLE IF NOT EXISTS pins (
@@ -87,25 +59,22 @@ CREATE TABLE IF NOT EXISTS members (
     "CREATE TABLE IF NOT EXISTS member_leases (node_id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID",
 )
-_COLUMNS = (
-    "tenant_id, chunk_id, tier, kind, format_version, codec, fingerprint, num_tokens, size_bytes, digest, replica, "
-    "compute_s, frame_digests, stored_at, used_at, log_uses, hits, log_cost, file_id"
+_NOT_ITS_FAULT = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+    }
 )
+"""Error codes that say nothing of what is in the file."""
 
 
 class CatalogUnusable(InvalidRequest):
-    """The file cannot be used: locked by another process, or of another release."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stored object. `file_id` and the key name its file."""
-
-    record: ObjectRecord
-    tier: Tier
-    usage: Usage
-    frame_digests: tuple[bytes, ...] = ()
-    file_id: str = ""
+    """The file cannot be used: locked by another process, of another release, or its disk is full or fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +97,7 @@ class Catalog:
     """One SQLite file, or ":memory:". Not thread-safe, but for `sync` and `checkpoint`: the event loop owns it."""
 
     def __init__(self, path: str = MEMORY, half_life_s: float = 900.0) -> None:
-        """Raises `CatalogUnusable`, or `sqlite3.DatabaseError` for a file that is damaged or no database."""
+        """Raises `CatalogUnusable`; for a file that is damaged or no database, whatever SQLite and its module raise."""
         self._path = path
         self._half_life_s = half_life_s
         self._wal: int | None = None
@@ -143,11 +112,10 @@ class Catalog:
             except BaseException:
                 self._db.close()
                 raise
-        except (sqlite3.OperationalError, OSError) as error:
+        except BaseException as error:
             self._unlock()
-            raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
-        except BaseException:
-            self._unlock()
+            if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", None) in _NOT_ITS_FAULT:
+                raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
             raise
 
     def check(self) -> None:
@@ -166,11 +134,11 @@ class Catalog:
 
     def put_many(self, rows: Iterable[Row]) -> None:
         """Adds or replaces rows, all or none."""
-        marks = ", ".join("?" * 20)
+        marks = ", ".join("?" * (NUM_COLUMNS + 1))
         with self._transaction():
             self._db.executemany(
-                f"INSERT OR REPLACE INTO objects ({_COLUMNS}, rank) VALUES ({marks})",
-                [(*_values(row), row.usage.rank(self._half_life_s)) for row in rows],
+                f"INSERT OR REPLACE INTO objects ({COLUMNS}, rank) VALUES ({marks})",
+                [(*values_of(row), row.usage.rank(self._half_life_s)) for row in rows],
             )
 
     def lookup(self, tenant_id: str, chunk_ids: Sequence[bytes]) -> dict[bytes, Row]:
@@ -183,36 +151,44 @@ class Catalog:
         for start in range(0, len(chunk_ids), MAX_VARIABLES):
             batch = chunk_ids[start : start + MAX_VARIABLES]
             marks = ", ".join("?" * len(batch))
-            query = f"SELECT {_COLUMNS} FROM objects WHERE tenant_id = ? AND chunk_id IN ({marks})"
+            query = f"SELECT {COLUMNS} FROM objects WHERE tenant_id = ? AND chunk_id IN ({marks})"
             for values in self._db.execute(query, (tenant_id, *batch)):
-                row = _row(values)
-                found.setdefault(row.record.key.chunk_id, []).append(row)
+                row = row_of(values)
+                if row is not None:
+                    found.setdefault(row.record.key.chunk_id, []).append(row)
         for rows in found.values():
             rows.sort(key=lambda row: row.tier)
         return found
 
     def rows(self, tier: Tier, tenant_id: str = "", id_prefix: bytes = b"") -> Iterator[Row]:
         """Rows of a tier in the order of their keys, one tenant's or all. Rows may change meanwhile."""
-        after = ObjectKey(tenant_id, id_prefix)
-        first = True
-        while batch := self._rows_after(tier, after, inclusive=first):
-            for row in batch:
-                key = row.record.key
-                if tenant_id and (key.tenant_id != tenant_id or not key.chunk_id.startswith(id_prefix)):
-                    return
-                if key.chunk_id.startswith(id_prefix):
-                    yield row
-            after, first = batch[-1].record.key, False
+        for tenant in [tenant_id] if tenant_id else list(self.totals_by_tenant(tier)):
+            after, sign = id_prefix, ">="
+            while True:
+                query = (
+                    f"SELECT {COLUMNS} FROM objects WHERE tenant_id = ? AND chunk_id {sign} ? AND chunk_id < ? "
+                    f"AND tier = ? ORDER BY chunk_id LIMIT {ROWS_AT_ONCE}"
+                )
+                values = self._db.execute(query, (tenant, after, _end_of(id_prefix), int(tier))).fetchall()
+                yield from _good_rows(values)
+                if len(values) < ROWS_AT_ONCE:
+                    break
+                after, sign = values[-1][1], ">"
+
+    def first_bytes(self, tier: Tier, tenant_id: str) -> set[int]:
+        """The bytes with which a tenant's ids on a tier begin."""
+        query = "SELECT DISTINCT substr(chunk_id, 1, 1) FROM objects WHERE tenant_id = ? AND tier = ?"
+        return {first[0] for (first,) in self._db.execute(query, (tenant_id, int(tier))) if first}
 
     def lowest(self, tier: Tier, offset: int, limit: int) -> list[Row]:
         """Rows of a tier by rank, lowest first."""
-        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? ORDER BY rank LIMIT ? OFFSET ?"
-        return [_row(values) for values in self._db.execute(query, (int(tier), limit, offset))]
+        query = f"SELECT {COLUMNS} FROM objects WHERE tier = ? ORDER BY rank LIMIT ? OFFSET ?"
+        return _good_rows(self._db.execute(query, (int(tier), limit, offset)))
 
     def lowest_of_tenant(self, tier: Tier, tenant_id: str, offset: int, limit: int) -> list[Row]:
         """A tenant's rows of a tier by rank, lowest first."""
-        query = f"SELECT {_COLUMNS} FROM objects WHERE tier = ? AND tenant_id = ? ORDER BY rank LIMIT ? OFFSET ?"
-        return [_row(values) for values in self._db.execute(query, (int(tier), tenant_id, limit, offset))]
+        query = f"SELECT {COLUMNS} FROM objects WHERE tier = ? AND tenant_id = ? ORDER BY rank LIMIT ? OFFSET ?"
+        return _good_rows(self._db.execute(query, (int(tier), tenant_id, limit, offset)))
 
     def set_usage(self, usages: Iterable[tuple[ObjectKey, Usage]]) -> None:
         """Keeps how objects were used, on every tier that has them."""
@@ -265,7 +241,8 @@ class Catalog:
 
     def leases(self, table: str, now: float) -> list[Lease]:
         """Pins or claims that have not run out; the others are forgotten."""
-        self._db.execute(f"DELETE FROM {table} WHERE until <= ?", (now,))
+        if self._db.execute(f"SELECT 1 FROM {table} WHERE until <= ? LIMIT 1", (now,)).fetchone():
+            self._db.execute(f"DELETE FROM {table} WHERE until <= ?", (now,))
         rows = self._db.execute(f"SELECT tenant_id, chunk_id, owner, until FROM {table}")
         return [Lease(ObjectKey(tenant_id, chunk_id), owner, until) for tenant_id, chunk_id, owner, until in rows]
 
@@ -350,12 +327,14 @@ class Catalog:
         self._db.execute("PRAGMA wal_autocheckpoint = 0")
         self._db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        with self._transaction():
-            for statement in _SCHEMA:
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            self._set_half_life()
-        self.remove_tier(Tier.RAM)
+        if version != SCHEMA_VERSION:  # nothing is written that is there: the disk may be full
+            with self._transaction():
+                for statement in _SCHEMA:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._set_half_life()
+        if self.totals(Tier.RAM).num_objects:
+            self.remove_tier(Tier.RAM)
 
     def _set_half_life(self) -> None:
         """Ranks are of one half-life: another one makes them all anew."""
@@ -363,14 +342,6 @@ class Catalog:
         if row is None or row[0] != self._half_life_s:
             self._db.execute("UPDATE objects SET rank = log_cost + log_uses + used_at / ?", (self._half_life_s,))
             self._db.execute("INSERT OR REPLACE INTO numbers VALUES ('half_life_s', ?)", (self._half_life_s,))
-
-    def _rows_after(self, tier: Tier, after: ObjectKey, *, inclusive: bool) -> list[Row]:
-        sign = ">=" if inclusive else ">"
-        query = (
-            f"SELECT {_COLUMNS} FROM objects WHERE (tenant_id, chunk_id) {sign} (?, ?) AND tier = ? "
-            "ORDER BY tenant_id, chunk_id LIMIT 1000"
-        )
-        return [_row(values) for values in self._db.execute(query, (*after, int(tier)))]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -402,33 +373,12 @@ def _lock_of(path: str) -> int:
     return lock
 
 
-def _values(row: Row) -> tuple[Any, ...]:
-    record, usage = row.record, row.usage
-    return (
-        *(*record.key, int(row.tier), int(record.kind), record.format_version, record.codec, record.fingerprint),
-        *(record.num_tokens, record.size_bytes, record.digest, record.replica, record.compute_s),
-        *(b"".join(row.frame_digests), usage.stored_at, usage.used_at, usage.log_uses, usage.hits, usage.log_cost),
-        row.file_id,
-    )
+def _good_rows(values: Iterable[Sequence[Any]]) -> list[Row]:
+    """A row that is damaged counts as absent: its file is an orphan, which the next start collects."""
+    return [row for each in values if (row := row_of(each)) is not None]
 
 
-def _row(values: Sequence[Any]) -> Row:
-    (tenant_id, chunk_id, tier, kind, version, codec, fingerprint, num_tokens, size, digest, replica, *rest) = values
-    compute_s, frames, stored_at, used_at, log_uses, hits, log_cost, file_id = rest
-    known = _KINDS.get(kind)
-    if known is None and version == FORMAT_VERSION:
-        version = UNKNOWN_VERSION
-    record = ObjectRecord(
-        key=ObjectKey(tenant_id, chunk_id),
-        kind=known or ChunkKind.LOCAL,
-        format_version=version,
-        codec=codec,
-        fingerprint=fingerprint,
-        num_tokens=num_tokens,
-        size_bytes=size,
-        digest=digest,
-        replica=replica,
-        compute_s=compute_s,
-    )
-    frame_digests = tuple(frames[i : i + DIGEST_BYTES] for i in range(0, len(frames), DIGEST_BYTES))
-    return Row(record, Tier(tier), Usage(stored_at, used_at, log_uses, hits, log_cost), frame_digests, file_id)
+def _end_of(id_prefix: bytes) -> bytes:
+    """Greater than every id with this prefix, and no greater than any behind them."""
+    stripped = id_prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * (ID_BYTES + 1)

@@ -13,6 +13,7 @@ no decisions: methods block, and raise `OSError` for what the disk does.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,10 +136,17 @@ class DiskFiles:
         except FileNotFoundError:
             return []
 
+    def shelves(self, tenant_id: str) -> set[int]:
+        """The bytes with which a tenant's files begin."""
+        home = self._objects / _folder_of(tenant_id)
+        if not home.is_dir():
+            return set()
+        return {int(folder.name, 16) for folder in _folders(home) if re.fullmatch("[0-9a-f]{2}", folder.name)}
+
     def scan(self) -> Iterator[FoundFile]:
         """Every file under objects/, shelf by shelf."""
         for tenant_id in self.tenants():
-            for first_byte in range(256):
+            for first_byte in sorted(self.shelves(tenant_id)):
                 yield from self.shelf(tenant_id, first_byte)
 
     def _make_folder(self, tenant_id: str, folder: Path) -> None:

@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from spolia_kvstore.catalog import LOG_BYTES, Catalog, Row, Totals
+from spolia_kvstore.catalog import LOG_BYTES, Catalog, Totals
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FileName
-from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 from spolia_node.logs import get_log
@@ -162,6 +163,7 @@ class DiskTier:
     async def tidy(self) -> None:
         """Writes uses, and moves the index's log into its database once it has grown. Called now and then."""
         self.flush()
+        await self._make_room()  # the budget may be smaller than at the last start
         if self.catalog.log_bytes > LOG_BYTES:
             try:
                 await self.in_thread(self.catalog.checkpoint)
@@ -197,11 +199,15 @@ class DiskTier:
         """Drops these objects to make room for others."""
         await self._drop_evicted(list(self.find(keys).values()))
 
-    async def open(self, row: Row) -> MappedFile:
+    async def open(self, row: Row) -> ObjectFile:
         """Maps the object's file. Raises `OSError`; one that is gone or has another length is taken out of service."""
         path = self.files.path_of(name_of(row))
+        opening = asyncio.get_running_loop().run_in_executor(self._threads, ObjectFile, path, row.record.size_bytes)
         try:
-            return await self.in_thread(lambda: MappedFile(path, row.record.size_bytes))
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_late)
+            raise
         except OSError as error:
             await self.note_read_error(row, error)
             raise
@@ -287,13 +293,21 @@ class DiskTier:
         except OSError as error:
             log.warning("file not moved to quarantine", chunk_id=key.chunk_id.hex(), error=str(error))
 
-    def admits(self, size: int, rank: float) -> bool:
-        """Whether there is room without evicting anything of higher rank."""
-        if self.used_bytes + self._promised_bytes + size <= self.budget_bytes:
-            return True
-        self.flush()
-        lowest = self._lowest(0)
-        return bool(lowest) and lowest[0].usage.rank(self._half_life_s) < rank
+    def admission(self) -> Callable[[int, float], bool]:
+        """Says of a size and a rank whether there is room without evicting any of higher rank, as things are now."""
+        free = self.budget_bytes - self.used_bytes - self._promised_bytes
+        lowest: list[float] = []
+
+        def admits(size: int, rank: float) -> bool:
+            if size <= free:
+                return True
+            if not lowest:
+                self.flush()
+                rows = self._lowest(0)
+                lowest.append(rows[0].usage.rank(self._half_life_s) if rows else float("inf"))
+            return lowest[0] < rank
+
+        return admits
 
     async def close(self) -> None:
         """Writes what is noted and ends the threads. Idempotent."""
@@ -301,13 +315,20 @@ class DiskTier:
         await asyncio.to_thread(self._threads.shutdown)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Runs `work` on a thread of the disk. A cancelled caller still waits for it, so nothing it uses goes away."""
+        """Runs `work` on a thread of the disk. A caller still waits for it, however often it is cancelled, so nothing
+        that it uses goes away."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            if not running.cancelled():
+                running.exception()  # nobody is left to hear of it
+            raise cancelled
+        return running.result()
 
     async def _make_room(self) -> bool:
         """Evicts by rank until what is promised fits."""
@@ -442,6 +463,12 @@ class DiskTier:
         assert self._totals == self.catalog.totals(Tier.DISK)
         assert self._promised_bytes == 0
         assert not self._writing
+
+
+def _close_late(opening: asyncio.Future[ObjectFile]) -> None:
+    """For a file that was opened when nobody waited any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def name_of(row: Row) -> FileName:

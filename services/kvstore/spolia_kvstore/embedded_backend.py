@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
-from spolia_kvstore.catalog import Catalog, Lease, Row
+from spolia_kvstore.catalog import Catalog, Lease
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 from spolia_node.logs import get_log
@@ -26,7 +27,7 @@ log = get_log(__name__)
 
 
 class EmbeddedBackend:
-    """`Backend` for one store. Its clock is the wall clock, since what it keeps outlives the process.
+    """`Backend` for one store. Leases run by `clock`, which is monotonic; `wall_clock` dates what outlives the process.
 
     Replicas are the rows of the catalog. With no `live_stores` none of them counts.
     """
@@ -34,17 +35,24 @@ class EmbeddedBackend:
     name = "sqlite"
     is_shared = False
 
-    def __init__(self, catalog: Catalog, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.catalog = catalog
         self._clock = clock
-        now = clock()
-        self._claims = {lease.key: _bounded(lease, now) for lease in catalog.leases("claims", now)}
-        self._members = {
-            node_id: (session, record, min(until, now + MAX_LEASE_S))
-            for node_id, session, record, until in catalog.members()
+        self._wall_clock = wall_clock
+        self._claims = {
+            lease.key: lease._replace(until=self._from_wall(lease.until))
+            for lease in catalog.leases("claims", wall_clock())
         }
-        self._last_session = 0
+        self._members = {
+            node_id: (session, record, self._from_wall(until)) for node_id, session, record, until in catalog.members()
+        }
         self._next_sweep = 0.0
+        self._last_session = 0
         self._claims_ended: list[Callable[[Sequence[ObjectKey]], None]] = []
         self._members_changed: list[Callable[[], None]] = []
         self._reconnected: list[Callable[[], None]] = []
@@ -64,7 +72,7 @@ class EmbeddedBackend:
 
     async def publish(self, replicas: Sequence[Replica]) -> None:
         """Lists replicas that the catalog has not, and ends the claims on all."""
-        now = self._clock()
+        now = self._wall_clock()
         rows = [Row(each.record, each.tier, Usage(now, now)) for each in replicas]
         self.catalog.put_many(rows)
         await self.unclaim([each.record.key for each in replicas], None)
@@ -109,7 +117,7 @@ class EmbeddedBackend:
                 granted.append(standing)
             answers.append(ClaimAnswer(lease=ClaimLease(standing.owner, standing.until - now)))
         with self._persisting("claims", granted):
-            self.catalog.put_leases("claims", granted)
+            self.catalog.put_leases("claims", [each._replace(until=self._to_wall(each.until)) for each in granted])
         return answers
 
     async def unclaim(self, keys: Sequence[ObjectKey], owner: str | None) -> list[bool]:
@@ -160,7 +168,7 @@ class EmbeddedBackend:
         with self._persisting("members", [node_id]):
             if known is None or known[:2] != (session, record):
                 self.catalog.put_member(node_id, session, record)
-            self.catalog.renew_member(node_id, until)
+            self.catalog.renew_member(node_id, self._to_wall(until))
         if known is None or known[1] != record:
             self._tell_of_members()
         return True
@@ -194,6 +202,12 @@ class EmbeddedBackend:
         """Told once, at `start`."""
         self._reconnected.append(callback)
 
+    def _to_wall(self, until: float) -> float:
+        return self._wall_clock() + until - self._clock()
+
+    def _from_wall(self, until: float) -> float:
+        return self._clock() + min(MAX_LEASE_S, until - self._wall_clock())
+
     def _standing(self, key: ObjectKey, now: float) -> Lease | None:
         lease = self._claims.get(key)
         return lease if lease is not None and lease.until > now else None
@@ -210,7 +224,7 @@ class EmbeddedBackend:
 
     def _sweep(self, now: float) -> None:
         """Forgets lapsed claims now and then, so that those nobody asks about again do not pile up."""
-        if now >= self._next_sweep or self._next_sweep - now > SWEEP_EVERY_S:
+        if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_EVERY_S
             lapsed = [lease for lease in self._claims.values() if lease.until <= now]
             for lease in lapsed:
@@ -237,7 +251,3 @@ class EmbeddedBackend:
             yield
         except sqlite3.Error as error:
             log.warning("not written to the index", what=what, num_items=len(items), error=str(error))
-
-
-def _bounded(lease: Lease, now: float) -> Lease:
-    return lease._replace(until=min(lease.until, now + MAX_LEASE_S))

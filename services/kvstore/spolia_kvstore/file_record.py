@@ -7,7 +7,7 @@ from pathlib import Path
 from spolia_core.chunk_object import head_bytes, parse_head
 from spolia_core.digests import FRAME_BYTES, digest
 from spolia_core.errors import DataCorrupt
-from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
 from spolia_kvstore.verify import ObjectVerifier
 
@@ -19,7 +19,7 @@ def record_of_file(path: Path, key: ObjectKey) -> tuple[ObjectRecord, tuple[byte
     says.
     """
     size = path.stat().st_size
-    file = MappedFile(path, size)
+    file = ObjectFile(path, size)
     try:
         start = file.read(0, min(8, size))
         head = parse_head(file.read(0, head_bytes(start, size)), size)

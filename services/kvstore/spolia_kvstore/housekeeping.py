@@ -13,7 +13,8 @@ from pathlib import Path
 from spolia_core.digests import FRAME_BYTES
 from spolia_core.errors import SpoliaError
 from spolia_core.ids import FORMAT_VERSION
-from spolia_kvstore.catalog import Row, Totals
+from spolia_kvstore.catalog import Totals
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_tier import DiskTier, name_of
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.ram_tier import StoredObject
@@ -200,7 +201,8 @@ class Housekeeping:
 
     async def _collect_files(self, disk: DiskTier, collected: Collected, *, dry_run: bool) -> None:
         for tenant_id in await disk.in_thread(disk.files.tenants):
-            for first_byte in range(256):
+            shelves = await disk.in_thread(partial(disk.files.shelves, tenant_id))
+            for first_byte in sorted(shelves | self._store.catalog.first_bytes(Tier.DISK, tenant_id)):
                 await self._collect_shelf(disk, tenant_id, first_byte, collected, dry_run=dry_run)
         sizes = await disk.in_thread(disk.files.quarantined)
         collected.quarantined = Totals(len(sizes), sum(sizes))

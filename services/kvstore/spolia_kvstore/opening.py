@@ -36,7 +36,7 @@ def open_store(
     shared = RedisBackend(config.redis_url, config.redis_prefix) if config.redis_url else None
     files, catalog = _open_data(config)
     tiers = make_tiers(config, files, catalog, wall_clock)
-    local = EmbeddedBackend(catalog, wall_clock)
+    local = EmbeddedBackend(catalog, clock, wall_clock)
     backend: Backend = local if shared is None else shared
     return KVStore(
         tiers,

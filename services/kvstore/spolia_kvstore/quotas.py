@@ -38,9 +38,8 @@ class Tenants:
     def add(self, tenant_id: str, num_bytes: int, num_objects: int = 1) -> None:
         """Counts what a tenant has got; negative for what it has lost."""
         held = self._held.get(tenant_id, Totals())
-        held = Totals(held.num_objects + num_objects, held.num_bytes + num_bytes)
-        assert held.num_objects >= 0
-        assert held.num_bytes >= 0
+        # Never below nothing: an index that was damaged may have counted wrong.
+        held = Totals(max(0, held.num_objects + num_objects), max(0, held.num_bytes + num_bytes))
         if held.num_objects:
             self._held[tenant_id] = held
         else:

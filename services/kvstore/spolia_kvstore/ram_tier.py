@@ -36,6 +36,8 @@ class Upload:
     extent: Extent
     verifier: ObjectVerifier
     num_received: int = 0
+    skipped_file_id: str = ""
+    """The file that held the object when the upload began, and was skipped for being slow to read."""
 
     @property
     def key(self) -> ObjectKey:
@@ -208,20 +210,21 @@ class RamTier:
 
         Objects being read never go, nor those that `may_go` keeps. Changes nothing that can be seen.
         """
-        chosen: list[StoredObject] = []
-        passed: list[tuple[float, int, ObjectKey]] = []
-        while num_bytes > 0 and self._ranked:
-            entry = heapq.heappop(self._ranked)
-            stored = self._resident.get(entry[2])
-            if stored is None or stored._rank_entry != entry[1]:
-                continue  # of an object that is gone, or was used since
-            passed.append(entry)
+        chosen, missing = self._lowest(num_bytes, may_go, len(self._resident))
+        return chosen if missing <= 0 else None
+
+    def can_free(self, num_bytes: int, may_go: Callable[[StoredObject], bool]) -> bool:
+        """Whether evicting all that may go would free that much."""
+        for stored in self._resident.values():
+            if num_bytes <= 0:
+                break
             if stored.num_readers == 0 and may_go(stored):
-                chosen.append(stored)
                 num_bytes -= self.arena.charge(stored.size)
-        for entry in passed:
-            heapq.heappush(self._ranked, entry)
-        return chosen if num_bytes <= 0 else None
+        return num_bytes <= 0
+
+    def lowest(self, num_bytes: int, may_go: Callable[[StoredObject], bool], at_most: int) -> list[StoredObject]:
+        """Whom to evict first towards `num_bytes` more: lowest rank first, no more than needed nor than `at_most`."""
+        return self._lowest(num_bytes, may_go, at_most)[0]
 
     def rank_of(self, stored: StoredObject) -> float:
         """What it is ordered by."""
@@ -233,6 +236,25 @@ class RamTier:
             return _no_room(size, self.budget_bytes, f"the budget is {self.budget_bytes}", retry_after_ms=0)
         reason = f"{self.missing_bytes(size)} more are pinned or in transfer"
         return _no_room(size, self.budget_bytes, reason, retry_after_ms=RETRY_AFTER_MS)
+
+    def _lowest(
+        self, num_bytes: int, may_go: Callable[[StoredObject], bool], at_most: int
+    ) -> tuple[list[StoredObject], int]:
+        """The first `at_most` that may go, no more than needed, and the bytes still missing then."""
+        chosen: list[StoredObject] = []
+        passed: list[tuple[float, int, ObjectKey]] = []
+        while num_bytes > 0 and self._ranked and len(chosen) < at_most:
+            entry = heapq.heappop(self._ranked)
+            stored = self._resident.get(entry[2])
+            if stored is None or stored._rank_entry != entry[1]:
+                continue  # of an object that is gone, or was used since
+            passed.append(entry)
+            if stored.num_readers == 0 and may_go(stored):
+                chosen.append(stored)
+                num_bytes -= self.arena.charge(stored.size)
+        for entry in passed:
+            heapq.heappush(self._ranked, entry)
+        return chosen, num_bytes
 
     def _rank(self, stored: StoredObject) -> None:
         stored._rank_entry = next(self._entries)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from spolia_core.digests import FRAME_BYTES, digest
 from spolia_core.errors import SpoliaError
 from spolia_core.reuse import MissReason
-from spolia_kvstore.catalog import Row
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.entry import Entry
-from spolia_kvstore.mapped_file import MappedFile
+from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import Tier
 from spolia_kvstore.ram_tier import StoredObject, Upload
 from spolia_kvstore.tiers import Tiers
@@ -46,8 +46,8 @@ class Reading:
         return
         yield
 
-    async def close(self) -> None:
-        """Lets go of the object."""
+    def close(self) -> None:
+        """Lets go of the object, at once: a call that ends may be cancelled more than once."""
 
 
 class MemoryReading(Reading):
@@ -81,7 +81,7 @@ class MemoryReading(Reading):
             yield ReadFrame(index * FRAME_BYTES, data, frame_digest)
         self._tiers.gate.observe(Tier.RAM, stored.size, spent)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Ends the hold on its memory."""
         self._tiers.ram.close(self._stored)
 
@@ -96,7 +96,7 @@ class DiskReading(Reading):
         self._disk = tiers.disk
         self._row = row
         self._on_damage = on_damage
-        self._file: MappedFile | None = None
+        self._file: ObjectFile | None = None
         self._ahead: asyncio.Task[ReadFrame | None] | None = None
         self._upload: Upload | None = None
         self._read_s = 0.0
@@ -138,16 +138,18 @@ class DiskReading(Reading):
         self._tiers.gate.observe(Tier.DISK, self._row.record.size_bytes, self._read_s)
         await self._finish(verifier)
 
-    async def close(self) -> None:
-        """Gives back the file, the hold and memory that was not filled, once no thread reads any more."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            await asyncio.gather(self._ahead, return_exceptions=True)
+    def close(self) -> None:
+        """Gives back the hold and memory that was not filled; the file, once no thread reads it any more."""
         if self._upload is not None:
             self._tiers.ram.abort(self._upload)
-        if self._file is not None:
-            self._file.close()
         self._disk.release(self._row.record.key)
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if self._ahead is not None and not self._ahead.done():
+            self._ahead.add_done_callback(lambda _: file.close())
+        else:
+            file.close()
 
     def _read_ahead(self, index: int) -> None:
         self._ahead = asyncio.get_running_loop().create_task(self._read(index), name="read-frame")

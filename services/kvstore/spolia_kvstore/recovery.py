@@ -9,13 +9,15 @@ from starting by a cache that is lost.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from spolia_core.errors import InvalidRequest, SpoliaError
-from spolia_kvstore.catalog import Catalog, Row
+from spolia_kvstore.catalog import Catalog, CatalogUnusable
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FoundFile
 from spolia_kvstore.disk_tier import name_of
 from spolia_kvstore.file_record import record_of_file
@@ -24,6 +26,9 @@ from spolia_kvstore.usage import DEFAULT_SECONDS_PER_TOKEN, Usage, log_cost
 from spolia_node.logs import get_log
 
 INDEX_NAME = "index.db"
+SPACE_BYTES = 4 << 20
+"""What is freed on a disk that is too full for the index to open."""
+
 log = get_log(__name__)
 
 
@@ -54,32 +59,65 @@ def open_folder(root: Path, half_life_s: float) -> DataFolder:
         files = DiskFiles(root)
     except OSError as error:
         raise InvalidRequest(f"data_dir {root} cannot be used: {error}", field="data_dir", actual=str(root)) from error
-    path = root / INDEX_NAME
     recovered = Recovered()
     try:
-        catalog = Catalog(str(path), half_life_s)
-        catalog.check()
-    except sqlite3.DatabaseError as error:
-        log.error("the index is damaged; it is set aside and made again from the files", error=str(error))
-        _set_aside(path)
-        catalog = Catalog(str(path), half_life_s)
-    try:
-        recovered.unfinished_files = files.empty_tmp()
-        if not catalog.is_whole:
-            _rebuild(files, catalog, recovered)
-            catalog.mark_whole()
-        _reconcile(files, catalog, recovered)
+        catalog = _open_and_repair(files, root / INDEX_NAME, half_life_s, recovered)
     except OSError as error:
-        catalog.close()
         raise InvalidRequest(f"data_dir {root} cannot be used: {error}", field="data_dir", actual=str(root)) from error
     log.info("data folder open", **{name: getattr(recovered, name) for name in Recovered.__slots__})
     return DataFolder(files, catalog, recovered)
 
 
+def _open_and_repair(files: DiskFiles, path: Path, half_life_s: float, recovered: Recovered) -> Catalog:
+    """Tries again with what stands in the way gone: quarantined files and some objects on a disk that is full, an index
+    that is damaged."""
+    for is_last in (False, False, True):
+        catalog: Catalog | None = None
+        try:
+            catalog = Catalog(str(path), half_life_s)
+            catalog.check()
+            recovered.unfinished_files += files.empty_tmp()  # now that no other store can be writing there
+            if not catalog.is_whole:
+                _rebuild(files, catalog, recovered)
+                catalog.mark_whole()
+            _reconcile(files, catalog, recovered)
+            return catalog
+        except (sqlite3.Error, CatalogUnusable, ValueError, TypeError) as error:
+            if catalog is not None:
+                catalog.close()
+            is_full = _is_full(error)
+            if is_last or (isinstance(error, CatalogUnusable) and not is_full):
+                raise InvalidRequest(
+                    f"data_dir {files.root} cannot be used: {error}", field="data_dir", actual=str(files.root)
+                ) from error
+            log.error("the index cannot be opened", error=str(error), repair="space" if is_full else "made anew")
+            (_make_space if is_full else _set_aside)(files, path)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_full(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, CatalogUnusable) else error
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(cause, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def _make_space(files: DiskFiles, path: Path) -> None:
+    """Enough for the index to open: it is a cache, and some of it must go."""
+    files.empty_quarantine()
+    files.empty_tmp()
+    freed = 0
+    for found in files.scan():
+        if freed >= SPACE_BYTES:
+            break
+        found.path.unlink(missing_ok=True)
+        freed += found.size_bytes
+
+
 def _reconcile(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
     """Shelf by shelf, so that a store of millions needs no memory for it."""
     for tenant_id in {*files.tenants(), *catalog.totals_by_tenant(Tier.DISK)}:
-        for first_byte in range(256):
+        for first_byte in sorted(files.shelves(tenant_id) | catalog.first_bytes(Tier.DISK, tenant_id)):
             _reconcile_shelf(files, catalog, tenant_id, first_byte, recovered)
 
 
@@ -126,7 +164,7 @@ def _row_of(found: FoundFile) -> Row | None:
     return Row(record, Tier.DISK, Usage(written_at, written_at, log_cost=cost), frame_digests, found.name.file_id)
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(files: DiskFiles, path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         damaged = path.with_name(path.name + suffix)
         if damaged.exists():

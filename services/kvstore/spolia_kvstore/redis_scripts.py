@@ -52,10 +52,7 @@ return 1
 
 PUBLISH = Script("""
 local buried = redis.call('GET', KEYS[3])
-if buried then
-    if ARGV[4] ~= 'new' and tonumber(buried) > tonumber(ARGV[4]) then return 0 end
-    redis.call('DEL', KEYS[3])
-end
+if buried and ARGV[4] ~= 'new' and tonumber(buried) > tonumber(ARGV[4]) then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 if redis.call('DEL', KEYS[2]) == 1 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end

@@ -7,7 +7,7 @@ store says nothing and asks nobody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from spolia_core.errors import Unavailable
@@ -53,14 +53,23 @@ class SharedIndex:
         """This store, as the place of an object."""
         return (Location(self._name, self._stores().get(self._name, ""), tier),) if self.is_shared else ()
 
-    async def locate(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Elsewhere]:
-        """Which other live stores have these, which are of one tenant; none while the backend is away."""
+    async def locate(self, keys: Sequence[ObjectKey], *, with_shared: bool = True) -> dict[ObjectKey, Elsewhere]:
+        """Which other live stores have these, which are of one tenant, also as what all tenants share; none while the
+        backend is away."""
+        tenants = [keys[0].tenant_id] if keys else []
+        return await self._locate(keys, dict.fromkeys([*tenants, SHARED_TENANT] if with_shared else tenants))
+
+    async def locate_shared(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Elsewhere]:
+        """Which of these, which are of one tenant, other live stores have as what all tenants share."""
+        return {} if keys and keys[0].tenant_id == SHARED_TENANT else await self._locate(keys, [SHARED_TENANT])
+
+    async def _locate(self, keys: Sequence[ObjectKey], tenants: Iterable[str]) -> dict[ObjectKey, Elsewhere]:
         stores = self._stores()
         if not (keys and self.is_shared):
             return {}
         located: dict[ObjectKey, Elsewhere] = {}
         tenant_id = keys[0].tenant_id
-        for tenant in dict.fromkeys((tenant_id, SHARED_TENANT)):
+        for tenant in tenants:
             ids = [key.chunk_id for key in keys if key not in located]
             try:
                 found = await self.backend.locate(tenant, ids, stores) if ids else {}
@@ -89,13 +98,13 @@ class SharedIndex:
         """Says, in the background, that an object is on a tier too."""
         self.unsaid.discard((key, tier))
         if self.is_shared:
-            self._in_background(self._say(key, tier))
+            self.in_background(self._say(key, tier))
 
     def unsay(self, key: ObjectKey, tier: Tier) -> None:
         """Says, in the background, that an object is on a tier no more."""
         if self.is_shared:
             self.unsaid.add((key, tier))
-            self._in_background(self._unsay(key, tier))
+            self.in_background(self._unsay(key, tier))
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:
         """Says that objects were deleted on purpose: stores that hold them and are away now learn of it later."""
@@ -133,10 +142,12 @@ class SharedIndex:
         self.unsaid.discard((key, tier))
         await self._say(key, tier)  # it may have come back meanwhile; the two may have crossed
 
-    def _in_background(self, work: Coroutine[None, None, object]) -> None:
+    def in_background(self, work: Coroutine[None, None, object]) -> asyncio.Task[object]:
+        """Does what must be said to the end; `close` waits for it."""
         task = asyncio.get_running_loop().create_task(work, name="tell-backend")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _elsewhere(replicas: Sequence[Replica], stores: Mapping[str, str]) -> Elsewhere:

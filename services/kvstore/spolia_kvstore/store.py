@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -146,7 +147,7 @@ class KVStore:
             yield readings
         finally:
             for reading in readings:
-                await reading.close()
+                reading.close()
 
     async def begin(self, reading: Reading) -> Entry:
         """Begins one item of a Get; counts it as a hit or a miss."""
@@ -173,14 +174,16 @@ class KVStore:
                 "this store has no disk tier", field="durability", limit="DURABILITY_RAM", actual="DURABILITY_DISK"
             )
         try:
-            await self._check_new(record, durable=durable)
+            skipped_file_id = await self._check_new(record, durable=durable)
             await self._keep_quota(record)
-            return await self.tiers.reserve(record)
+            upload = await self.tiers.reserve(record)
         except AlreadyStored:
+            await self._keep_promise(record.key, durable=durable)
             if claim_owner:
                 await self.claims.release([record.key], claim_owner)
-            await self._keep_promise(record.key, durable=durable)
             raise
+        upload.skipped_file_id = skipped_file_id
+        return upload
 
     def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
         """Checks and keeps the next frame. Raises `InvalidRequest` or `DataCorrupt`."""
@@ -199,10 +202,9 @@ class KVStore:
         with self._noting_damage(record):
             upload.verifier.finish()
         record = replace(record, replica=f"{self.name}/{self._started_ns:x}-{next(self._replica_numbers)}")
-        if self.tiers.disk is not None and self.tiers.disk.find([record.key]):
-            # Skipped for being slow to read; two replicas under one key would mix their bytes.
-            await self.tiers.delete([record.key])
         try:
+            await self._keep_quota(record)  # others may have come since the upload began
+            replaces = self.tiers.row(record.key)
             stored = self.tiers.commit(upload, record, upload.verifier.head)
         except AlreadyStored:
             await self._keep_promise(record.key, durable=durable)
@@ -210,10 +212,13 @@ class KVStore:
         self.counters.puts += 1
         self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
         try:
-            is_told = await self.index.announce(record)
-            await self.claims.stored([record.key], is_told=is_told)
-            if durable and not await self.tiers.persist(stored):
-                raise _not_durable()
+            await self._announced(record)
+            if durable or replaces is not None:
+                is_safe = await self.tiers.persist(stored)
+                if not is_safe and replaces is not None and self.tiers.disk is not None:
+                    await self.tiers.disk.evict([record.key])  # two replicas under one key would mix their bytes
+                if not is_safe and durable:
+                    raise _not_durable()
         finally:
             self.tiers.ram.close(stored)
         return record
@@ -344,24 +349,41 @@ class KVStore:
         assert found.row is not None
         return DiskReading(entry, self.tiers, found.row, self.note_damage)
 
-    async def _check_new(self, record: ObjectRecord, *, durable: bool) -> None:
-        """Raises `AlreadyStored` when nothing is gained by an upload."""
+    async def _check_new(self, record: ObjectRecord, *, durable: bool) -> str:
+        """Raises `AlreadyStored` when nothing is gained by an upload. Returns the id of the file that is skipped for
+        being slow, if there is one."""
         found = self.tiers.find([record.key]).get(record.key)
         if found is not None and self._miss_of(found, Reader()) is None:
             raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
-        elsewhere = await self.index.locate([record.key])
+        elsewhere = await self.index.locate([record.key], with_shared=False)
         for there in elsewhere.values():
             if there.is_on_disk or not durable:
                 raise AlreadyStored(
                     f"chunk {record.key.chunk_id.hex()} is stored already, at {there.locations[0].store_id}",
                     field="info.chunk_id",
                 )
+        return found.row.file_id if found is not None and found.row is not None else ""
 
     async def _keep_promise(self, key: ObjectKey, *, durable: bool) -> None:
         """Before a Put is told that another was first: makes that one as safe as this one was to be."""
+        if not durable:
+            return
         stored = self.tiers.ram.find(key)
-        if durable and stored is not None and not await self.tiers.persist(stored):
+        if stored is not None:
+            is_safe = await self.tiers.persist(stored)
+        else:  # its row may have been written without waiting for the disk
+            is_safe = self.tiers.disk is not None and await self.tiers.disk.sync()
+        if not is_safe:
             raise _not_durable()
+
+    async def _announced(self, record: ObjectRecord) -> None:
+        """Tells the shared index and ends the claims on an object; to the end, also when the caller goes away."""
+
+        async def announce() -> None:
+            is_told = await self.index.announce(record)
+            await self.claims.stored([record.key], is_told=is_told)
+
+        await asyncio.shield(self.index.in_background(announce()))
 
     async def _keep_quota(self, record: ObjectRecord) -> None:
         """Evicts what a tenant values least of its own until one more object fits its quota. Raises `Busy`."""
@@ -387,6 +409,9 @@ class KVStore:
                 answers[key] = ClaimAnswer(is_stored=True)
             else:
                 skipped.append(key)
+        shared = await self.index.locate_shared(absent)
+        answers |= dict.fromkeys(shared, ClaimAnswer(is_stored=True))
+        absent = [key for key in absent if key not in shared]
         for group, live in ((absent, self.index.others()), (skipped, [])):
             if group:
                 answers |= zip(group, await self.claims.take(group, owner, ttl_s, live), strict=True)

@@ -19,8 +19,10 @@ from functools import partial
 from heapq import merge
 
 from spolia_core.chunk_object import ChunkHead
+from spolia_core.errors import AlreadyStored
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
-from spolia_kvstore.catalog import Row, Totals
+from spolia_kvstore.catalog import Totals
+from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.cost_gate import CostGate
 from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
@@ -29,6 +31,12 @@ from spolia_kvstore.usage import ComputeCost, Usage, log_cost
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
+
+MAX_WRITES = 8
+"""Objects written at once to make room: twice the threads of the disk."""
+
+EVICT_AT_ONCE = 64
+"""Objects looked at in a round of making room."""
 
 MAX_ROOM_WAIT_S = 2.0
 """How long an upload waits for objects to reach the disk before they are evicted without."""
@@ -125,19 +133,26 @@ class Tiers:
             upload = self.ram.reserve(record)
             if upload is not None:
                 return upload
-            victims = self.ram.victims(self.ram.missing_bytes(record.size_bytes), self._may_go)
-            if victims is None:
-                if not await self._a_write_ended(until):
+            missing = self.ram.missing_bytes(record.size_bytes)
+            if not self.ram.can_free(missing, self._may_go):
+                if not await self._writes_ended(until):
                     raise self.ram.no_room(record.size_bytes)
                 continue
-            waiting = [victim for victim in victims if time.monotonic() < until and self._is_worth_writing(victim)]
-            for victim in victims:  # at once: while this waits, they may be pinned
-                if victim in waiting:
-                    self.write(victim)
-                else:
-                    self.evict(victim)
-            if waiting:
-                await self._a_write_ended(until)
+            if not self._evict_some(missing, may_wait=time.monotonic() < until):
+                await self._writes_ended(until)
+
+    def _evict_some(self, num_bytes: int, *, may_wait: bool) -> bool:
+        """Evicts towards `num_bytes`; false when the next to go must be written first, which is under way then."""
+        victims = self.ram.lowest(num_bytes, self._may_go, EVICT_AT_ONCE)
+        is_worth_writing = self._worth_writing() if may_wait else lambda stored: False
+        num_evicted = 0
+        for victim in victims:
+            if not is_worth_writing(victim):
+                self.evict(victim)
+                num_evicted += 1
+            elif len(self._writes) < MAX_WRITES:
+                self.write(victim)
+        return bool(num_evicted)
 
     def promote(self, row: Row) -> Upload | None:
         """Memory into which an object is copied as it is read from disk; None when what is there is worth more."""
@@ -151,8 +166,8 @@ class Tiers:
                 self.ram.missing_bytes(row.record.size_bytes),
                 lambda victim: self._may_go(victim) and self.ram.rank_of(victim) < rank,
             )
-            unwritten = [victim for victim in victims or () if self._is_worth_writing(victim)]
-            for victim in unwritten:
+            unwritten = list(filter(self._worth_writing(), victims or ()))
+            for victim in unwritten[: max(0, MAX_WRITES - len(self._writes))]:
                 self.write(victim)  # it may go the next time
             if victims is None or unwritten:
                 return None
@@ -161,13 +176,24 @@ class Tiers:
             upload = self.ram.reserve(row.record)
         return upload
 
+    def row(self, key: ObjectKey) -> Row | None:
+        """Its row of the disk, whether or not it is in memory too."""
+        return None if self.disk is None else self.disk.find([key]).get(key)
+
     def commit(self, upload: Upload, record: ObjectRecord, head: ChunkHead) -> StoredObject:
-        """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first."""
+        """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first.
+
+        A file that was skipped for being slow stays until the new object has one of its own.
+        """
+        row = self.row(record.key)
+        if row is not None and row.file_id != upload.skipped_file_id:
+            self.ram.abort(upload)
+            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} was stored meanwhile", field="info.chunk_id")
         now = self.clock()
         self.compute_cost.observe(record.compute_s, record.num_tokens)
         usage = Usage(now, now, log_cost=self._log_cost(record, head))
         stored = self.ram.commit(upload, record, usage)
-        self.listeners.added(record, Tier.RAM, True)
+        self.listeners.added(record, Tier.RAM, row is None)
         if self.writes_behind:
             self._unwritten.append(stored)
         return stored
@@ -267,7 +293,7 @@ class Tiers:
         """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk."""
         while self._unwritten and self._unwritten[0].usage.stored_at <= self.clock() - delay_s:
             stored = self._unwritten.popleft()
-            if self.ram.find(stored.record.key) is stored and self._is_worth_writing(stored):
+            if self.ram.find(stored.record.key) is stored and self._worth_writing()(stored):
                 await self.write(stored)
 
     async def write_all(self) -> None:
@@ -278,7 +304,7 @@ class Tiers:
         try:
             while left:
                 stored = left.pop()
-                if self._is_worth_writing(stored) and await self.write(stored):
+                if self._worth_writing()(stored) and await self.write(stored):
                     num_written += 1
         finally:
             if num_unwritten:
@@ -297,17 +323,23 @@ class Tiers:
     def _may_go(self, stored: StoredObject) -> bool:
         return not self.is_pinned(stored.record.key)
 
-    def _is_worth_writing(self, stored: StoredObject) -> bool:
-        """Not when a file has it, the disk cannot or would not keep it, or would be too slow to read it from."""
+    def _worth_writing(self) -> Callable[[StoredObject], bool]:
+        """Says, as things are now, of an object: not when a file has it, the disk cannot or would not keep it, or would
+        be too slow to read it from."""
         disk = self.disk
-        return (
-            disk is not None
-            and not stored.on_disk
-            and time.monotonic() - self._refused_at.get(stored, float("-inf")) > RETRY_AFTER_S
-            and disk.takes_writes
-            and not self.gate.skips(stored.record, Tier.DISK)
-            and disk.admits(stored.size, self.ram.rank_of(stored))
-        )
+        if disk is None or not disk.takes_writes:
+            return lambda stored: False
+        admits, now = disk.admission(), time.monotonic()
+
+        def is_worth_writing(stored: StoredObject) -> bool:
+            return (
+                not stored.on_disk
+                and now - self._refused_at.get(stored, float("-inf")) > RETRY_AFTER_S
+                and not self.gate.skips(stored.record, Tier.DISK)
+                and admits(stored.size, self.ram.rank_of(stored))
+            )
+
+        return is_worth_writing
 
     async def _write(self, stored: StoredObject) -> bool:
         disk, key = self.disk, stored.record.key
@@ -337,12 +369,11 @@ class Tiers:
             if not (key in self.ram or self.disk is None or self.disk.is_read(key)):
                 yield row.usage.rank(self.ram.half_life_s), key, row.record.size_bytes
 
-    async def _a_write_ended(self, until: float) -> bool:
-        """Waits for the next write under way; false when there is none, or none ended in time."""
+    async def _writes_ended(self, until: float) -> bool:
+        """Waits for the writes under way; false when there are none, or not one ended in time."""
         if not self._writes:
             return False
-        timeout = max(0.0, until - time.monotonic())
-        done, _ = await asyncio.wait(list(self._writes.values()), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(list(self._writes.values()), timeout=max(0.0, until - time.monotonic()))
         return bool(done)
 
     def _left_memory(self, stored: StoredObject) -> None:
