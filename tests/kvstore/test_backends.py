@@ -364,6 +364,13 @@ async def test_what_was_stored_after_its_burial_is_listed_although_nobody_could_
     assert set(await shared.locate(TENANT, [KEY.chunk_id], LIVE)) == {KEY.chunk_id}
 
 
+async def test_a_store_that_stored_it_anew_may_say_so_again_whatever_its_clock_says(shared: Backend) -> None:
+    await shared.bury([KEY])
+    await shared.publish([a_replica(KEY)])
+    assert await shared.publish_again([a_replica(KEY, Tier.DISK)]) == []
+    assert await located(shared, LIVE) == [(HERE, Tier.RAM), (HERE, Tier.DISK)]
+
+
 async def test_storing_it_anew_lists_that_replica_and_not_the_old_one_of_another_store(shared: Backend) -> None:
     await shared.bury([KEY])
     await shared.publish([a_replica(KEY)])

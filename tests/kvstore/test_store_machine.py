@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.maybe: set[int] = set()
         self.pinned: dict[tuple[int, str], float] = {}
         self.claimed: dict[int, tuple[str, float]] = {}
-        self.now = 1_000_000.0
+        self.now = time.time() + 3600.0  # ahead of Redis, with whose clock it is compared
         self.deleting = False
         self.store = self.opened(self.root / "0")
 
@@ -126,11 +127,14 @@ class StoreMachine(RuleBasedStateMachine):
         for number in [n for n, is_durable in self.held.items() if not is_durable]:
             del self.held[number]
             self.maybe.add(number)
-        self.pinned = {pin: until for pin, until in self.pinned.items() if self.held.get(pin[0])}
         self.store = self.opened(copy)
-        for number in list(self.maybe):
-            if not self.store.tiers.find([key_of(number)]):
-                self.maybe.discard(number)
+        self.forget_what_is_gone()
+
+    def forget_what_is_gone(self) -> None:
+        """What may have gone with the process: objects that were in memory only, and pins on them."""
+        here = {number for number in range(len(CHUNKS)) if self.store.tiers.find([key_of(number)])}
+        self.maybe &= here
+        self.pinned = {pin: until for pin, until in self.pinned.items() if pin[0] in here}
 
     def copied(self) -> Path:
         target = self.root / str(self.num_lives + 1)
@@ -300,11 +304,8 @@ class StoreMachine(RuleBasedStateMachine):
         for number in [n for n, is_durable in self.held.items() if not is_durable]:
             del self.held[number]
             self.maybe.add(number)
-        self.pinned = {pin: until for pin, until in self.pinned.items() if self.held.get(pin[0])}
         self.store = self.opened(root)
-        for number in list(self.maybe):
-            if not self.store.tiers.find([key_of(number)]):
-                self.maybe.discard(number)
+        self.forget_what_is_gone()
 
     @rule(number=NUMBERS, where=st.floats(0, 1, exclude_max=True))
     def damage_the_file(self, number: int, where: float) -> None:

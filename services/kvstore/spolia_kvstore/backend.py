@@ -92,7 +92,10 @@ class Backend(Protocol):
         """
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:
-        """Remembers for some days that objects were deleted on purpose, for stores that are away now."""
+        """Forgets every replica of objects that were deleted on purpose.
+
+        Remembers that for some days, for stores that are away now.
+        """
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         """Forgets a store's replicas on a tier; those not there are ignored."""

@@ -83,10 +83,10 @@ class RedisBackend:
         return await self._publish(replicas, is_new=False)
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:
-        """One script for each key. The time is Redis's, which is compared with stores' clocks: they need agree only
-        better than documents are forgotten and stored anew."""
+        """One script for each key. The time is Redis's; it is compared with stores' clocks only for what was stored
+        while Redis was away."""
         ttl = _milliseconds(BURIED_TTL_S)
-        await self._link.exchange([call(BURY, [self._keys.buried(key)], ttl) for key in keys])
+        await self._link.exchange([call(BURY, [self._keys.buried(key), self._keys.replicas(key)], ttl) for key in keys])
 
     async def _publish(self, replicas: Sequence[Replica], *, is_new: bool) -> list[ObjectKey]:
         """Keys that were not taken."""

@@ -51,23 +51,29 @@ return 1
 """KEYS: probe. ARGV: channel. Tries what the others need; nobody heeds an empty message."""
 
 PUBLISH = Script("""
-local buried = redis.call('GET', KEYS[3])
-if buried and ARGV[4] ~= 'new' and tonumber(buried) > tonumber(ARGV[4]) then return 0 end
+local buried = ARGV[4] ~= 'new' and redis.call('GET', KEYS[3])
+if buried and tonumber(buried) > tonumber(ARGV[4]) then
+    local store = string.sub(ARGV[5], 3)
+    local is_listed = redis.call('HEXISTS', KEYS[1], '1:' .. store) + redis.call('HEXISTS', KEYS[1], '2:' .. store)
+    if is_listed == 0 then return 0 end
+end
 redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 if redis.call('DEL', KEYS[2]) == 1 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
 return 1
 """)
 """KEYS: replicas, claim, buried. ARGV: ttl in ms, channel, news, "new" or when it was stored, in ms since the epoch,
-then fields and values. Says whether it was taken: not what was buried since it was stored.
+then fields and values of one store. Says whether it was taken: not what was buried since it was stored, as far as
+clocks agree. A store that is listed has said "new" since: burying ends every listing.
 """
 
 BURY = Script("""
 local time = redis.call('TIME')
 redis.call('SET', KEYS[1], string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)), 'PX', ARGV[1])
+redis.call('DEL', KEYS[2])
 return 1
 """)
-"""KEYS: buried. ARGV: how long to remember it, in ms."""
+"""KEYS: buried, replicas. ARGV: how long to remember it, in ms."""
 
 CLAIM = Script("""
 local live = {}
