@@ -33,8 +33,9 @@ test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/run.stamp  ## Every benchmark, each ending in one JSON line.
-	$(BIN)/spolia bench reuse $(ARGS)
-	$(BIN)/spolia bench store $(ARGS)
+	$(BIN)/spolia bench reuse $(REUSE_ARGS)
+	$(BIN)/spolia bench store $(STORE_ARGS)
+	$(BIN)/spolia bench store --chaos $(CHAOS_ARGS)
 
 gpu: $(VENV)/run.stamp  ## What a CUDA device can check; says so where there is none.
 	$(BIN)/python -m spolia_bench.gpu $(ARGS)

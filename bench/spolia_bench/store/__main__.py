@@ -1,4 +1,4 @@
-"""`spolia bench store`: three questions of the KV store, each with its baseline.
+"""`spolia bench store`: three questions of the KV store.
 
 lookup     how long finding 32 ids takes in an index of 1 k, 100 k and 1 M entries, SQLite and Redis
 transfer   how fast objects of 1 MB and 16 MB are put and got per tier, beside a file copy and redis-py
@@ -47,8 +47,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> int:
-    report = Report("store", QUESTION, {"seed": args.seed, "runs": args.runs, "entries": args.entries})
-    report.header = ("what", "figure", "median of runs (min … max)")
+    setup = {"seed": args.seed, "runs": args.runs}
+    if args.only != "transfer":
+        setup["entries"] = args.entries
+    report = Report("store", QUESTION, setup)
+    report.header = ("what", "unit", "median of runs (min … max)")
     if args.only != "transfer":
         lookup.measure(report, folder / "lookup", args.entries, args.runs, args.seed)
     if args.only != "lookup":

@@ -44,7 +44,7 @@ EXPECTED = (AlreadyStored, Busy, DeadlineExceeded, Unavailable)
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened. The last four of `figures` must be 0; an eviction by policy is no loss."""
+    """What happened; `is_clean` says what must be 0. An eviction by policy is no loss."""
 
     acked: dict[int, bytes] = field(default_factory=dict)
     """Objects acknowledged with durability DISK: number → digest."""
@@ -65,7 +65,9 @@ class Outcome:
     def is_clean(self) -> bool:
         """Nothing lost, damaged, leaked or stuck, and nothing failed in a way that no caller is told to expect."""
         after = self.aftermath
-        return not (after.lost or self.corrupt or after.leaked_pins or self.stuck or self.unexpected)
+        leaked = after.leaked_pins + after.leaked_claims + after.leaked_transfers
+        wrong = after.lost + self.corrupt + leaked + self.stuck + len(self.unexpected)
+        return bool(self.acked) and not wrong + after.not_located + after.lost_rows + after.orphan_files
 
     def report(self, seed: int) -> Report:
         """As a table and a JSON line."""
@@ -245,7 +247,11 @@ class _Client:
             async for chunk in chunks:
                 if chunk.data is not None and digest(chunk.data) != known[numbers[chunk.index]]:
                     self._outcome.corrupt += 1
-                self._outcome.calls["got" if chunk.data is not None else f"missed: {chunk.miss!s}"] += 1
+                self._outcome.calls[
+                    "got"
+                    if chunk.data is not None
+                    else f"missed {chunk.miss.name.lower() if chunk.miss else 'nothing'}"
+                ] += 1
 
     async def _pin(self) -> None:
         """Half of the time it is forgotten, as by a client that dies: the lease must end it."""
