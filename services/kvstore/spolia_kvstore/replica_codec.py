@@ -10,10 +10,9 @@ from collections.abc import Collection, Mapping
 
 from google.protobuf.message import DecodeError
 
-from spolia.v1.common_pb2 import ChunkKind as ChunkKindPb
 from spolia.v1.common_pb2 import ObjectInfo
-from spolia_core.reuse import ChunkKind
 from spolia_kvstore.backend import Replica
+from spolia_kvstore.object_info import info_of, record_of_info
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 
 VERSION = 1
@@ -26,19 +25,7 @@ def replica_field(store_id: str, tier: Tier) -> bytes:
 
 def encode_replica(record: ObjectRecord) -> bytes:
     """The value; the tenant, the tier and the store are in the names."""
-    info = ObjectInfo(
-        chunk_id=record.key.chunk_id,
-        kind=ChunkKindPb.ValueType(record.kind),
-        format_version=record.format_version,
-        codec=record.codec,
-        fingerprint=record.fingerprint,
-        num_tokens=record.num_tokens,
-        size_bytes=record.size_bytes,
-        digest=record.digest,
-        replica=record.replica,
-        compute_s=record.compute_s,
-    )
-    return bytes([VERSION]) + info.SerializeToString()
+    return bytes([VERSION]) + info_of(record).SerializeToString()
 
 
 def decode_replicas(key: ObjectKey, values: Mapping[bytes, bytes], live_stores: Collection[str]) -> list[Replica]:
@@ -54,21 +41,6 @@ def _decode(key: ObjectKey, field: bytes, value: bytes) -> Replica | None:
     tier, _, store_id = field.partition(b":")
     try:
         info = ObjectInfo.FromString(value[1:])
-        return Replica(_record(key, info), Tier(int(tier)), store_id.decode())
+        return Replica(record_of_info(key, info), Tier(int(tier)), store_id.decode())
     except (DecodeError, ValueError):
         return None
-
-
-def _record(key: ObjectKey, info: ObjectInfo) -> ObjectRecord:
-    return ObjectRecord(
-        key=key,
-        kind=ChunkKind(info.kind),
-        format_version=info.format_version,
-        codec=info.codec,
-        fingerprint=info.fingerprint,
-        num_tokens=info.num_tokens,
-        size_bytes=info.size_bytes,
-        digest=info.digest,
-        replica=info.replica,
-        compute_s=info.compute_s,
-    )

@@ -13,6 +13,7 @@ import grpc
 
 from spolia.v1 import common_pb2, kvstore_pb2, kvstore_pb2_grpc
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, SpoliaError
+from spolia_core.field_checks import check_field
 from spolia_core.ids import ID_BYTES
 from spolia_kvstore import wire
 from spolia_kvstore.housekeeping import Housekeeping
@@ -129,7 +130,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     async def List(self, request: kvstore_pb2.ListRequest, context: Any) -> AsyncIterator[kvstore_pb2.ListResponse]:
         """Lists what is here."""
         size = len(request.id_prefix)
-        wire.require(size <= ID_BYTES, "id_prefix", f"at most {ID_BYTES} bytes", f"{size} bytes")
+        check_field(size <= ID_BYTES, "id_prefix", f"at most {ID_BYTES} bytes", f"{size} bytes")
         listed = self._admin.list(request.tenant_id, request.id_prefix, request.limit)
         with _ending_at(Deadline.of(context, self._defaults.rpc_timeout_s)):
             while objects := [wire.listed_message(each) for each in islice(listed, LISTED_AT_ONCE)]:
@@ -148,7 +149,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
 
     async def Collect(self, request: kvstore_pb2.CollectRequest, context: Any) -> kvstore_pb2.CollectResponse:
         """Throws away what is of no use."""
-        wire.require(request.idle_s >= 0, "idle_s", "≥ 0 seconds", request.idle_s)
+        check_field(request.idle_s >= 0, "idle_s", "≥ 0 seconds", request.idle_s)
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
         work = self._admin.collect(drop_unknown=request.drop_unknown, idle_s=request.idle_s, dry_run=request.dry_run)
         return wire.collected_message(await deadline.wait(work, "the collection"))

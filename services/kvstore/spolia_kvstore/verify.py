@@ -9,6 +9,7 @@ import xxhash
 from spolia_core.chunk_object import RAW_CODEC, ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
 from spolia_core.digests import FRAME_BYTES, MAX_FRAME_BYTES, check_digest
 from spolia_core.errors import DataCorrupt, InvalidRequest, NotSupported, SpoliaError
+from spolia_core.field_checks import check_field
 from spolia_core.ids import FORMAT_VERSION
 from spolia_kvstore.objects import ObjectRecord
 
@@ -17,33 +18,35 @@ KNOWN_CODECS = frozenset({RAW_CODEC})
 
 def check_record(record: ObjectRecord, max_object_bytes: int) -> None:
     """Raises `InvalidRequest`, naming the field, for an object this release cannot keep."""
-    _require(record.format_version == FORMAT_VERSION, "info.format_version", str(FORMAT_VERSION), record.format_version)
-    _require(record.codec in KNOWN_CODECS, "info.codec", repr(RAW_CODEC), repr(record.codec))
-    _require(record.num_tokens >= 1, "info.num_tokens", "≥ 1", record.num_tokens)
-    _require(
+    check_field(
+        record.format_version == FORMAT_VERSION, "info.format_version", str(FORMAT_VERSION), record.format_version
+    )
+    check_field(record.codec in KNOWN_CODECS, "info.codec", repr(RAW_CODEC), repr(record.codec))
+    check_field(record.num_tokens >= 1, "info.num_tokens", "≥ 1", record.num_tokens)
+    check_field(
         1 <= record.size_bytes <= max_object_bytes,
         "info.size_bytes",
         f"1 … {max_object_bytes} bytes",
         record.size_bytes,
     )
-    _require(
+    check_field(
         math.isfinite(record.compute_s) and record.compute_s >= 0, "info.compute_s", "≥ 0 seconds", record.compute_s
     )
 
 
 def check_frame(record: ObjectRecord, num_received: int, offset: int, data: bytes, frame_digest: bytes) -> None:
     """Raises `InvalidRequest` for a frame out of order or of wrong length, `DataCorrupt` for one that was damaged."""
-    _require(offset == num_received, "frame.offset", str(num_received), offset)
-    _require(1 <= len(data) <= MAX_FRAME_BYTES, "frame.data", f"1 … {MAX_FRAME_BYTES} bytes", len(data))
+    check_field(offset == num_received, "frame.offset", str(num_received), offset)
+    check_field(1 <= len(data) <= MAX_FRAME_BYTES, "frame.data", f"1 … {MAX_FRAME_BYTES} bytes", len(data))
     end = offset + len(data)
-    _require(end <= record.size_bytes, "frame.data", f"{record.size_bytes} bytes in all, as announced", end)
+    check_field(end <= record.size_bytes, "frame.data", f"{record.size_bytes} bytes in all, as announced", end)
     check_digest(data, frame_digest, f"frame at {offset} of chunk {record.key.chunk_id.hex()}")
 
 
 def check_complete(record: ObjectRecord, num_received: int) -> None:
     """Raises `InvalidRequest` when the upload ended before its announced length."""
     limit = f"{record.size_bytes} bytes, as announced"
-    _require(num_received == record.size_bytes, "info.size_bytes", limit, num_received)
+    check_field(num_received == record.size_bytes, "info.size_bytes", limit, num_received)
 
 
 class ObjectVerifier:
@@ -164,9 +167,4 @@ def _check_metadata(record: ObjectRecord, meta: ChunkMeta) -> None:
         ("fingerprint", record.fingerprint.hex(), meta.fingerprint.hex()),
         ("num_tokens", record.num_tokens, meta.num_tokens),
     ):
-        _require(announced == found, f"info.{field}", f"{found}, as the object says", announced)
-
-
-def _require(ok: bool, field: str, limit: str, actual: object) -> None:
-    if not ok:
-        raise InvalidRequest(f"{field} must be {limit}, got {actual}", field=field, limit=limit, actual=str(actual))
+        check_field(announced == found, f"info.{field}", f"{found}, as the object says", announced)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spolia.v1 import common_pb2, kvstore_pb2
 from spolia_core.digests import DIGEST_BYTES
-from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.errors import NotSupported
+from spolia_core.field_checks import check_field
 from spolia_core.ids import ID_BYTES
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.entry import Entry, Reader
 from spolia_kvstore.housekeeping import Collected, Listed, Verified
+from spolia_kvstore.object_info import info_of, record_of_info
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.store import ClaimResult, Dropped
 
@@ -24,16 +27,16 @@ MAX_PIN_LEASE_MS = 3_600_000
 def keys_of(tenant_id: str, chunk_ids: Sequence[bytes]) -> list[ObjectKey]:
     """Raises `InvalidRequest` for a bad tenant, too many ids, or an id that is none."""
     check_name(tenant_id, "tenant_id")
-    require(len(chunk_ids) <= MAX_IDS, "chunk_ids", f"at most {MAX_IDS} ids", len(chunk_ids))
+    check_field(len(chunk_ids) <= MAX_IDS, "chunk_ids", f"at most {MAX_IDS} ids", len(chunk_ids))
     for index, chunk_id in enumerate(chunk_ids):
-        require(len(chunk_id) == ID_BYTES, f"chunk_ids[{index}]", f"{ID_BYTES} bytes", f"{len(chunk_id)} bytes")
+        check_field(len(chunk_id) == ID_BYTES, f"chunk_ids[{index}]", f"{ID_BYTES} bytes", f"{len(chunk_id)} bytes")
     return [ObjectKey(tenant_id, chunk_id) for chunk_id in chunk_ids]
 
 
 def reader_of(request: kvstore_pb2.LookupRequest | kvstore_pb2.GetRequest) -> Reader:
     """What the caller can use. Raises `InvalidRequest` for a fingerprint of wrong length."""
     size = len(request.fingerprint)
-    require(size in (0, ID_BYTES), "fingerprint", f"{ID_BYTES} bytes or none", f"{size} bytes")
+    check_field(size in (0, ID_BYTES), "fingerprint", f"{ID_BYTES} bytes or none", f"{size} bytes")
     return Reader(frozenset(request.accepted_codecs), request.fingerprint, request.ignore_cost)
 
 
@@ -46,20 +49,10 @@ def record_of(header: kvstore_pb2.PutHeader) -> ObjectRecord:
         ("fingerprint", info.fingerprint, ID_BYTES),
         ("digest", info.digest, DIGEST_BYTES),
     ):
-        require(len(value) == size, f"info.{field}", f"{size} bytes", f"{len(value)} bytes")
+        check_field(len(value) == size, f"info.{field}", f"{size} bytes", f"{len(value)} bytes")
     kinds = [kind.value for kind in ChunkKind]
-    require(info.kind in kinds, "info.kind", f"one of {kinds}", info.kind)
-    return ObjectRecord(
-        key=ObjectKey(header.tenant_id, info.chunk_id),
-        kind=ChunkKind(info.kind),
-        format_version=info.format_version,
-        codec=info.codec,
-        fingerprint=info.fingerprint,
-        num_tokens=info.num_tokens,
-        size_bytes=info.size_bytes,
-        digest=info.digest,
-        compute_s=info.compute_s,
-    )
+    check_field(info.kind in kinds, "info.kind", f"one of {kinds}", info.kind)
+    return replace(record_of_info(ObjectKey(header.tenant_id, info.chunk_id), info), replica="")
 
 
 def is_durable(header: kvstore_pb2.PutHeader) -> bool:
@@ -72,42 +65,20 @@ def is_durable(header: kvstore_pb2.PutHeader) -> bool:
 
 def lease_s(field: str, given_ms: int, default_ms: int, max_ms: int) -> float:
     """A lease in seconds; 0 ms means the default. Raises `InvalidRequest` when it is longer than allowed."""
-    require(given_ms <= max_ms, field, f"at most {max_ms} ms", given_ms)
+    check_field(given_ms <= max_ms, field, f"at most {max_ms} ms", given_ms)
     return (given_ms or default_ms) / 1000
 
 
 def check_name(name: str, field: str) -> None:
     """Raises `InvalidRequest` unless `name` (a tenant, an owner) has 1 … 256 bytes."""
     size = len(name.encode())
-    require(1 <= size <= MAX_NAME_BYTES, field, f"1 … {MAX_NAME_BYTES} bytes", f"{size} bytes")
-
-
-def require(ok: bool, field: str, limit: str, actual: object) -> None:
-    """Raises `InvalidRequest` naming field, limit and value unless `ok`."""
-    if not ok:
-        raise InvalidRequest(f"{field} must be {limit}, got {actual}", field=field, limit=limit, actual=str(actual))
-
-
-def info_message(record: ObjectRecord) -> common_pb2.ObjectInfo:
-    """A stored object as announced to readers."""
-    return common_pb2.ObjectInfo(
-        chunk_id=record.key.chunk_id,
-        kind=common_pb2.ChunkKind.ValueType(record.kind),
-        format_version=record.format_version,
-        codec=record.codec,
-        fingerprint=record.fingerprint,
-        num_tokens=record.num_tokens,
-        size_bytes=record.size_bytes,
-        digest=record.digest,
-        replica=record.replica,
-        compute_s=record.compute_s,
-    )
+    check_field(1 <= size <= MAX_NAME_BYTES, field, f"1 … {MAX_NAME_BYTES} bytes", f"{size} bytes")
 
 
 def entry_message(entry: Entry) -> kvstore_pb2.LookupEntry:
     """What is known of one chunk. `info` is set exactly when the reader can have it."""
     return kvstore_pb2.LookupEntry(
-        info=None if entry.record is None else info_message(entry.record),
+        info=None if entry.record is None else info_of(entry.record),
         tier=common_pb2.Tier.ValueType(entry.tier or 0),
         miss=common_pb2.MissReason.ValueType(entry.miss or 0),
         claimed_by=entry.claimed_by,
@@ -150,7 +121,7 @@ def listed_message(listed: Listed) -> kvstore_pb2.ListedObject:
     """An object as operators see it."""
     return kvstore_pb2.ListedObject(
         tenant_id=listed.record.key.tenant_id,
-        info=info_message(listed.record),
+        info=info_of(listed.record),
         tiers=[tier_message(tier) for tier in listed.tiers],
         state=kvstore_pb2.ObjectState.ValueType(listed.state),
         age_s=listed.age_s,
