@@ -12,9 +12,10 @@ from kvstore_worlds import HandClock, eventually, key_of, make_chunk
 from tier_worlds import ANYONE, STORES, World, open_world
 
 from spolia_core.errors import AlreadyStored
+from spolia_core.ids import SHARED_TENANT
 from spolia_core.reuse import MissReason
 from spolia_kvstore.index_sync import IndexSync
-from spolia_kvstore.objects import SHARED_TENANT, Tier
+from spolia_kvstore.objects import Tier
 from spolia_kvstore.store import ClaimState
 
 ONE, TWO = make_chunk(1), make_chunk(2)

@@ -7,9 +7,10 @@ from pathlib import Path
 from kvstore_worlds import TENANT, key_of, make_chunk
 from tier_worlds import ANYONE, World, open_world
 
+from spolia_core.ids import SHARED_TENANT
 from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog import Totals
-from spolia_kvstore.objects import SHARED_TENANT, Tier
+from spolia_kvstore.objects import Tier
 from spolia_kvstore.store import ClaimState
 
 CHUNK, PRIVATE = make_chunk(1), make_chunk(2)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.ids import ID_BYTES
-from spolia_kvstore.catalog_row import COLUMNS, NUM_COLUMNS, OBJECTS_TABLE, Row, row_of, values_of
+from spolia_kvstore.catalog_row import COLUMNS, IS_DAMAGED, NUM_COLUMNS, OBJECTS_TABLE, Row, row_of, values_of
 from spolia_kvstore.disk_files import sync_folder
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
@@ -70,7 +70,7 @@ _NOT_ITS_FAULT = frozenset(
         sqlite3.SQLITE_LOCKED,
     }
 )
-"""Error codes that say nothing of what is in the file."""
+"""Primary error codes that say nothing of what is in the file."""
 
 
 class CatalogUnusable(InvalidRequest):
@@ -114,7 +114,7 @@ class Catalog:
                 raise
         except BaseException as error:
             self._unlock()
-            if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", None) in _NOT_ITS_FAULT:
+            if isinstance(error, OSError) or (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF in _NOT_ITS_FAULT:
                 raise CatalogUnusable(f"index {path!r} cannot be used: {error}") from error
             raise
 
@@ -127,6 +127,10 @@ class Catalog:
         except sqlite3.DatabaseError:
             self.close()
             raise
+
+    def drop_damaged(self) -> int:
+        """Forgets rows that no release has written; their files are orphans then. Returns how many there were."""
+        return self._db.execute(f"DELETE FROM objects WHERE {IS_DAMAGED}").rowcount
 
     def put(self, row: Row) -> None:
         """Adds or replaces the row of this object on this tier."""

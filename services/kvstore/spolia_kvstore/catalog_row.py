@@ -48,6 +48,16 @@ _TYPES = (
     *(str, bytes, int, int, int, str, bytes, int, int, bytes, str, float, bytes, float, float, float, int, float, str),
 )
 NUM_COLUMNS = len(_TYPES)
+_SQL_TYPES = {str: "text", bytes: "blob", int: "integer", float: "real"}
+IS_DAMAGED = " OR ".join(
+    [
+        *(f"typeof({name}) != '{_SQL_TYPES[kind]}'" for name, kind in zip(COLUMNS.split(", "), _TYPES, strict=True)),
+        "typeof(rank) != 'real'",
+        f"tier NOT IN ({', '.join(str(tier.value) for tier in Tier)})",
+    ]
+)
+"""SQL that holds for rows that no release has written: SQLite keeps whatever a damaged file says."""
+
 _KINDS = {kind.value: kind for kind in ChunkKind}
 _TIERS = {tier.value: tier for tier in Tier}
 
@@ -75,7 +85,7 @@ def values_of(row: Row) -> tuple[Any, ...]:
 
 
 def row_of(values: Sequence[Any]) -> Row | None:
-    """The row; None for values that no release has written: SQLite keeps whatever a damaged file says."""
+    """The row; None for values that no release has written."""
     if tuple(map(type, values)) != _TYPES or values[2] not in _TIERS:
         return None
     (tenant_id, chunk_id, tier, kind, version, codec, fingerprint, num_tokens, size, digest, replica, *rest) = values

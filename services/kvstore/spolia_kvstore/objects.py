@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from spolia_core.ids import SHARED_TENANT as SHARED_TENANT  # every tenant reads its objects too
 from spolia_core.reuse import ChunkKind
 
 

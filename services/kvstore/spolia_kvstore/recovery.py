@@ -69,37 +69,46 @@ def open_folder(root: Path, half_life_s: float) -> DataFolder:
 
 
 def _open_and_repair(files: DiskFiles, path: Path, half_life_s: float, recovered: Recovered) -> Catalog:
-    """Tries again with what stands in the way gone: quarantined files and some objects on a disk that is full, an index
-    that is damaged."""
-    for is_last in (False, False, True):
-        catalog: Catalog | None = None
+    """Tries again with what stands in the way gone: some objects of a disk that is full, an index that is damaged."""
+    repairs = [_make_space, _set_aside]
+    while True:
         try:
-            catalog = Catalog(str(path), half_life_s)
-            catalog.check()
-            recovered.unfinished_files += files.empty_tmp()  # now that no other store can be writing there
-            if not catalog.is_whole:
-                _rebuild(files, catalog, recovered)
-                catalog.mark_whole()
-            _reconcile(files, catalog, recovered)
-            return catalog
+            return _opened(files, path, half_life_s, recovered)
         except (sqlite3.Error, CatalogUnusable, ValueError, TypeError) as error:
-            if catalog is not None:
-                catalog.close()
-            is_full = _is_full(error)
-            if is_last or (isinstance(error, CatalogUnusable) and not is_full):
+            repair = next(iter(repairs), None) if _may_be_full(error) else _set_aside
+            if repair not in repairs or (isinstance(error, CatalogUnusable) and not _may_be_full(error)):
                 raise InvalidRequest(
                     f"data_dir {files.root} cannot be used: {error}", field="data_dir", actual=str(files.root)
                 ) from error
-            log.error("the index cannot be opened", error=str(error), repair="space" if is_full else "made anew")
-            (_make_space if is_full else _set_aside)(files, path)
-    raise AssertionError("the last try returns or raises")
+            repairs.remove(repair)
+            what = "space is made" if repair is _make_space else "it is set aside and made again from the files"
+            log.error("the index cannot be opened", error=str(error), repair=what)
+            repair(files, path)
 
 
-def _is_full(error: BaseException) -> bool:
+def _opened(files: DiskFiles, path: Path, half_life_s: float, recovered: Recovered) -> Catalog:
+    catalog = Catalog(str(path), half_life_s)
+    try:
+        catalog.check()
+        recovered.lost_rows += catalog.drop_damaged()
+        recovered.unfinished_files += files.empty_tmp()  # now that no other store can be writing there
+        if not catalog.is_whole:
+            _rebuild(files, catalog, recovered)
+            catalog.mark_whole()
+        _reconcile(files, catalog, recovered)
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
+
+
+def _may_be_full(error: BaseException) -> bool:
+    """Where no room is left, SQLite says so, or that it could not write its shared memory."""
     cause = error.__cause__ if isinstance(error, CatalogUnusable) else error
     if isinstance(cause, OSError):
         return cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(cause, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    code = getattr(cause, "sqlite_errorcode", 0) or 0
+    return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def _make_space(files: DiskFiles, path: Path) -> None:

@@ -48,9 +48,9 @@ class LeaseDefaults:
 class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     """The service over one `KVStore`. `close` before the server stops, so that no waiting Claim holds it up."""
 
-    def __init__(self, store: KVStore, admin: Housekeeping, defaults: LeaseDefaults | None = None) -> None:
+    def __init__(self, store: KVStore, housekeeping: Housekeeping, defaults: LeaseDefaults | None = None) -> None:
         self._store = store
-        self._admin = admin
+        self._housekeeping = housekeeping
         self._defaults = defaults or LeaseDefaults()
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -131,7 +131,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Lists what is here."""
         size = len(request.id_prefix)
         check_field(size <= ID_BYTES, "id_prefix", f"at most {ID_BYTES} bytes", f"{size} bytes")
-        listed = self._admin.list(request.tenant_id, request.id_prefix, request.limit)
+        listed = self._housekeeping.list(request.tenant_id, request.id_prefix, request.limit)
         with _ending_at(Deadline.of(context, self._defaults.rpc_timeout_s)):
             while objects := [wire.listed_message(each) for each in islice(listed, LISTED_AT_ONCE)]:
                 yield kvstore_pb2.ListResponse(objects=objects)
@@ -142,7 +142,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Checks copies, and says how far it is."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids) if request.chunk_ids else []
         with _ending_at(Deadline.of(context, self._defaults.rpc_timeout_s)):
-            async for verified in self._admin.verify(request.tenant_id, keys):
+            async for verified in self._housekeeping.verify(request.tenant_id, keys):
                 if verified.num_checked % PROGRESS_EVERY == 0:
                     yield wire.verified_message(verified, done=False)
             yield wire.verified_message(verified, done=True)
@@ -151,7 +151,9 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Throws away what is of no use."""
         check_field(request.idle_s >= 0, "idle_s", "≥ 0 seconds", request.idle_s)
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
-        work = self._admin.collect(drop_unknown=request.drop_unknown, idle_s=request.idle_s, dry_run=request.dry_run)
+        work = self._housekeeping.collect(
+            drop_unknown=request.drop_unknown, idle_s=request.idle_s, dry_run=request.dry_run
+        )
         return wire.collected_message(await deadline.wait(work, "the collection"))
 
     async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> kvstore_pb2.PutResponse:

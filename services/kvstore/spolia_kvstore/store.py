@@ -12,6 +12,7 @@ from enum import IntEnum
 from itertools import count
 
 from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, NotSupported
+from spolia_core.ids import SHARED_TENANT
 from spolia_core.reuse import MissReason
 from spolia_kvstore.backend import Backend, ClaimAnswer
 from spolia_kvstore.catalog import Catalog, Totals
@@ -19,7 +20,7 @@ from spolia_kvstore.claims import Claims
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 from spolia_kvstore.entry import Elsewhere, Entry, Reader
 from spolia_kvstore.kept_pins import KeptPins
-from spolia_kvstore.objects import SHARED_TENANT, ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.quotas import Tenants
 from spolia_kvstore.ram_tier import Upload
 from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
