@@ -238,7 +238,10 @@ class DiskTier:
         try:
             if not (await self._make_room() and await self._write_file(name, size, pieces)):
                 return False
-            if not is_wanted() or (replaced := self._add(row)) is None:
+            replaced = self._add(row) if is_wanted() else None
+            if replaced is None and is_wanted() and await self._evict(size):  # the index may lack room as files do
+                replaced = self._add(row) if is_wanted() else None
+            if replaced is None:
                 await self._remove_files([name])
                 return False
             self.healthy = True
