@@ -17,7 +17,7 @@ class FakeShared:
 
     clock: Callable[[], float]
     replicas: dict[tuple[ObjectKey, Tier, str], Replica] = field(default_factory=dict)
-    buried: set[ObjectKey] = field(default_factory=set)
+    buried: dict[ObjectKey, float] = field(default_factory=dict)
     claims: dict[ObjectKey, Lease] = field(default_factory=dict)
     members: dict[str, tuple[int, bytes, float]] = field(default_factory=dict)
     last_session: int = 0
@@ -55,17 +55,23 @@ class FakeBackend:
         self._check(f"publish {len(replicas)}")
         for each in replicas:
             self.shared.replicas[each.record.key, each.tier, each.store_id] = each
-            self.shared.buried.discard(each.record.key)
         await self.unclaim([each.record.key for each in replicas], None)
 
     async def publish_again(self, replicas: Sequence[Replica]) -> list[ObjectKey]:
-        buried = [each.record.key for each in replicas if each.record.key in self.shared.buried]
+        listed = {(key, store_id) for key, _, store_id in self.shared.replicas}
+        buried = [
+            each.record.key
+            for each in replicas
+            if each.stored_at < self.shared.buried.get(each.record.key, 0.0)
+            and (each.record.key, each.store_id) not in listed
+        ]
         await self.publish([each for each in replicas if each.record.key not in buried])
         return buried
 
     async def bury(self, keys: Sequence[ObjectKey]) -> None:
         self._check(f"bury {len(keys)}")
-        self.shared.buried.update(keys)
+        self.shared.buried.update(dict.fromkeys(keys, self.shared.clock()))
+        self.shared.replicas = {name: each for name, each in self.shared.replicas.items() if name[0] not in keys}
 
     async def withdraw(self, store_id: str, keys: Sequence[ObjectKey], tier: Tier) -> None:
         self._check(f"withdraw {len(keys)}")

@@ -93,7 +93,7 @@ async def test_a_write_that_ended_before_it_was_told_is_kept(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        pytest.param("_drop_row", True, id="before its row went"),
+        pytest.param("_drop_rows", True, id="before its row went"),
         pytest.param("_remove_files", False, id="before its file went"),
         pytest.param("sync", False, id="before it was told"),
     ],
@@ -188,17 +188,15 @@ async def test_an_index_that_was_being_made_again_when_the_process_died_loses_no
     async with open_world(tmp_path) as world:
         await world.put(ONE, TWO, THREE, durable=True)
     (tmp_path / INDEX_NAME).unlink()
-    put, rows = Catalog.put, []
+    put_many = Catalog.put_many
 
-    def put_one_then_die(catalog: Catalog, row: Row) -> None:
-        rows.append(row)
-        put(catalog, row)
-        if len(rows) == 2:
-            catalog.close()
-            raise Killed
+    def put_some_then_die(catalog: Catalog, rows: list[Row]) -> None:
+        put_many(catalog, rows[:2])
+        catalog.close()
+        raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Catalog, "put", put_one_then_die)
+        patched.setattr(Catalog, "put_many", put_some_then_die)
         with pytest.raises(Killed):
             open_folder(tmp_path, HALF_LIFE_S)
     async with open_world(tmp_path) as world:

@@ -43,25 +43,27 @@ async def test_on_a_disk_too_full_for_the_index_objects_go_until_it_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(tmp_path)
-    monkeypatch.setattr(recovery, "SPACE_BYTES", 1)
+    (tmp_path / "index.db.damaged-wal").write_bytes(b"of another day")
+    frees = iter([0, 0, recovery.SPACE_BYTES])  # when it is asked, before one object goes, and after
+    monkeypatch.setattr(recovery, "_free_bytes", lambda files: next(frees))
     tries = raising_first(1, sqlite3.SQLITE_FULL, monkeypatch)
     with captured_logs():
         opened = open_folder(tmp_path, 900.0)
     assert len(tries) == 2
     assert opened.recovered.lost_rows == 1, "as much as was needed went, and no more"
+    assert not (tmp_path / "index.db.damaged-wal").exists(), "and what was set aside went first"
     opened.catalog.close()
 
 
-async def test_an_index_that_cannot_be_read_is_made_again_once_space_did_not_help(
+async def test_an_index_that_cannot_be_read_on_a_disk_with_room_is_made_again_and_no_object_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(tmp_path)
-    monkeypatch.setattr(recovery, "SPACE_BYTES", 1)
-    tries = raising_first(2, sqlite3.SQLITE_IOERR | (10 << 8), monkeypatch)
+    tries = raising_first(1, sqlite3.SQLITE_IOERR | (10 << 8), monkeypatch)
     with captured_logs():
         opened = open_folder(tmp_path, 900.0)
-    assert len(tries) == 3
-    assert opened.recovered.rebuilt_rows == 3
+    assert len(tries) == 2
+    assert opened.recovered.rebuilt_rows == len(CHUNKS)
     assert (tmp_path / "index.db.damaged").exists()
     opened.catalog.close()
 
@@ -76,7 +78,17 @@ async def test_a_start_that_nothing_helps_says_so(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     "change",
-    ["tier = 34", "used_at = 'soon'", "size_bytes = x'00'", "frame_digests = 7", "tenant_id = x'ff'", "rank = 'low'"],
+    [
+        "tier = 34",
+        "used_at = 'soon'",
+        "size_bytes = x'00'",
+        "frame_digests = 7",
+        "tenant_id = x'ff'",
+        "rank = 'low'",
+        "tenant_id = ''",
+        "chunk_id = x'00'",
+        "frame_digests = x''",
+    ],
 )
 async def test_a_row_that_no_release_has_written_costs_its_object_and_nothing_else(tmp_path: Path, change: str) -> None:
     await fill(tmp_path)
@@ -89,3 +101,37 @@ async def test_a_row_that_no_release_has_written_costs_its_object_and_nothing_el
             assert set(world.disk.find([key_of(chunk) for chunk in CHUNKS])) == {key_of(chunk) for chunk in CHUNKS[1:]}
             assert (world.recovered.lost_rows, world.recovered.orphan_files) == (1, 1)
             assert [data for _, data in await world.get(*CHUNKS[1:])] == [chunk.data for chunk in CHUNKS[1:]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "INSERT INTO claims VALUES ('t', x'00', 'o', 'abc')",
+        "INSERT INTO pins VALUES ('t', x'00', 'o', 'abc')",
+        "INSERT INTO members VALUES ('node', 'one', x'00')",
+        "INSERT INTO member_leases VALUES ('node', 'zz')",
+    ],
+)
+async def test_a_damaged_lease_does_not_keep_a_store_from_starting(tmp_path: Path, damage: str) -> None:
+    await fill(tmp_path)
+    with sqlite3.connect(tmp_path / "index.db") as database:
+        database.execute(damage)
+    database.close()
+    async with open_world(tmp_path) as world:
+        assert world.where(*CHUNKS) == ["DISK"] * len(CHUNKS)
+        assert world.store.claims.num_live() == world.store.pins.num_live == 0
+
+
+async def test_an_index_is_made_again_without_a_log_that_grows_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tmp_path)
+    (tmp_path / "index.db").unlink()
+    checkpoints: list[int] = []
+    checkpoint = Catalog.checkpoint
+    monkeypatch.setattr(Catalog, "checkpoint", lambda catalog: (checkpoints.append(1), checkpoint(catalog))[1])
+    monkeypatch.setattr(recovery, "LOG_BYTES", 1)
+    monkeypatch.setattr(recovery, "REBUILT_AT_ONCE", 2)
+    opened = open_folder(tmp_path, 900.0)
+    assert (opened.recovered.rebuilt_rows, len(checkpoints)) == (len(CHUNKS), 3)
+    opened.catalog.close()

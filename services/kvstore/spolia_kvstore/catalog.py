@@ -59,6 +59,15 @@ CREATE TABLE IF NOT EXISTS members (
     "CREATE TABLE IF NOT EXISTS member_leases (node_id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID",
 )
+_IS_NO_LEASE = (
+    "typeof(tenant_id) != 'text' OR typeof(chunk_id) != 'blob' OR typeof(owner) != 'text' OR typeof(until) != 'real'"
+)
+_DAMAGED_LEASES = {
+    "pins": _IS_NO_LEASE,
+    "claims": _IS_NO_LEASE,
+    "members": "typeof(node_id) != 'text' OR typeof(session) != 'integer' OR typeof(record) != 'blob'",
+    "member_leases": "typeof(node_id) != 'text' OR typeof(until) != 'real'",
+}
 _NOT_ITS_FAULT = frozenset(
     {
         sqlite3.SQLITE_FULL,
@@ -129,7 +138,9 @@ class Catalog:
             raise
 
     def drop_damaged(self) -> int:
-        """Forgets rows that no release has written; their files are orphans then. Returns how many there were."""
+        """Forgets rows that no release has written; files of objects are orphans then. Returns how many of these."""
+        for table, condition in _DAMAGED_LEASES.items():
+            self._db.execute(f"DELETE FROM {table} WHERE {condition}")
         return self._db.execute(f"DELETE FROM objects WHERE {IS_DAMAGED}").rowcount
 
     def put(self, row: Row) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spolia_core.digests import DIGEST_BYTES
-from spolia_core.ids import FORMAT_VERSION
+from spolia_core.digests import DIGEST_BYTES, FRAME_BYTES
+from spolia_core.ids import FORMAT_VERSION, ID_BYTES
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.usage import Usage
@@ -54,6 +54,11 @@ IS_DAMAGED = " OR ".join(
         *(f"typeof({name}) != '{_SQL_TYPES[kind]}'" for name, kind in zip(COLUMNS.split(", "), _TYPES, strict=True)),
         "typeof(rank) != 'real'",
         f"tier NOT IN ({', '.join(str(tier.value) for tier in Tier)})",
+        "tenant_id = ''",
+        f"length(chunk_id) != {ID_BYTES}",
+        # Digests are of frames of this length: another one needs another version of the schema.
+        f"format_version = {FORMAT_VERSION} AND "
+        f"length(frame_digests) != {DIGEST_BYTES} * ((size_bytes + {FRAME_BYTES - 1}) / {FRAME_BYTES})",
     ]
 )
 """SQL that holds for rows that no release has written: SQLite keeps whatever a damaged file says."""

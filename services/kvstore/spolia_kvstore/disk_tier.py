@@ -259,9 +259,7 @@ class DiskTier:
         """Deletes rows, at once, then files; durable when it returns, as far as the disk goes along. Returns the rows
         there were. Readers that have the file open finish."""
         rows = list(self.find(keys).values())
-        for row in rows:
-            self._drop_row(row)
-            self._on_gone(row)
+        self._drop_rows(rows)
         await self._remove_files([name_of(row) for row in rows])
         if rows:
             await self.sync()
@@ -289,8 +287,7 @@ class DiskTier:
             reason=reason,
         )
         self.counters.quarantined += 1
-        self._drop_row(row)
-        self._on_gone(row)
+        self._drop_rows([row])
         try:
             await self.in_thread(lambda: self.files.quarantine(name_of(row)))
         except OSError as error:
@@ -335,10 +332,27 @@ class DiskTier:
 
     async def _make_room(self) -> bool:
         """Evicts by rank until what is promised fits."""
+        await self._shrink()
         while (missing := self.used_bytes + self._promised_bytes - self.budget_bytes) > 0:
             if not await self._evict(missing):
                 return False
         return True
+
+    async def _shrink(self) -> None:
+        """Evicts down to a budget that is smaller than at the last start, a page at a time: others come first."""
+        offset = 0
+        while (excess := self.used_bytes - self.budget_bytes) > 0 and (rows := self._lowest(offset)):
+            victims = []
+            for row in filter(self._is_free, rows):
+                if excess > 0:
+                    victims.append(row)
+                    excess -= row.record.size_bytes
+            offset += len(rows) - len(victims)
+            await self._drop_evicted(victims)
+
+    def _is_free(self, row: Row) -> bool:
+        key = row.record.key
+        return key not in self._readers and name_of(row) not in self._dead and self._may_go(key)
 
     async def _evict(self, num_bytes: int) -> bool:
         """Evicts at least `num_bytes`, lowest rank first; false, and nothing goes, when there are not so many."""
@@ -347,10 +361,8 @@ class DiskTier:
         offset = 0
         while num_bytes > 0 and (rows := self._lowest(offset)):
             offset += len(rows)
-            for row in rows:
-                key = row.record.key
-                is_free = key not in self._readers and name_of(row) not in self._dead and self._may_go(key)
-                if num_bytes > 0 and is_free:
+            for row in filter(self._is_free, rows):
+                if num_bytes > 0:
                     victims.append(row)
                     num_bytes -= row.record.size_bytes
         if num_bytes > 0:
@@ -364,8 +376,8 @@ class DiskTier:
             log.debug(
                 "evicted from disk", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), replica=row.record.replica
             )
-            self._drop_row(row)
-            self._on_gone(row)
+        self._drop_rows(rows)
+        for row in rows:
             self.counters.evictions += 1
             self.counters.evicted_bytes += row.record.size_bytes
         await self._remove_files([name_of(row) for row in rows])
@@ -414,14 +426,23 @@ class DiskTier:
         self._count(-1, -before.record.size_bytes)
         return [name_of(before)]
 
-    def _drop_row(self, row: Row) -> None:
-        self._uses.pop(row.record.key, None)
-        self._count(-1, -row.record.size_bytes)
-        self._dead.add(name_of(row))
-        self._remove_row(name_of(row))
+    def _drop_rows(self, rows: Sequence[Row]) -> None:
+        """Removes rows that are listed, now or, where the index refuses, at a later flush; they are gone at once."""
+        names = [name_of(row) for row in rows]
+        self._dead.update(names)
+        for row in rows:
+            self._uses.pop(row.record.key, None)
+            self._count(-1, -row.record.size_bytes)
+        try:
+            self.catalog.remove([name.key for name in names], Tier.DISK)
+            self._dead.difference_update(names)
+        except sqlite3.Error as error:
+            self._note_index_error("remove", error)
+        for row in rows:
+            self._on_gone(row)
 
     def _remove_row(self, name: FileName) -> None:
-        """Removes a row, now or at a later flush; it counts as gone meanwhile."""
+        """Removes a row that could not be removed before, unless another has taken its place."""
         try:
             found = self.catalog.lookup(name.key.tenant_id, [name.key.chunk_id]).get(name.key.chunk_id)
             if found is not None and found.file_id == name.file_id:

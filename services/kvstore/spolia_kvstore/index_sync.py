@@ -72,9 +72,7 @@ class IndexSync:
         for key, tier in list(self._store.index.unsaid):
             await self._backend.withdraw(self._store.name, [key], tier)
             self._store.index.unsaid.discard((key, tier))
-        unburied = list(self._store.index.unburied)
-        await self._backend.bury(unburied)
-        self._store.index.unburied.difference_update(unburied)
+        await self._store.index.bury_unburied()
         replicas = self._replicas()
         num_said = 0
         while batch := list(islice(replicas, BATCH)):

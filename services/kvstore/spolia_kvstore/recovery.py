@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spolia_core.errors import InvalidRequest, SpoliaError
-from spolia_kvstore.catalog import Catalog, CatalogUnusable
+from spolia_kvstore.catalog import LOG_BYTES, Catalog, CatalogUnusable
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FoundFile
 from spolia_kvstore.disk_tier import name_of
@@ -27,7 +27,9 @@ from spolia_node.logs import get_log
 
 INDEX_NAME = "index.db"
 SPACE_BYTES = 4 << 20
-"""What is freed on a disk that is too full for the index to open."""
+"""What must be free for the index to open."""
+
+REBUILT_AT_ONCE = 500
 
 log = get_log(__name__)
 
@@ -70,20 +72,20 @@ def open_folder(root: Path, half_life_s: float) -> DataFolder:
 
 def _open_and_repair(files: DiskFiles, path: Path, half_life_s: float, recovered: Recovered) -> Catalog:
     """Tries again with what stands in the way gone: some objects of a disk that is full, an index that is damaged."""
-    repairs = [_make_space, _set_aside]
-    while True:
+    for is_last in (False, False, True):
         try:
             return _opened(files, path, half_life_s, recovered)
         except (sqlite3.Error, CatalogUnusable, ValueError, TypeError) as error:
-            repair = next(iter(repairs), None) if _may_be_full(error) else _set_aside
-            if repair not in repairs or (isinstance(error, CatalogUnusable) and not _may_be_full(error)):
+            is_full = _may_be_full(error) and _free_bytes(files) < SPACE_BYTES
+            may_be_repaired = is_full or _may_be_full(error) or not isinstance(error, CatalogUnusable)
+            if is_last or not may_be_repaired:
                 raise InvalidRequest(
                     f"data_dir {files.root} cannot be used: {error}", field="data_dir", actual=str(files.root)
                 ) from error
-            repairs.remove(repair)
-            what = "space is made" if repair is _make_space else "it is set aside and made again from the files"
+            what = "space is made" if is_full else "it is set aside and made again from the files"
             log.error("the index cannot be opened", error=str(error), repair=what)
-            repair(files, path)
+            (_make_space if is_full else _set_aside)(files, path)
+    raise AssertionError("the last try returns or raises")
 
 
 def _opened(files: DiskFiles, path: Path, half_life_s: float, recovered: Recovered) -> Catalog:
@@ -111,16 +113,21 @@ def _may_be_full(error: BaseException) -> bool:
     return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
+def _free_bytes(files: DiskFiles) -> int:
+    found = os.statvfs(files.root)
+    return found.f_bavail * found.f_frsize
+
+
 def _make_space(files: DiskFiles, path: Path) -> None:
-    """Enough for the index to open: it is a cache, and some of it must go."""
+    """Enough for the index to open: what was set aside goes first, then some of the objects, which are a cache."""
+    for damaged in path.parent.glob(f"{path.name}.damaged*"):
+        damaged.unlink(missing_ok=True)
     files.empty_quarantine()
     files.empty_tmp()
-    freed = 0
     for found in files.scan():
-        if freed >= SPACE_BYTES:
+        if _free_bytes(files) >= SPACE_BYTES:
             break
         found.path.unlink(missing_ok=True)
-        freed += found.size_bytes
 
 
 def _reconcile(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
@@ -149,14 +156,26 @@ def _reconcile_shelf(files: DiskFiles, catalog: Catalog, tenant_id: str, first_b
 
 
 def _rebuild(files: DiskFiles, catalog: Catalog, recovered: Recovered) -> None:
+    """In batches, whose log is moved into the database as it grows: the disk may have little room."""
+    rows: list[Row] = []
     for found in files.scan():
         row = _row_of(found)
         if row is not None:
-            catalog.put(row)
-            recovered.rebuilt_rows += 1
+            rows.append(row)
         elif found.name is not None:
             files.quarantine(found.name)
             recovered.quarantined += 1
+        if len(rows) == REBUILT_AT_ONCE:
+            _add(catalog, rows, recovered)
+    _add(catalog, rows, recovered)
+
+
+def _add(catalog: Catalog, rows: list[Row], recovered: Recovered) -> None:
+    catalog.put_many(rows)
+    recovered.rebuilt_rows += len(rows)
+    rows.clear()
+    if catalog.log_bytes > LOG_BYTES:
+        catalog.checkpoint()
 
 
 def _row_of(found: FoundFile) -> Row | None:

@@ -32,6 +32,8 @@ class SharedIndex:
         """What was deleted while the backend was away."""
         self._tiers = tiers
         self._name = name
+        self._may_say = asyncio.Event()  # set while nothing is being buried
+        self._may_say.set()
         self._stores = stores
         self._tasks: set[asyncio.Task[object]] = set()
 
@@ -88,6 +90,7 @@ class SharedIndex:
         """Says that an object was stored here just now; whether that could be said. Ends the claims on it."""
         if not self.is_shared:
             return False
+        await self._may_say.wait()
         try:
             await self.backend.publish([Replica(record, Tier.RAM, self._name)])
         except Unavailable:
@@ -114,6 +117,20 @@ class SharedIndex:
                 await self.backend.bury(keys)
                 self.unburied.difference_update(keys)
 
+    async def bury_unburied(self) -> None:
+        """Says what could not be said. Raises `Unavailable`. What is stored meanwhile is stored after it."""
+        keys = list(self.unburied)
+        self._may_say.clear()
+        try:
+            await self.backend.bury(keys)
+            for key, found in self._tiers.find(keys).items():
+                tiers = [tier for tier in Tier if found.is_on(tier)]
+                await self.backend.publish([Replica(found.record, tier, self._name) for tier in tiers])
+                self.unburied.discard(key)
+        finally:
+            self._may_say.set()
+        self.unburied.difference_update(keys)
+
     async def drop_buried(self, keys: Sequence[ObjectKey]) -> None:
         """Drops what was deleted on purpose while this store was away."""
         log.info("objects deleted while this store was away", num_objects=len(keys))
@@ -125,6 +142,7 @@ class SharedIndex:
             await asyncio.wait(list(self._tasks))
 
     async def _say(self, key: ObjectKey, tier: Tier) -> None:
+        await self._may_say.wait()
         found = self._tiers.find([key]).get(key)
         if found is None or not found.is_on(tier):
             return

@@ -22,7 +22,7 @@ from spolia_kvstore.entry import Elsewhere, Entry, Reader
 from spolia_kvstore.kept_pins import KeptPins
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.quotas import Tenants
-from spolia_kvstore.ram_tier import Upload
+from spolia_kvstore.ram_tier import StoredObject, Upload
 from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
 from spolia_kvstore.shared_index import SharedIndex
 from spolia_kvstore.tiers import Found, Tiers
@@ -205,8 +205,7 @@ class KVStore:
         record = replace(record, replica=f"{self.name}/{self._started_ns:x}-{next(self._replica_numbers)}")
         try:
             await self._keep_quota(record)  # others may have come since the upload began
-            replaces = self.tiers.row(record.key)
-            stored = self.tiers.commit(upload, record, upload.verifier.head)
+            stored = await self._let_be_found(upload, record)
         except AlreadyStored:
             await self._keep_promise(record.key, durable=durable)
             raise
@@ -214,12 +213,8 @@ class KVStore:
         self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
         try:
             await self._announced(record)
-            if durable or replaces is not None:
-                is_safe = await self.tiers.persist(stored)
-                if not is_safe and replaces is not None and self.tiers.disk is not None:
-                    await self.tiers.disk.evict([record.key])  # two replicas under one key would mix their bytes
-                if not is_safe and durable:
-                    raise _not_durable()
+            if durable and not await self.tiers.persist(stored):
+                raise _not_durable()
         finally:
             self.tiers.ram.close(stored)
         return record
@@ -276,12 +271,12 @@ class KVStore:
 
     async def delete(self, keys: Sequence[ObjectKey]) -> Dropped:
         """Drops objects, pinned or not, from every tier of this store. Readers that have begun finish."""
+        await self.index.bury(keys)  # first: what is stored from now on, is stored after it
         objects, tiers = Totals(), {tier: Totals() for tier in Tier}
         for record, on in await self.tiers.delete(list(dict.fromkeys(keys))):
             objects = _plus(objects, record)
             for tier in on:
                 tiers[tier] = _plus(tiers[tier], record)
-        await self.index.bury(keys)
         return Dropped(objects, tiers)
 
     async def sweep(self) -> None:
@@ -365,6 +360,23 @@ class KVStore:
                 )
         return found.row.file_id if found is not None and found.row is not None else ""
 
+    async def _let_be_found(self, upload: Upload, record: ObjectRecord) -> StoredObject:
+        """Puts a new object into memory; in the place of one on disk that is skipped for being slow, on disk first."""
+        old = self.tiers.row(record.key)
+        if old is None:
+            return self.tiers.commit(upload, record, upload.verifier.head)
+        if old.file_id != upload.skipped_file_id:
+            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} was stored meanwhile", field="info.chunk_id")
+
+        def on_replaced() -> None:
+            self.tenants.add(record.key.tenant_id, record.size_bytes - old.record.size_bytes, num_objects=0)
+            self.index.say(record.key, Tier.DISK)
+
+        stored = await self.tiers.replace(upload, record, upload.verifier.head, old, on_replaced)
+        if stored is None:
+            raise _not_durable()
+        return stored
+
     async def _keep_promise(self, key: ObjectKey, *, durable: bool) -> None:
         """Before a Put is told that another was first: makes that one as safe as this one was to be."""
         if not durable:
@@ -419,6 +431,7 @@ class KVStore:
         return answers
 
     def _on_added(self, record: ObjectRecord, tier: Tier, is_new: bool) -> None:
+        self.index.unburied.discard(record.key)
         if is_new:
             self.tenants.add(record.key.tenant_id, record.size_bytes)
         if not (tier is Tier.RAM and is_new):  # a Put announces its object itself

@@ -13,13 +13,12 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
 
 from spolia_core.chunk_object import ChunkHead
-from spolia_core.errors import AlreadyStored
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.catalog_row import Row
@@ -181,21 +180,35 @@ class Tiers:
         return None if self.disk is None else self.disk.find([key]).get(key)
 
     def commit(self, upload: Upload, record: ObjectRecord, head: ChunkHead) -> StoredObject:
-        """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first.
-
-        A file that was skipped for being slow stays until the new object has one of its own.
-        """
-        row = self.row(record.key)
-        if row is not None and row.file_id != upload.skipped_file_id:
-            self.ram.abort(upload)
-            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} was stored meanwhile", field="info.chunk_id")
-        now = self.clock()
-        self.compute_cost.observe(record.compute_s, record.num_tokens)
-        usage = Usage(now, now, log_cost=self._log_cost(record, head))
-        stored = self.ram.commit(upload, record, usage)
-        self.listeners.added(record, Tier.RAM, row is None)
+        """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first."""
+        stored = self.ram.commit(upload, record, self._new_usage(record, head))
+        self.listeners.added(record, Tier.RAM, True)
         if self.writes_behind:
             self._unwritten.append(stored)
+        return stored
+
+    async def replace(
+        self, upload: Upload, record: ObjectRecord, head: ChunkHead, old: Row, on_replaced: Callable[[], None]
+    ) -> StoredObject | None:
+        """Puts a new object in the place of `old`, on disk and then in memory: one of the two is there throughout.
+
+        None when the disk could not take it: then `old` stays. Raises `AlreadyStored` when somebody was faster.
+        """
+        disk, key = self.disk, record.key
+        assert disk is not None
+        usage = self._new_usage(record, head)
+        row = Row(record, Tier.DISK, usage, upload.verifier.frame_digests, secrets.token_hex(8))
+
+        def is_wanted() -> bool:
+            found = self.row(key)
+            return found is not None and found.file_id == old.file_id and key not in self.ram
+
+        pieces = partial(upload.extent.pieces, 0, upload.extent.size)
+        if not await disk.write(row, pieces, is_wanted, on_replaced):
+            self.ram.abort(upload)
+            return None
+        stored = self.ram.commit(upload, record, usage, on_disk=True)
+        self.listeners.added(record, Tier.RAM, False)
         return stored
 
     def commit_promoted(self, upload: Upload, row: Row) -> None:
@@ -291,24 +304,32 @@ class Tiers:
 
     async def write_behind(self, delay_s: float) -> None:
         """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk."""
-        while self._unwritten and self._unwritten[0].usage.stored_at <= self.clock() - delay_s:
-            stored = self._unwritten.popleft()
-            if self.ram.find(stored.record.key) is stored and self._worth_writing()(stored):
-                await self.write(stored)
+        await self._write_worthy(self._due(self.clock() - delay_s))
+
+    def _due(self, stored_until: float) -> Iterator[StoredObject]:
+        while self._unwritten and self._unwritten[0].usage.stored_at <= stored_until:
+            yield self._unwritten.popleft()
 
     async def write_all(self) -> None:
         """Writes what is in memory only, most valuable first, so that it outlives the process. The caller bounds it."""
         self._unwritten.clear()
         left = sorted((stored for stored in self.ram if not stored.on_disk), key=self.ram.rank_of)
-        num_unwritten, num_written = len(left) if self.disk is not None else 0, 0
         try:
-            while left:
-                stored = left.pop()
-                if self._worth_writing()(stored) and await self.write(stored):
-                    num_written += 1
+            await self._write_worthy(reversed(left))
         finally:
-            if num_unwritten:
-                log.info("memory written to disk", num_written=num_written, num_left=num_unwritten - num_written)
+            if left and self.disk is not None:
+                num_written = sum(stored.on_disk for stored in left)
+                log.info("memory written to disk", num_written=num_written, num_left=len(left) - num_written)
+
+    async def _write_worthy(self, objects: Iterable[StoredObject]) -> None:
+        """Writes those that are worth it, one after another."""
+        is_worth_writing = self._worth_writing()
+        for number, stored in enumerate(objects):
+            if self.ram.find(stored.record.key) is stored and is_worth_writing(stored):
+                await self.write(stored)
+                is_worth_writing = self._worth_writing()
+            elif number % EVICT_AT_ONCE == 0:
+                await asyncio.sleep(0)  # others first: so much is not worth it
 
     async def close(self) -> None:
         """Waits for writes under way, and ends the disk's threads."""
@@ -379,6 +400,11 @@ class Tiers:
     def _left_memory(self, stored: StoredObject) -> None:
         self._refused_at.pop(stored, None)
         self.listeners.removed(stored.record, Tier.RAM, not stored.on_disk)
+
+    def _new_usage(self, record: ObjectRecord, head: ChunkHead) -> Usage:
+        self.compute_cost.observe(record.compute_s, record.num_tokens)
+        now = self.clock()
+        return Usage(now, now, log_cost=self._log_cost(record, head))
 
     def _log_cost(self, record: ObjectRecord, head: ChunkHead) -> float:
         num_before = head.meta.rope_base // PREFIX_CHUNK_TOKENS if record.kind is ChunkKind.PREFIX else 0
