@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import HandClock, key_of, make_chunk, make_record
+from kvstore_worlds import TENANT, HandClock, key_of, make_chunk, make_record
 from tier_worlds import ANYONE, CHUNK_BYTES, World, open_world
 
+from spolia_core.errors import Busy
 from spolia_core.reuse import MissReason
+from spolia_kvstore.catalog import Totals
 from spolia_kvstore.cost_gate import MIN_SAMPLES, REMEASURE_AFTER_S, CostGate
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.objects import ObjectRecord, Tier
@@ -105,6 +108,36 @@ async def test_what_is_skipped_can_be_claimed_and_stored_again_and_the_old_file_
         assert [found.path for found in world.disk.files.scan()] == [world.file_of(CHUNK)]
         assert world.store.claims.num_live() == 0
         assert world.store.num_objects == 1
+
+
+async def test_a_tenant_is_counted_what_it_holds_when_the_new_object_has_another_size(tmp_path: Path) -> None:
+    bigger = make_chunk(1, num_tokens=32, compute_s=1.0)
+    assert key_of(bigger) == KEY
+    async with open_world(tmp_path, cost_gate=True) as world:
+        await world.put_on_disk_only(CHUNK)
+        slow_down(world)
+        await world.put(bigger)
+        assert world.store.tenants.held() == {TENANT: Totals(1, len(bigger.data))}
+        assert world.disk.used_bytes == len(bigger.data)
+        await world.store.delete([KEY])
+        assert world.store.tenants.held() == {}
+
+
+async def test_a_disk_that_cannot_take_the_new_object_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    async with open_world(tmp_path, cost_gate=True) as world:
+        await world.put_on_disk_only(CHUNK)
+        slow_down(world)
+        monkeypatch.setattr(world.disk.files, "write", is_full)
+        with pytest.raises(Busy, match="keeps the older one"):
+            await world.put(make_chunk(1, num_tokens=32, compute_s=1.0))
+        assert world.where(CHUNK) == ["DISK"]
+        assert await world.get(CHUNK, reader=Reader(ignore_cost=True)) == [(Tier.DISK, CHUNK.data)]
+        assert world.store.tenants.held() == {TENANT: Totals(1, len(CHUNK.data))}
 
 
 async def test_a_slow_disk_is_measured_again_after_a_while(tmp_path: Path) -> None:

@@ -133,6 +133,23 @@ async def test_while_the_index_is_away_a_store_serves_what_it_has_and_says_it_la
     assert lease.owner == "a"
 
 
+async def test_what_is_stored_again_after_a_delete_that_could_not_be_said_stays(
+    shared: FakeShared, pair: tuple[Site, Site]
+) -> None:
+    here, _ = pair
+    await here.world.put(ONE, TWO, durable=True)
+    await here.settled()
+    here.backend.reachable = False
+    await here.world.store.delete([KEY, key_of(TWO)])
+    await here.world.put(ONE, durable=True)
+    for _ in range(2):
+        await here.walked()
+        await here.settled()
+    assert here.world.where(ONE, TWO) == ["RAM+DISK", ""]
+    assert replicas_of(shared) == held_by(here)
+    assert key_of(TWO) in shared.buried
+
+
 async def test_an_index_that_lost_everything_is_whole_after_one_walk(
     shared: FakeShared, pair: tuple[Site, Site]
 ) -> None:

@@ -374,7 +374,7 @@ class KVStore:
 
         stored = await self.tiers.replace(upload, record, upload.verifier.head, old, on_replaced)
         if stored is None:
-            raise _not_durable()
+            raise Busy("the disk cannot take the object now and keeps the older one", retry_after_ms=1000)
         return stored
 
     async def _keep_promise(self, key: ObjectKey, *, durable: bool) -> None:
