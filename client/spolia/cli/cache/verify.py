@@ -49,7 +49,8 @@ def verify(
                 notes().print("damaged:", *row, markup=False)
             raise
     failed.update(verified.failed)
-    answers = {**seen, **verified.answers}
+    known = {**seen, **verified.answers}
+    answers = {one: known[one] for one in stores.addresses if one in known}  # not in the order in which they answered
     total = sum(answers.values(), Verified())
     if as_json:
         print_json(_as_json(answers, total) | {"failed": failures(failed)})
