@@ -102,7 +102,7 @@ async def test_pins_claims_and_transfers_are_those_of_now() -> None:
         upload = await world.filled(THREE)
         assert [value("pins"), value("claims"), value("transfers"), value("claim_waiters")] == [1, 1, 1, 0]
         assert value("held_bytes") == 2 * CHUNK_BYTES
-        world.store.abort_put(upload)
+        world.store.puts.abort(upload)
         world.clock.now += 10.0
         assert [value("pins"), value("claims"), value("transfers")] == [0, 0, 0]
 

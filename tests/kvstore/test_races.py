@@ -26,10 +26,10 @@ async def test_an_upload_that_ends_second_leaves_what_the_first_was_promised(tmp
     async with open_world(tmp_path) as world:
         first = await world.filled(CHUNK, durable=True)
         second = await world.filled(CHUNK)
-        await world.store.finish_put(first, durable=True)
+        await world.store.puts.finish(first, durable=True)
         world.store.pin([KEY], "me", 60.0)
         with pytest.raises(AlreadyStored):
-            await world.store.finish_put(second)
+            await world.store.puts.finish(second)
         assert world.where(CHUNK) == ["RAM+DISK"]
         assert world.store.pins.of(KEY) == [("me", 60.0)]
 
@@ -40,7 +40,7 @@ async def test_an_upload_begun_before_another_went_to_disk_only_loses_too(tmp_pa
         await world.put(CHUNK, durable=True)
         world.drop_from_memory(KEY)
         with pytest.raises(AlreadyStored):
-            await world.store.finish_put(late)
+            await world.store.puts.finish(late)
         assert world.where(CHUNK) == ["DISK"]
 
 
@@ -48,7 +48,7 @@ async def test_uploads_at_once_keep_to_the_quota_together(tmp_path: Path) -> Non
     async with open_world(tmp_path, default_quota=Quota(num_objects=2)) as world:
         uploads = [await world.filled(make_chunk(number)) for number in range(4)]
         for upload in uploads:
-            await world.store.finish_put(upload)
+            await world.store.puts.finish(upload)
         assert world.store.tenants.held()[TENANT].num_objects == 2
 
 
@@ -131,7 +131,7 @@ async def test_a_put_cut_off_while_it_is_announced_is_announced_all_the_same(mon
 
         monkeypatch.setattr(world.store.index, "announce", slow)
         await world.store.claim([KEY], "me", 60.0, 0.0)
-        task = asyncio.create_task(world.store.finish_put(await world.filled(CHUNK)))
+        task = asyncio.create_task(world.store.puts.finish(await world.filled(CHUNK)))
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait([task], timeout=20)
@@ -150,7 +150,7 @@ async def test_room_for_a_large_object_is_made_of_many_small_ones_a_few_writes_a
         while not task.done():
             most = max(most, len(world.tiers._writes))
             await asyncio.sleep(0)
-        world.store.abort_put(await task)
+        world.store.puts.abort(await task)
         assert 0 < most <= MAX_WRITES
         gone = [chunk for chunk in small if key_of(chunk) not in world.ram]
         assert len(gone) * CHUNK_BYTES >= len(large.data) - CHUNK_BYTES

@@ -82,7 +82,7 @@ async def test_a_put_ends_every_claim_on_its_object_and_no_other() -> None:
         upload = await world.filled(CHUNK)
         await claim(world, KEY, "late")
         await claim(world, key_of(CHUNK, "other"), "late")
-        await world.store.finish_put(upload)
+        await world.store.puts.finish(upload)
         assert world.store.claims.num_live() == 1
         assert (await claim(world, KEY, "late")).state is ClaimState.STORED
 
@@ -99,9 +99,9 @@ async def test_a_put_that_was_not_needed_ends_its_owners_claim() -> None:
 async def test_of_two_uploads_the_second_is_told_and_frees_its_bytes() -> None:
     async with open_world() as world:
         uploads = [await world.filled(CHUNK) for _ in range(2)]
-        await world.store.finish_put(uploads[1])
+        await world.store.puts.finish(uploads[1])
         with pytest.raises(AlreadyStored):
-            await world.store.finish_put(uploads[0])
+            await world.store.puts.finish(uploads[0])
         assert (world.ram.held_bytes, world.store.counters.puts) == (CHUNK_BYTES, 1)
 
 
@@ -121,21 +121,21 @@ async def test_a_claim_lapses_into_the_hands_of_the_next_who_asks() -> None:
 async def test_a_damaged_upload_is_refused_and_leaves_nothing_but_a_count() -> None:
     damaged = CHUNK.data[:-1] + bytes([CHUNK.data[-1] ^ 1])
     async with open_world() as world:
-        upload = await world.store.begin_put(announced(CHUNK), "")
+        upload = await world.store.puts.begin(announced(CHUNK), "")
         world.ram.append(upload, damaged)
         with pytest.raises(DataCorrupt), captured_logs():
-            await world.store.finish_put(upload)
-        world.store.abort_put(upload)
+            await world.store.puts.finish(upload)
+        world.store.puts.abort(upload)
         assert (world.ram.held_bytes, world.store.num_objects) == (0, 0)
         assert (world.store.counters.digest_failures, world.store.counters.puts) == (1, 0)
 
 
 async def test_an_upload_that_ended_early_is_refused() -> None:
     async with open_world() as world:
-        upload = await world.store.begin_put(announced(CHUNK), "")
+        upload = await world.store.puts.begin(announced(CHUNK), "")
         with pytest.raises(InvalidRequest, match="as announced"):
-            await world.store.finish_put(upload)
-        world.store.abort_put(upload)
+            await world.store.puts.finish(upload)
+        world.store.puts.abort(upload)
 
 
 async def test_a_store_without_a_disk_refuses_what_must_be_on_one() -> None:

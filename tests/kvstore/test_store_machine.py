@@ -155,13 +155,13 @@ class StoreMachine(RuleBasedStateMachine):
     def put(self, number: int, *, durable: bool) -> bool:
         async def work() -> None:
             chunk = CHUNKS[number]
-            upload = await self.store.begin_put(announced(chunk), "", durable=durable)
+            upload = await self.store.puts.begin(announced(chunk), "", durable=durable)
             try:
                 for offset, piece, piece_digest in frames(chunk.data, 4096):
-                    self.store.append_frame(upload, offset, piece, piece_digest)
-                await self.store.finish_put(upload, durable=durable)
+                    self.store.puts.append_frame(upload, offset, piece, piece_digest)
+                await self.store.puts.finish(upload, durable=durable)
             finally:
-                self.store.abort_put(upload)
+                self.store.puts.abort(upload)
 
         was_here = number in self.held
         try:
@@ -185,10 +185,10 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def work() -> None:
             chunk = CHUNKS[number]
-            upload = await self.store.begin_put(announced(chunk), "")
+            upload = await self.store.puts.begin(announced(chunk), "")
             offset, piece, piece_digest = next(frames(chunk.data, 4096))
-            self.store.append_frame(upload, offset, piece, piece_digest)
-            self.store.abort_put(upload)
+            self.store.puts.append_frame(upload, offset, piece, piece_digest)
+            self.store.puts.abort(upload)
 
         with suppress(AlreadyStored, Busy):
             self.run(work())

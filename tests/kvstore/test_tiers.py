@@ -227,7 +227,7 @@ async def test_an_object_deleted_while_it_is_written_leaves_nothing_on_disk(
     async with open_world(tmp_path) as world:
         monkeypatch.setattr(world.disk.files, "write", held_up(world.disk.files.write, may_go_on))
         upload = await world.filled(ONE, durable=True)
-        putting = asyncio.create_task(world.store.finish_put(upload, durable=True))
+        putting = asyncio.create_task(world.store.puts.finish(upload, durable=True))
         await eventually(lambda: bool(world.disk._writing))
         deleting = asyncio.create_task(world.store.delete([key_of(ONE)]))
         await asyncio.sleep(0.01)
@@ -301,7 +301,7 @@ async def test_the_deeper_prefix_chunk_goes_first_among_equals() -> None:
     shallow, deep = (make_chunk(n, kind=ChunkKind.PREFIX, rope_base=128 * n) for n in (1, 2))
     async with open_world(num_in_memory=2) as world:
         for chunk in (shallow, deep):
-            await world.store.finish_put(await world.filled(chunk))
+            await world.store.puts.finish(await world.filled(chunk))
         ranks = [world.ram.rank_of(stored) for stored in world.ram]
         assert ranks[0] > ranks[1]
 
@@ -332,5 +332,5 @@ async def test_a_durable_put_that_loses_to_one_in_memory_makes_that_one_durable(
         upload = await world.filled(late, durable=True)
         await world.put(late)
         with pytest.raises(AlreadyStored):
-            await world.store.finish_put(upload, durable=True)
+            await world.store.puts.finish(upload, durable=True)
         assert world.where(early, late) == ["RAM+DISK", "RAM+DISK"]

@@ -61,9 +61,9 @@ class World:
 
     async def filled(self, chunk: Chunk, tenant_id: str = TENANT, *, owner: str = "", durable: bool = False) -> Upload:
         """An upload whose bytes have all come."""
-        upload = await self.store.begin_put(announced(chunk, tenant_id), owner, durable=durable)
+        upload = await self.store.puts.begin(announced(chunk, tenant_id), owner, durable=durable)
         for offset, piece, piece_digest in frames(chunk.data):
-            self.store.append_frame(upload, offset, piece, piece_digest)
+            self.store.puts.append_frame(upload, offset, piece, piece_digest)
         return upload
 
     async def put(self, *chunks: Chunk, tenant_id: str = TENANT, durable: bool = False) -> list[ObjectRecord]:
@@ -73,9 +73,9 @@ class World:
             self.clock.now += 2.0
             upload = await self.filled(chunk, tenant_id, durable=durable)
             try:
-                records.append(await self.store.finish_put(upload, durable=durable))
+                records.append(await self.store.puts.finish(upload, durable=durable))
             finally:
-                self.store.abort_put(upload)
+                self.store.puts.abort(upload)
         return records
 
     async def put_on_disk_only(self, *chunks: Chunk, tenant_id: str = TENANT) -> None:

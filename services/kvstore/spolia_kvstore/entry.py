@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from spolia_core.ids import FORMAT_VERSION
 from spolia_core.reuse import MissReason
+from spolia_kvstore.cost_gate import CostGate
 from spolia_kvstore.objects import ObjectRecord, Tier
 from spolia_kvstore.verify import KNOWN_CODECS
 
@@ -29,6 +30,13 @@ class Reader:
         if self.accepted_codecs and record.codec not in self.accepted_codecs:
             return MissReason.CODEC
         return None
+
+    def misses(self, record: ObjectRecord, tier: Tier, gate: CostGate) -> MissReason | None:
+        """Why an object that is here is a miss for this reader, its tier's slowness included; None when it is a hit."""
+        miss = self.refuses(record)
+        if miss is None and not self.ignore_cost and gate.skips(record, tier):
+            return MissReason.SLOWER_THAN_COMPUTING
+        return miss
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,14 +159,14 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> kvstore_pb2.PutResponse:
         header = _header_of(await anext(requests, None))
         record, durable = wire.record_of(header), wire.is_durable(header)
-        upload = await self._store.begin_put(record, header.claim_owner, durable=durable)
+        upload = await self._store.puts.begin(record, header.claim_owner, durable=durable)
         try:
             async for request in requests:
                 frame = _frame_of(request)
-                self._store.append_frame(upload, frame.offset, frame.data, frame.digest)
-            kept: ObjectRecord = await self._store.finish_put(upload, durable=durable)
+                self._store.puts.append_frame(upload, frame.offset, frame.data, frame.digest)
+            kept: ObjectRecord = await self._store.puts.finish(upload, durable=durable)
         finally:
-            self._store.abort_put(upload)
+            self._store.puts.abort(upload)
         return kvstore_pb2.PutResponse(
             replica=kept.replica, tier=common_pb2.TIER_DISK if durable else common_pb2.TIER_RAM
         )

@@ -1,32 +1,28 @@
-"""Decides for the whole store: tiers, claims, pins, quotas and shared index move together here, and nowhere else."""
+"""Decides for the whole store: tiers, claims, pins, quotas and shared index move together here, for Puts in `puts.py`."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import IntEnum
-from itertools import count
 
-from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, NotSupported
 from spolia_core.ids import SHARED_TENANT
 from spolia_core.reuse import MissReason
 from spolia_kvstore.backend import Backend, ClaimAnswer
 from spolia_kvstore.catalog import Catalog, Totals
 from spolia_kvstore.claims import Claims
+from spolia_kvstore.counters import Counters
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 from spolia_kvstore.entry import Elsewhere, Entry, Reader
 from spolia_kvstore.kept_pins import KeptPins
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
+from spolia_kvstore.puts import Puts
 from spolia_kvstore.quotas import Tenants
-from spolia_kvstore.ram_tier import StoredObject, Upload
 from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
 from spolia_kvstore.shared_index import SharedIndex
 from spolia_kvstore.tiers import Found, Tiers
-from spolia_kvstore.verify import check_complete, check_frame, check_record
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
@@ -60,17 +56,6 @@ class Dropped:
     tiers: Mapping[Tier, Totals]
 
 
-@dataclass(slots=True)
-class Counters:
-    """Counts since the start."""
-
-    hits: Counter[Tier] = field(default_factory=Counter)
-    misses: Counter[MissReason] = field(default_factory=Counter)
-    digest_failures: int = 0
-    puts: int = 0
-    read_bytes: Counter[Tier] = field(default_factory=Counter)
-
-
 class KVStore:
     """Chunk objects of all tenants. Used from one event loop; `clock` is monotonic, for leases.
 
@@ -99,9 +84,9 @@ class KVStore:
         self.index = SharedIndex(backend, tiers, name=name, stores=stores)
         self.counters = Counters()
         self.name = name
-        self._started_ns = time.time_ns()
-        self._replica_numbers = count(1)
-        self._max_object_bytes = max_object_bytes
+        self.puts = Puts(
+            tiers, tenants, self.claims, self.index, self.counters, name=name, max_object_bytes=max_object_bytes
+        )
         self._clock = clock
         tiers.is_pinned = self.pins.is_pinned
         tiers.listeners.added = self._on_added
@@ -162,66 +147,6 @@ class KVStore:
         if found is not None:
             self.tiers.use(found, is_hit=True)
         return entry
-
-    async def begin_put(self, record: ObjectRecord, claim_owner: str, *, durable: bool = False) -> Upload:
-        """Checks the announcement and reserves memory; end it with `finish_put` or `abort_put`.
-
-        Raises `InvalidRequest`, `AlreadyStored` (the owner's claim is over then), `Busy`, or `NotSupported` for a
-        durability there is no tier for.
-        """
-        check_record(record, self._max_object_bytes)
-        if durable and self.tiers.disk is None:
-            raise NotSupported(
-                "this store has no disk tier", field="durability", limit="DURABILITY_RAM", actual="DURABILITY_DISK"
-            )
-        try:
-            skipped_file_id = await self._check_new(record, durable=durable)
-            await self._keep_quota(record)
-            upload = await self.tiers.reserve(record)
-        except AlreadyStored:
-            await self._keep_promise(record.key, durable=durable)
-            if claim_owner:
-                await self.claims.release([record.key], claim_owner)
-            raise
-        upload.skipped_file_id = skipped_file_id
-        return upload
-
-    def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
-        """Checks and keeps the next frame. Raises `InvalidRequest` or `DataCorrupt`."""
-        with self._noting_damage(upload.record):
-            check_frame(upload.record, upload.num_received, offset, data, frame_digest)
-        self.tiers.ram.append(upload, data)
-
-    async def finish_put(self, upload: Upload, *, durable: bool = False) -> ObjectRecord:
-        """Checks the whole object and lets it be found, under the replica's name that is returned. Ends its claim.
-
-        Raises `InvalidRequest`, `DataCorrupt`, `AlreadyStored` when another upload of this chunk was faster, or `Busy`
-        when the disk could not take it: it is in memory all the same.
-        """
-        record = upload.record
-        check_complete(record, upload.num_received)
-        with self._noting_damage(record):
-            upload.verifier.finish()
-        record = replace(record, replica=f"{self.name}/{self._started_ns:x}-{next(self._replica_numbers)}")
-        try:
-            await self._keep_quota(record)  # others may have come since the upload began
-            stored = await self._let_be_found(upload, record)
-        except AlreadyStored:
-            await self._keep_promise(record.key, durable=durable)
-            raise
-        self.counters.puts += 1
-        self.tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
-        try:
-            await self._announced(record)
-            if durable and not await self.tiers.persist(stored):
-                raise _not_durable()
-        finally:
-            self.tiers.ram.close(stored)
-        return record
-
-    def abort_put(self, upload: Upload) -> None:
-        """Frees an upload that did not finish. Does nothing after `finish_put`."""
-        self.tiers.ram.abort(upload)
 
     async def claim(self, keys: Sequence[ObjectKey], owner: str, ttl_s: float, wait_s: float) -> list[ClaimResult]:
         """Claims what is neither stored nor held by another; renews what `owner` holds.
@@ -323,16 +248,10 @@ class KVStore:
         return found
 
     def _judged(self, found: Found, reader: Reader) -> Entry:
-        miss = self._miss_of(found, reader)
+        miss = reader.misses(found.record, found.tier, self.tiers.gate)
         if miss is not None:
             return Entry(miss=miss)
         return Entry(found.record, found.tier, locations=self.index.here(found.tier))
-
-    def _miss_of(self, found: Found, reader: Reader) -> MissReason | None:
-        miss = reader.refuses(found.record)
-        if miss is None and not reader.ignore_cost and self.tiers.gate.skips(found.record, found.tier):
-            return MissReason.SLOWER_THAN_COMPUTING
-        return miss
 
     def _opened(self, found: Found | None, reader: Reader) -> Reading:
         if found is None:
@@ -345,71 +264,6 @@ class KVStore:
         assert found.row is not None
         return DiskReading(entry, self.tiers, found.row, self.note_damage)
 
-    async def _check_new(self, record: ObjectRecord, *, durable: bool) -> str:
-        """Raises `AlreadyStored` when nothing is gained by an upload. Returns the id of the file that is skipped for
-        being slow, if there is one."""
-        found = self.tiers.find([record.key]).get(record.key)
-        if found is not None and self._miss_of(found, Reader()) is None:
-            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} is stored already", field="info.chunk_id")
-        elsewhere = await self.index.locate([record.key], with_shared=False)
-        for there in elsewhere.values():
-            if there.is_on_disk or not durable:
-                raise AlreadyStored(
-                    f"chunk {record.key.chunk_id.hex()} is stored already, at {there.locations[0].store_id}",
-                    field="info.chunk_id",
-                )
-        return found.row.file_id if found is not None and found.row is not None else ""
-
-    async def _let_be_found(self, upload: Upload, record: ObjectRecord) -> StoredObject:
-        """Puts a new object into memory; in the place of one on disk that is skipped for being slow, on disk first."""
-        old = self.tiers.row(record.key)
-        if old is None:
-            return self.tiers.commit(upload, record, upload.verifier.head)
-        if old.file_id != upload.skipped_file_id:
-            raise AlreadyStored(f"chunk {record.key.chunk_id.hex()} was stored meanwhile", field="info.chunk_id")
-
-        def on_replaced() -> None:
-            self.tenants.add(record.key.tenant_id, record.size_bytes - old.record.size_bytes, num_objects=0)
-            self.index.say(record.key, Tier.DISK)
-
-        stored = await self.tiers.replace(upload, record, upload.verifier.head, old, on_replaced)
-        if stored is None:
-            raise Busy("the disk cannot take the object now and keeps the older one", retry_after_ms=1000)
-        return stored
-
-    async def _keep_promise(self, key: ObjectKey, *, durable: bool) -> None:
-        """Before a Put is told that another was first: makes that one as safe as this one was to be."""
-        if not durable:
-            return
-        stored = self.tiers.ram.find(key)
-        if stored is not None:
-            is_safe = await self.tiers.persist(stored)
-        else:  # its row may have been written without waiting for the disk
-            is_safe = self.tiers.disk is not None and await self.tiers.disk.sync()
-        if not is_safe:
-            raise _not_durable()
-
-    async def _announced(self, record: ObjectRecord) -> None:
-        """Tells the shared index and ends the claims on an object; to the end, also when the caller goes away."""
-
-        async def announce() -> None:
-            is_told = await self.index.announce(record)
-            await self.claims.stored([record.key], is_told=is_told)
-
-        await asyncio.shield(self.index.in_background(announce()))
-
-    async def _keep_quota(self, record: ObjectRecord) -> None:
-        """Evicts what a tenant values least of its own until one more object fits its quota. Raises `Busy`."""
-        tenant_id, size = record.key.tenant_id, record.size_bytes
-        quota = self.tenants.quota(tenant_id)
-        if quota.num_bytes and size > quota.num_bytes:
-            raise self.tenants.refusal(tenant_id, size)
-        while (excess := self.tenants.excess(tenant_id, size)) != Totals():
-            victims = self.tiers.lowest_of_tenant(tenant_id, excess)
-            if not victims:
-                raise self.tenants.refusal(tenant_id, size)
-            await self.tiers.evict_everywhere(victims)
-
     async def _claim_now(self, keys: Sequence[ObjectKey], owner: str, ttl_s: float) -> dict[ObjectKey, ClaimAnswer]:
         """Objects that are here but skipped for their tier's slowness can be claimed like missing ones."""
         found = self._find(keys)
@@ -418,7 +272,7 @@ class KVStore:
         for key in dict.fromkeys(keys):
             if key not in found:
                 absent.append(key)
-            elif self._miss_of(found[key], Reader()) is None:
+            elif Reader().misses(found[key].record, found[key].tier, self.tiers.gate) is None:
                 answers[key] = ClaimAnswer(is_stored=True)
             else:
                 skipped.append(key)
@@ -442,28 +296,6 @@ class KVStore:
             self.tenants.add(record.key.tenant_id, -record.size_bytes, -1)
             self.pins.drop(record.key)
         self.index.unsay(record.key, tier)
-
-    @contextmanager
-    def _noting_damage(self, record: ObjectRecord) -> Iterator[None]:
-        try:
-            yield
-        except DataCorrupt as error:
-            self.note_damage()
-            key = record.key
-            log.warning(
-                "damaged upload refused", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), error=error.message
-            )
-            raise
-
-
-def _not_durable() -> Busy:
-    return Busy(
-        "the disk cannot take the object now; it is kept in memory",
-        field="durability",
-        limit="DURABILITY_RAM",
-        actual="DURABILITY_DISK",
-        retry_after_ms=1000,
-    )
 
 
 def _judged_elsewhere(found: Elsewhere, reader: Reader) -> Entry:
