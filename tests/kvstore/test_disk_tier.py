@@ -16,7 +16,8 @@ from kvstore_worlds import eventually, make_record
 from spolia_kvstore.catalog import Catalog, Totals
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles
-from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier, name_of
+from spolia_kvstore.disk_rows import name_of
+from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 
@@ -59,7 +60,7 @@ class Disk:
         return await self.tier.write(row, lambda: iter(pieces), lambda: True, lambda: self.listed.append(number))
 
     def numbers(self) -> list[int]:
-        return [number_of(row) for row in self.tier.rows()]
+        return [number_of(row) for row in self.tier.rows.walk()]
 
     async def read(self, number: int) -> bytes:
         row = self.row(number)
@@ -70,7 +71,7 @@ class Disk:
             file.close()
 
     def row(self, number: int) -> Row:
-        (row,) = self.tier.find([key(number)]).values()
+        (row,) = self.tier.rows.find([key(number)]).values()
         return row
 
 
@@ -106,7 +107,7 @@ async def test_what_was_written_is_found_and_read_and_told_at_that_moment(disk: 
 async def test_the_lowest_rank_goes_first_but_never_what_is_pinned_or_read(disk: Disk) -> None:
     for number in range(1, 5):
         await disk.write(number, used_at=100.0 * number)
-    disk.tier.use(disk.row(1), 1000.0, is_hit=True)
+    disk.tier.rows.use(disk.row(1), 1000.0, is_hit=True)
     disk.pinned.add(key(2))
     disk.tier.hold(key(3))
     assert await disk.write(5, used_at=1000.0)
@@ -192,7 +193,7 @@ async def test_an_index_that_takes_no_row_leaves_no_file(disk: Disk, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(disk.catalog, "put", index_failing)
         assert not await disk.write(1)
-    assert (list(disk.files.scan()), disk.tier.counters.index_errors) == ([], 1)
+    assert (list(disk.files.scan()), disk.tier.rows.errors) == ([], 1)
 
 
 async def test_an_index_that_cannot_be_read_is_a_miss(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,10 +201,10 @@ async def test_an_index_that_cannot_be_read_is_a_miss(disk: Disk, monkeypatch: p
     with monkeypatch.context() as patched:
         for method in ("lookup", "lowest", "lowest_of_tenant"):
             patched.setattr(disk.catalog, method, index_failing)
-        assert disk.tier.find([key(1)]) == {}
-        assert list(disk.tier.lowest_of_tenant("tenant")) == []
+        assert disk.tier.rows.find([key(1)]) == {}
+        assert list(disk.tier.rows.lowest_of_tenant("tenant")) == []
         assert not await disk.write(2, size=BUDGET), "nothing is known that could go"
-    assert disk.tier.counters.index_errors > 0
+    assert disk.tier.rows.errors > 0
     assert await disk.read(1) == b"\x01" * 25
 
 
@@ -214,17 +215,17 @@ async def test_a_row_that_cannot_be_removed_counts_as_gone_and_goes_later(
     with monkeypatch.context() as patched:
         patched.setattr(disk.catalog, "remove", index_failing)
         assert [number_of(row) for row in await disk.tier.remove([key(1)])] == [1]
-        disk.tier.flush()
-        assert (disk.numbers(), disk.tier.find([key(1)]), disk.tier.used_bytes) == ([], {}, 0)
+        disk.tier.rows.flush()
+        assert (disk.numbers(), disk.tier.rows.find([key(1)]), disk.tier.used_bytes) == ([], {}, 0)
         assert await disk.write(1, file_id="f2"), "the same object can be stored again"
         assert disk.numbers() == [1]
-    disk.tier.flush()
+    disk.tier.rows.flush()
     assert disk.row(1).file_id == "f2"
     await disk.write(3)
     monkeypatch.setattr(disk.catalog, "remove", index_failing)
     await disk.tier.remove([key(3)])
     monkeypatch.undo()
-    disk.tier.flush()
+    disk.tier.rows.flush()
     assert disk.catalog.totals(Tier.DISK) == Totals(1, 25)
 
 
@@ -288,10 +289,10 @@ async def test_taking_out_an_old_file_leaves_its_successor_in_service(disk: Disk
 
 async def test_uses_are_seen_at_once_and_written_at_the_flush(disk: Disk) -> None:
     await disk.write(1)
-    used = disk.tier.use(disk.row(1), 50.0, is_hit=True)
-    assert (disk.row(1).usage, next(disk.tier.rows()).usage) == (used, used)
+    used = disk.tier.rows.use(disk.row(1), 50.0, is_hit=True)
+    assert (disk.row(1).usage, next(disk.tier.rows.walk()).usage) == (used, used)
     assert next(disk.catalog.rows(Tier.DISK)).usage != used
-    disk.tier.flush()
+    disk.tier.rows.flush()
     assert next(disk.catalog.rows(Tier.DISK)).usage == used
 
 

@@ -71,7 +71,7 @@ def replicas_of(shared: FakeShared) -> set[tuple[bytes, Tier, str]]:
 def held_by(site: Site) -> set[tuple[bytes, Tier, str]]:
     name, tiers = site.world.store.name, site.world.tiers
     assert tiers.disk is not None
-    on_disk = {(row.record.key.chunk_id, Tier.DISK, name) for row in tiers.disk.rows()}
+    on_disk = {(row.record.key.chunk_id, Tier.DISK, name) for row in tiers.disk.rows.walk()}
     return on_disk | {(stored.record.key.chunk_id, Tier.RAM, name) for stored in tiers.ram}
 
 

@@ -89,7 +89,7 @@ async def test_after_a_storm_nothing_is_held(tmp_path: Path, has_disk: bool) -> 
         assert (tiers.ram.held_bytes, node.store.num_objects, node.store.tenants.held()) == (0, 0, {})
         if tiers.disk is not None:
             assert (tiers.disk.used_bytes, list(tiers.disk.files.scan()), tiers.disk.files.quarantined()) == (0, [], [])
-            assert tiers.disk.counters.errors == 0
+            assert tiers.disk.num_errors == 0
     await channels.close()
     assert min(outcomes[kind] for kind in ("read", "missed", "cancelled")) > 0, outcomes
     assert not set(outcomes) - {"read", "missed", "cancelled", "AlreadyStored", "Busy"}, outcomes

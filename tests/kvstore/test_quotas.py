@@ -67,7 +67,7 @@ async def test_what_is_pinned_or_read_does_not_go_and_the_refusal_names_the_quot
 async def test_however_many_are_pinned_the_lowest_that_is_not_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spolia_kvstore.disk_tier.EVICT_AT_ONCE", 2)
+    monkeypatch.setattr("spolia_kvstore.disk_rows.ROWS_AT_ONCE", 2)
     async with open_world(tmp_path, default_quota=Quota(num_objects=5)) as world:
         await world.put_on_disk_only(*CHUNKS[:4])
         await world.put(CHUNKS[4])

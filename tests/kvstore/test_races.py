@@ -110,7 +110,7 @@ async def test_a_file_opened_for_nobody_is_closed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("spolia_kvstore.disk_tier.ObjectFile", Slow)
     async with open_world(tmp_path) as world:
         await world.put_on_disk_only(CHUNK)
-        (row,) = world.disk.find([KEY]).values()
+        (row,) = world.disk.rows.find([KEY]).values()
         task = asyncio.create_task(world.disk.open(row))
         await asyncio.sleep(0.05)
         task.cancel()

@@ -16,6 +16,7 @@ from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import TENANT_FILE, DiskFiles
+from spolia_kvstore.disk_rows import DiskRows
 from spolia_kvstore.disk_tier import DiskTier
 from spolia_kvstore.objects import Tier
 from spolia_kvstore.recovery import INDEX_NAME, Recovered, open_folder
@@ -59,7 +60,7 @@ async def everything_is_served_or_missing(world: World) -> None:
     [
         pytest.param(os, "writev", Recovered(), id="before any byte"),
         pytest.param(os, "replace", Recovered(), id="before its name"),
-        pytest.param(DiskTier, "_add", Recovered(orphan_files=1), id="before its row"),
+        pytest.param(DiskRows, "add", Recovered(orphan_files=1), id="before its row"),
     ],
 )
 async def test_a_write_that_was_cut_short_leaves_nothing(
@@ -93,7 +94,7 @@ async def test_a_write_that_ended_before_it_was_told_is_kept(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        pytest.param("_drop_rows", True, id="before its row went"),
+        pytest.param("drop", True, id="before its row went"),
         pytest.param("_remove_files", False, id="before its file went"),
         pytest.param("sync", False, id="before it was told"),
     ],
@@ -101,7 +102,7 @@ async def test_a_write_that_ended_before_it_was_told_is_kept(tmp_path: Path, mon
 async def test_a_delete_that_was_cut_short_is_whole_or_did_not_happen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, left: bool
 ) -> None:
-    await killed_at(tmp_path, monkeypatch, DiskTier, name, delete=True)
+    await killed_at(tmp_path, monkeypatch, DiskRows if name == "drop" else DiskTier, name, delete=True)
     async with open_world(tmp_path) as world:
         assert world.recovered == Recovered(orphan_files=int(name == "_remove_files"))
         assert world.where(ONE, TWO) == ["DISK", "DISK" if left else ""]
@@ -172,11 +173,11 @@ async def test_an_index_that_is_damaged_or_lost_is_made_again_from_the_files(tmp
 async def test_an_index_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         await world.put(ONE, durable=True)
-        (before,) = world.disk.find([key_of(ONE)]).values()
+        (before,) = world.disk.rows.find([key_of(ONE)]).values()
     (tmp_path / INDEX_NAME).unlink()
     async with open_world(tmp_path) as world:
         assert world.recovered == Recovered(rebuilt_rows=1)
-        (after,) = world.disk.find([key_of(ONE)]).values()
+        (after,) = world.disk.rows.find([key_of(ONE)]).values()
         assert (after.frame_digests, after.file_id) == (before.frame_digests, before.file_id)
         assert (after.record.digest, after.record.fingerprint) == (before.record.digest, before.record.fingerprint)
         assert await world.get(ONE) == [(Tier.DISK, ONE.data)]

@@ -98,7 +98,9 @@ async def test_a_row_that_no_release_has_written_costs_its_object_and_nothing_el
     database.close()
     with captured_logs():
         async with open_world(tmp_path) as world:
-            assert set(world.disk.find([key_of(chunk) for chunk in CHUNKS])) == {key_of(chunk) for chunk in CHUNKS[1:]}
+            assert set(world.disk.rows.find([key_of(chunk) for chunk in CHUNKS])) == {
+                key_of(chunk) for chunk in CHUNKS[1:]
+            }
             assert (world.recovered.lost_rows, world.recovered.orphan_files) == (1, 1)
             assert [data for _, data in await world.get(*CHUNKS[1:])] == [chunk.data for chunk in CHUNKS[1:]]
 

@@ -312,7 +312,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A flipped bit on disk is a miss, and nothing else, from then on."""
         disk = self.store.tiers.disk
         assert disk is not None
-        if key_of(number) in self.store.tiers.ram or not disk.find([key_of(number)]):
+        if key_of(number) in self.store.tiers.ram or not disk.rows.find([key_of(number)]):
             return
         path = next(found.path for found in disk.files.scan() if found.name and found.name.key == key_of(number))
         content = bytearray(path.read_bytes())

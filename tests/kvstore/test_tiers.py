@@ -257,7 +257,7 @@ async def test_an_object_put_again_while_its_damaged_predecessor_is_written_reac
         (record,) = await putting
         assert not await writing
         world.drop_from_memory(key_of(ONE))
-        (row,) = world.disk.find([key_of(ONE)]).values()
+        (row,) = world.disk.rows.find([key_of(ONE)]).values()
         assert row.record == record
         assert await world.get(ONE) == [(Tier.DISK, ONE.data)]
 

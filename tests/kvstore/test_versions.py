@@ -11,7 +11,7 @@ from tier_worlds import ANYONE, World, open_world
 
 from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog_row import Row
-from spolia_kvstore.disk_tier import name_of
+from spolia_kvstore.disk_rows import name_of
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.housekeeping import Housekeeping, ObjectState
 from spolia_kvstore.objects import Tier

@@ -16,7 +16,8 @@ from spolia_kvstore.backend import Backend
 from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.cost_gate import CostGate
 from spolia_kvstore.disk_files import DiskFiles
-from spolia_kvstore.disk_tier import DiskTier, name_of
+from spolia_kvstore.disk_rows import name_of
+from spolia_kvstore.disk_tier import DiskTier
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.housekeeping import Housekeeping
@@ -91,7 +92,7 @@ class World:
 
     def file_of(self, chunk: Chunk, tenant_id: str = TENANT) -> Path:
         """Where a chunk is on disk."""
-        (row,) = self.disk.find([key_of(chunk, tenant_id)]).values()
+        (row,) = self.disk.rows.find([key_of(chunk, tenant_id)]).values()
         return self.disk.files.path_of(name_of(row))
 
     async def get(
@@ -112,7 +113,7 @@ class World:
     def where(self, *chunks: Chunk, tenant_id: str = TENANT) -> list[str]:
         """Tiers of each chunk: "", "RAM", "DISK" or "RAM+DISK"."""
         keys = [key_of(chunk, tenant_id) for chunk in chunks]
-        rows = self.tiers.disk.find(keys) if self.tiers.disk is not None else {}
+        rows = self.tiers.disk.rows.find(keys) if self.tiers.disk is not None else {}
         return ["+".join(["RAM"] * (key in self.ram) + ["DISK"] * (key in rows)) for key in keys]
 
 

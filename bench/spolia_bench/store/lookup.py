@@ -109,7 +109,7 @@ class _Sqlite:
         self._catalog.checkpoint()
 
     async def find(self, ids: Sequence[bytes]) -> int:
-        return len(self._tier.find([ObjectKey(TENANT, chunk_id) for chunk_id in ids]))
+        return len(self._tier.rows.find([ObjectKey(TENANT, chunk_id) for chunk_id in ids]))
 
     async def close(self) -> None:
         await self._tier.close()

@@ -16,22 +16,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-from spolia_kvstore.catalog import LOG_BYTES, Catalog, Totals
+from spolia_kvstore.catalog import LOG_BYTES, Catalog
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FileName
+from spolia_kvstore.disk_rows import DiskRows, name_of
 from spolia_kvstore.object_file import ObjectFile
-from spolia_kvstore.objects import ObjectKey, Tier
-from spolia_kvstore.usage import Usage
+from spolia_kvstore.objects import ObjectKey
 from spolia_node.logs import get_log
 
 NUM_THREADS = 4
 RETRY_AFTER_S = 5.0
 """After a write that failed, how long nothing is written that nobody waits for."""
 
-EVICT_AT_ONCE = 64
 _OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM})
 """Errors that say nothing of the file: it may be read the next time."""
 
@@ -52,12 +51,6 @@ class DiskCounters:
     write_seconds: float = 0.0
     read_errors: int = 0
     write_errors: int = 0
-    index_errors: int = 0
-
-    @property
-    def errors(self) -> int:
-        """All that failed."""
-        return self.read_errors + self.write_errors + self.index_errors
 
 
 class DiskTier:
@@ -81,26 +74,28 @@ class DiskTier:
         self.catalog = catalog
         self.budget_bytes = budget_bytes
         self.counters = DiskCounters()
+        self.rows = DiskRows(catalog, half_life_s, on_gone)
         self.healthy = True
         self._half_life_s = half_life_s
         self._may_go = may_go
-        self._on_gone = on_gone
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="disk")
-        self._totals = catalog.totals(Tier.DISK)
         self._promised_bytes = 0
         self._readers: Counter[ObjectKey] = Counter()
         self._writing: set[FileName] = set()
-        self._dead: set[FileName] = set()  # rows that could not be removed yet
-        self._uses: dict[ObjectKey, Usage] = {}
         self._failed_at = float("-inf")
 
     def __len__(self) -> int:
-        return self._totals.num_objects
+        return len(self.rows)
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the objects that can be found."""
-        return self._totals.num_bytes
+        return self.rows.num_bytes
+
+    @property
+    def num_errors(self) -> int:
+        """All that failed since the start."""
+        return self.counters.read_errors + self.counters.write_errors + self.rows.errors
 
     @property
     def num_readers(self) -> int:
@@ -116,59 +111,15 @@ class DiskTier:
         """Whether this file may be there before its row is."""
         return name in self._writing
 
-    def find(self, keys: Sequence[ObjectKey]) -> dict[ObjectKey, Row]:
-        """Rows of those keys that are on disk. Changes nothing. Where the index cannot be read there are none."""
-        by_tenant: dict[str, list[bytes]] = {}
-        for key in keys:
-            by_tenant.setdefault(key.tenant_id, []).append(key.chunk_id)
-        found: dict[ObjectKey, Row] = {}
-        try:
-            for tenant_id, ids in by_tenant.items():
-                for row in self.catalog.lookup(tenant_id, ids).values():
-                    key = row.record.key
-                    if name_of(row) not in self._dead:
-                        found[key] = replace(row, usage=self._usage_of(row))
-        except sqlite3.Error as error:
-            self._note_index_error("lookup", error)
-        return found
-
-    def rows(self, tenant_id: str = "", id_prefix: bytes = b"") -> Iterator[Row]:
-        """Rows in the order of their keys, one tenant's or all."""
-        for row in self.catalog.rows(Tier.DISK, tenant_id, id_prefix):
-            if name_of(row) in self._dead:
-                continue
-            yield replace(row, usage=self._usage_of(row))
-
-    def use(self, row: Row, now: float, *, is_hit: bool) -> Usage:
-        """Notes a use; `flush` writes it."""
-        usage = self._usage_of(row).used(now, self._half_life_s, is_hit=is_hit)
-        self._uses[row.record.key] = usage
-        return usage
-
-    def set_usage(self, key: ObjectKey, usage: Usage) -> None:
-        """Takes over how an object in memory was used; `flush` writes it."""
-        self._uses[key] = usage
-
-    def flush(self) -> None:
-        """Writes uses noted since the last time, and removes rows that could not be removed before."""
-        uses, self._uses = self._uses, {}
-        if uses:
-            try:
-                self.catalog.set_usage(uses.items())
-            except sqlite3.Error as error:
-                self._note_index_error("uses", error)
-        for name in list(self._dead):
-            self._remove_row(name)
-
     async def tidy(self) -> None:
         """Writes uses, and moves the index's log into its database once it has grown. Called now and then."""
-        self.flush()
+        self.rows.flush()
         await self._make_room()  # the budget may be smaller than at the last start
         if self.catalog.log_bytes > LOG_BYTES:
             try:
                 await self.in_thread(self.catalog.checkpoint)
             except sqlite3.Error as error:
-                self._note_index_error("checkpoint", error)
+                self.rows.note_error("checkpoint", error)
 
     def hold(self, key: ObjectKey) -> None:
         """Keeps an object from eviction until `release`."""
@@ -184,20 +135,9 @@ class DiskTier:
         """Whether somebody holds it."""
         return key in self._readers
 
-    def lowest_of_tenant(self, tenant_id: str) -> Iterator[Row]:
-        """A tenant's rows, lowest rank first. None may change meanwhile."""
-        self.flush()
-        offset = 0
-        try:
-            while rows := self.catalog.lowest_of_tenant(Tier.DISK, tenant_id, offset, EVICT_AT_ONCE):
-                yield from (row for row in rows if name_of(row) not in self._dead)
-                offset += len(rows)
-        except sqlite3.Error as error:
-            self._note_index_error("evict", error)
-
     async def evict(self, keys: Sequence[ObjectKey]) -> None:
         """Drops these objects to make room for others."""
-        await self._drop_evicted(list(self.find(keys).values()))
+        await self._drop_evicted(list(self.rows.find(keys).values()))
 
     async def open(self, row: Row) -> ObjectFile:
         """Maps the object's file. Raises `OSError`; one that is gone or has another length is taken out of service."""
@@ -214,7 +154,7 @@ class DiskTier:
 
     async def note_read_error(self, row: Row, error: OSError) -> None:
         """Counts a read that failed; takes the object out of service, unless it was the process that failed."""
-        self.counters.read_errors += self._is_listed(row)
+        self.counters.read_errors += self.rows.is_listed(row)
         if error.errno in _OF_THE_PROCESS:
             log.warning("object not read", chunk_id=row.record.key.chunk_id.hex(), error=str(error))
         else:
@@ -238,9 +178,9 @@ class DiskTier:
         try:
             if not (await self._make_room() and await self._write_file(name, size, pieces)):
                 return False
-            replaced = self._add(row) if is_wanted() else None
+            replaced = self.rows.add(row) if is_wanted() else None
             if replaced is None and is_wanted() and await self._evict(size):  # the index may lack room as files do
-                replaced = self._add(row) if is_wanted() else None
+                replaced = self.rows.add(row) if is_wanted() else None
             if replaced is None:
                 await self._remove_files([name])
                 return False
@@ -258,8 +198,8 @@ class DiskTier:
     async def remove(self, keys: Sequence[ObjectKey]) -> list[Row]:
         """Deletes rows, at once, then files; durable when it returns, as far as the disk goes along. Returns the rows
         there were. Readers that have the file open finish."""
-        rows = list(self.find(keys).values())
-        self._drop_rows(rows)
+        rows = list(self.rows.find(keys).values())
+        self.rows.drop(rows)
         await self._remove_files([name_of(row) for row in rows])
         if rows:
             await self.sync()
@@ -270,13 +210,13 @@ class DiskTier:
         try:
             await self.in_thread(self.catalog.sync)
         except OSError as error:
-            self._note_index_error("sync", error)
+            self.rows.note_error("sync", error)
             return False
         return True
 
     async def take_out(self, row: Row, reason: str) -> None:
         """Quarantines an object whose bytes are not what they were, or cannot be had."""
-        if not self._is_listed(row):
+        if not self.rows.is_listed(row):
             return  # deleted meanwhile, or taken out by another reader
         key = row.record.key
         log.warning(
@@ -287,7 +227,7 @@ class DiskTier:
             reason=reason,
         )
         self.counters.quarantined += 1
-        self._drop_rows([row])
+        self.rows.drop([row])
         try:
             await self.in_thread(lambda: self.files.quarantine(name_of(row)))
         except OSError as error:
@@ -302,8 +242,8 @@ class DiskTier:
             if size <= free:
                 return True
             if not lowest:
-                self.flush()
-                rows = self._lowest(0)
+                self.rows.flush()
+                rows = self.rows.lowest(0)
                 lowest.append(rows[0].usage.rank(self._half_life_s) if rows else float("inf"))
             return lowest[0] < rank
 
@@ -311,7 +251,7 @@ class DiskTier:
 
     async def close(self) -> None:
         """Writes what is noted and ends the threads. Idempotent."""
-        self.flush()
+        self.rows.flush()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -341,7 +281,7 @@ class DiskTier:
     async def _shrink(self) -> None:
         """Evicts down to a budget that is smaller than at the last start, a page at a time: others come first."""
         offset = 0
-        while (excess := self.used_bytes - self.budget_bytes) > 0 and (rows := self._lowest(offset)):
+        while (excess := self.used_bytes - self.budget_bytes) > 0 and (rows := self.rows.lowest(offset)):
             victims = []
             for row in filter(self._is_free, rows):
                 if excess > 0:
@@ -352,14 +292,14 @@ class DiskTier:
 
     def _is_free(self, row: Row) -> bool:
         key = row.record.key
-        return key not in self._readers and name_of(row) not in self._dead and self._may_go(key)
+        return key not in self._readers and not self.rows.has_gone(row) and self._may_go(key)
 
     async def _evict(self, num_bytes: int) -> bool:
         """Evicts at least `num_bytes`, lowest rank first; false, and nothing goes, when there are not so many."""
-        self.flush()
+        self.rows.flush()
         victims: list[Row] = []
         offset = 0
-        while num_bytes > 0 and (rows := self._lowest(offset)):
+        while num_bytes > 0 and (rows := self.rows.lowest(offset)):
             offset += len(rows)
             for row in filter(self._is_free, rows):
                 if num_bytes > 0:
@@ -376,7 +316,7 @@ class DiskTier:
             log.debug(
                 "evicted from disk", tenant=key.tenant_id, chunk_id=key.chunk_id.hex(), replica=row.record.replica
             )
-        self._drop_rows(rows)
+        self.rows.drop(rows)
         for row in rows:
             self.counters.evictions += 1
             self.counters.evicted_bytes += row.record.size_bytes
@@ -410,81 +350,18 @@ class DiskTier:
             self.counters.write_errors += 1
             log.warning("files not deleted; the next start collects them", num_files=len(names), error=str(error))
 
-    def _add(self, row: Row) -> list[FileName] | None:
-        """Lists a file; the files it replaces. None when the index could not take it."""
-        key = row.record.key
-        before = self.find([key]).get(key)
-        try:
-            self.catalog.put(row)
-        except sqlite3.Error as error:
-            self._note_index_error("put", error)
-            return None
-        self._uses.pop(key, None)
-        self._count(1, row.record.size_bytes)
-        if before is None:
-            return []
-        self._count(-1, -before.record.size_bytes)
-        return [name_of(before)]
-
-    def _drop_rows(self, rows: Sequence[Row]) -> None:
-        """Removes rows that are listed, now or, where the index refuses, at a later flush; they are gone at once."""
-        names = [name_of(row) for row in rows]
-        self._dead.update(names)
-        for row in rows:
-            self._uses.pop(row.record.key, None)
-            self._count(-1, -row.record.size_bytes)
-        try:
-            self.catalog.remove([name.key for name in names], Tier.DISK)
-            self._dead.difference_update(names)
-        except sqlite3.Error as error:
-            self._note_index_error("remove", error)
-        for row in rows:
-            self._on_gone(row)
-
-    def _remove_row(self, name: FileName) -> None:
-        """Removes a row that could not be removed before, unless another has taken its place."""
-        try:
-            found = self.catalog.lookup(name.key.tenant_id, [name.key.chunk_id]).get(name.key.chunk_id)
-            if found is not None and found.file_id == name.file_id:
-                self.catalog.remove([name.key], Tier.DISK)
-            self._dead.discard(name)
-        except sqlite3.Error as error:
-            self._note_index_error("remove", error)
-
-    def _usage_of(self, row: Row) -> Usage:
-        return self._uses.get(row.record.key, row.usage)
-
-    def _is_listed(self, row: Row) -> bool:
-        found = self.find([row.record.key]).get(row.record.key)
-        return found is not None and found.file_id == row.file_id
-
-    def _lowest(self, offset: int) -> list[Row]:
-        try:
-            rows = self.catalog.lowest(Tier.DISK, offset, EVICT_AT_ONCE)
-        except sqlite3.Error as error:
-            self._note_index_error("evict", error)
-            return []
-        return rows
-
-    def _count(self, num_objects: int, num_bytes: int) -> None:
-        self._totals = Totals(self._totals.num_objects + num_objects, self._totals.num_bytes + num_bytes)
-
     def _note_write_error(self, key: ObjectKey, error: OSError) -> None:
         self.counters.write_errors += 1
         self.healthy = False
         self._failed_at = time.monotonic()
         log.warning("object not written to disk", chunk_id=key.chunk_id.hex(), error=str(error))
 
-    def _note_index_error(self, what: str, error: Exception) -> None:
-        self.counters.index_errors += 1
-        log.warning("the index failed", what=what, error=str(error))
-
     def check_invariants(self) -> None:
         """Asserts that rows, files and totals agree. For tests, while nothing is being written."""
-        rows = {name_of(row): row.record.size_bytes for row in self.rows()}
+        rows = {name_of(row): row.record.size_bytes for row in self.rows.walk()}
         files = {found.name: found.size_bytes for found in self.files.scan()}
         assert rows == files, (rows, files)
-        assert self._totals == self.catalog.totals(Tier.DISK)
+        self.rows.check_invariants()
         assert self._promised_bytes == 0
         assert not self._writing
 
@@ -493,8 +370,3 @@ def _close_late(opening: asyncio.Future[ObjectFile]) -> None:
     """For a file that was opened when nobody waited any more."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
-
-
-def name_of(row: Row) -> FileName:
-    """The file a row names."""
-    return FileName(row.record.key, row.file_id)

@@ -15,7 +15,8 @@ from spolia_core.errors import SpoliaError
 from spolia_core.ids import FORMAT_VERSION
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.catalog_row import Row
-from spolia_kvstore.disk_tier import DiskTier, name_of
+from spolia_kvstore.disk_rows import name_of
+from spolia_kvstore.disk_tier import DiskTier
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.ram_tier import StoredObject
 from spolia_kvstore.store import KVStore
@@ -102,7 +103,7 @@ class Housekeeping:
                 await asyncio.sleep(0)  # others first: this is all computation
                 yield progress
         if disk is not None:
-            rows = iter(disk.find(keys).values()) if keys else disk.rows(tenant_id)
+            rows = iter(disk.rows.find(keys).values()) if keys else disk.rows.walk(tenant_id)
             for row in rows:
                 await self._verify_file(disk, row, progress)
                 yield progress
@@ -135,7 +136,7 @@ class Housekeeping:
                 on = (Tier.RAM, Tier.DISK) if stored.on_disk else (Tier.RAM,)
                 yield stored.record, stored.usage, on
         if tiers.disk is not None:
-            for row in tiers.disk.rows(tenant_id, id_prefix):
+            for row in tiers.disk.rows.walk(tenant_id, id_prefix):
                 if row.record.key not in tiers.ram:
                     yield row.record, row.usage, (Tier.DISK,)
 
@@ -156,7 +157,7 @@ class Housekeeping:
         if disk is None:
             return 0
         if keys:
-            return len(disk.find(keys))
+            return len(disk.rows.find(keys))
         totals = self._store.catalog.totals_by_tenant(Tier.DISK)
         return totals.get(tenant_id, Totals()).num_objects if tenant_id else len(disk)
 
@@ -213,9 +214,9 @@ class Housekeeping:
         self, disk: DiskTier, tenant_id: str, first_byte: int, collected: Collected, *, dry_run: bool
     ) -> None:
         # Rows are read before and after the folder: what is written or deleted meanwhile is in only one of the two.
-        before = {name_of(row) for row in disk.rows(tenant_id, bytes([first_byte]))}
+        before = {name_of(row) for row in disk.rows.walk(tenant_id, bytes([first_byte]))}
         shelf = await disk.in_thread(partial(disk.files.shelf, tenant_id, first_byte))
-        after = {name_of(row): row for row in disk.rows(tenant_id, bytes([first_byte]))}
+        after = {name_of(row): row for row in disk.rows.walk(tenant_id, bytes([first_byte]))}
         orphans = [
             file
             for file in shelf

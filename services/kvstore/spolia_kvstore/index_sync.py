@@ -92,5 +92,5 @@ class IndexSync:
             if tiers.ram.find(stored.record.key) is stored:
                 yield Replica(stored.record, Tier.RAM, self._store.name, stored.usage.stored_at)
         if tiers.disk is not None:
-            for row in tiers.disk.rows():
+            for row in tiers.disk.rows.walk():
                 yield Replica(row.record, Tier.DISK, self._store.name, row.usage.stored_at)

@@ -94,7 +94,7 @@ class StoreCollector(Collector):
         errors = (
             ("read", disk.counters.read_errors if disk is not None else 0),
             ("write", disk.counters.write_errors if disk is not None else 0),
-            ("index", disk.counters.index_errors if disk is not None else 0),
+            ("index", disk.rows.errors if disk is not None else 0),
         )
         yield _counter(
             "disk_errors", "Operations on the disk that failed.", ["operation"], [((n,), v) for n, v in errors]

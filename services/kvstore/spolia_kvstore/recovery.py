@@ -19,7 +19,7 @@ from spolia_core.errors import InvalidRequest, SpoliaError
 from spolia_kvstore.catalog import LOG_BYTES, Catalog, CatalogUnusable
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FoundFile
-from spolia_kvstore.disk_tier import name_of
+from spolia_kvstore.disk_rows import name_of
 from spolia_kvstore.file_record import record_of_file
 from spolia_kvstore.objects import Tier
 from spolia_kvstore.usage import DEFAULT_SECONDS_PER_TOKEN, Usage, log_cost

@@ -27,7 +27,7 @@ def stats_message(store: KVStore) -> kvstore_pb2.GetStatsResponse:
         tiers=_tiers(store),
         tenants=_tenants(store),
         num_quarantined=disk.counters.quarantined if disk is not None else 0,
-        disk_errors=disk.counters.errors if disk is not None else 0,
+        disk_errors=disk.num_errors if disk is not None else 0,
         backend=store.backend.name,
         backend_reachable=store.backend.reachable,
         node_id=store.name,

@@ -1,4 +1,4 @@
-"""Decides for the whole store: tiers, claims, pins, quotas and shared index move together here, for Puts in `puts.py`."""
+"""Decides for the whole store: tiers, claims, pins, quotas and shared index move together here and in `puts.py`."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class KVStore:
         held: dict[str, Totals] = {}
         records = {stored.record.key: stored.record for stored in self.tiers.ram}
         if self.tiers.disk is not None:
-            records |= {row.record.key: row.record for row in self.tiers.disk.rows()}
+            records |= {row.record.key: row.record for row in self.tiers.disk.rows.walk()}
         for key, record in records.items():
             held[key.tenant_id] = _plus(held.get(key.tenant_id, Totals()), record)
         assert held == self.tenants.held(), (held, self.tenants.held())

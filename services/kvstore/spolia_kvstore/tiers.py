@@ -114,7 +114,7 @@ class Tiers:
             if (stored := self.ram.find(key)) is not None
         }
         if self.disk is not None and len(found) < len(keys):
-            rows = self.disk.find([key for key in keys if key not in found])
+            rows = self.disk.rows.find([key for key in keys if key not in found])
             found |= {key: Found(row.record, row.usage, None, row) for key, row in rows.items()}
         return found
 
@@ -123,7 +123,7 @@ class Tiers:
         if found.stored is not None:
             self.ram.use(found.stored, self.clock(), is_hit=is_hit)
         elif found.row is not None and self.disk is not None:
-            self.disk.use(found.row, self.clock(), is_hit=is_hit)
+            self.disk.rows.use(found.row, self.clock(), is_hit=is_hit)
 
     async def reserve(self, record: ObjectRecord) -> Upload:
         """Memory for an upload, after making room. Raises `AlreadyStored` when it is in memory, `Busy` without room."""
@@ -177,7 +177,7 @@ class Tiers:
 
     def row(self, key: ObjectKey) -> Row | None:
         """Its row of the disk, whether or not it is in memory too."""
-        return None if self.disk is None else self.disk.find([key]).get(key)
+        return None if self.disk is None else self.disk.rows.find([key]).get(key)
 
     def commit(self, upload: Upload, record: ObjectRecord, head: ChunkHead) -> StoredObject:
         """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first."""
@@ -213,7 +213,7 @@ class Tiers:
 
     def commit_promoted(self, upload: Upload, row: Row) -> None:
         """Lets an object that was read from disk be found in memory too, if it still is on disk."""
-        found = self.disk.find([row.record.key]).get(row.record.key) if self.disk is not None else None
+        found = self.disk.rows.find([row.record.key]).get(row.record.key) if self.disk is not None else None
         if found is None or found.file_id != row.file_id or row.record.key in self.ram:
             self.ram.abort(upload)
             return
@@ -242,7 +242,7 @@ class Tiers:
             self.counters.evicted_bytes += stored.size
             self.counters.lost += not stored.on_disk
             if stored.on_disk and self.disk is not None:
-                self.disk.set_usage(stored.record.key, stored.usage)
+                self.disk.rows.set_usage(stored.record.key, stored.usage)
             self._left_memory(stored)
 
     def discard(self, stored: StoredObject) -> bool:
@@ -338,7 +338,7 @@ class Tiers:
         if self.disk is not None:
             for stored in self.ram:
                 if stored.on_disk:
-                    self.disk.set_usage(stored.record.key, stored.usage)
+                    self.disk.rows.set_usage(stored.record.key, stored.usage)
             await self.disk.close()
 
     def _may_go(self, stored: StoredObject) -> bool:
@@ -385,7 +385,7 @@ class Tiers:
             self.ram.close(stored)
 
     def _lowest_on_disk_only(self, tenant_id: str) -> Iterator[tuple[float, ObjectKey, int]]:
-        for row in self.disk.lowest_of_tenant(tenant_id) if self.disk is not None else ():
+        for row in self.disk.rows.lowest_of_tenant(tenant_id) if self.disk is not None else ():
             key = row.record.key
             if not (key in self.ram or self.disk is None or self.disk.is_read(key)):
                 yield row.usage.rank(self.ram.half_life_s), key, row.record.size_bytes
@@ -416,5 +416,5 @@ class Tiers:
         self.ram.check_invariants()
         if self.disk is not None:
             self.disk.check_invariants()
-        rows = {row.record.key for row in self.disk.rows()} if self.disk is not None else set()
+        rows = {row.record.key for row in self.disk.rows.walk()} if self.disk is not None else set()
         assert all(stored.on_disk == (stored.record.key in rows) for stored in self.ram)
