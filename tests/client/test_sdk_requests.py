@@ -112,12 +112,12 @@ def wrong_options() -> list[Any]:
         ([None], {}, "parts[0]"),
         ([b"abc"], {}, "parts[0]"),
         ([["a"]], {}, "parts[0]"),
-        (TokenIds(["a"]), {}, "parts[0].token_ids"),  # type: ignore[list-item]
-        (TokenIds([1, 1.5]), {}, "parts[0].token_ids"),  # type: ignore[list-item]
+        (TokenIds(["a"]), {}, "parts[0].token_ids"),  # type: ignore[list-item]  # wrong on purpose
+        (TokenIds([1, 1.5]), {}, "parts[0].token_ids"),  # type: ignore[list-item]  # wrong on purpose
         (["a", TokenIds([True])], {}, "parts[1].token_ids"),
-        (Document(5), {}, "parts[0].document.text"),  # type: ignore[arg-type]
-        (Document(b"a"), {}, "parts[0].document.text"),  # type: ignore[arg-type]
-        (Document("a", name=None), {}, "parts[0].document.name"),  # type: ignore[arg-type]
+        (Document(5), {}, "parts[0].document.text"),  # type: ignore[arg-type]  # wrong on purpose
+        (Document(b"a"), {}, "parts[0].document.text"),  # type: ignore[arg-type]  # wrong on purpose
+        (Document("a", name=None), {}, "parts[0].document.name"),  # type: ignore[arg-type]  # wrong on purpose
         *wrong_options(),
     ],
 )
@@ -136,17 +136,17 @@ def test_an_argument_of_the_wrong_type_is_refused_by_name(
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: TokenIds(5), "token_ids"),  # type: ignore[arg-type]
-        (lambda: TokenIds("12"), "token_ids"),  # type: ignore[arg-type]
-        (lambda: Client(None), "address"),  # type: ignore[arg-type]
-        (lambda: Client(model=5), "model"),  # type: ignore[arg-type]
-        (lambda: Client(timeout_s="3"), "timeout_s"),  # type: ignore[arg-type]
+        (lambda: TokenIds(5), "token_ids"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: TokenIds("12"), "token_ids"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client(None), "address"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client(model=5), "model"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client(timeout_s="3"), "timeout_s"),  # type: ignore[arg-type]  # wrong on purpose
         (lambda: Client(timeout_s=9.3e9), "timeout_s"),
-        (lambda: Client(max_message_bytes="1"), "max_message_bytes"),  # type: ignore[arg-type]
-        (lambda: AsyncClient(timeout_s=None), "timeout_s"),  # type: ignore[arg-type]
-        (lambda: Client().tokenize(5), "text"),  # type: ignore[arg-type]
-        (lambda: Client().warm(None), "documents"),  # type: ignore[arg-type]
-        (lambda: Client().forget(b"abc"), "documents"),  # type: ignore[arg-type]
+        (lambda: Client(max_message_bytes="1"), "max_message_bytes"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: AsyncClient(timeout_s=None), "timeout_s"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client().tokenize(5), "text"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client().warm(None), "documents"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Client().forget(b"abc"), "documents"),  # type: ignore[arg-type]  # wrong on purpose
     ],
 )
 def test_so_is_one_of_any_other_call(make: Callable[[], object], field: str) -> None:
@@ -165,7 +165,7 @@ class Two:
 
 def test_what_counts_as_an_int_is_taken_as_one(gateway: FakeGateway) -> None:
     with Client(gateway.address) as client:
-        client.generate(TokenIds([Two()]), max_tokens=Two(), seed=Two(), temperature=1, timeout_s=30)  # type: ignore[list-item, arg-type]
+        client.generate(TokenIds([Two()]), max_tokens=Two(), seed=Two(), temperature=1, timeout_s=30)  # type: ignore[list-item, arg-type]  # it is an index, which is as good as an int
     (request,) = gateway.requests
     assert list(request.parts[0].token_ids.ids) == [2]
     assert (request.sampling.max_tokens, request.sampling.seed, request.sampling.temperature) == (2, 2, 1.0)

@@ -16,7 +16,7 @@ def meta_of(num_tokens: int = 3, shape: KvShape = SHAPE, **changes: object) -> C
         "fingerprint": bytes(32),
         **changes,
     }
-    return ChunkMeta(num_tokens=num_tokens, shape=shape, **fields)  # type: ignore[arg-type]
+    return ChunkMeta(num_tokens=num_tokens, shape=shape, **fields)  # type: ignore[arg-type]  # fields differ in type
 
 
 def layers_of(meta: ChunkMeta) -> list[tuple[memoryview, memoryview]]:

@@ -98,7 +98,7 @@ def test_no_byte_may_move_from_one_part_of_an_id_to_the_next() -> None:
 )
 def test_a_linked_id_covers_every_word_of_what_stands_before_it(change: dict[str, object]) -> None:
     plain = SPACE.linked(None, [PLACEMENT, PLACEMENT], "default", [1])
-    changed = replace(PLACEMENT, **change)  # type: ignore[arg-type]
+    changed = replace(PLACEMENT, **change)  # type: ignore[arg-type]  # fields differ in type
     others = [
         SPACE.linked(None, [PLACEMENT, changed], "default", [1]),
         SPACE.linked(None, [changed, PLACEMENT], "default", [1]),

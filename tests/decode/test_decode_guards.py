@@ -127,7 +127,7 @@ async def test_an_object_that_is_another_chunk_is_a_digest_miss(world: World, ki
             for index, chunk_id in enumerate(chunk_ids):
                 yield FetchedChunk(index, chunk_id, entry_of(data), bytearray(data), None)
 
-    fetcher = ChunkFetcher(core, LyingStore())  # type: ignore[arg-type]
+    fetcher = ChunkFetcher(core, LyingStore())  # type: ignore[arg-type]  # has the methods that are called
     deadline = Deadline.after(10)
     if kind is ChunkKind.LOCAL:
         chunk_id = ids.local(asked)

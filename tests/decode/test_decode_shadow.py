@@ -146,7 +146,7 @@ def slow_logits(world: World, answer: list[int], mode: ReuseMode) -> torch.Tenso
         found: list[torch.Tensor] = []
         adapter_logits = engine.adapter.logits
         # Spied on; a lambda is no method, which the type checker minds.
-        engine.adapter.logits = lambda hidden, f=found, a=adapter_logits: f.append(a(hidden)) or f[-1]  # type: ignore
+        engine.adapter.logits = lambda hidden, f=found, a=adapter_logits: f.append(a(hidden)) or f[-1]  # type: ignore[func-returns-value, method-assign]  # a lambda that answers what it keeps
         engine.generate(prompt, params, mode=mode, num_link_tokens=4, min_reused_tokens=1)
         rows.append(found[0][-1])
     return torch.stack(rows)
@@ -454,7 +454,7 @@ async def test_what_is_resident_after_requests_is_what_it_is_without_checks(
             parts = [tokens(150, draw.randint(0, 2)), tokens(draw.randint(1, 20), index)]
         for node in (plain, checked):
             await ask(node, parts, params, mode, request_id=f"{index}")
-            await eventually(lambda n=node: n.admission.is_idle, "a request has not gone")  # type: ignore[misc]
+            await eventually(lambda n=node: n.admission.is_idle, "a request has not gone")  # type: ignore[misc]  # mypy cannot infer a lambda's default
         if draw.random() < 0.5:
             await eventually(lambda: not figure(checked, "held_bytes"), "checks hold memory")
         assert resident(checked) == resident(plain), index

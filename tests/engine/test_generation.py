@@ -28,7 +28,7 @@ def generate(generation: Generation, ids: list[int]) -> list[Delta]:
 
 
 def new(decode: Decode, eos: bool = True, **params: object) -> Generation:
-    return Generation(SamplingParams(**params), frozenset([EOS]) if eos else frozenset(), decode)  # type: ignore[arg-type]
+    return Generation(SamplingParams(**params), frozenset([EOS]) if eos else frozenset(), decode)  # type: ignore[arg-type]  # fields differ in type
 
 
 def test_max_tokens_ends_an_answer_by_length() -> None:

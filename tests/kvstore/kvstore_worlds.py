@@ -92,7 +92,7 @@ class HandClock:
 async def running_node(**settings: object) -> AsyncIterator[KVStoreNode]:
     """A kvstore node on a free port, ended without waiting for anyone."""
     settings = {"log_level": "error", **settings}
-    node = KVStoreNode(KVStoreConfig(**settings))  # type: ignore[arg-type]
+    node = KVStoreNode(KVStoreConfig(**settings))  # type: ignore[arg-type]  # fields differ in type
     try:
         await node.start()
         yield node

@@ -137,7 +137,7 @@ def two_headers(requests: list[PutRequest]) -> None:
 
 
 def unknown_durability(requests: list[PutRequest]) -> None:
-    requests[0].header.durability = 9  # type: ignore[assignment]
+    requests[0].header.durability = 9  # type: ignore[assignment]  # no such durability
 
 
 def no_tenant(requests: list[PutRequest]) -> None:

@@ -119,7 +119,7 @@ def test_totals_count_a_tier_and_its_tenants(catalog: Catalog) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
-    bad = replace(a_row(2), record=replace(a_row(2).record, digest=None))  # type: ignore[arg-type]
+    bad = replace(a_row(2), record=replace(a_row(2).record, digest=None))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(sqlite3.IntegrityError):
         catalog.put_many([a_row(1), bad])
     assert catalog.totals(Tier.DISK) == Totals()

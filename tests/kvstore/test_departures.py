@@ -80,7 +80,7 @@ async def test_a_node_that_registered_again_keeps_its_claims(node: KVStoreNode, 
     await claim(channel, [wanted], "prefill-a/request#1")
     left = asyncio.Event()
     leave = node.directory.leave
-    node.directory.leave = lambda session: (left.set(), leave(session))[1]  # type: ignore[method-assign, func-returns-value]
+    node.directory.leave = lambda session: (left.set(), leave(session))[1]  # type: ignore[method-assign, func-returns-value]  # watched
     older.cancel()
     await asyncio.wait_for(left.wait(), 10)
     assert node.store.claims.num_live() == 1

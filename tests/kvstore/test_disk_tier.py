@@ -182,7 +182,7 @@ async def test_a_file_system_fuller_than_the_budget_says_takes_it_after_evicting
         attempts.append(1)
         if len(attempts) == 1:
             disk_failing(errno.ENOSPC)()
-        write(*arguments)  # type: ignore[arg-type]
+        write(*arguments)  # type: ignore[arg-type]  # whatever `write` takes
 
     monkeypatch.setattr(disk.files, "write", full_once)
     assert await disk.write(4)

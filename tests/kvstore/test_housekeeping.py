@@ -106,7 +106,7 @@ async def test_damage_is_found_on_every_tier_and_taken_out_of_service(tmp_path: 
         assert world.where(ONE, TWO, THREE) == ["DISK", "RAM", "RAM"]
         assert (world.store.counters.digest_failures, world.disk.counters.quarantined) == (2, 2)
         assert (await verified(world)).damaged == []
-        assert [answer[1] for answer in await world.get(ONE, TWO, THREE)] == [  # type: ignore[index]
+        assert [answer[1] for answer in await world.get(ONE, TWO, THREE)] == [  # type: ignore[index]  # no item is a miss
             chunk.data for chunk in (ONE, TWO, THREE)
         ]
 

@@ -44,7 +44,7 @@ class Site:
 @asynccontextmanager
 async def open_site(shared: FakeShared, name: str, folder: Path | None = None) -> AsyncIterator[Site]:
     backend = FakeBackend(shared)
-    async with open_world(folder, backend=backend, name=name, clock=shared.clock) as world:  # type: ignore[arg-type]
+    async with open_world(folder, backend=backend, name=name, clock=shared.clock) as world:  # type: ignore[arg-type]  # has the methods that are called
         site = Site(world, backend)
         site.sync.start()
         await site.walked()
@@ -122,7 +122,7 @@ async def test_while_the_index_is_away_a_store_serves_what_it_has_and_says_it_la
     here.backend.reachable = False
     await here.world.put(ONE)
     await here.world.store.delete([key_of(TWO)])
-    assert [answer[0] for answer in await here.world.get(ONE)] == [Tier.RAM]  # type: ignore[index]
+    assert [answer[0] for answer in await here.world.get(ONE)] == [Tier.RAM]  # type: ignore[index]  # no item is a miss
     assert [r.state for r in await here.world.store.claim([key_of(TWO)], "a", 30.0, 0.0)] == [ClaimState.GRANTED]
     await here.settled()
     await here.walked()

@@ -65,12 +65,12 @@ async def stub(node: KVStoreNode) -> AsyncIterator[KVStoreServiceStub]:
 def changed(info: ObjectInfo, **changes: object) -> ObjectInfo:
     copy = ObjectInfo()
     copy.CopyFrom(info)
-    copy.MergeFrom(ObjectInfo(**changes))  # type: ignore[arg-type]
+    copy.MergeFrom(ObjectInfo(**changes))  # type: ignore[arg-type]  # fields differ in type
     return copy
 
 
 def header_of(info: ObjectInfo, tenant_id: str = TENANT, **more: object) -> PutRequest:
-    return PutRequest(header=PutHeader(tenant_id=tenant_id, info=info, **more))  # type: ignore[arg-type]
+    return PutRequest(header=PutHeader(tenant_id=tenant_id, info=info, **more))  # type: ignore[arg-type]  # fields differ in type
 
 
 def frames_of(data: bytes, frame_bytes: int = 1 << 20) -> Iterator[PutRequest]:
@@ -89,7 +89,7 @@ async def refusal(stub: KVStoreServiceStub, requests: Iterable[PutRequest]) -> S
 
 
 async def get(stub: KVStoreServiceStub, ids: list[bytes], **more: object) -> list[kvstore_pb2.GetResponse]:
-    request = kvstore_pb2.GetRequest(tenant_id=TENANT, chunk_ids=ids, **more)  # type: ignore[arg-type]
+    request = kvstore_pb2.GetRequest(tenant_id=TENANT, chunk_ids=ids, **more)  # type: ignore[arg-type]  # fields differ in type
     return [response async for response in stub.Get(request, timeout=10)]
 
 
@@ -327,9 +327,9 @@ async def test_a_bad_question_is_refused_by_field(
 ) -> None:
     fields = {"tenant_id": TENANT, **request_fields}
     with pytest.raises(grpc.RpcError) as of_lookup:
-        await stub.Lookup(kvstore_pb2.LookupRequest(**fields), timeout=10)  # type: ignore[arg-type]
+        await stub.Lookup(kvstore_pb2.LookupRequest(**fields), timeout=10)  # type: ignore[arg-type]  # fields differ in type
     with pytest.raises(grpc.RpcError) as of_get:
-        async for _ in stub.Get(kvstore_pb2.GetRequest(**fields), timeout=10):  # type: ignore[arg-type]
+        async for _ in stub.Get(kvstore_pb2.GetRequest(**fields), timeout=10):  # type: ignore[arg-type]  # fields differ in type
             pass
     for error in (error_from_rpc(of_lookup.value), error_from_rpc(of_get.value)):
         assert isinstance(error, InvalidRequest)
@@ -464,7 +464,7 @@ async def test_a_bad_claim_is_refused_by_field(
 ) -> None:
     fields = {"tenant_id": TENANT, "chunk_ids": [fresh_id()], "owner": "a", **changes}
     with pytest.raises(grpc.RpcError) as caught:
-        await stub.Claim(kvstore_pb2.ClaimRequest(**fields), timeout=10)  # type: ignore[arg-type]
+        await stub.Claim(kvstore_pb2.ClaimRequest(**fields), timeout=10)  # type: ignore[arg-type]  # fields differ in type
     error = error_from_rpc(caught.value)
     assert isinstance(error, InvalidRequest)
     assert error.field == field

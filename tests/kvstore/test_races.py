@@ -127,7 +127,7 @@ async def test_a_put_cut_off_while_it_is_announced_is_announced_all_the_same(mon
 
         async def slow(record: object) -> bool:
             await may_go_on.wait()
-            return await announce(record)  # type: ignore[arg-type]
+            return await announce(record)  # type: ignore[arg-type]  # the method that it stands for
 
         monkeypatch.setattr(world.store.index, "announce", slow)
         await world.store.claim([KEY], "me", 60.0, 0.0)

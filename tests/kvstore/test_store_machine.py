@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.now += 0.01
         return self.now
 
-    def run(self, work):  # type: ignore[no-untyped-def]
+    def run(self, work):  # type: ignore[no-untyped-def]  # whatever `work` answers
         return self.runner.run(work)
 
     def crash(self, copy: Path) -> None:
@@ -268,7 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
         def watched(files: DiskFiles, name: object, pieces: Iterator[memoryview]) -> None:
             if step == STEPS[0]:
                 copies.append(self.copied())
-            write(files, name, pieces)  # type: ignore[arg-type]
+            write(files, name, pieces)  # type: ignore[arg-type]  # as the function that it stands for
             if step == STEPS[1]:
                 copies.append(self.copied())
 

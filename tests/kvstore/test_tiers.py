@@ -42,7 +42,7 @@ async def test_what_memory_has_no_room_for_goes_to_disk_first(tmp_path: Path) ->
         assert world.where(ONE, TWO, THREE, FOUR) == ["DISK", "DISK", "RAM", "RAM"]
         assert (world.tiers.counters.evictions, world.tiers.counters.lost) == (2, 0)
         assert world.store.num_objects == 4
-        assert [answer[0] for answer in await world.get(ONE, FOUR)] == [Tier.DISK, Tier.RAM]  # type: ignore[index]
+        assert [answer[0] for answer in await world.get(ONE, FOUR)] == [Tier.DISK, Tier.RAM]  # type: ignore[index]  # no item is a miss
 
 
 async def test_a_copy_that_is_on_disk_already_is_not_written_again(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_bytes_that_are_no_object_are_refused(data: bytes, cuts: list[int]) -> N
     ],
 )
 def test_an_object_that_is_not_what_was_announced_is_refused_by_field(field: str, change: dict[str, object]) -> None:
-    verifier = fed(replace(announced(CHUNK), **change), CHUNK.data, [])  # type: ignore[arg-type]
+    verifier = fed(replace(announced(CHUNK), **change), CHUNK.data, [])  # type: ignore[arg-type]  # fields differ in type
     with pytest.raises(InvalidRequest) as caught:
         verifier.finish()
     assert caught.value.field == field
@@ -139,5 +139,5 @@ def test_a_prefix_of_an_object_is_no_object(size: int) -> None:
 def test_a_record_that_cannot_be_kept_is_refused_by_field(field: str, change: dict[str, object]) -> None:
     check_record(announced(CHUNK), 10_000)
     with pytest.raises(InvalidRequest) as caught:
-        check_record(replace(announced(CHUNK), **change), 10_000)  # type: ignore[arg-type]
+        check_record(replace(announced(CHUNK), **change), 10_000)  # type: ignore[arg-type]  # fields differ in type
     assert caught.value.field == field

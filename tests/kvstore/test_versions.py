@@ -29,7 +29,7 @@ STATES = {
 def leave_behind(folder: Path, **changes: object) -> None:
     """What another release left: a file and a row that this one does not know."""
     opened = open_folder(folder, 900.0)
-    record = replace(announced(STRANGE), replica="other/1", **changes)  # type: ignore[arg-type]
+    record = replace(announced(STRANGE), replica="other/1", **changes)  # type: ignore[arg-type]  # fields differ in type
     row = Row(record, Tier.DISK, Usage(90.0, 90.0, hits=7), (b"d" * 16,), "f1")
     opened.files.write(name_of(row), [memoryview(STRANGE.data)])
     opened.catalog.put(row)
@@ -111,7 +111,7 @@ async def test_a_model_that_no_node_serves_now_is_named_and_its_objects_are_kept
             ({FINGERPRINT, b"o" * 32}, ObjectState.SERVED),
             (set(), ObjectState.SERVED),
         ):
-            admin = Housekeeping(world.store, lambda served=served: served)  # type: ignore[misc]
+            admin = Housekeeping(world.store, lambda served=served: served)  # type: ignore[misc]  # mypy cannot infer a lambda's default
             assert {item.record.key: item.state for item in admin.list()} == {
                 key_of(KNOWN): ObjectState.SERVED,
                 key_of(other): state,

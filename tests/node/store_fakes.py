@@ -197,7 +197,7 @@ async def fake_stores(count: int, *, share_index: bool = True) -> AsyncIterator[
     peers: list[FakeStore] = []
     async with AsyncExitStack() as stack:
         for number in range(count):
-            store = FakeStore(f"s{number}", peers if share_index else None)  # type: ignore[abstract]
+            store = FakeStore(f"s{number}", peers if share_index else None)  # type: ignore[abstract]  # what it lacks answers UNIMPLEMENTED, and nobody here calls it
             store.server.add(
                 lambda to, s=store: add_KVStoreServiceServicer_to_server(s, to), "spolia.v1.KVStoreService"
             )

@@ -146,7 +146,7 @@ async def test_when_the_directory_dies_the_next_address_takes_over_and_is_kept()
 def test_a_list_with_what_is_no_address_is_refused_by_name(addresses: str) -> None:
     with pytest.raises(Exception, match="directory must be") as caught:
         NodeConfig(directory=addresses)
-    assert caught.value.field == "directory"  # type: ignore[attr-defined]
+    assert caught.value.field == "directory"  # type: ignore[attr-defined]  # a SpoliaError, which has one
 
 
 def test_a_list_of_addresses_is_taken() -> None:

@@ -35,7 +35,7 @@ def soon() -> Deadline:
 
 
 def make_record(node_id: str = "d1", role: int = NODE_ROLE_DECODE, **more: object) -> NodeRecord:
-    return NodeRecord(node_id=node_id, role=role, address="localhost:1", **more)  # type: ignore[arg-type]
+    return NodeRecord(node_id=node_id, role=role, address="localhost:1", **more)  # type: ignore[arg-type]  # fields differ in type
 
 
 @pytest.fixture

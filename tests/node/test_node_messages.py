@@ -127,8 +127,8 @@ def test_nothing_moved_is_no_transfer_and_no_tokens_is_no_source():
     ("message", "field"),
     [
         (common_pb2.ReuseReport(), "reuse.mode"),
-        (common_pb2.ReuseReport(mode=1, sources=[common_pb2.SourceCount(source=99)]), "reuse.sources"),  # type: ignore[arg-type]
-        (common_pb2.ReuseReport(mode=1, misses=[common_pb2.Miss(kind=1, reason=99)]), "reuse.misses.reason"),  # type: ignore[arg-type]
+        (common_pb2.ReuseReport(mode=1, sources=[common_pb2.SourceCount(source=99)]), "reuse.sources"),  # type: ignore[arg-type]  # a number of no enum
+        (common_pb2.ReuseReport(mode=1, misses=[common_pb2.Miss(kind=1, reason=99)]), "reuse.misses.reason"),  # type: ignore[arg-type]  # a number of no enum
     ],
 )
 def test_a_newer_nodes_vocabulary_is_refused_by_name(message: common_pb2.ReuseReport, field: str):

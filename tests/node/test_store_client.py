@@ -75,7 +75,7 @@ def answer(chunk: Chunk, index: int = 0, **said: object) -> GetResponse:
     """A header for `chunk`, with lies in `said`."""
     info = ObjectInfo()
     info.CopyFrom(chunk.info)
-    info.MergeFrom(ObjectInfo(**said))  # type: ignore[arg-type]
+    info.MergeFrom(ObjectInfo(**said))  # type: ignore[arg-type]  # fields differ in type
     return GetResponse(header=GetHeader(index=index, entry=LookupEntry(info=info)))
 
 

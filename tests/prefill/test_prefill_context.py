@@ -109,11 +109,11 @@ async def test_layers_leave_while_later_ones_are_computed(world: World, monkeypa
 
     def pausing(token_ids: object, prefix: object, on_layer: object) -> object:
         def wait_after_first(run: object, layer: int) -> None:
-            on_layer(run, layer)  # type: ignore[operator]
+            on_layer(run, layer)  # type: ignore[operator]  # as the method that it stands for
             if layer == 0:
                 assert gate.wait(20)
 
-        return original(token_ids, prefix, wait_after_first)  # type: ignore[arg-type]
+        return original(token_ids, prefix, wait_after_first)  # type: ignore[arg-type]  # as the method that it stands for
 
     monkeypatch.setattr(node.engine, "exact_context", pausing)
     async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:
@@ -177,11 +177,11 @@ async def test_a_pass_nobody_waits_for_ends_at_its_next_layer(world: World, monk
     def pausing(token_ids: object, prefix: object, on_layer: object) -> object:
         def watched(run: object, layer: int) -> None:
             seen.append(layer)
-            on_layer(run, layer)  # type: ignore[operator]
+            on_layer(run, layer)  # type: ignore[operator]  # as the method that it stands for
             if layer == 0:
                 assert gate.wait(20)
 
-        return original(token_ids, prefix, watched)  # type: ignore[arg-type]
+        return original(token_ids, prefix, watched)  # type: ignore[arg-type]  # as the method that it stands for
 
     monkeypatch.setattr(node.engine, "exact_context", pausing)
     async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:

@@ -194,7 +194,7 @@ async def test_somebody_else_s_claim_is_left_alone(world: World) -> None:
 )
 def test_settings_that_cannot_work_are_refused_by_name(model: Path, change: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        load_engine(WorkerConfig(**{"model": str(model), **change}))  # type: ignore[arg-type]
+        load_engine(WorkerConfig(**{"model": str(model), **change}))  # type: ignore[arg-type]  # fields differ in type
     assert caught.value.field == field
 
 
