@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gateway_worlds import byte_level_tokenizer, write_model
+from gateway_tokenizers import byte_level_tokenizer, write_model
 
 
 @pytest.fixture(scope="session")

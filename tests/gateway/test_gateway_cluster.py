@@ -9,20 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_worlds import (
-    FINGERPRINT,
-    MODEL,
-    WAIT_S,
-    FakeDecode,
-    World,
-    answers,
-    byte_level_tokenizer,
-    hangs,
-    record,
-    served_model,
-    text_request,
-    world,
-)
+from gateway_fakes import FINGERPRINT, MODEL, WAIT_S, FakeDecode, answers, hangs, record, served_model
+from gateway_tokenizers import byte_level_tokenizer
+from gateway_worlds import World, text_request, world
 from grpc_health.v1 import health_pb2
 
 from spolia.errors import error_from_rpc

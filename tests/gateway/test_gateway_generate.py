@@ -9,24 +9,21 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_worlds import (
+from gateway_fakes import (
     FINGERPRINT,
     UTF8_ANSWER,
     WAIT_S,
     FakeDecode,
     Script,
-    World,
     answers,
     delta,
-    document_part,
     fails_after,
     finish,
     hangs,
     record,
     served_model,
-    text_request,
-    world,
 )
+from gateway_worlds import World, document_part, text_request, world
 
 from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2

@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_worlds import FakeDecode, World, document_part, fails_after, record, served_model, world
+from gateway_fakes import FakeDecode, fails_after, record, served_model
+from gateway_worlds import World, document_part, world
 
 from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2

@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_worlds import (
-    FINGERPRINT,
-    MODEL,
-    SECRET,
-    byte_level_tokenizer,
-    document_part,
-    ids_part,
-    record,
-    sentencepiece_tokenizer,
-    served_model,
-    text_request,
-)
+from gateway_fakes import FINGERPRINT, MODEL, SECRET, record, served_model
+from gateway_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from gateway_worlds import document_part, ids_part, text_request
 
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaError, Unavailable

@@ -6,7 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from gateway_worlds import FINGERPRINT, LAWFUL, MODEL, SECRET, record
+from gateway_fakes import FINGERPRINT, MODEL, SECRET, record
+from gateway_worlds import LAWFUL
 from hypothesis import given
 from hypothesis import strategies as st
 

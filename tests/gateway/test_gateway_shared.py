@@ -8,20 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway_worlds import (
-    FINGERPRINT,
-    MODEL,
-    SECRET,
-    UTF8_ANSWER,
-    WAIT_S,
-    FakeDecode,
-    World,
-    document_part,
-    fails_after,
-    record,
-    text_request,
-    world,
-)
+from gateway_fakes import FINGERPRINT, MODEL, SECRET, UTF8_ANSWER, WAIT_S, FakeDecode, fails_after, record
+from gateway_worlds import World, document_part, text_request, world
 
 from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import InternalError

@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_worlds import WAIT_S, FakeDecode, FakeStore, World, record, serve, world
+from gateway_fakes import WAIT_S, FakeDecode, FakeStore, record
+from gateway_worlds import World, serve, world
 
 from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2, kvstore_pb2_grpc

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from gateway_worlds import LAWFUL, byte_level_tokenizer, sentencepiece_tokenizer
+from gateway_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from gateway_worlds import LAWFUL
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers

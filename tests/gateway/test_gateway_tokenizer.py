@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from gateway_worlds import LAWFUL, byte_level_tokenizer, sentencepiece_tokenizer, write_model
+from gateway_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer, write_model
+from gateway_worlds import LAWFUL
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer

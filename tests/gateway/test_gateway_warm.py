@@ -8,7 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway_worlds import FINGERPRINT, WAIT_S, FakeDecode, World, document_part, record, text_request, world
+from gateway_fakes import FINGERPRINT, WAIT_S, FakeDecode, record
+from gateway_worlds import World, document_part, text_request, world
 
 from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, prefill_pb2
