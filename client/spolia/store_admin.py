@@ -20,7 +20,7 @@ from spolia.client import Client
 from spolia.connection import DEFAULT_ADDRESS, ended
 from spolia.lifetime import Lifetime
 from spolia.store_download import file_when_whole, new_hasher, receive
-from spolia.store_fan_out import Question, StoreConnection, about, ask_all
+from spolia.store_fan_out import Question, StoreConnection, about, ask_all, callers_own
 from spolia.store_requests import Batch, batches_of, checked_idle_s, checked_lease_ms
 from spolia.store_results import (
     Collected,
@@ -36,7 +36,7 @@ from spolia.store_results import (
     tier_rank,
 )
 from spolia.v1 import kvstore_pb2
-from spolia_core.errors import InternalError, InvalidRequest, SpoliaError, Unavailable
+from spolia_core.errors import InternalError, InvalidRequest, NotFound, SpoliaError, Unavailable
 
 T = TypeVar("T")
 
@@ -87,10 +87,9 @@ class StoreAdmin:
         """
         prefix = chunk_prefix.checked_prefix(id_prefix)
         checked_uint32(limit, "limit")
-        # To cut each store's list would leave some replicas of what remains out.
-        alone = len(self._stores) == 1 and len(prefix) % 2 == 0
-        listed = self._list([prefix], tenant_id, limit if alone else 0, timeout_s)
-        objects = chunk_prefix.matching(listed.objects, prefix)
+        # What is among the first of all is among the first of each store that has it. Stores do not see an odd digit.
+        listed = self._list([prefix], tenant_id, limit if len(prefix) % 2 == 0 else 0, timeout_s)
+        objects = [found for found in listed.objects if found.chunk_id.hex().startswith(prefix)]
         return Listing(tuple(objects[:limit] if limit else objects), listed.failed)
 
     def find(self, ids: Iterable[str], *, tenant_id: str = "", timeout_s: float | None = None) -> Listing:
@@ -104,7 +103,8 @@ class StoreAdmin:
         check_not_empty(prefixes, "ids", "id")
         listing = self._list(chunk_prefix.prefixes_to_ask(prefixes), tenant_id, 0, timeout_s)
         whole = not listing.failed
-        found = [chunk_prefix.the_one(listing.objects, prefix, whole=whole) for prefix in prefixes]
+        by_id = chunk_prefix.ById(listing.objects)
+        found = [chunk_prefix.the_one(by_id, prefix, whole=whole) for prefix in prefixes]
         return Listing(tuple({(one.tenant_id, one.chunk_id): one for one in found}.values()), listing.failed)
 
     def stats(self, *, timeout_s: float | None = None) -> PerStore[StoreStats]:
@@ -122,16 +122,21 @@ class StoreAdmin:
         """Writes the bytes of an object to `path`, from the fastest tier that gives a good copy of it.
 
         Every frame and the whole are checked against their digests; `path` is replaced when all was good, and else
-        left as it was. Stores are tried in turn; when none gives a good copy, the first one's error is raised. Needs
-        xxhash (extra `node`); `InvalidRequest` says so.
+        left as it was. Stores are tried in turn, each in its part of the time; when none gives a good copy, the first
+        one's error is raised. Needs xxhash (extra `node`); `InvalidRequest` says so.
         """
         question = self._question(timeout_s)
         new_hasher()  # says that it is missing before anything is asked
+        replicas = sorted(found.replicas, key=lambda r: tier_rank(r.tiers[0] if r.tiers else ""))
+        if not replicas:
+            raise NotFound(f"no store is known to hold object {found.chunk_id.hex()}", field="found.replicas")
         failed: dict[str, SpoliaError] = {}
-        for replica in sorted(found.replicas, key=lambda r: tier_rank(r.tiers[0] if r.tiers else "")):
+        for number, replica in enumerate(replicas):
             store = self._store_at(replica.store)
             try:
-                return self._download_from(store, found, path, question, failed)
+                # One that hangs leaves the others their time.
+                part = question.part(1 / (len(replicas) - number))
+                return self._download_from(store, found, path, part, failed)
             except InvalidRequest:
                 raise  # of the file, or of this client: no other store helps
             except SpoliaError as error:
@@ -217,7 +222,7 @@ class StoreAdmin:
         """Has the stores read copies on every tier and check their digests; damaged ones are taken out of service.
 
         Without `objects` all of `tenant_id` are checked, of all tenants where that is empty too. Calls `on_progress`
-        as the stores report, from several threads; what it raises is raised here.
+        as the stores report, from several threads; what it raises closes the whole and is raised here.
         """
         everything: list[Batch] = [(checked_text(tenant_id, "tenant_id"), [])]
         batches = everything if objects is None else batches_of(objects)
@@ -233,7 +238,8 @@ class StoreAdmin:
                     for part, part_total in store_answers.verified_of(call):
                         verified, num_total = before + part, total_before + part_total
                         if on_progress is not None:
-                            on_progress(VerifyProgress(store.address, verified, num_total))
+                            with callers_own():
+                                on_progress(VerifyProgress(store.address, verified, num_total))
             return verified
 
         return self._ask_all(ask)

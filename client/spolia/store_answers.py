@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from google.protobuf.descriptor import EnumDescriptor
-
+from spolia.enum_names import enum_name
 from spolia.store_results import (
     Collected,
     DamagedCopy,
@@ -24,7 +23,7 @@ from spolia_core.errors import InternalError
 
 def tier_name(tier: int) -> str:
     """ "ram" or "disk"."""
-    return _name(common_pb2.Tier.DESCRIPTOR, tier, "TIER_")
+    return enum_name(common_pb2.Tier.DESCRIPTOR, tier)
 
 
 def merged(listed: Mapping[str, Iterable[kvstore_pb2.ListedObject]]) -> list[StoredObject]:
@@ -40,7 +39,7 @@ def merged(listed: Mapping[str, Iterable[kvstore_pb2.ListedObject]]) -> list[Sto
         StoredObject(
             tenant_id=tenant_id,
             chunk_id=chunk_id,
-            kind=_name(common_pb2.ChunkKind.DESCRIPTOR, info.kind, "CHUNK_KIND_"),
+            kind=enum_name(common_pb2.ChunkKind.DESCRIPTOR, info.kind),
             num_tokens=info.num_tokens,
             fingerprint=info.fingerprint,
             replicas=tuple(replicas[tenant_id, chunk_id]),
@@ -123,7 +122,7 @@ def collected_of(response: kvstore_pb2.CollectResponse) -> Collected:
 
 def miss_name(reason: int) -> str:
     """Why an object was not given, in lower case."""
-    return _name(common_pb2.MissReason.DESCRIPTOR, reason, "MISS_REASON_")
+    return enum_name(common_pb2.MissReason.DESCRIPTOR, reason)
 
 
 def _damaged_copy(copy: kvstore_pb2.DamagedCopy) -> DamagedCopy:
@@ -135,7 +134,7 @@ def _replica(store: str, found: kvstore_pb2.ListedObject) -> StoredReplica:
     return StoredReplica(
         store=store,
         tiers=tuple(map(tier_name, found.tiers)),
-        state=_name(kvstore_pb2.ObjectState.DESCRIPTOR, found.state, "OBJECT_STATE_"),
+        state=enum_name(kvstore_pb2.ObjectState.DESCRIPTOR, found.state),
         replica=info.replica,
         size_bytes=info.size_bytes,
         digest=info.digest,
@@ -147,9 +146,3 @@ def _replica(store: str, found: kvstore_pb2.ListedObject) -> StoredReplica:
         hits=found.hits,
         pins=tuple(Pin(pin.owner, pin.remaining_ms / 1000) for pin in found.pins),
     )
-
-
-def _name(enum: EnumDescriptor, number: int, prefix: str) -> str:
-    """The member without its prefix. A newer store may know more than this release; its answers stay readable."""
-    member = enum.values_by_number.get(number)
-    return f"unknown_{number}" if member is None else member.name.removeprefix(prefix).lower()

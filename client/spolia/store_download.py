@@ -69,6 +69,8 @@ def receive(
                     raise _corrupt(wanted, f"the frame at byte {size} does not match its digest or its place")
                 hasher.update(frame.data)
                 size += len(frame.data)
+                if size > entry.info.size_bytes:
+                    raise _corrupt(wanted, f"more than its {entry.info.size_bytes} bytes came")
                 write(frame.data)
             case _:
                 raise InternalError(f"object {wanted.chunk_id.hex()}: a message came that was not due")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import copy
 from typing import TypeVar
 
 import grpc
@@ -44,6 +46,25 @@ class Question:
         """Seconds that are left."""
         return max(0.0, self._deadline_s - time.monotonic())
 
+    def part(self, fraction: float) -> Question:
+        """The same with `fraction` (0 … 1) of what is left: for a try that must leave time for others."""
+        part = copy(self)
+        part._deadline_s = time.monotonic() + self.timeout_s * fraction
+        return part
+
+
+class _CallersError(Exception):
+    """Carries, as its cause, what the caller's own code raised: it is no store's failure, whatever its class."""
+
+
+@contextmanager
+def callers_own() -> Iterator[None]:
+    """Around code of the caller within `ask`: what it raises ends the whole and is passed on."""
+    try:
+        yield
+    except Exception as error:
+        raise _CallersError from error
+
 
 def ask_all(
     stores: Sequence[StoreConnection],
@@ -68,8 +89,10 @@ def ask_all(
         waiting = {store.address: pool.submit(ask_one, store) for store in stores}
         try:
             outcomes = {address: outcome.result() for address, outcome in waiting.items()}
-        except BaseException:
+        except BaseException as error:
             end()
+            if isinstance(error, _CallersError) and error.__cause__ is not None:
+                raise error.__cause__ from None
             raise
     failed = {address: outcome for address, outcome in outcomes.items() if isinstance(outcome, SpoliaError)}
     if len(failed) == len(stores):

@@ -97,7 +97,7 @@ class FakeStore(KVStoreServiceServicer):
         self._begin("List", request, context)
         found = [
             one.listed
-            for one in self.objects.values()
+            for _, one in sorted(self.objects.items())
             if request.tenant_id in ("", one.tenant) and one.chunk_id.startswith(request.id_prefix)
         ]
         for one in found[: request.limit or None]:

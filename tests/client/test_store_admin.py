@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,48 @@ def test_a_limit_never_hides_a_replica_of_what_it_leaves(admin: StoreAdmin, stor
     assert (found.chunk_id, len(found.stores)) == (chunk_id("aa"), 2)
 
 
-def test_a_limit_spares_a_lone_store_the_rest(stores: Stores) -> None:
-    for start in ("aa", "bb"):
+def test_a_limit_spares_the_stores_the_rest_and_no_odd_digit_is_lost(admin: StoreAdmin, stores: Stores) -> None:
+    for start in ("cc", "aa", "ab"):
         stores[0].put(start)
-    with StoreAdmin([stores[0].address]) as admin:
-        assert len(admin.list_objects(limit=1).objects) == 1
-    assert stores[0].requests("List")[0].limit == 1
+    assert [found.chunk_id for found in admin.list_objects(limit=2).objects] == [chunk_id("aa"), chunk_id("ab")]
+    assert [store.requests("List")[-1].limit for store in stores] == [2, 2]
+    (found,) = admin.list_objects(id_prefix="c", limit=1).objects
+    assert found.chunk_id == chunk_id("cc")
+    assert stores[0].requests("List")[-1].limit == 0
+
+
+def test_many_ids_are_found_with_few_questions(admin: StoreAdmin, stores: Stores) -> None:
+    starts = [f"{number:04x}" for number in range(0x2000, 0x2100, 2)]
+    for start in starts:
+        stores[0].put(start)
+    assert [one.chunk_id for one in admin.find(reversed(starts)).objects] == [chunk_id(s) for s in reversed(starts)]
+    assert {request.id_prefix for request in stores[0].requests("List")} == {b"\x20"}
+
+
+def test_of_an_error_in_on_progress_no_store_is_blamed(stores: Stores) -> None:
+    def on_progress(_: VerifyProgress) -> None:
+        raise errors.Busy("mine")
+
+    stores[0].put("aa")
+    with StoreAdmin([store.address for store in stores]) as admin:
+        with pytest.raises(errors.Busy, match=r"^mine$"):
+            admin.verify(on_progress=on_progress)
+        with pytest.raises(errors.SpoliaError, match="closed"):
+            admin.stats()
+
+
+def test_a_store_that_hangs_leaves_a_download_time_for_the_next(
+    admin: StoreAdmin, stores: Stores, tmp_path: Path
+) -> None:
+    stores[0].put("aa", tiers=[RAM])
+    stores[1].put("aa", tiers=[DISK])
+    (found,) = admin.list_objects().objects
+    stores[0].hang = True
+    got = admin.download(found, tmp_path / "it", timeout_s=2.0)
+    assert got.store == stores[1].address
+    assert isinstance(got.failed[stores[0].address], errors.DeadlineExceeded)
+    with pytest.raises(errors.NotFound):
+        admin.download(replace(found, replicas=()), tmp_path / "it")
 
 
 @pytest.mark.parametrize(("prefix", "sent"), [("ab", "ab"), ("abc", "ab"), ("AB", "ab"), ("a", "")])

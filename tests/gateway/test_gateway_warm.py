@@ -12,8 +12,9 @@ from gateway_fakes import FINGERPRINT, WAIT_S, FakeDecode, record
 from gateway_worlds import World, document_part, text_request, world
 
 from spolia.errors import error_from_rpc
-from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, prefill_pb2
+from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, NotFound, SpoliaError, Unavailable
+from spolia_gateway.store_failures import not_kept
 
 TEXTS = ("the stones", "of one building", "are cut and set")
 
@@ -181,6 +182,16 @@ async def test_a_document_no_store_could_keep_is_not_called_warm(model: Path) ->
         assert "900 of 1000 bytes are in use" in error.message
         assert (error.limit, error.actual.endswith(" bytes")) == ("1000 bytes", True)
         assert len(compiled(w)) == 1
+
+
+def test_a_quota_that_is_in_the_way_is_named() -> None:
+    held = kvstore_pb2.TenantStats(tenant_id="acme", num_objects=3, num_bytes=90, quota_bytes=100)
+    stats = kvstore_pb2.GetStatsResponse(used_bytes=500, budget_bytes=1000, tenants=[held])
+    error = not_kept("acme", b"\x01", 20, stats)
+    assert "tenant acme holds 90 of 100 bytes and 3 of any number of objects of its quota" in error.message
+    assert (error.limit, error.retry_after_ms > 0) == ("100 bytes", True)
+    assert not_kept("acme", b"\x01", 101, stats).retry_after_ms == 0, "it will never fit"
+    assert "quota;" not in not_kept("bloom", b"\x01", 20, stats).message
 
 
 @pytest.mark.parametrize("kind", [gateway_pb2.WarmRequest, gateway_pb2.ForgetRequest])

@@ -70,7 +70,9 @@ async def test_the_list_can_be_of_a_tenant_a_prefix_and_a_number(tmp_path: Path)
             ("", b"", 3, 3),
             ("nobody", b"", 0, 0),
         ):
-            assert len(list(world.admin.list(tenant_id, prefix, limit))) == number
+            keys = [listed.record.key for listed in world.admin.list(tenant_id, prefix, limit)]
+            assert len(keys) == number
+            assert keys == sorted(keys)
 
 
 async def test_a_whole_store_verifies_each_copy_once(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spolia_bench.frame import Report
+from spolia_bench.redis_server import NoRedis
 from spolia_bench.store import chaos, lookup, transfer
 
 QUESTION = "What does finding and moving chunk objects cost?"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; 1 when a chaos run lost, damaged, leaked or stuck anything."""
+    """Runs the benchmark; 1 when a chaos run lost, damaged, leaked or stuck anything, 2 without a Redis for it."""
     args = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="spolia-bench-", dir=args.folder) as folder:
         if args.chaos:
@@ -61,7 +62,11 @@ def _measure(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _chaos(args: argparse.Namespace, folder: Path) -> int:
-    outcome = asyncio.run(chaos.run(folder, args.seconds, args.clients, args.seed))
+    try:
+        outcome = asyncio.run(chaos.run(folder, args.seconds, args.clients, args.seed))
+    except NoRedis as error:
+        print(f"spolia bench store --chaos: {error}", file=sys.stderr)
+        return 2
     outcome.report(args.seed).print(only_json=args.json, out=args.out)
     return 0 if outcome.is_clean else 1
 

@@ -1,6 +1,7 @@
 """What gRPC itself takes to move an object's frames between two Python processes: the floor of every Get and Put.
 
-A server that keeps nothing and checks nothing: Get sends frames of zeros made beforehand, Put reads and forgets.
+A server that keeps nothing and checks nothing: Get sends frames of zeros, Put reads and forgets. Data and digests have
+the sizes of real ones and are made beforehand; each message is made as it is sent, as it must be.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from spolia.v1.kvstore_pb2_grpc import (
     KVStoreServiceStub,
     add_KVStoreServiceServicer_to_server,
 )
-from spolia_core.digests import FRAME_BYTES
+from spolia_core.digests import DIGEST_BYTES, FRAME_BYTES
 from spolia_node.channels import channel_options, connection_options
 
 MAX_MESSAGE_BYTES = 16 << 20
+_ZEROS = bytes(FRAME_BYTES)
+_DIGEST = bytes(DIGEST_BYTES)
 
 
 class _Mover(KVStoreServiceServicer):
     async def Get(self, request: GetRequest, context: Any) -> AsyncIterator[GetResponse]:
         """As many bytes as the tenant's name says."""
         for data in _pieces(int(request.tenant_id)):
-            yield GetResponse(frame=Frame(data=data))
+            yield GetResponse(frame=_frame(data))
 
     async def Put(self, request_iterator: AsyncIterator[PutRequest], context: Any) -> PutResponse:
         """Reads to the end."""
@@ -64,7 +67,7 @@ async def rates(num_bytes: int, repeats: int) -> dict[str, float]:
                         pass
             with _timed(found, "grpc_put", num_bytes * repeats):
                 for _ in range(repeats):
-                    await stub.Put((PutRequest(frame=Frame(data=data)) for data in _pieces(num_bytes)), timeout=30)
+                    await stub.Put((PutRequest(frame=_frame(data)) for data in _pieces(num_bytes)), timeout=30)
             return found
     finally:
         process.kill()
@@ -80,7 +83,11 @@ def _timed(found: dict[str, float], name: str, num_bytes: int) -> Iterator[None]
 
 def _pieces(num_bytes: int) -> Iterator[bytes]:
     for start in range(0, num_bytes, FRAME_BYTES):
-        yield bytes(min(FRAME_BYTES, num_bytes - start))
+        yield _ZEROS if num_bytes - start >= FRAME_BYTES else _ZEROS[: num_bytes - start]
+
+
+def _frame(data: bytes) -> Frame:
+    return Frame(data=data, digest=_DIGEST)
 
 
 async def _serve() -> None:

@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -136,22 +136,25 @@ class _Redis:
 async def _indexes(kind: str, folder: Path, sizes: Sequence[int]) -> AsyncIterator[dict[int, _Index]]:
     """One for each size; all Redis ones in one server, under prefixes of their own."""
     if kind == "sqlite":
-        own = {size: _Sqlite(folder / str(size)) for size in sizes}
-        yield dict(own)
-        for each in own.values():
-            await each.close()
+        async with AsyncExitStack() as stack:
+            own: dict[int, _Index] = {}
+            for size in sizes:
+                own[size] = index = _Sqlite(folder / str(size))
+                stack.push_async_callback(index.close)
+            yield own
         return
     with RedisServer(folder / "redis") as server:
-        shared = {size: _Redis(server.url, f"bench-{size}") for size in sizes}
-        for redis in shared.values():
-            connected = asyncio.Event()
-            redis.backend.on_reconnected(connected.set)
-            await redis.backend.start()
-            async with asyncio.timeout(30):
-                await connected.wait()
-        yield dict(shared)
-        for redis in shared.values():
-            await redis.backend.close()
+        async with AsyncExitStack() as stack:
+            shared: dict[int, _Index] = {}
+            for size in sizes:
+                shared[size] = redis = _Redis(server.url, f"bench-{size}")
+                connected = asyncio.Event()
+                redis.backend.on_reconnected(connected.set)
+                stack.push_async_callback(redis.backend.close)
+                await redis.backend.start()
+                async with asyncio.timeout(30):
+                    await connected.wait()
+            yield shared
 
 
 async def _one_run(index: _Index, size: int, seed: int, run: int) -> Percentiles:

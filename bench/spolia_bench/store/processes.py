@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from spolia import exit_with_parent
 from spolia.local_node import NodeProcess
+from spolia_bench.redis_server import free_port
 
 START_TIMEOUT_S = 60.0
 
@@ -20,7 +20,7 @@ class StoreProcess:
 
     def __init__(self, name: str, folder: Path, settings: Sequence[str] = ()) -> None:
         self.name = name
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.data_dir = folder / name
         self.log_path = folder / f"{name}.log"
         self._settings = settings
@@ -65,10 +65,3 @@ class StoreProcess:
             self._process.terminate()
             self._process.wait_ended(time.monotonic() + START_TIMEOUT_S)
             self.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -41,8 +41,8 @@ async def measure(report: Report, folder: Path, runs: int, seed: int) -> None:
     channels = ChannelPool(32 << 20)
     client = StoreClient(channels, lambda: [StoreAddress(process.name, process.address)])
     rates: dict[str, list[float]] = {}
-    process.start()
     try:
+        process.start()
         for run in range(runs + 1):
             for size, num_bytes in SIZES.items():
                 first = seed * 1_000_000 + (run * len(SIZES) + list(SIZES).index(size)) * 1000

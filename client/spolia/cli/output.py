@@ -55,6 +55,13 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, empty: st
         print(empty)
 
 
+def plain_record(value: object) -> dict[str, object]:
+    """A dataclass as JSON has it."""
+    report = plain(value)
+    assert isinstance(report, dict), value
+    return report
+
+
 def plain(value: object) -> object:
     """`value` as JSON has it: records as objects, members of enums by name in lower case, bytes in hexadecimal."""
     match value:

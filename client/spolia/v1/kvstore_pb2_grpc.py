@@ -178,7 +178,7 @@ class KVStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry.
+        """Lists what this store holds, by tenant and id, also what it would never serve. For operators. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

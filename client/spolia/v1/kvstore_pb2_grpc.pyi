@@ -69,7 +69,7 @@ class KVStoreServiceStub:
     GetStats: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]
     """Counts what is here."""
     List: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]
-    """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+    """Lists what this store holds, by tenant and id, also what it would never serve. For operators. Safe to retry."""
     Verify: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]
     """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
     last message has the totals. For operators. Safe to retry.
@@ -120,7 +120,7 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     GetStats: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Counts what is here."""
     List: _aio.UnaryStreamMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]  # type: ignore[assignment]
-    """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+    """Lists what this store holds, by tenant and id, also what it would never serve. For operators. Safe to retry."""
     Verify: _aio.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]  # type: ignore[assignment]
     """Reads objects on every tier and checks each digest; damaged ones are taken out of service. Streams progress; the
     last message has the totals. For operators. Safe to retry.
@@ -228,7 +228,7 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.ListResponse], _abc.AsyncIterator[_kvstore_pb2.ListResponse]]:
-        """Lists what this store holds, in no promised order, also what it would never serve. For operators. Safe to retry."""
+        """Lists what this store holds, by tenant and id, also what it would never serve. For operators. Safe to retry."""
 
     @_abc_1.abstractmethod
     def Verify(

@@ -32,14 +32,23 @@ def store_away_in_words() -> Iterator[None]:
         ) from error
 
 
-def not_kept(chunk_id: bytes, size_bytes: int, stats: kvstore_pb2.GetStatsResponse) -> Unavailable:
+def not_kept(tenant_id: str, chunk_id: bytes, size_bytes: int, stats: kvstore_pb2.GetStatsResponse) -> Unavailable:
     """For a chunk that was computed, and that a store which can be reached did not take."""
+    held = next((each for each in stats.tenants if each.tenant_id == tenant_id), kvstore_pb2.TenantStats())
+    quota = ""
+    if held.quota_bytes or held.quota_objects:
+        quota = (
+            f"; tenant {tenant_id} holds {held.num_bytes} of {held.quota_bytes or 'any number of'} bytes and "
+            f"{held.num_objects} of {held.quota_objects or 'any number of'} objects of its quota"
+        )
+    most = min(stats.budget_bytes, held.quota_bytes or stats.budget_bytes)
     return Unavailable(
         f"chunk {chunk_id.hex()} was computed, but no store kept its {size_bytes} bytes: {stats.used_bytes} of "
-        f"{stats.budget_bytes} bytes are in use there, with {stats.num_pins} pins and {stats.num_transfers} transfers; "
-        "try again once some of these have ended, or give it more (its budget_bytes, max_object_bytes)",
+        f"{stats.budget_bytes} bytes are in use there, with {stats.num_pins} pins and {stats.num_transfers} transfers"
+        f"{quota}; try again once some of these have ended, or give it more (its budget_bytes, max_object_bytes, the "
+        "tenant's quota)",
         field="documents",
-        limit=f"{stats.budget_bytes} bytes",
+        limit=f"{most} bytes",
         actual=f"{size_bytes} bytes",
-        retry_after_ms=RETRY_AFTER_MS if size_bytes <= stats.budget_bytes else 0,
+        retry_after_ms=RETRY_AFTER_MS if size_bytes <= most else 0,
     )

@@ -118,7 +118,7 @@ class Warmer:
         if ready.outcome == prefill_pb2.CHUNK_OUTCOME_INLINE:
             with store_away_in_words():
                 stats = await self._store.home_stats(chunk.chunk_id, deadline)
-            raise not_kept(chunk.chunk_id, ready.info.size_bytes, stats)
+            raise not_kept(request.tenant_id, chunk.chunk_id, ready.info.size_bytes, stats)
         found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND
         return _Warmed(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
 

@@ -177,7 +177,7 @@ class Catalog:
 
     def rows(self, tier: Tier, tenant_id: str = "", id_prefix: bytes = b"") -> Iterator[Row]:
         """Rows of a tier in the order of their keys, one tenant's or all. Rows may change meanwhile."""
-        for tenant in [tenant_id] if tenant_id else list(self.totals_by_tenant(tier)):
+        for tenant in [tenant_id] if tenant_id else sorted(self.totals_by_tenant(tier)):
             after, sign = id_prefix, ">="
             while True:
                 query = (

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from heapq import merge
 from itertools import islice
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Housekeeping:
         self._served = served_fingerprints
 
     def list(self, tenant_id: str = "", id_prefix: bytes = b"", limit: int = 0) -> Iterator[Listed]:
-        """What is here, one tenant's or all: what is in memory first."""
+        """What is here, one tenant's or all, by tenant and id."""
         served = self._served()
         for record, usage, tiers in islice(self._everything(tenant_id, id_prefix), limit or None):
             yield self._listed(record, usage, tiers, served)
@@ -131,14 +132,14 @@ class Housekeeping:
 
     def _everything(self, tenant_id: str, id_prefix: bytes) -> Iterator[tuple[ObjectRecord, Usage, tuple[Tier, ...]]]:
         tiers = self._store.tiers
-        for stored in tiers.ram:
-            if _is_of(stored, tenant_id) and stored.record.key.chunk_id.startswith(id_prefix):
-                on = (Tier.RAM, Tier.DISK) if stored.on_disk else (Tier.RAM,)
-                yield stored.record, stored.usage, on
-        if tiers.disk is not None:
-            for row in tiers.disk.rows.walk(tenant_id, id_prefix):
-                if row.record.key not in tiers.ram:
-                    yield row.record, row.usage, (Tier.DISK,)
+        in_memory = {
+            stored.record.key: (stored.record, stored.usage, (Tier.RAM, Tier.DISK) if stored.on_disk else (Tier.RAM,))
+            for stored in tiers.ram
+            if _is_of(stored, tenant_id) and stored.record.key.chunk_id.startswith(id_prefix)
+        }
+        rows = tiers.disk.rows.walk(tenant_id, id_prefix) if tiers.disk is not None else iter(())
+        only_on_disk = ((row.record, row.usage, (Tier.DISK,)) for row in rows if row.record.key not in in_memory)
+        return merge((in_memory[key] for key in sorted(in_memory)), only_on_disk, key=lambda item: item[0].key)
 
     def _listed(self, record: ObjectRecord, usage: Usage, tiers: tuple[Tier, ...], served: Collection[bytes]) -> Listed:
         now = self._store.tiers.clock()

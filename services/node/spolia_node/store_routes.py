@@ -85,6 +85,8 @@ class StoreRoutes:
 
     def holders(self, entry: LookupEntry) -> list[StoreAddress]:
         """The stores that an entry names as holders, in its order, those that are closed for now last."""
+        if not entry.locations:
+            return []
         known = {store.node_id: store for store in self._stores()}
         stores = [known.get(at.node_id) or StoreAddress(at.node_id, at.address) for at in entry.locations]
         return sorted(stores, key=lambda store: not store.is_open)

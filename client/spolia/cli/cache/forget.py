@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
-from spolia.cli.output import plain, print_columns, print_json
+from spolia.cli.output import plain_record, print_columns, print_json
 from spolia.cli.texts import read_documents
 from spolia.cli.units import human_bytes
 from spolia.client import Client
@@ -32,8 +32,7 @@ def forget(
     with Client(address, timeout_s=timeout, model=model) as client:
         forgotten = client.forget(documents)
     if as_json:
-        report = plain(forgotten)
-        assert isinstance(report, dict)
+        report = plain_record(forgotten)
         print_json({"num_documents": len(documents), **report})
         return
     tiers = ", ".join(f"{dropped.tier} {dropped.num_objects}" for dropped in forgotten.stored_tiers)

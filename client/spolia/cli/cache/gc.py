@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
-from spolia.cli.output import notes, print_columns, print_json
+from spolia.cli.output import notes, plain_record, print_columns, print_json
 from spolia.cli.units import human_bytes, parse_duration
 from spolia.errors import InvalidRequest
 from spolia.store_results import Collected
@@ -45,7 +44,7 @@ def gc(
         collected = stores.collect(drop_unknown=drop_unknown, idle_s=idle_s, dry_run=dry_run)
     total = sum(collected.answers.values(), Collected())
     if as_json:
-        per_store = [{"store": at, **asdict(one)} for at, one in collected.answers.items()]
+        per_store = [{"store": at, **plain_record(one)} for at, one in collected.answers.items()]
         print_json({"dry_run": dry_run, "total": total, "stores": per_store, "failed": failures(collected.failed)})
     else:
         rows = [_cells(at, one) for at, one in collected.answers.items()]

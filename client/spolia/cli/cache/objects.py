@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spolia.cli.output import plain
+from spolia.cli.output import plain, plain_record
 from spolia.cli.units import human_bytes, human_seconds
 from spolia.store_results import StoredObject
 
@@ -57,8 +57,7 @@ def cells(found: StoredObject, *, full_ids: bool = False) -> tuple[str, ...]:
 
 def as_json(found: StoredObject) -> dict[str, object]:
     """All there is to say, in plain numbers; `replicas` has what each store says."""
-    report = plain(found)
-    assert isinstance(report, dict)
+    report = plain_record(found)
     replicas = report.pop("replicas")
     return {
         **report,

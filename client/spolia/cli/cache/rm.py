@@ -10,7 +10,7 @@ import typer
 from spolia.cli.cache.objects import short
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Ids, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
-from spolia.cli.output import plain, print_columns, print_json
+from spolia.cli.output import plain_record, print_columns, print_json
 from spolia.cli.units import counted, human_bytes, human_seconds
 from spolia.errors import InvalidRequest
 from spolia.store_results import Deleted, PerStore, StoredObject
@@ -75,12 +75,6 @@ def _cells(store: str, deleted: Deleted) -> tuple[str, ...]:
 
 def _as_json(objects: Sequence[StoredObject], dropped: PerStore[Deleted]) -> dict[str, object]:
     """An object dropped at two stores counts once in `objects`, and at each of the stores."""
-    stores = [{"store": store, **_plain(deleted)} for store, deleted in dropped.answers.items()]
+    stores = [{"store": store, **plain_record(deleted)} for store, deleted in dropped.answers.items()]
     names = [{"tenant_id": found.tenant_id, "chunk_id": found.chunk_id} for found in objects]
-    return {"objects": names, "total": _plain(sum(dropped.answers.values(), Deleted())), "stores": stores}
-
-
-def _plain(deleted: Deleted) -> dict[str, object]:
-    report = plain(deleted)
-    assert isinstance(report, dict)
-    return report
+    return {"objects": names, "total": plain_record(sum(dropped.answers.values(), Deleted())), "stores": stores}

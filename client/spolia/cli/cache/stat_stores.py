@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from spolia.cli.cache.objects import NO_OBJECTS
 from spolia.cli.cache.stores import failures
-from spolia.cli.output import plain, print_columns, print_json, print_table
+from spolia.cli.output import plain, plain_record, print_columns, print_json, print_table
 from spolia.cli.units import human_bytes
 from spolia.store_results import PerStore, StoreStats, TenantStats, TierStats
 
@@ -44,8 +44,7 @@ def show(counted: PerStore[StoreStats], tenant: str, *, as_json: bool) -> None:
 
 
 def _as_json(store: str, stats: StoreStats, tenant: str) -> dict[str, object]:
-    report = plain(stats)
-    assert isinstance(report, dict)
+    report = plain_record(stats)
     return {"store": store, **report, "hit_rate": stats.hit_rate, "tenants": plain(list(_tenants(stats, tenant)))}
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spolia.cli.cache.objects import short
 from spolia.cli.cache.options import DEFAULT_ADDRESS, Address, Json, Stores, Tenant, Timeout
 from spolia.cli.cache.stores import failures, finish, open_stores
-from spolia.cli.output import OTHER_ERROR, notes, plain, print_columns, print_json
+from spolia.cli.output import OTHER_ERROR, notes, plain_record, print_columns, print_json
 from spolia.cli.units import counted, human_bytes
 from spolia.errors import SpoliaError
 from spolia.store_admin import StoreAdmin
@@ -98,11 +98,5 @@ def _as_json(answers: Mapping[str, Verified], total: Verified) -> dict[str, obje
         "num_checked": total.num_checked,
         "bytes_checked": total.bytes_checked,
         "num_damaged": len(total.damaged),
-        "stores": [{"store": store, **_plain(verified)} for store, verified in answers.items()],
+        "stores": [{"store": store, **plain_record(verified)} for store, verified in answers.items()],
     }
-
-
-def _plain(verified: Verified) -> dict[str, object]:
-    report = plain(verified)
-    assert isinstance(report, dict)
-    return report
