@@ -194,6 +194,10 @@ class FakeStore(KVStoreServiceServicer):
             sent = sent[:-1]
         elif self.damage == "gap":
             del sent[1]
+        elif self.damage == "excess":
+            sent += [common_pb2.Frame(offset=o, data=d, digest=h) for o, d, h in frames(data + data, FRAME_BYTES)][
+                len(sent) :
+            ]
         yield from sent
 
     def _begin(self, method: str, request: Any, context: Any) -> None:

@@ -215,7 +215,7 @@ def test_a_download_comes_from_the_fastest_tier(admin: StoreAdmin, stores: Store
     assert not stores[0].requests("Get")
 
 
-@pytest.mark.parametrize("damage", ["frame", "whole", "short", "gap", "found"])
+@pytest.mark.parametrize("damage", ["frame", "whole", "short", "gap", "excess", "found"])
 def test_a_damaged_copy_is_never_written(damage: str, stores: Stores, tmp_path: Path) -> None:
     stores[0].put("abcd")
     stores[0].damage = damage
