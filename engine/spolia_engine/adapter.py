@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from transformers import CONFIG_MAPPING, AttentionInterface, AutoConfig, AutoMod
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
 from spolia_engine.fingerprint import fingerprint_model
+from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable
 
@@ -125,23 +127,31 @@ class ModelAdapter:
         model = _read_weights(Path(path), config, DTYPES[dtype])
         return cls(model.to(device), dtype=dtype, max_context_tokens=max_context_tokens)
 
+    def forward(self, token_ids: Sequence[int], positions: Sequence[int], attention: LayerAttention) -> Tensor:
+        """Runs the layers over rows of tokens standing at `positions` and returns hidden states [num_rows, hidden].
+
+        Rows may belong to different sequences: what a row sees is `attention`'s business.
+        """
+        return finish(self.forward_steps(token_ids, positions, attention))
+
     @torch.inference_mode()
-    def forward(
+    def forward_steps(
         self,
         token_ids: Sequence[int],
         positions: Sequence[int],
         attention: LayerAttention,
         on_layer: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Runs the layers over rows of tokens standing at `positions` and returns hidden states [num_rows, hidden].
-
-        Rows may belong to different sequences: what a row sees is `attention`'s business. `on_layer(l)` is called when
-        layer l has run, its KV written.
+        ready: Callable[[int], bool] | None = None,
+    ) -> Steps[Tensor]:
+        """`forward`, which waits before layer l until `ready(l)`, and calls `on_layer(l)` when it has run, its KV
+        written. It pauses only where it has to wait.
         """
         inner = self._model.model
         hidden = inner.embed_tokens(torch.tensor([list(token_ids)], device=self.device))
         cos, sin = self._position_embeddings(torch.tensor(list(positions), device=self.device), hidden.dtype)
         for index, layer in enumerate(inner.layers):
+            while ready is not None and not ready(index):
+                yield Pause(ready=partial(ready, index))
             hidden = layer(hidden, position_embeddings=(cos, sin), attention_mask=None, spolia_attention=attention)
             if on_layer:
                 on_layer(index)

@@ -17,7 +17,8 @@ class Context:
 
     Holds a reference on every extent it names, once per entry of `extents`; `close` gives them back. `last_hidden`
     [hidden] is the final hidden state of the last token, None where another node drew the first token. `behind_sinks`
-    says that some KV was compiled behind dummy sinks that are not part of the context.
+    says that some KV was compiled behind dummy sinks that are not part of the context. `live` is the run of what was
+    computed for this context, None where nothing was.
     """
 
     pool: Pool
@@ -26,6 +27,7 @@ class Context:
     last_hidden: Tensor | None = None
     num_computed_tokens: int = 0
     behind_sinks: bool = False
+    live: Run | None = None
     _closed: bool = field(default=False)
 
     @property

@@ -9,7 +9,7 @@ Functions that build a context take the references of the runs they are given, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -19,24 +19,26 @@ from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.attention import ContextAttention, DecodeAttention, visible_ranges
+from spolia_engine.attention import DecodeAttention
 from spolia_engine.context import Context, release_runs, whole
 from spolia_engine.deviation import most_deviant
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
+from spolia_engine.linked_blocks import LinkedBlock, register_linked
+from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span
 from spolia_engine.sampler import sample
-from spolia_engine.sealing import register_prefix, seal_answer
+from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
+from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
 
-OnLayer = Callable[[Run, int], None]
-"""Called in the engine's thread when a layer of a pass has run: the run being filled, the layer just finished."""
+__all__ = ["EngineCore", "OnLayer", "PassOptions"]
 
 
 class EngineCore:
@@ -76,16 +78,28 @@ class EngineCore:
     # Chunks
 
     def compile(self, chunk_id: bytes, token_ids: Sequence[int]) -> Run:
+        """`compile_steps`, at once."""
+        return finish(self.compile_steps(chunk_id, token_ids))
+
+    def compile_steps(self, chunk_id: bytes, token_ids: Sequence[int], options: PassOptions = AT_ONCE) -> Steps[Run]:
         """Computes a local chunk alone at positions 0, 1, 2, … and registers it. Source: EPIC §4, KVCompile.
 
-        The recipe's sinks stand before it, at positions -s … -1, and are dropped: no memory is held for them. Where
-        another thread registered the chunk meanwhile, the run is a second copy, which goes with its last reader.
-        Raises `Busy` when the pool has no room.
+        The recipe's sinks stand before it, at positions -s … -1, and are dropped. Where another thread registered the
+        chunk meanwhile, the run is a second copy, which goes with its last reader. Raises `Busy` when the pool has no
+        room.
         """
         positions = range(-len(self._sinks), len(token_ids))
-        run, _ = self._run_rows([*self._sinks, *token_ids], positions, [], None, num_dropped=len(self._sinks))
-        self.resident.register(chunk_id, ChunkKind.LOCAL, run)
-        return run
+        ran = yield from run_rows(
+            self.adapter,
+            self.pool,
+            [*self._sinks, *token_ids],
+            positions,
+            [],
+            options,
+            num_dropped=len(self._sinks),
+        )
+        self.resident.register(chunk_id, ChunkKind.LOCAL, ran.run)
+        return ran.run
 
     def adopt(
         self, extent: Extent, start: int, num_tokens: int, *, rope_base: int, chunk_id: bytes, kind: ChunkKind
@@ -96,7 +110,7 @@ class EngineCore:
         return run
 
     def acquire_prefix(self, chain: Sequence[bytes]) -> list[Run]:
-        """The longest resident prefix of a chain of prefix chunk ids, one reference for each run."""
+        """The longest resident beginning of a chain of prefix or linked chunk ids, one reference for each run."""
         runs: list[Run] = []
         for chunk_id in chain:
             run = self.resident.acquire(chunk_id)
@@ -107,10 +121,15 @@ class EngineCore:
 
     # Contexts
 
-    def exact_context(
-        self, token_ids: Sequence[int], prefix: Sequence[Run], on_layer: OnLayer | None = None
-    ) -> Context:
-        """Prefills the tokens behind `prefix` (runs from position 0, without gap). Takes the runs' references.
+    def exact_context(self, token_ids: Sequence[int], prefix: Sequence[Run]) -> Context:
+        """`exact_context_steps`, at once."""
+        return finish(self.exact_context_steps(token_ids, prefix))
+
+    def exact_context_steps(
+        self, token_ids: Sequence[int], prefix: Sequence[Run], options: PassOptions = AT_ONCE
+    ) -> Steps[Context]:
+        """Prefills the tokens behind `prefix` (runs from position 0, without gap). Takes the runs' references, once it
+        has begun.
 
         At least one token must be left to compute. Raises `Busy` when the pool has no room.
         """
@@ -119,42 +138,56 @@ class EngineCore:
         try:
             positions = range(num_cached, len(token_ids))
             visible = [(span, 0) for span in spans]
-            live, hidden = self._run_rows(token_ids[num_cached:], positions, visible, on_layer)
+            ran = yield from run_rows(self.adapter, self.pool, token_ids[num_cached:], positions, visible, options)
         except BaseException:
             release_runs(self.pool, prefix)
             raise
-        extents = [run.extent for run in (*prefix, live)]
-        return Context(self.pool, [*spans, whole(live)], extents, _last(hidden), live.num_tokens)
+        extents = [run.extent for run in (*prefix, ran.run)]
+        spans.append(whole(ran.run))
+        return Context(self.pool, spans, extents, ran.last_hidden, ran.run.num_tokens, live=ran.run)
 
     def linked_context(
+        self, prompt: Prompt, runs: Mapping[int, Run], plan: LinkPlan | None = None, held: Sequence[Run] = ()
+    ) -> Context:
+        """`linked_context_steps`, at once."""
+        return finish(self.linked_context_steps(prompt, runs, plan, held))
+
+    def linked_context_steps(
         self,
         prompt: Prompt,
         runs: Mapping[int, Run],
         plan: LinkPlan | None = None,
-        on_layer: OnLayer | None = None,
-    ) -> Context:
-        """The link pass: recomputes the plan's rows over the reused chunks, in one forward pass.
+        held: Sequence[Run] = (),
+        options: PassOptions = AT_ONCE,
+    ) -> Steps[Context]:
+        """The link pass: recomputes the plan's rows over what is reused, in one forward pass.
 
         `runs` maps part index to the chunk's run, for every part that has a fragment in `plan` (default: leading
-        `DEFAULT_LINK_TOKENS`); takes their references. Nothing of a chunk is copied. Raises `InvalidRequest` when a
-        run is not as long as its part, `Busy` when the pool has no room.
+        `DEFAULT_LINK_TOKENS`). `held` are runs of KV at their absolute positions: the plan's exact prefix, and the
+        linked chunks of the rows it leaves out. Takes the references of all of them, once it has begun. Nothing of what
+        is reused is copied. Raises `InvalidRequest` when a run is not as long as its part, `Busy` when the pool has no
+        room.
         """
         try:
             plan = plan or plan_link(prompt, DEFAULT_LINK_TOKENS, num_sink_tokens=self.recipe.num_sink_tokens)
             check_runs(prompt, runs)
+            assert sum(run.num_tokens for run in held) == plan.num_prefix_tokens + plan.num_held_rows
             fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
-            visible = [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
-            live, hidden = self._run_rows(plan.token_ids, plan.positions, visible, on_layer)
+            before = [whole(run) for run in held]
+            visible = [(span, 0) for span in before]
+            visible += [(span, f.first_row) for span, f in zip(fragments, plan.fragments, strict=True)]
+            ran = yield from run_rows(self.adapter, self.pool, plan.token_ids, plan.positions, visible, options)
         except BaseException:
-            release_runs(self.pool, list(runs.values()))
+            release_runs(self.pool, [*runs.values(), *held])
             raise
+        live = ran.run
         pieces = [
             whole(Run(live.extent, live.start + row, length, position)) for row, position, length in plan.pieces()
         ]
-        spans = sorted([*pieces, *fragments], key=lambda span: span.first_position)
-        extents = [*(run.extent for run in runs.values()), live.extent]
+        spans = sorted([*before, *pieces, *fragments], key=lambda span: span.first_position)
+        extents = [*(run.extent for run in (*runs.values(), *held)), live.extent]
         behind_sinks = bool(self._sinks and fragments)
-        return Context(self.pool, spans, extents, _last(hidden), live.num_tokens, behind_sinks)
+        return Context(self.pool, spans, extents, ran.last_hidden, live.num_tokens, behind_sinks, live)
 
     def most_deviant(self, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
         """Positions of the reused tokens that CacheBlend would recompute, ascending; hand them to `plan_recompute`.
@@ -190,6 +223,15 @@ class EngineCore:
         their own: they are good while the context is open.
         """
         return register_prefix(self.resident, context, chain)
+
+    def register_linked(
+        self, context: Context, plan: LinkPlan, blocks: Sequence[LinkedBlock]
+    ) -> list[tuple[bytes, Run]]:
+        """Registers the chunks that a link pass of `plan` computed; returns the newly registered ones.
+
+        `blocks` as `exact_blocks` and `linked_blocks` give them. The returned runs are good while the context is open.
+        """
+        return register_linked(self.resident, context, plan, blocks)
 
     # Decoding
 
@@ -237,44 +279,12 @@ class EngineCore:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
         self._plan = None
 
-    def seal_answer(self, sequence: DecodeSequence, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
-        """Registers the prefix chunks that the answer completed, for the next turn; returns the newly registered ones.
+    def seal_answer(self, sequence: DecodeSequence, blocks: Sequence[SealedBlock]) -> list[tuple[bytes, Run]]:
+        """Registers chunks that the answer completed, for the next turn; returns the newly registered ones.
 
-        `chain` holds the ids of all full blocks of prompt and answer, as far as they have KV (the newest token has
-        none yet). Blocks may begin in the prompt's live run and end in the tail, so they are copied once into one
+        `blocks` stand side by side, as far as they have KV (the newest token has none yet), and only over KV at its own
+        position. They may begin in the prompt's live run and end in the tail, so they are copied once into one
         extent of their own; all returned runs share one reference on it: the caller releases that of the first.
-        Nothing is sealed when the pool has no room: a cache is not worth an error. For exact contexts only.
+        Nothing is sealed when the pool has no room: a cache is not worth an error.
         """
-        return seal_answer(self.resident, sequence, chain)
-
-    def _run_rows(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        visible: Sequence[tuple[Span, int]],
-        on_layer: OnLayer | None,
-        *,
-        num_dropped: int = 0,
-    ) -> tuple[Run, torch.Tensor]:
-        """Runs rows of one sequence and returns their KV as a run, and their hidden states.
-
-        The run holds no KV of the first `num_dropped` rows; its rope_base is the first position kept. Where positions
-        have gaps, `LinkPlan.pieces` says which slots stand where.
-        """
-        num_rows = len(token_ids)
-        extent = self.pool.allocate(num_rows - num_dropped)
-        run = Run(extent, 0, num_rows - num_dropped, positions[num_dropped])
-        try:
-            ranges = visible_ranges(visible)
-            attention = ContextAttention(extent, 0, num_rows, ranges, self.adapter.rotary, num_dropped=num_dropped)
-            notify = (lambda layer: on_layer(run, layer)) if on_layer else None
-            hidden = self.adapter.forward(token_ids, positions, attention, notify)
-        except BaseException:
-            self.pool.release(extent)
-            raise
-        return run, hidden
-
-
-def _last(hidden: torch.Tensor) -> torch.Tensor:
-    """The last row, as a copy: a view would keep the hidden states of a whole prompt in memory."""
-    return hidden[-1].clone()
+        return seal_answer(self.resident, sequence, blocks)

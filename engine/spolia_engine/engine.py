@@ -31,6 +31,7 @@ from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.text import Decode, load_decode
 
@@ -243,7 +244,8 @@ class Engine(EngineCore):
 
     def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:
         with_kv = prompt.token_ids + sequence.generation.token_ids[:-1]
-        sealed = self.seal_answer(sequence, list(self.ids.prefix_chain(with_kv)))
+        first = prompt.num_tokens // PREFIX_CHUNK_TOKENS
+        sealed = self.seal_answer(sequence, prefix_blocks(list(self.ids.prefix_chain(with_kv)), first))
         if sealed:
             self.pool.release(sealed[0][1].extent)
 

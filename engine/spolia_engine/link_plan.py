@@ -12,7 +12,7 @@ before p, and the tokens of R at or before p. So no mask is needed inside a frag
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spolia_core.errors import InvalidRequest
 from spolia_core.prompt import Part, Prompt
@@ -35,11 +35,17 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class LinkPlan:
-    """R as `positions` and `token_ids`, sorted by position, and the fragments in order."""
+    """R as `positions` and `token_ids`, sorted by position, and the fragments in order.
+
+    Positions before `num_prefix_tokens` are an exact prefix: neither recomputed nor part of a fragment. `num_held_rows`
+    rows that R would begin with are held as linked chunks, and left out of it.
+    """
 
     positions: tuple[int, ...]
     token_ids: tuple[int, ...]
     fragments: tuple[Fragment, ...]
+    num_prefix_tokens: int = 0
+    num_held_rows: int = 0
 
     def num_reused(self, part_index: int) -> int:
         """Tokens of a part that are reused."""
@@ -53,40 +59,58 @@ class LinkPlan:
                 yield start, self.positions[start], row - start
                 start = row
 
+    def without_first_rows(self, num_rows: int) -> LinkPlan:
+        """The plan where the KV of so many rows that R begins with is held already; at least one row stays."""
+        assert 0 <= num_rows < len(self.positions), "the last token is always recomputed"
+        return LinkPlan(
+            self.positions[num_rows:],
+            self.token_ids[num_rows:],
+            tuple(replace(f, first_row=max(0, f.first_row - num_rows)) for f in self.fragments),
+            self.num_prefix_tokens,
+            self.num_held_rows + num_rows,
+        )
+
 
 def plan_link(
-    prompt: Prompt, num_link_tokens: int, min_reused_tokens: int = 1, *, num_sink_tokens: int = 0
+    prompt: Prompt,
+    num_link_tokens: int,
+    min_reused_tokens: int = 1,
+    *,
+    num_sink_tokens: int = 0,
+    num_prefix_tokens: int = 0,
 ) -> LinkPlan:
     """Leading-k: live tokens, the first `num_link_tokens` of every chunk not at position 0, and the last token.
 
     A chunk at position 0 needs no link tokens, unless it was compiled behind `num_sink_tokens` dummy sinks (the
     recipe's), which do not stand before it. A chunk that would have fewer than `min_reused_tokens` left to reuse is
-    recomputed whole. The last token is always recomputed: its hidden state gives the first answer token. Raises
-    `InvalidRequest` for a negative number.
+    recomputed whole. The last token is always recomputed: its hidden state gives the first answer token.
+
+    With an exact prefix of `num_prefix_tokens`, all that is counted from its end: of a chunk across it, what is behind.
+    Raises `InvalidRequest` for a negative number.
     """
     _check_count("num_link_tokens", num_link_tokens)
     _check_count("min_reused_tokens", min_reused_tokens)
     recomputed: list[bool] = []
     for part in prompt.parts:
-        size = len(part.token_ids)
+        size, num_exact = len(part.token_ids), max(0, num_prefix_tokens - len(recomputed))
         is_exact = not recomputed and num_sink_tokens == 0
         linked = 0 if is_exact else min(num_link_tokens, size)
-        if part.chunk_id is None or size - linked < min_reused_tokens:
+        if part.chunk_id is None or size - max(linked, num_exact) < min_reused_tokens:
             linked = size
         recomputed += [True] * linked + [False] * (size - linked)
     if recomputed:
         recomputed[-1] = True
-    return _plan(prompt, recomputed)
+    return _plan(prompt, recomputed, num_prefix_tokens)
 
 
-def plan_recompute(prompt: Prompt, positions: Collection[int]) -> LinkPlan:
-    """Any R: live tokens, `positions` of chunk tokens chosen by the caller, and the last token."""
+def plan_recompute(prompt: Prompt, positions: Collection[int], *, num_prefix_tokens: int = 0) -> LinkPlan:
+    """Any R: live tokens, `positions` of chunk tokens chosen by the caller, and the last token; behind the prefix."""
     chosen = set(positions) | {prompt.num_tokens - 1}
     recomputed: list[bool] = []
     for part in prompt.parts:
         base = len(recomputed)
         recomputed += [part.chunk_id is None or base + i in chosen for i in range(len(part.token_ids))]
-    return _plan(prompt, recomputed)
+    return _plan(prompt, recomputed, num_prefix_tokens)
 
 
 def check_runs(prompt: Prompt, runs: Mapping[int, Run]) -> None:
@@ -110,24 +134,27 @@ def _check_count(name: str, value: int) -> None:
         raise InvalidRequest(f"{name} must be ≥ 0, got {value}", field=name, limit="≥ 0", actual=str(value))
 
 
-def _plan(prompt: Prompt, recomputed: list[bool]) -> LinkPlan:
+def _plan(prompt: Prompt, recomputed: list[bool], num_prefix_tokens: int) -> LinkPlan:
+    assert num_prefix_tokens < prompt.num_tokens, "the last token is always recomputed"
+    recomputed[:num_prefix_tokens] = [False] * num_prefix_tokens
     rows_before = [0]
     for flag in recomputed:
         rows_before.append(rows_before[-1] + flag)
     fragments: list[Fragment] = []
     base = 0
     for index, part in enumerate(prompt.parts):
-        fragments += _fragments_of(index, part, base, recomputed, rows_before)
+        if part.chunk_id is not None:
+            fragments += _fragments_of(index, part, base, recomputed, rows_before, num_prefix_tokens)
         base += len(part.token_ids)
     positions = tuple(p for p, flag in enumerate(recomputed) if flag)
     tokens = prompt.token_ids
-    return LinkPlan(positions, tuple(tokens[p] for p in positions), tuple(fragments))
+    return LinkPlan(positions, tuple(tokens[p] for p in positions), tuple(fragments), num_prefix_tokens)
 
 
 def _fragments_of(
-    index: int, part: Part, base: int, recomputed: list[bool], rows_before: list[int]
+    index: int, part: Part, base: int, recomputed: list[bool], rows_before: list[int], num_prefix_tokens: int
 ) -> Iterator[Fragment]:
-    size, start = len(part.token_ids), 0
+    size, start = len(part.token_ids), max(0, num_prefix_tokens - base)
     while start < size:
         if recomputed[base + start]:
             start += 1

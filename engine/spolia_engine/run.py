@@ -66,12 +66,12 @@ class SlotRange:
 def copy_kv(spans: Iterable[Span], target: Extent, first_position: int, end_position: int) -> None:
     """Copies the KV of positions `first_position` … `end_position` of `spans` into `target`, from its slot 0 on.
 
-    For spans of offset 0 only: their keys are rotated to where they stand.
+    Only spans of offset 0 may be there: their keys are rotated to where they stand.
     """
     for span in spans:
-        assert span.offset == 0, "keys of a moved span are not rotated to their positions"
         low, high = max(span.first_position, first_position), min(span.end_position, end_position)
         if low < high:
+            assert span.offset == 0, "keys of a moved span are not rotated to their positions"
             source = slice(*(span.slots.start + position - span.first_position for position in (low, high)))
             slots = slice(low - first_position, high - first_position)
             target.key[:, :, slots] = span.run.extent.key[:, :, source]

@@ -31,8 +31,11 @@ from spolia_engine.attention import ContextAttention, DecodeAttention
 from spolia_engine.context import Context, whole
 from spolia_engine.engine import Engine
 from spolia_engine.kv_bytes import layer_of_run, write_layer
+from spolia_engine.passes import PassOptions
 from spolia_engine.pool import BlockState
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
+from spolia_engine.steps import finish
 
 
 def greedy(count: int, **changes: Any) -> SamplingParams:
@@ -145,7 +148,9 @@ def test_an_arrived_context_goes_on_where_the_other_node_stopped() -> None:
     sequence = here.start(context, generation)
     while not sequence.finished:
         step(here, sequence)
-    sealed = here.seal_answer(sequence, list(here.ids.prefix_chain([*ids, *generation.token_ids[:-1]])))
+    sealed = here.seal_answer(
+        sequence, prefix_blocks(list(here.ids.prefix_chain([*ids, *generation.token_ids[:-1]])), len(ids) // 128)
+    )
     assert len(sealed) == 1
     here.pool.release(sealed[0][1].extent)
     sequence.close()
@@ -238,7 +243,7 @@ def test_a_moved_chunk_cannot_be_sealed() -> None:
     sequence = engine.start(context, engine.generation(greedy(4)))
     chain = list(engine.ids.prefix_chain(prompt.token_ids))
     with pytest.raises(AssertionError, match="moved"):
-        engine.seal_answer(sequence, chain)
+        engine.seal_answer(sequence, prefix_blocks(chain))
     with pytest.raises(AssertionError, match="moved"):
         engine.register_prefix(context, chain)
     sequence.close()
@@ -358,12 +363,12 @@ def test_a_listener_that_raises_leaks_nothing() -> None:
 
     prefix = engine.acquire_prefix(list(engine.ids.prefix_chain(ids)))
     with pytest.raises(Broken):
-        engine.exact_context(ids, prefix, on_layer)
+        finish(engine.exact_context_steps(ids, prefix, PassOptions(on_layer=on_layer)))
     assert seen == [(300 - 256, 0), (300 - 256, 1)]
     prompt = documents(engine)
     runs = {i: engine.compile(b"%d" % i, prompt.parts[i].token_ids) for i in (1, 4)}
     with pytest.raises(Broken):
-        engine.linked_context(prompt, runs, on_layer=on_layer)
+        finish(engine.linked_context_steps(prompt, runs, options=PassOptions(on_layer=on_layer)))
     runs = {1: engine.compile(b"1", prompt.parts[1].token_ids)}
     with pytest.raises(KeyError):  # the run of part 4 is missing
         engine.linked_context(prompt, runs)

@@ -27,6 +27,7 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
 from spolia_engine.sequence import Sequence
+from spolia_engine.steps import Steps
 
 MODELS = [
     "llama",
@@ -60,14 +61,14 @@ def check_logits(got: torch.Tensor, expected: torch.Tensor, first_position: int 
 def prefill_logits(core: EngineCore, token_ids: list[int]) -> torch.Tensor:
     """Logits of every token of an exact context."""
     rows: list[torch.Tensor] = []
-    original = core.adapter.forward
+    original = core.adapter.forward_steps
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-        rows.append(original(*args, **kwargs))
+    def forward_steps(*args: Any, **kwargs: Any) -> Steps[torch.Tensor]:
+        rows.append((yield from original(*args, **kwargs)))
         return rows[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core.adapter, "forward", forward)
+        patch.setattr(core.adapter, "forward_steps", forward_steps)
         core.exact_context(token_ids, []).close()
     return core.adapter.logits(rows[0])
 

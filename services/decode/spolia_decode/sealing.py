@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from spolia_core.reuse import ChunkKind, ReuseMode
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, ReuseMode
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence
 
 
@@ -35,7 +36,9 @@ class AnswerSealer:
         if job.mode is not ReuseMode.EXACT:
             return
         with_kv = job.prompt.token_ids + sequence.generation.token_ids[:-1]
-        sealed = self._parts.core.seal_answer(sequence, list(job.ids.prefix_chain(with_kv)))
+        first = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
+        blocks = prefix_blocks(list(job.ids.prefix_chain(with_kv)), first)
+        sealed = self._parts.core.seal_answer(sequence, blocks)
         if sealed:
             self._loop.call_soon_threadsafe(self._publish, sealed)
 

@@ -11,7 +11,9 @@ from spolia.v1.prefill_pb2 import FirstToken, PrefillDone, PrefillResponse
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.steps import finish
 from spolia_node.deadline import Deadline
 from spolia_prefill.handoff import Acknowledgements, LayerStream
 from spolia_prefill.work import ContextJob
@@ -101,7 +103,7 @@ class ContextPrefiller:
                 runs.extend(_from_position([*prefix, live], job.num_cached_tokens))
             layers.layer_done(layer, runs)
 
-        context = self._core.exact_context(job.token_ids, prefix, on_layer)
+        context = finish(self._core.exact_context_steps(job.token_ids, prefix, PassOptions(on_layer=on_layer)))
         try:
             self._core.register_prefix(context, job.chain)
             token_id = self._core.first_token(context, job.sampling, job.token_index)

@@ -1,0 +1,115 @@
+"""Linked chunks: what a link pass computed, kept for a prompt that repeats everything before it.
+
+    prompt     [system prompt ....... ][ chunk A ......... ][ chunk B ........ ][ question ........... ]
+    R           xxxxxxxxxxxxxxxxxxxxxxx xx                   xx                  xxxxxxxxxxxxxxxxxxxxxx
+    chunks     [prefix   ][prefix   ][L0  ]                 [L1]                [L2        ][ open end
+                0          128        256 … A's fragment     up to B's fragment  128 tokens
+
+Up to the last whole block before the first fragment the context is exact: prefix chunks. Behind it every piece of R is
+cut into blocks of `PREFIX_CHUNK_TOKENS`; a shorter last block is a chunk only where a fragment follows it. The id of
+each covers the one before it, and the place of every fragment between the two: so a chain that matches means that
+all of the context up to there is the same, and its KV may be used as if it had been computed now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from spolia_core.ids import IdSpace, Placement
+from spolia_core.prompt import Prompt
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
+from spolia_engine.context import Context
+from spolia_engine.link_plan import LinkPlan
+from spolia_engine.resident import ResidentChunks
+from spolia_engine.run import Run
+from spolia_engine.sealing import SealedBlock, prefix_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedBlock(SealedBlock):
+    """A chunk that a link pass computes: the KV of its tokens is that of rows `first_row` … of the whole R."""
+
+    first_row: int
+
+
+def num_exact_tokens(plan: LinkPlan) -> int:
+    """Where exact prefix chunks end: behind the last whole block before the first fragment, or the plan's prefix."""
+    exact_end = plan.positions[-1] + 1
+    if plan.fragments:
+        exact_end = plan.fragments[0].offset + plan.fragments[0].start
+    return max(plan.num_prefix_tokens, exact_end // PREFIX_CHUNK_TOKENS * PREFIX_CHUNK_TOKENS)
+
+
+def exact_blocks(plan: LinkPlan, chain: Sequence[bytes]) -> list[LinkedBlock]:
+    """The prefix chunks that a pass of the whole `plan` computes. `chain` holds those of the prompt, from its start."""
+    first, last = (tokens // PREFIX_CHUNK_TOKENS for tokens in (plan.num_prefix_tokens, num_exact_tokens(plan)))
+    return [
+        LinkedBlock(block.chunk_id, block.position, block.num_tokens, block.kind, block.position - plan.positions[0])
+        for block in prefix_blocks(chain[:last], first)
+    ]
+
+
+def linked_blocks(
+    prompt: Prompt, plan: LinkPlan, ids: IdSpace, profile: str, num_link_tokens: int, chain: Sequence[bytes]
+) -> list[LinkedBlock]:
+    """The chunks of a linked context, first to last; none where nothing is linked.
+
+    `plan` is the whole plan, no rows left out; `chain` the prefix chunk ids of the prompt's tokens.
+    """
+    assert plan.num_held_rows == 0, "the ids cover the whole context"
+    if not plan.fragments:
+        return []
+    base = num_exact_tokens(plan)
+    predecessor = chain[base // PREFIX_CHUNK_TOKENS - 1] if base else None
+    placed = list(_placements(prompt, plan, num_link_tokens))
+    blocks: list[LinkedBlock] = []
+    for first_row, position, num_tokens in _cut(plan, base):
+        before = [placement for end, placement in placed if end <= position]
+        placed = placed[len(before) :]
+        token_ids = plan.token_ids[first_row : first_row + num_tokens]
+        predecessor = ids.linked(predecessor, before, profile, token_ids)
+        blocks.append(LinkedBlock(predecessor, position, num_tokens, ChunkKind.LINKED, first_row))
+    return blocks
+
+
+def register_linked(
+    resident: ResidentChunks, context: Context, plan: LinkPlan, blocks: Sequence[LinkedBlock]
+) -> list[tuple[bytes, Run]]:
+    """Registers the blocks whose rows a pass computed; see `EngineCore.register_linked`. Those held before it are left
+    out.
+    """
+    live = context.live
+    assert live is not None, "a context that another node linked has its own way to register"
+    found: list[tuple[bytes, Run]] = []
+    for block in blocks:
+        row = block.first_row - plan.num_held_rows
+        if row < 0:
+            continue
+        run = Run(live.extent, live.start + row, block.num_tokens, block.position)
+        if resident.register(block.chunk_id, block.kind, run):
+            found.append((block.chunk_id, run))
+    return found
+
+
+def _placements(prompt: Prompt, plan: LinkPlan, num_link_tokens: int) -> Iterator[tuple[int, Placement]]:
+    """Every fragment as (position behind it, what ids say of it), in order."""
+    for fragment in plan.fragments:
+        chunk_id = prompt.parts[fragment.part_index].chunk_id
+        assert chunk_id is not None, "fragments are of chunks"
+        yield (
+            fragment.offset + fragment.end,
+            Placement(chunk_id, fragment.offset, fragment.start, fragment.end, num_link_tokens),
+        )
+
+
+def _cut(plan: LinkPlan, base: int) -> Iterator[tuple[int, int, int]]:
+    """(first row, position, length) of each block of R behind `base`."""
+    pieces = list(plan.pieces())
+    for number, (row, position, length) in enumerate(pieces):
+        skipped = min(length, max(0, base - position))
+        row, position, length = row + skipped, position + skipped, length - skipped
+        is_followed = number + 1 < len(pieces)
+        whole = length if is_followed else length // PREFIX_CHUNK_TOKENS * PREFIX_CHUNK_TOKENS
+        for start in range(0, whole, PREFIX_CHUNK_TOKENS):
+            yield row + start, position + start, min(PREFIX_CHUNK_TOKENS, whole - start)
