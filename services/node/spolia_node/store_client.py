@@ -37,7 +37,7 @@ from spolia_node.store_claims import claim_at_several
 from spolia_node.store_pins import pin_at_holders
 from spolia_node.store_reader import StoreReader
 from spolia_node.store_routes import OnLost, StoreRoutes
-from spolia_node.store_stream import FetchedChunk
+from spolia_node.store_stream import FetchedChunk, OnProgress
 
 if TYPE_CHECKING:
     from spolia.v1.kvstore_pb2_grpc import KVStoreServiceAsyncStub as Stub  # a name for types, absent at run time
@@ -99,11 +99,13 @@ class StoreClient:
         deadline: Deadline,
         *,
         ignore_cost: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> AsyncGenerator[FetchedChunk, None]:
         """Yields one item per id, in order, each as soon as it is whole. Closing the iterator ends every call.
 
         An object that is damaged, or whose store dies, is had from another store where one has it; else bytes that do
-        not match a digest, an offset or the announced length are a DIGEST miss, and the others go on.
+        not match a digest, an offset or the announced length are a DIGEST miss, and the others go on. `on_progress` is
+        told of objects on their way.
         """
 
         def request_for(some: Sequence[bytes]) -> GetRequest:
@@ -115,7 +117,7 @@ class StoreClient:
                 ignore_cost=ignore_cost,
             )
 
-        reader = StoreReader(self._routes, ids, request_for, deadline)
+        reader = StoreReader(self._routes, ids, request_for, deadline, on_progress)
         async with aclosing(reader.read()) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -20,7 +20,7 @@ from spolia_core.reuse import MissReason
 from spolia_node.deadline import Deadline
 from spolia_node.store_address import StoreAddress
 from spolia_node.store_routes import StoreRoutes
-from spolia_node.store_stream import FetchedChunk, GetCall, fetched
+from spolia_node.store_stream import FetchedChunk, GetCall, OnProgress, fetched
 
 _SPOILED = (MissReason.DIGEST, MissReason.UNREADABLE)
 """This replica is of no use; another may be."""
@@ -35,10 +35,12 @@ class StoreReader:
         ids: Sequence[bytes],
         request_for: Callable[[Sequence[bytes]], GetRequest],
         deadline: Deadline,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self._routes = routes
         self._request_for = request_for
         self._deadline = deadline
+        self._on_progress = on_progress
         self._is_sole = len(routes.everyone()) == 1
         self._wanted = [_Wanted(*each) for each in zip(ids, routes.orders(ids), strict=True)]
         self._streams: list[_Stream] = []
@@ -106,7 +108,7 @@ class StoreReader:
         ids = [self._wanted[index].chunk_id for index in indices]
         with self._routes.calling(store, self._deadline) as stub:
             call = stub.Get(self._request_for(ids), timeout=self._deadline.remaining())
-        return _Stream(store, indices, ids, call)
+        return _Stream(store, indices, ids, call, self._on_progress)
 
     async def _finish(self, stream: _Stream) -> None:
         """Sees a stream end that has given all it was asked for. What is wrong with its end hurts nobody any more, and
@@ -155,12 +157,21 @@ class _Wanted:
 class _Stream:
     """A Get call on one store, for some of the ids."""
 
-    def __init__(self, store: StoreAddress, indices: Sequence[int], ids: Sequence[bytes], call: GetCall) -> None:
+    def __init__(
+        self,
+        store: StoreAddress,
+        indices: Sequence[int],
+        ids: Sequence[bytes],
+        call: GetCall,
+        on_progress: OnProgress | None,
+    ) -> None:
         self.store = store
         self.owed = deque(indices)
         """What has not come yet."""
         self._call = call
-        self._chunks = fetched(call, ids)
+        self._chunks = fetched(
+            call, ids, None if on_progress is None else lambda *said: on_progress(self.owed[0], *said)
+        )
 
     async def next(self) -> FetchedChunk:
         """The next item, its index that of the whole Get."""

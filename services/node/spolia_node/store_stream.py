@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
-from spolia.v1.common_pb2 import Frame
+from spolia.v1.common_pb2 import Frame, ObjectInfo
 from spolia.v1.kvstore_pb2 import GetHeader, GetRequest, GetResponse, LookupEntry
 from spolia_core.digests import digest
 from spolia_core.errors import DataCorrupt
@@ -30,10 +30,18 @@ class FetchedChunk:
     miss: MissReason | None
 
 
-async def fetched(call: GetCall, ids: Sequence[bytes]) -> AsyncGenerator[FetchedChunk, None]:
+OnProgress = Callable[[int, ObjectInfo, bytearray, int], None]
+"""Told of an object on its way: its index in the Get, what was announced, its buffer, and how many bytes from the start
+have come, each frame checked. 0 says that an object begins; the same index may begin anew, at another replica, whose
+bytes need not be those of the first. The buffer is good until the object is whole and may be read only."""
+
+
+async def fetched(
+    call: GetCall, ids: Sequence[bytes], on_progress: Callable[[ObjectInfo, bytearray, int], None] | None = None
+) -> AsyncGenerator[FetchedChunk, None]:
     """One item per id, in order, each as soon as it is whole. Leaves the call to the caller.
 
-    Bytes that do not match a digest, an offset or the announced length are a DIGEST miss; the others go on. Raises
+    `on_progress` is told of the object that is due as its bytes come. Bytes that do not match a digest, an offset or the announced length are a DIGEST miss; the others go on. Raises
     `DataCorrupt` for an answer to another question.
     """
     arrival: _Arrival | None = None
@@ -43,6 +51,8 @@ async def fetched(call: GetCall, ids: Sequence[bytes]) -> AsyncGenerator[Fetched
             if arrival is None:
                 raise DataCorrupt("the store sent a frame that belongs to no object")
             arrival.take(response.frame)
+            if on_progress is not None:
+                arrival.report(on_progress)
         else:
             if arrival is not None:
                 yield arrival.finished()  # cut short
@@ -51,6 +61,8 @@ async def fetched(call: GetCall, ids: Sequence[bytes]) -> AsyncGenerator[Fetched
             arrival = _Arrival(response.header, ids[index]) if response.header.entry.HasField("info") else None
             if arrival is None:
                 yield _missed(response.header, ids[index])
+            elif on_progress is not None:
+                arrival.report(on_progress)
         if arrival is not None and arrival.is_whole:
             yield arrival.finished()
             arrival = None
@@ -89,6 +101,11 @@ class _Arrival:
             self._num_received = end
         else:
             self._is_intact = False
+
+    def report(self, on_progress: Callable[[ObjectInfo, bytearray, int], None]) -> None:
+        """Says how far it has come; nothing of one that is damaged."""
+        if self._is_intact:
+            on_progress(self._header.entry.info, self._data, self._num_received)
 
     def finished(self) -> FetchedChunk:
         """The chunk, whole and checked, or a miss."""

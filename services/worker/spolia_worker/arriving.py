@@ -1,0 +1,125 @@
+"""A local chunk on its way into the pool, to be attended layer by layer as it comes.
+
+    store ──frames──▶ event loop: layer l is whole, its digest matches ──copy──▶ extent ──▶ a link pass reads layer l
+
+An object lies layer after layer (chunk object, format 1), so the first layers can be used while the last are on the
+wire. The extent stays *in transfer* until all of it has come; what reads it holds a reference of its own.
+"""
+
+from __future__ import annotations
+
+from spolia.v1.common_pb2 import ObjectInfo
+from spolia_core.chunk_object import ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
+from spolia_core.digests import digest
+from spolia_core.errors import DataCorrupt, NotSupported, SpoliaError
+from spolia_core.reuse import ChunkKind
+from spolia_engine.core import EngineCore
+from spolia_engine.kv_bytes import write_layer
+from spolia_engine.run import Run
+
+LENGTH_BYTES = 8
+"""Where an object says how long its head is."""
+
+
+class ChunkLost(SpoliaError):
+    """A chunk that a pass was reading will not come: what was computed with it is worth nothing. Get it elsewhere."""
+
+
+class ArrivingChunk:
+    """One chunk and its extent. Written from the event loop, asked from the engine's thread.
+
+    Making one allocates; raises `Busy` when the pool has no room. Owns one reference on the extent until `release`.
+    """
+
+    def __init__(self, core: EngineCore, chunk_id: bytes, num_tokens: int) -> None:
+        self.chunk_id = chunk_id
+        self.run = Run(core.pool.allocate(num_tokens, in_transfer=True), 0, num_tokens, 0)
+        self._core = core
+        self._expected = core.meta(chunk_id, ChunkKind.LOCAL, self.run)
+        self._head: ChunkHead | None = None
+        self._num_layers = 0
+        self._failure: SpoliaError | None = None
+
+    def has(self, layer: int) -> bool:
+        """Whether a layer may be read. Raises `ChunkLost` once it is known that not all will come."""
+        if self._failure is not None:
+            raise ChunkLost(f"chunk {self.chunk_id.hex()} did not arrive: {self._failure.message}")
+        return layer < self._num_layers
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer is here."""
+        return self._failure is None and self._num_layers == self._expected.shape.num_layers
+
+    @property
+    def failure(self) -> SpoliaError | None:
+        """Why it will not come."""
+        return self._failure
+
+    def on_progress(self, info: ObjectInfo, data: bytearray, num_received: int) -> bool:
+        """Takes over the layers that became whole; whether there was one. Fit for a Get's progress.
+
+        Whatever is wrong with the object fails the chunk. So does another replica once layers of one were used: bytes
+        of two are never joined.
+        """
+        if self._failure is not None:
+            return False
+        if num_received == 0:
+            if self._num_layers:
+                self.fail(DataCorrupt("the replica it was read from broke off"))
+            self._head = None
+            return False
+        try:
+            return self._take(memoryview(data), num_received)
+        except (DataCorrupt, NotSupported) as error:
+            self.fail(error)
+            return False
+
+    def fail(self, error: SpoliaError) -> None:
+        """It will not come."""
+        self._failure = self._failure or error
+
+    def arrive(self) -> Run:
+        """Every layer is here: registers the chunk. The run shares the reference."""
+        assert self.is_complete, "a chunk is registered whole or not at all"
+        run = self.run
+        self._core.pool.arrive(run.extent)
+        return self._core.adopt(
+            run.extent, 0, run.num_tokens, rope_base=0, chunk_id=self.chunk_id, kind=ChunkKind.LOCAL
+        )
+
+    def release(self) -> None:
+        """Gives its reference back; nothing may be written any more."""
+        self._core.pool.release(self.run.extent)
+
+    def _take(self, data: memoryview, num_received: int) -> bool:
+        head = self._head or self._parsed_head(data, num_received)
+        if head is None:
+            return False
+        self._head = head
+        shape, num_tokens = head.meta.shape, head.meta.num_tokens
+        key_bytes, layer_bytes = shape.key_bytes(num_tokens), shape.layer_bytes(num_tokens)
+        num_whole = (num_received - head.size_bytes) // layer_bytes
+        before = self._num_layers
+        for layer in range(before, num_whole):
+            start = head.size_bytes + layer * layer_bytes
+            part = data[start : start + layer_bytes]
+            check_layer(head, layer, digest(part))
+            write_layer(self.run.extent, 0, layer, num_tokens, part[:key_bytes], part[key_bytes:])
+            self._num_layers = layer + 1  # last: the engine's thread may read the layer from here on
+        return self._num_layers > before
+
+    def _parsed_head(self, data: memoryview, num_received: int) -> ChunkHead | None:
+        """The head, once it is all here. Raises `DataCorrupt` or `NotSupported` for another object than is expected."""
+        if num_received < LENGTH_BYTES:
+            return None
+        size = head_bytes(data[:num_received], len(data))
+        if num_received < size:
+            return None
+        head = parse_head(data[:size], len(data))
+        self._check(head.meta)
+        return head
+
+    def _check(self, meta: ChunkMeta) -> None:
+        if meta != self._expected:
+            raise DataCorrupt(f"object is {meta}, not {self._expected}")
