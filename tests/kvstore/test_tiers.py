@@ -322,6 +322,43 @@ async def test_what_is_new_is_written_behind_after_a_while_and_not_sooner(tmp_pa
         assert not world.tiers._unwritten
 
 
+async def test_what_a_failing_disk_could_not_take_is_written_behind_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path) as world:
+        world.tiers.writes_behind = True
+        await world.put(ONE, TWO, THREE)
+        await world.store.delete([key_of(THREE)])
+        world.clock.now += 10.0
+        with monkeypatch.context() as patched, captured_logs():
+            patched.setattr(world.disk.files, "write", full_disk)
+            for _ in range(3):
+                await world.tiers.write_behind(5.0)
+        assert world.where(ONE, TWO) == ["RAM", "RAM"]
+        assert world.disk.counters.write_errors == 1, "one asks whether the disk is well, the others wait"
+        await world.tiers.write_behind(5.0)
+        assert world.where(ONE, TWO) == ["RAM", "RAM"], "it is left alone for a while"
+        world.disk._failed_at -= RETRY_AFTER_S
+        await world.tiers.write_behind(5.0)
+        assert world.where(ONE, TWO) == ["RAM", "RAM+DISK"], "what it refused last has its turn last"
+        monkeypatch.setattr("spolia_kvstore.tiers.RETRY_AFTER_S", 0.0)
+        await world.tiers.write_behind(5.0)
+        assert world.where(ONE, TWO, THREE) == ["RAM+DISK", "RAM+DISK", ""]
+        assert not world.tiers._unwritten
+
+
+async def test_what_is_not_worth_its_place_on_disk_is_not_waited_with(tmp_path: Path) -> None:
+    dear, cheap = make_chunk(11, compute_s=100.0), make_chunk(12, compute_s=0.001)
+    async with open_world(tmp_path, num_on_disk=1) as world:
+        world.tiers.writes_behind = True
+        await world.put_on_disk_only(dear)
+        await world.put(cheap)
+        world.clock.now += 10.0
+        await world.tiers.write_behind(5.0)
+        assert world.where(dear, cheap) == ["DISK", "RAM"]
+        assert not world.tiers._unwritten
+
+
 async def test_a_durable_put_that_loses_to_one_in_memory_makes_that_one_durable(tmp_path: Path) -> None:
     """At every step where it can lose: what ALREADY_EXISTS says of durability must be true."""
     async with open_world(tmp_path) as world:

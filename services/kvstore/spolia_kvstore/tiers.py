@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,7 +97,7 @@ class Tiers:
     counters: RamCounters = field(default_factory=RamCounters)
     listeners: Listeners = field(default_factory=Listeners)
     compute_cost: ComputeCost = field(default_factory=ComputeCost)
-    _unwritten: deque[StoredObject] = field(default_factory=deque)  # in memory only when stored, oldest first
+    _unwritten: OrderedDict[StoredObject, None] = field(default_factory=OrderedDict)  # to be written behind, in turn
     _writes: dict[StoredObject, asyncio.Task[bool]] = field(default_factory=dict)
     _refused_at: dict[StoredObject, float] = field(default_factory=dict)  # when the disk last would not take it
 
@@ -184,7 +184,7 @@ class Tiers:
         stored = self.ram.commit(upload, record, self._new_usage(record, head))
         self.listeners.added(record, Tier.RAM, True)
         if self.writes_behind:
-            self._unwritten.append(stored)
+            self._unwritten[stored] = None
         return stored
 
     async def replace(
@@ -303,12 +303,24 @@ class Tiers:
             await self.disk.evict(keys)
 
     async def write_behind(self, delay_s: float) -> None:
-        """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk."""
-        await self._write_worthy(self._due(self.clock() - delay_s))
+        """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk.
 
-    def _due(self, stored_until: float) -> Iterator[StoredObject]:
-        while self._unwritten and self._unwritten[0].usage.stored_at <= stored_until:
-            yield self._unwritten.popleft()
+        What the disk cannot take now waits for a later call.
+        """
+        if self.disk is not None and self.disk.takes_writes:
+            await self._write_worthy(self._due(self.disk, self.clock() - delay_s))
+
+    def _due(self, disk: DiskTier, stored_until: float) -> Iterator[StoredObject]:
+        """What was stored until then and waits, once each; all of it goes on waiting once the disk takes no writes."""
+        for _ in range(len(self._unwritten)):
+            stored = next(iter(self._unwritten), None)  # others may have left since
+            if stored is None or stored.usage.stored_at > stored_until or not disk.takes_writes:
+                return
+            if self._was_refused(stored):
+                self._unwritten.move_to_end(stored)
+            else:
+                del self._unwritten[stored]
+                yield stored
 
     async def write_all(self) -> None:
         """Writes what is in memory only, most valuable first, so that it outlives the process. The caller bounds it."""
@@ -350,17 +362,21 @@ class Tiers:
         disk = self.disk
         if disk is None or not disk.takes_writes:
             return lambda stored: False
-        admits, now = disk.admission(), time.monotonic()
+        admits = disk.admission()
 
         def is_worth_writing(stored: StoredObject) -> bool:
             return (
                 not stored.on_disk
-                and now - self._refused_at.get(stored, float("-inf")) > RETRY_AFTER_S
+                and not self._was_refused(stored)
                 and not self.gate.skips(stored.record, Tier.DISK)
                 and admits(stored.size, self.ram.rank_of(stored))
             )
 
         return is_worth_writing
+
+    def _was_refused(self, stored: StoredObject) -> bool:
+        """Whether the disk would not take it, so lately that there is no use in asking again."""
+        return time.monotonic() - self._refused_at.get(stored, float("-inf")) <= RETRY_AFTER_S
 
     async def _write(self, stored: StoredObject) -> bool:
         disk, key = self.disk, stored.record.key
@@ -380,6 +396,8 @@ class Tiers:
             is_there = await disk.write(row, pieces, lambda: self.ram.find(key) is stored, note_listed)
             if not is_there and self.ram.find(key) is stored:
                 self._refused_at[stored] = time.monotonic()
+                if self.writes_behind:
+                    self._unwritten.setdefault(stored)
             return is_there
         finally:
             self.ram.close(stored)
@@ -399,6 +417,7 @@ class Tiers:
 
     def _left_memory(self, stored: StoredObject) -> None:
         self._refused_at.pop(stored, None)
+        self._unwritten.pop(stored, None)
         self.listeners.removed(stored.record, Tier.RAM, not stored.on_disk)
 
     def _new_usage(self, record: ObjectRecord, head: ChunkHead) -> Usage:
@@ -414,6 +433,7 @@ class Tiers:
     def check_invariants(self) -> None:
         """Asserts that tiers agree. For tests, while nothing is being written."""
         self.ram.check_invariants()
+        assert all(self.ram.find(stored.record.key) is stored for stored in self._unwritten)
         if self.disk is not None:
             self.disk.check_invariants()
         rows = {row.record.key for row in self.disk.rows.walk()} if self.disk is not None else set()
