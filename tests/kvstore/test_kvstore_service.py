@@ -479,3 +479,25 @@ async def test_draining_ends_waiting_claims_at_once(node: KVStoreNode, stub: KVS
     with pytest.raises(grpc.RpcError) as caught:
         await waiting
     assert isinstance(error_from_rpc(caught.value), Unavailable)
+
+
+async def test_a_draining_store_refuses_puts_and_claims_and_serves_what_it_has(
+    node: KVStoreNode, stub: KVStoreServiceStub
+) -> None:
+    await stub.Put(iter(upload_of(CHUNK)), timeout=10)
+    may_end = asyncio.Event()
+
+    async def hook() -> None:
+        await may_end.wait()
+
+    node.server.on_drain.append(hook)
+    drain = asyncio.create_task(node.server.drain())
+    await eventually(lambda: not node.server.accepting)
+    assert isinstance(await refusal(stub, upload_of(make_big_chunk(2))), Unavailable)
+    with pytest.raises(grpc.RpcError) as caught:
+        await claim(stub, [fresh_id()], "me")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert len(await get(stub, [CHUNK.chunk_id])) == 2
+    assert (node.store.num_objects, node.store.claims.num_live()) == (1, 0)
+    may_end.set()
+    assert await drain

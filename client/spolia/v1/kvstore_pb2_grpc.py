@@ -126,7 +126,7 @@ class KVStoreServiceServicer:
         were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
         out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
         the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
-        in memory all the same. FAILED_PRECONDITION: no such durability here.
+        in memory all the same. FAILED_PRECONDITION: no such durability here. UNAVAILABLE: the store drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,7 @@ class KVStoreServiceServicer:
         """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
         of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
         begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
-        pins ended. UNAVAILABLE: the store goes away while the call waits.
+        pins ended. UNAVAILABLE: the store drains, or goes away while the call waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

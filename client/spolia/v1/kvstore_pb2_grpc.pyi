@@ -50,13 +50,13 @@ class KVStoreServiceStub:
     were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
     out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
     the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
-    in memory all the same. FAILED_PRECONDITION: no such durability here.
+    in memory all the same. FAILED_PRECONDITION: no such durability here. UNAVAILABLE: the store drains.
     """
     Claim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
     of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
     begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
-    pins ended. UNAVAILABLE: the store goes away while the call waits.
+    pins ended. UNAVAILABLE: the store drains, or goes away while the call waits.
     """
     Unclaim: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -101,13 +101,13 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
     were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
     out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
     the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
-    in memory all the same. FAILED_PRECONDITION: no such durability here.
+    in memory all the same. FAILED_PRECONDITION: no such durability here. UNAVAILABLE: the store drains.
     """
     Claim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ClaimRequest, _kvstore_pb2.ClaimResponse]  # type: ignore[assignment]
     """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
     of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
     begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
-    pins ended. UNAVAILABLE: the store goes away while the call waits.
+    pins ended. UNAVAILABLE: the store drains, or goes away while the call waits.
     """
     Unclaim: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.UnclaimRequest, _kvstore_pb2.UnclaimResponse]  # type: ignore[assignment]
     """Gives claims back without a Put: the work failed or was cancelled. Idempotent."""
@@ -167,7 +167,7 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         were not needed. INVALID_ARGUMENT: unknown format version or codec, frames
         out of order, wrong length, unreadable object. DATA_LOSS: a digest did not match. RESOURCE_EXHAUSTED: larger than
         the budget or the tenant's quota, or all is pinned or in transfer; or the disk cannot take it, and then it is kept
-        in memory all the same. FAILED_PRECONDITION: no such durability here.
+        in memory all the same. FAILED_PRECONDITION: no such durability here. UNAVAILABLE: the store drains.
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +179,7 @@ class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Claims the right to compute chunks, so that each is computed once. With `wait_ms` the call returns when the first
         of the ids changes from claimed to stored or free; at once when it is granted something new, since that work can
         begin. Idempotent for one owner. Where this process keeps the directory, a node that leaves it has its claims and
-        pins ended. UNAVAILABLE: the store goes away while the call waits.
+        pins ended. UNAVAILABLE: the store drains, or goes away while the call waits.
         """
 
     @_abc_1.abstractmethod

@@ -42,7 +42,10 @@ class KVStoreNode:
         self._index_sync = IndexSync(self.store)
         self._tasks: set[asyncio.Task[None]] = set()
         self._kvstore_server = KVStoreServer(
-            self.store, self.housekeeping, LeaseDefaults(config.claim_ttl_ms, config.pin_lease_ms, config.rpc_timeout_s)
+            self.store,
+            self.housekeeping,
+            self.server.check_accepting,
+            LeaseDefaults(config.claim_ttl_ms, config.pin_lease_ms, config.rpc_timeout_s),
         )
         self._directory_server = DirectoryServer(self.directory, self.store.backend, on_left=self._release_node)
         self.server.add(self._kvstore_server.register, server.SERVICE)

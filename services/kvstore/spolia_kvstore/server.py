@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -48,9 +48,17 @@ class LeaseDefaults:
 class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     """The service over one `KVStore`. `close` before the server stops, so that no waiting Claim holds it up."""
 
-    def __init__(self, store: KVStore, housekeeping: Housekeeping, defaults: LeaseDefaults | None = None) -> None:
+    def __init__(
+        self,
+        store: KVStore,
+        housekeeping: Housekeeping,
+        check_accepting: Callable[[], None],
+        defaults: LeaseDefaults | None = None,
+    ) -> None:
+        """`check_accepting` raises while the node drains."""
         self._store = store
         self._housekeeping = housekeeping
+        self._check_accepting = check_accepting
         self._defaults = defaults or LeaseDefaults()
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -84,6 +92,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
         requests = aiter(request_iterator)
         try:
+            self._check_accepting()
             return await deadline.wait(self._receive(requests), "the upload")
         except SpoliaError:
             await _let_sender_end(requests)
@@ -91,6 +100,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
 
     async def Claim(self, request: kvstore_pb2.ClaimRequest, context: Any) -> kvstore_pb2.ClaimResponse:
         """Claims, renews, and waits if asked to."""
+        self._check_accepting()
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         wire.check_name(request.owner, "owner")
         ttl_s = wire.lease_s("ttl_ms", request.ttl_ms, self._defaults.claim_ttl_ms, wire.MAX_CLAIM_TTL_MS)
