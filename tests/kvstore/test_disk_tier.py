@@ -296,6 +296,19 @@ async def test_uses_are_seen_at_once_and_written_at_the_flush(disk: Disk) -> Non
     assert next(disk.catalog.rows(Tier.DISK)).usage == used
 
 
+async def test_uses_that_the_index_refused_are_written_at_a_later_flush(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk.write(1)
+    used = disk.tier.rows.use(disk.row(1), 50.0, is_hit=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk.catalog, "set_usage", index_failing)
+        disk.tier.rows.flush()
+    assert (disk.tier.rows.errors, disk.row(1).usage) == (1, used)
+    disk.tier.rows.flush()
+    assert next(disk.catalog.rows(Tier.DISK)).usage == used
+
+
 async def test_a_cancelled_caller_waits_for_its_thread(disk: Disk) -> None:
     started, may_end = threading.Event(), threading.Event()
 

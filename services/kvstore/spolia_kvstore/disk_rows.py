@@ -82,6 +82,7 @@ class DiskRows:
             try:
                 self._catalog.set_usage(uses.items())
             except sqlite3.Error as error:
+                self._uses = uses | self._uses  # for the next time; what was noted since is newer
                 self.note_error("uses", error)
         for name in list(self._dead):
             self._remove_again(name)
