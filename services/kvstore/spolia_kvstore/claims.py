@@ -120,8 +120,8 @@ class Claims:
 
     @property
     def num_waiters(self) -> int:
-        """Waits under way, counted per key."""
-        return sum(len(waiting) for waiting in self._waiters.values())
+        """Waits under way, counted per key. Also for other threads."""
+        return sum(len(waiting) for waiting in list(self._waiters.values()))
 
     @contextmanager
     def listening(self, keys: Collection[ObjectKey]) -> Iterator[ClaimNews]:
