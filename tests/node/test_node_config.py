@@ -141,6 +141,7 @@ def test_a_bad_value_names_setting_source_limit_and_value(capsys, toml):
         (["--port", "65536"], "between 0 and 65535"),
         (["--max-message-bytes", "1000"], "between 5242880 and"),
         (["--directory", "store"], 'directory must be "host:port"'),
+        (["--directory", "store:²"], 'directory must be "host:port"'),
         (["--max-batch-rows", "1"], "watermark must be 0 when max_batch_rows is 1"),
     ],
 )

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from spolia.v1.directory_pb2 import NodeRecord, NodeRole
 from spolia_core.errors import InvalidRequest
 from spolia_core.ids import ID_BYTES
+from spolia_node.addresses import is_address
 
 MAX_HELD_CHUNKS = 4096
-MAX_PORT = 65535
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ def check_record(record: NodeRecord) -> None:
     """Raises `InvalidRequest` naming the first field that is missing, malformed or too long."""
     if not record.node_id:
         raise InvalidRequest("record.node_id is missing", field="record.node_id")
-    if not _is_address(record.address):
+    if not is_address(record.address):
         raise InvalidRequest(
             f"record.address must be host:port, got {record.address!r}",
             field="record.address",
@@ -144,12 +144,3 @@ def check_record(record: NodeRecord) -> None:
         raise InvalidRequest(
             "record.held_chunks holds a wrong id", field="record.held_chunks", limit=f"{ID_BYTES} bytes"
         )
-
-
-def _is_address(text: str) -> bool:
-    """Whether peers can be told to connect to this: "host:port", an IPv6 host in brackets."""
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= MAX_PORT):
-        return False
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
-    return bool(bare) and bare.isprintable() and not any(character in bare for character in " /@[]")
