@@ -78,6 +78,22 @@ def test_neither_what_is_read_nor_what_may_not_go_is_chosen() -> None:
     assert victims(ram, 76) == [0, 1, 2, 3]
 
 
+def test_what_ranks_too_high_is_neither_chosen_nor_looked_at() -> None:
+    ram, stored = full_tier()
+    asked: list[int] = []
+
+    def may_go(each: StoredObject) -> bool:
+        asked.append(number_of(each))
+        return True
+
+    rank = ram.rank_of(stored[2])
+    assert ram.victims(ram.missing_bytes(50), may_go, below_rank=rank) == stored[:2]
+    assert ram.victims(ram.missing_bytes(75), may_go, below_rank=rank) is None
+    assert ram.victims(ram.missing_bytes(25), may_go, below_rank=ram.rank_of(stored[0])) is None
+    assert asked == [0, 1, 0, 1]
+    ram.check_invariants()
+
+
 def test_an_object_with_room_needs_no_victim() -> None:
     ram = RamTier(BUDGET, HALF_LIFE_S, BLOCK)
     put(ram, 1, 50)

@@ -14,6 +14,7 @@ No I/O, no clock: time, pins and what may go come in as arguments.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -205,12 +206,15 @@ class RamTier:
             self.arena.free(stored.extent)
         return True
 
-    def victims(self, num_bytes: int, may_go: Callable[[StoredObject], bool]) -> list[StoredObject] | None:
+    def victims(
+        self, num_bytes: int, may_go: Callable[[StoredObject], bool], *, below_rank: float = math.inf
+    ) -> list[StoredObject] | None:
         """Whom to evict so that `num_bytes` more are free, lowest rank first; None when there are not enough.
 
-        Objects being read never go, nor those that `may_go` keeps. Changes nothing that can be seen.
+        Objects being read never go, nor those that `may_go` keeps, nor those of this rank or a higher one. Changes
+        nothing that can be seen.
         """
-        chosen, missing = self._lowest(num_bytes, may_go, len(self._resident))
+        chosen, missing = self._lowest(num_bytes, may_go, len(self._resident), below_rank)
         return chosen if missing <= 0 else None
 
     def can_free(self, num_bytes: int, may_go: Callable[[StoredObject], bool]) -> bool:
@@ -224,7 +228,7 @@ class RamTier:
 
     def lowest(self, num_bytes: int, may_go: Callable[[StoredObject], bool], at_most: int) -> list[StoredObject]:
         """Whom to evict first towards `num_bytes` more: lowest rank first, no more than needed nor than `at_most`."""
-        return self._lowest(num_bytes, may_go, at_most)[0]
+        return self._lowest(num_bytes, may_go, at_most, math.inf)[0]
 
     def rank_of(self, stored: StoredObject) -> float:
         """What it is ordered by."""
@@ -238,12 +242,12 @@ class RamTier:
         return _no_room(size, self.budget_bytes, reason, retry_after_ms=RETRY_AFTER_MS)
 
     def _lowest(
-        self, num_bytes: int, may_go: Callable[[StoredObject], bool], at_most: int
+        self, num_bytes: int, may_go: Callable[[StoredObject], bool], at_most: int, below_rank: float
     ) -> tuple[list[StoredObject], int]:
-        """The first `at_most` that may go, no more than needed, and the bytes still missing then."""
+        """The first `at_most` below a rank that may go, no more than needed, and the bytes still missing then."""
         chosen: list[StoredObject] = []
         passed: list[tuple[float, int, ObjectKey]] = []
-        while num_bytes > 0 and self._ranked and len(chosen) < at_most:
+        while num_bytes > 0 and len(chosen) < at_most and self._ranked and self._ranked[0][0] < below_rank:
             entry = heapq.heappop(self._ranked)
             stored = self._resident.get(entry[2])
             if stored is None or stored._rank_entry != entry[1]:

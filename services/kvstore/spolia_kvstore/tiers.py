@@ -161,10 +161,7 @@ class Tiers:
         upload = self.ram.reserve(row.record)
         if upload is None:
             rank = found.usage.rank(self.ram.half_life_s)  # this use counted, which `row` may not know of
-            victims = self.ram.victims(
-                self.ram.missing_bytes(row.record.size_bytes),
-                lambda victim: self._may_go(victim) and self.ram.rank_of(victim) < rank,
-            )
+            victims = self.ram.victims(self.ram.missing_bytes(row.record.size_bytes), self._may_go, below_rank=rank)
             unwritten = list(filter(self._worth_writing(), victims or ()))
             for victim in unwritten[: max(0, MAX_WRITES - len(self._writes))]:
                 self.write(victim)  # it may go the next time
