@@ -12,8 +12,9 @@ from tier_worlds import CHUNK_BYTES, World, open_world
 
 from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog import Totals
-from spolia_kvstore.housekeeping import Collected, Damage, Verified
+from spolia_kvstore.housekeeping import Collected, Damage, Housekeeping, Verified
 from spolia_kvstore.objects import ObjectKey, Tier
+from spolia_kvstore.store import Dropped
 
 ONE, TWO, THREE = (make_chunk(number) for number in (1, 2, 3))
 FAR = make_chunk(7 << 248)  # its id begins with another byte
@@ -178,3 +179,32 @@ async def test_a_store_without_a_disk_has_nothing_of_no_use_but_what_is_idle(is_
         world.clock.now += 10.0
         dropped = Totals(1, CHUNK_BYTES) if is_idle else Totals()
         assert await collected(world, idle_s=5.0 * is_idle) == Collected(dropped=dropped)
+
+
+async def test_a_collection_that_drops_nothing_does_not_look_at_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path) as world:
+        await world.put(ONE)
+        with monkeypatch.context() as patched:
+            patched.setattr(Housekeeping, "list", None)
+            assert await collected(world) == NOTHING
+
+
+async def test_a_collection_in_parts_spares_what_was_used_since_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spolia_kvstore.housekeeping.LOOKED_AT_ONCE", 1)
+    async with open_world(tmp_path) as world:
+        await world.put(ONE, TWO)
+        await world.put_on_disk_only(THREE)
+        world.clock.now += 1000.0
+        delete = world.store.delete
+
+        async def delete_and_read_another(keys: Sequence[ObjectKey]) -> Dropped:
+            await world.get(TWO)
+            return await delete(keys)
+
+        monkeypatch.setattr(world.store, "delete", delete_and_read_another)
+        assert (await collected(world, idle_s=900.0)).dropped == Totals(2, 2 * CHUNK_BYTES)
+        assert world.where(ONE, TWO, THREE) == ["", "RAM", ""]

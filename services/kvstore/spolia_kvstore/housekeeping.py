@@ -24,6 +24,9 @@ from spolia_kvstore.store import KVStore
 from spolia_kvstore.usage import Usage
 from spolia_kvstore.verify import KNOWN_CODECS, ObjectVerifier
 
+LOOKED_AT_ONCE = 256
+"""Objects that a collection looks at before it lets others have their turn."""
+
 
 class ObjectState(IntEnum):
     """Whether an object can be served. Values equal the protos' enum numbers."""
@@ -116,19 +119,35 @@ class Housekeeping:
         disk = self._store.tiers.disk
         if disk is not None:
             await self._collect_files(disk, collected, dry_run=dry_run)
-        doomed = [
-            item.record
-            for item in self.list()
-            if not item.pins
-            and (
+
+        def is_of_no_use(item: Listed) -> bool:
+            return not item.pins and (
                 (drop_unknown and item.state in (ObjectState.UNKNOWN_FORMAT, ObjectState.UNKNOWN_CODEC))
                 or (idle_s > 0 and item.idle_s >= idle_s)
             )
-        ]
-        collected.dropped = Totals(len(doomed), sum(record.size_bytes for record in doomed))
-        if not dry_run:
-            await self._store.delete([record.key for record in doomed])
+
+        if drop_unknown or idle_s > 0:
+            collected.dropped = await self._drop(is_of_no_use, dry_run=dry_run)
         return collected
+
+    async def _drop(self, is_of_no_use: Callable[[Listed], bool], *, dry_run: bool) -> Totals:
+        """Looks at all that is here, some of it at a time, and deletes what is of no use; what that was."""
+        dropped = Totals()
+        listed = self.list()
+        while batch := list(islice(listed, LOOKED_AT_ONCE)):
+            found = self._store.tiers.find([item.record.key for item in batch if is_of_no_use(item)])
+            doomed = [  # asked again, since the list is of what was here when it began
+                each.record
+                for each in found.values()
+                if is_of_no_use(self._listed(each.record, each.usage, (each.tier,), ()))
+            ]
+            dropped = Totals(
+                dropped.num_objects + len(doomed), dropped.num_bytes + sum(record.size_bytes for record in doomed)
+            )
+            if doomed and not dry_run:
+                await self._store.delete([record.key for record in doomed])
+            await asyncio.sleep(0)  # others first
+        return dropped
 
     def _everything(self, tenant_id: str, id_prefix: bytes) -> Iterator[tuple[ObjectRecord, Usage, tuple[Tier, ...]]]:
         tiers = self._store.tiers
