@@ -133,6 +133,23 @@ async def test_while_the_index_is_away_a_store_serves_what_it_has_and_says_it_la
     assert lease.owner == "a"
 
 
+async def test_what_left_while_the_index_was_away_is_withdrawn_tier_by_tier(
+    shared: FakeShared, pair: tuple[Site, Site]
+) -> None:
+    here, _ = pair
+    await here.world.put(ONE, TWO, durable=True)
+    await here.settled()
+    here.backend.reachable = False
+    for chunk in (ONE, TWO):
+        here.world.drop_from_memory(key_of(chunk))
+    await here.settled()
+    shared.log.clear()
+    await here.walked()
+    assert [each for each in shared.log if each.startswith("withdraw")] == ["withdraw 2"]
+    assert replicas_of(shared) == held_by(here)
+    assert here.world.store.index.unsaid == set()
+
+
 async def test_what_is_stored_again_after_a_delete_that_could_not_be_said_stays(
     shared: FakeShared, pair: tuple[Site, Site]
 ) -> None:

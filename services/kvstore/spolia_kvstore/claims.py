@@ -100,11 +100,11 @@ class Claims:
 
     async def end_of_node(self, node_id: str) -> int:
         """Ends the claims that this store granted to a node that is gone. Returns how many ended."""
-        num_ended = 0
+        owner_to_keys: dict[str, list[ObjectKey]] = {}
         for key, owner in self._local.claim_owners():
             if belongs_to(owner, node_id):
-                num_ended += await self.release([key], owner)
-        return num_ended
+                owner_to_keys.setdefault(owner, []).append(key)
+        return sum([await self.release(keys, owner) for owner, keys in owner_to_keys.items()])
 
     async def say_again(self) -> None:
         """Tells the shared backend what this store granted while it was away. One that another store granted meanwhile

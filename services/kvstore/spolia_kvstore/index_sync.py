@@ -7,13 +7,13 @@ index still names and no store holds any more lapses there by itself, or is with
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
 from spolia_core.errors import Unavailable
 from spolia_kvstore.backend import Replica
-from spolia_kvstore.objects import Tier
+from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.store import KVStore
 from spolia_node.logs import get_log
 
@@ -69,9 +69,8 @@ class IndexSync:
 
     async def _say_everything(self) -> None:
         await self._store.claims.say_again()
-        for key, tier in list(self._store.index.unsaid):
-            await self._backend.withdraw(self._store.name, [key], tier)
-            self._store.index.unsaid.discard((key, tier))
+        for tier in Tier:
+            await self._withdraw([key for key, gone in self._store.index.unsaid if gone is tier], tier)
         await self._store.index.bury_unburied()
         replicas = self._replicas()
         num_said = 0
@@ -85,6 +84,13 @@ class IndexSync:
             num_said += len(batch)
             await asyncio.sleep(0)  # readers first
         log.info("shared index told everything", num_replicas=num_said)
+
+    async def _withdraw(self, keys: Sequence[ObjectKey], tier: Tier) -> None:
+        """Says what left a tier while the backend was away."""
+        for start in range(0, len(keys), BATCH):
+            batch = keys[start : start + BATCH]
+            await self._backend.withdraw(self._store.name, batch, tier)
+            self._store.index.unsaid.difference_update((key, tier) for key in batch)
 
     def _replicas(self) -> Iterator[Replica]:
         tiers = self._store.tiers
