@@ -15,13 +15,13 @@ from spolia_core.errors import Unavailable
 from spolia_kvstore.backend import Replica
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.store import KVStore
+from spolia_node.directory_turns import Backoff
 from spolia_node.logs import get_log
 
 BATCH = 500
 SAY_AGAIN_S = 4 * 3600.0
 """How often all is said again: well within the life of a replica's entry, a day."""
 
-RETRY_S = 1.0
 log = get_log(__name__)
 
 
@@ -51,6 +51,7 @@ class IndexSync:
             self._task = None
 
     async def _run(self) -> None:
+        backoff = Backoff()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SAY_AGAIN_S):
@@ -59,13 +60,14 @@ class IndexSync:
             try:
                 await self._say_everything()
                 self.num_walks += 1
+                backoff.reset()
+                continue
             except Unavailable:
-                await asyncio.sleep(RETRY_S)
-                self._due.set()
+                pass
             except Exception:
                 log.exception("the shared index was not told everything")
-                await asyncio.sleep(RETRY_S)
-                self._due.set()
+            await asyncio.sleep(backoff.next_s())
+            self._due.set()
 
     async def _say_everything(self) -> None:
         await self._store.claims.say_again()
