@@ -247,3 +247,18 @@ async def test_a_sweep_forgets_pins_that_ran_out_here_and_in_the_catalog(tmp_pat
         await world.store.sweep()
         assert world.catalog.leases("pins", 0.0) == []
         assert world.store.tenants.held() == {TENANT: Totals(1, CHUNK_BYTES)}
+
+
+async def test_what_was_deleted_can_be_claimed_though_the_index_keeps_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with open_world(tmp_path) as world:
+        await world.put_on_disk_only(CHUNK)
+        with monkeypatch.context() as patched, captured_logs():
+            patched.setattr(world.catalog, "remove", refuse)
+            await world.store.delete([KEY])
+            assert (await claim(world, KEY, "me")).state is ClaimState.GRANTED
+        world.disk.rows.flush()

@@ -62,9 +62,10 @@ class Claims:
     async def take(
         self, keys: Sequence[ObjectKey], owner: str, ttl_s: float, live_stores: Collection[str]
     ) -> list[ClaimAnswer]:
-        """Asks the backend, the embedded one while it is away."""
+        """Asks the backend, the embedded one while it is away. That one knows only this store, so whoever claims has
+        looked already, and better: rows may be left of what is gone."""
         if self._backend is self._local:
-            return await self._local.claim(keys, owner, ttl_s, live_stores)
+            return await self._local.claim(keys, owner, ttl_s, ())
         try:
             answers = await self._backend.claim(keys, owner, ttl_s, live_stores)
         except Unavailable:
