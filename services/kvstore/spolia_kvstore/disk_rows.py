@@ -54,7 +54,7 @@ class DiskRows:
                 for row in self._catalog.lookup(tenant_id, ids).values():
                     key = row.record.key
                     if not self.has_gone(row):
-                        found[key] = replace(row, usage=self._usage_of(row))
+                        found[key] = self._as_used(row)
         except sqlite3.Error as error:
             self.note_error("lookup", error)
         return found
@@ -63,7 +63,7 @@ class DiskRows:
         """Rows in the order of their keys, one tenant's or all."""
         for row in self._catalog.rows(Tier.DISK, tenant_id, id_prefix):
             if not self.has_gone(row):
-                yield replace(row, usage=self._usage_of(row))
+                yield self._as_used(row)
 
     def use(self, row: Row, now: float, *, is_hit: bool) -> Usage:
         """Notes a use; `flush` writes it."""
@@ -167,6 +167,10 @@ class DiskRows:
 
     def _usage_of(self, row: Row) -> Usage:
         return self._uses.get(row.record.key, row.usage)
+
+    def _as_used(self, row: Row) -> Row:
+        usage = self._uses.get(row.record.key)
+        return row if usage is None else replace(row, usage=usage)
 
     def _count(self, num_objects: int, num_bytes: int) -> None:
         self._totals = Totals(self._totals.num_objects + num_objects, self._totals.num_bytes + num_bytes)
