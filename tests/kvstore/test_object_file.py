@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from kvstore_worlds import key_of, make_big_chunk
 
+from spolia_core.digests import FRAME_BYTES, frames
 from spolia_kvstore import object_file
+from spolia_kvstore.file_record import record_of_file
 from spolia_kvstore.object_file import ObjectFile
 
 PAGE = mmap.PAGESIZE
@@ -79,3 +83,18 @@ def test_a_read_that_ends_early_goes_on(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(object_file.os, "pread", lambda fd, size, offset: pread(fd, min(size, 100), offset))
     assert file.read(7, 1007) == DATA[7:1007]
     file.close()
+
+
+def test_a_file_is_listed_again_without_ever_being_in_memory_as_a_whole(tmp_path: Path) -> None:
+    chunk = make_big_chunk(1)
+    path = tmp_path / "some.safetensors"
+    path.write_bytes(chunk.data)
+    tracemalloc.start()
+    try:
+        record, frame_digests = record_of_file(path, key_of(chunk))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (record.digest, record.size_bytes) == (chunk.info.digest, len(chunk.data))
+    assert frame_digests == tuple(piece_digest for _, _, piece_digest in frames(chunk.data))
+    assert peak_bytes < 4 * FRAME_BYTES < len(chunk.data)

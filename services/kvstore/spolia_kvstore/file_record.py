@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
 from spolia_core.chunk_object import head_bytes, parse_head
-from spolia_core.digests import FRAME_BYTES, digest
+from spolia_core.digests import FRAME_BYTES
 from spolia_core.errors import DataCorrupt
 from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
@@ -13,7 +16,7 @@ from spolia_kvstore.verify import ObjectVerifier
 
 
 def record_of_file(path: Path, key: ObjectKey) -> tuple[ObjectRecord, tuple[bytes, ...]]:
-    """Reads and checks a whole file; its record and the digests of its frames.
+    """Reads and checks a whole file; its record and the digests of its frames. Holds a frame of it at a time.
 
     Raises `OSError`, or `SpoliaError` for one that is damaged, of an unknown format, or of another chunk than its name
     says.
@@ -25,22 +28,33 @@ def record_of_file(path: Path, key: ObjectKey) -> tuple[ObjectRecord, tuple[byte
         head = parse_head(file.read(0, head_bytes(start, size)), size)
         if head.meta.chunk_id != key.chunk_id:
             raise DataCorrupt(f"the file of chunk {key.chunk_id.hex()} holds {head.meta.chunk_id.hex()}")
-        data = [file.read(offset, min(offset + FRAME_BYTES, size)) for offset in range(0, size, FRAME_BYTES)]
+        record = ObjectRecord(
+            key=key,
+            kind=head.meta.kind,
+            format_version=head.meta.format_version,
+            codec=head.meta.codec,
+            fingerprint=head.meta.fingerprint,
+            num_tokens=head.meta.num_tokens,
+            size_bytes=size,
+            digest=_digest_of(file),
+            replica=f"found/{path.stem[-16:]}",
+        )
+        verifier = ObjectVerifier(record)
+        for piece in _pieces_of(file):  # once more: a verifier wants the digest of the whole first
+            verifier.feed(piece)
+        verifier.finish()
     finally:
         file.close()
-    record = ObjectRecord(
-        key=key,
-        kind=head.meta.kind,
-        format_version=head.meta.format_version,
-        codec=head.meta.codec,
-        fingerprint=head.meta.fingerprint,
-        num_tokens=head.meta.num_tokens,
-        size_bytes=size,
-        digest=digest(b"".join(data)),
-        replica=f"found/{path.stem[-16:]}",
-    )
-    verifier = ObjectVerifier(record)
-    for piece in data:
-        verifier.feed(piece)
-    verifier.finish()
     return record, verifier.frame_digests
+
+
+def _digest_of(file: ObjectFile) -> bytes:
+    whole = xxhash.xxh3_128()
+    for piece in _pieces_of(file):
+        whole.update(piece)
+    return whole.digest()
+
+
+def _pieces_of(file: ObjectFile) -> Iterator[bytes]:
+    for start in range(0, file.size, FRAME_BYTES):
+        yield file.read(start, start + FRAME_BYTES)
