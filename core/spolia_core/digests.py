@@ -27,7 +27,11 @@ def digest(data: bytes | bytearray | memoryview) -> bytes:
 
 def check_digest(data: bytes | bytearray | memoryview, expected: bytes, what: str) -> None:
     """Raises `DataCorrupt`, naming `what`, when `data` does not match."""
-    actual = digest(data)
+    check_digest_of(digest(data), expected, what)
+
+
+def check_digest_of(actual: bytes, expected: bytes, what: str) -> None:
+    """Raises `DataCorrupt`, naming `what`, when two digests differ."""
     if actual != expected:
         raise DataCorrupt(f"digest of {what} does not match", field=what, limit=expected.hex(), actual=actual.hex())
 

@@ -7,7 +7,7 @@ import math
 import xxhash
 
 from spolia_core.chunk_object import RAW_CODEC, ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
-from spolia_core.digests import FRAME_BYTES, MAX_FRAME_BYTES, check_digest
+from spolia_core.digests import FRAME_BYTES, MAX_FRAME_BYTES, check_digest, check_digest_of
 from spolia_core.errors import DataCorrupt, InvalidRequest, NotSupported, SpoliaError
 from spolia_core.field_checks import check_field
 from spolia_core.ids import FORMAT_VERSION
@@ -146,12 +146,6 @@ class ObjectVerifier:
                 self._layer.reset()
                 self._num_layers_seen += 1
                 self._into_layer = 0
-
-
-def check_digest_of(actual: bytes, expected: bytes, what: str) -> None:
-    """Raises `DataCorrupt`, naming `what`, when two digests differ."""
-    if actual != expected:
-        raise DataCorrupt(f"digest of {what} does not match", field=what, limit=expected.hex(), actual=actual.hex())
 
 
 def _unreadable(error: SpoliaError) -> SpoliaError:
