@@ -19,6 +19,7 @@ from spolia_core.errors import DataCorrupt, SpoliaError, Unavailable
 from spolia_core.reuse import MissReason
 from spolia_node.deadline import Deadline
 from spolia_node.store_address import StoreAddress
+from spolia_node.store_placement import in_order, open_stores
 from spolia_node.store_routes import StoreRoutes
 from spolia_node.store_stream import FetchedChunk, GetCall, OnProgress, fetched
 
@@ -41,8 +42,10 @@ class StoreReader:
         self._request_for = request_for
         self._deadline = deadline
         self._on_progress = on_progress
-        self._is_sole = len(routes.everyone()) == 1
-        self._wanted = [_Wanted(*each) for each in zip(ids, routes.orders(ids), strict=True)]
+        stores = routes.everyone()
+        to_try = open_stores(stores)
+        self._is_sole = len(stores) == 1
+        self._wanted = [_Wanted(chunk_id, in_order(chunk_id, to_try)) for chunk_id in ids]
         self._streams: list[_Stream] = []
 
     async def read(self) -> AsyncGenerator[FetchedChunk, None]:
