@@ -166,7 +166,7 @@ def test_discard_leaves_a_later_object_of_the_same_key_alone() -> None:
 def test_frames_notice_a_flipped_byte() -> None:
     ram = RamTier(4 * FRAME_BYTES, HALF_LIFE_S)
     stored = put(ram, 1, FRAME_BYTES + 10)
-    assert [len(stored.frame(0)), len(stored.frame(1)), stored.num_frames] == [FRAME_BYTES, 10, 2]
+    assert [len(stored.frame(0)), len(stored.frame(1)), len(stored.frame_digests)] == [FRAME_BYTES, 10, 2]
     (last,) = stored.extent.pieces(stored.size - 1, stored.size)
     last[0] ^= 1
     assert [stored.is_intact(index, stored.frame(index)) for index in range(2)] == [True, False]

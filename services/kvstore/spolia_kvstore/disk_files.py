@@ -82,7 +82,7 @@ class DiskFiles:
             raise
 
     def remove(self, name: FileName) -> None:
-        """Deletes a file; one that is not there is ignored. Mappings of it stay good."""
+        """Deletes a file; one that is not there is ignored. Readers that have it open finish."""
         path = self.path_of(name)
         with suppress(FileNotFoundError):
             path.unlink()

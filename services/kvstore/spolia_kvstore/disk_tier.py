@@ -46,7 +46,6 @@ class DiskCounters:
     evictions: int = 0
     evicted_bytes: int = 0
     quarantined: int = 0
-    writes: int = 0
     written_bytes: int = 0
     write_seconds: float = 0.0
     read_errors: int = 0
@@ -140,7 +139,7 @@ class DiskTier:
         await self._drop_evicted(list(self.rows.find(keys).values()))
 
     async def open(self, row: Row) -> ObjectFile:
-        """Maps the object's file. Raises `OSError`; one that is gone or has another length is taken out of service."""
+        """Opens the object's file. Raises `OSError`; one that is gone or has another length is taken out of service."""
         path = self.files.path_of(name_of(row))
         opening = asyncio.get_running_loop().run_in_executor(self._threads, ObjectFile, path, row.record.size_bytes)
         try:
@@ -332,7 +331,6 @@ class DiskTier:
                 if is_last or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not await self._evict(size):
                     raise
                 continue
-            self.counters.writes += 1
             self.counters.written_bytes += size
             self.counters.write_seconds += time.monotonic() - started
             return True

@@ -66,11 +66,6 @@ class StoredObject:
         """Its bytes."""
         return self.extent.size
 
-    @property
-    def num_frames(self) -> int:
-        """Frames it is sent in."""
-        return len(self.frame_digests)
-
     def frame(self, index: int) -> bytes:
         """A copy of frame `index`; only while the object is open."""
         return self.extent.read(index * FRAME_BYTES, (index + 1) * FRAME_BYTES)

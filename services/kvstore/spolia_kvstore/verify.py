@@ -50,10 +50,11 @@ def check_complete(record: ObjectRecord, num_received: int) -> None:
 
 
 class ObjectVerifier:
-    """Checks an object's bytes as they pass, in order: whole digest, head, layer digests. Reads each byte once.
+    """Checks an object's bytes as they pass, in order: whole digest, head, layer digests.
 
-    On arrival and on load alike. What is wrong is raised by `finish`, since only then is it known whether bytes were
-    damaged (`DataCorrupt`) or are not the object that was announced (`InvalidRequest`).
+    Each byte is hashed three times, for the whole, its frame and its layer, while it is in cache. On arrival
+    and on load alike. What is wrong is raised by `finish`, since only then is it known whether bytes were damaged
+    (`DataCorrupt`) or are not the object that was announced (`InvalidRequest`).
     """
 
     def __init__(self, record: ObjectRecord) -> None:
