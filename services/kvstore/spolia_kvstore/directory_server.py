@@ -95,9 +95,9 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         self._directory.renew(session, request.record, time.monotonic())
         if not node_id:
             log.info("node registered", node=request.record.node_id, address=request.record.address)
-            self._sync.registered()  # also one that comes from another directory as it was
+            self._sync.changed()  # also one that comes from another directory as it was
         if self._directory.version != before:
-            self._sync.registered()
+            self._sync.changed()
             self._notify()
         return request.record.node_id
 
@@ -111,7 +111,7 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         for node_id in left:
             self._on_left(node_id)
         if left:
-            self._sync.left()
+            self._sync.changed()
             self._notify()
 
     def _on_remote_change(self, gone: Sequence[str]) -> None:

@@ -62,12 +62,8 @@ class MemberSync:
         except Unavailable:
             return self._directory.newest_session() + 1
 
-    def registered(self) -> None:
-        """A node registered here, or its record changed."""
-        self._wake.set()
-
-    def left(self) -> None:
-        """A node that was registered here left, or its lease ran out."""
+    def changed(self) -> None:
+        """A node registered here, changed its record or left, or its lease ran out."""
         self._wake.set()
 
     async def _run(self) -> None:
