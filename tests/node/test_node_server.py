@@ -11,11 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2
-from node_worlds import DIRECTORY_SERVICE, STORE_SERVICE, ScriptedDirectory, World, answer_at_once, serving, with_store
+from node_worlds import DIRECTORY_SERVICE, STORE_SERVICE, World, serving, with_store
 
 from spolia.errors import error_from_rpc
-from spolia.v1.directory_pb2 import RegisterRequest
-from spolia.v1.directory_pb2_grpc import DirectoryServiceStub, add_DirectoryServiceServicer_to_server
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
@@ -178,18 +176,20 @@ async def test_drains_join_and_a_stop_cuts_them_short():
                 await ended
 
 
-async def test_streams_without_end_do_not_hold_up_a_drain():
-    server = NodeServer(NodeConfig(drain_timeout_s=3600.0), "kvstore")
+def reflection_of(world: World) -> Any:
+    return world.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
-    directory = ScriptedDirectory(answer_at_once)
-    server.add(lambda s: add_DirectoryServiceServicer_to_server(directory, s), DIRECTORY_SERVICE, endless=True)
-    await server.start()
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        calls: Any = DirectoryServiceStub(channel)
-        call = calls.Register(timeout=60)
-        await call.write(RegisterRequest())
-        assert (await call.read()).lease_ms == 1
-        assert await asyncio.wait_for(server.drain(), 30) is True
+
+async def test_streams_without_end_do_not_hold_up_a_drain():
+    async with serving(config=NodeConfig(drain_timeout_s=3600.0)) as world:
+        call = reflection_of(world)(timeout=60)
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert (await call.read()).list_services_response.service
+        assert await asyncio.wait_for(world.server.drain(), 30) is True
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call.read()
     assert type(error_from_rpc(failed.value)) is Unavailable
@@ -197,13 +197,10 @@ async def test_streams_without_end_do_not_hold_up_a_drain():
 
 async def test_reflection_lists_what_is_served():
     async with serving() as world:
-        reflect = world.channel.stream_stream(
-            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-        )
         asked = reflection_pb2.ServerReflectionRequest
-        call = reflect(iter([asked(list_services=""), asked(file_containing_symbol=STORE_SERVICE)]), timeout=30)
+        call = reflection_of(world)(
+            iter([asked(list_services=""), asked(file_containing_symbol=STORE_SERVICE)]), timeout=30
+        )
         listed, described = [answer async for answer in call]
     names = {service.name for service in listed.list_services_response.service}
     assert names >= {STORE_SERVICE, DIRECTORY_SERVICE, "grpc.health.v1.Health"}

@@ -21,6 +21,8 @@ from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
+"""Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
+
 _FAREWELL_S = 1.0
 
 log = get_log(__name__)
@@ -52,7 +54,6 @@ class NodeServer:
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
-        self._endless = list(_ALWAYS_ON)
         self._interceptor = ErrorInterceptor(self.metrics.observe_rpc)
         self._server: grpc.aio.Server | None = None
         self._port = 0
@@ -79,18 +80,11 @@ class NodeServer:
         if not self._accepting:
             raise Unavailable(f"{self.node_id} is draining; ask another node")
 
-    def add(
-        self, register: Callable[[grpc.aio.Server], None], service_full_name: str, *, endless: bool = False
-    ) -> None:
-        """Adds a service, before `start`; `register` is given the server, as generated `add_…_to_server` wants it.
-
-        `endless` says that peers hold its streams open for as long as they live: a drain ends them without waiting.
-        """
+    def add(self, register: Callable[[grpc.aio.Server], None], service_full_name: str) -> None:
+        """Adds a service, before `start`; `register` is given the server, as generated `add_…_to_server` wants it."""
         if self._server is not None:
             raise AssertionError("services are added before the server starts")
         self._registrars[service_full_name] = register
-        if endless:
-            self._endless.append(service_full_name)
         self.health.set(service_full_name, True)
 
     async def start(self) -> int:
@@ -227,7 +221,7 @@ class NodeServer:
         stop = asyncio.ensure_future(self._server.stop(deadline.remaining() + _FAREWELL_S))
         await self.health.stop()
         gone = Unavailable(f"{self.node_id} is shutting down; ask another node")
-        self._interceptor.end_running(gone, of_services=self._endless)
+        self._interceptor.end_running(gone, of_services=_ALWAYS_ON)
         await asyncio.wait({stop}, timeout=deadline.remaining())
         num_cut = self._interceptor.end_running(gone)
         if num_cut:
