@@ -10,8 +10,7 @@ from tier_worlds import ANYONE, CHUNK_BYTES, open_world
 
 from spolia_core.reuse import MissReason
 from spolia_kvstore.catalog import Totals
-from spolia_kvstore.embedded_backend import MAX_LEASE_S
-from spolia_kvstore.kept_pins import MAX_PIN_S
+from spolia_kvstore.limits import MAX_LEFT_S
 from spolia_kvstore.objects import Tier
 from spolia_kvstore.store import ClaimState
 
@@ -90,10 +89,10 @@ async def test_a_clock_that_was_set_back_makes_no_lease_endless(tmp_path: Path, 
         await world.store.claim([key_of(TWO)], "me", 60.0, 0.0)
     clock.now -= 1e6
     async with open_world(tmp_path, clock=clock) as world:
-        assert world.store.pins.of(KEY) == [("me", MAX_PIN_S)]
+        assert world.store.pins.of(KEY) == [("me", MAX_LEFT_S)]
         (lease,) = await world.store.claims.holders([key_of(TWO)])
         assert lease is not None
-        assert lease.remaining_s == MAX_LEASE_S
+        assert lease.remaining_s == MAX_LEFT_S
 
 
 async def test_claims_stand_with_what_is_left_of_them(tmp_path: Path, clock: HandClock) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spolia_kvstore.limits import MAX_CLAIM_TTL_MS, MAX_PIN_LEASE_MS
 from spolia_kvstore.stable_id import stable_id
-from spolia_kvstore.wire import MAX_CLAIM_TTL_MS, MAX_PIN_LEASE_MS
 from spolia_node.config import NodeConfig, at_least, between, setting
 
 

@@ -14,12 +14,10 @@ from contextlib import contextmanager
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
 from spolia_kvstore.catalog import Catalog, Lease
 from spolia_kvstore.catalog_row import Row
+from spolia_kvstore.limits import MAX_LEFT_S
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
 from spolia_node.logs import get_log
-
-MAX_LEASE_S = 3600.0
-"""What a lease found at start can have left: a clock that was set back must not make it endless."""
 
 SWEEP_EVERY_S = 1.0
 
@@ -206,7 +204,7 @@ class EmbeddedBackend:
         return self._wall_clock() + until - self._clock()
 
     def _from_wall(self, until: float) -> float:
-        return self._clock() + min(MAX_LEASE_S, until - self._wall_clock())
+        return self._clock() + min(MAX_LEFT_S, until - self._wall_clock())
 
     def _standing(self, key: ObjectKey, now: float) -> Lease | None:
         lease = self._claims.get(key)

@@ -6,12 +6,10 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 
 from spolia_kvstore.catalog import Catalog, Lease
+from spolia_kvstore.limits import MAX_LEFT_S
 from spolia_kvstore.objects import ObjectKey
 from spolia_kvstore.pins import Pins
 from spolia_node.logs import get_log
-
-MAX_PIN_S = 3600.0
-"""What a pin found at start can have left: a clock that was set back must not make it endless."""
 
 log = get_log(__name__)
 
@@ -37,7 +35,7 @@ class KeptPins:
         here = which_are_here([lease.key for lease in leases])
         for lease in leases:
             if lease.key in here:
-                self._pins.pin(lease.key, lease.owner, now + min(MAX_PIN_S, lease.until - wall))
+                self._pins.pin(lease.key, lease.owner, now + min(MAX_LEFT_S, lease.until - wall))
         self._forget([(lease.key, lease.owner) for lease in leases if lease.key not in here])
 
     def is_pinned(self, key: ObjectKey) -> bool:

@@ -17,6 +17,7 @@ from spolia_core.field_checks import check_field
 from spolia_core.ids import ID_BYTES
 from spolia_kvstore import wire
 from spolia_kvstore.housekeeping import Housekeeping
+from spolia_kvstore.limits import MAX_CLAIM_TTL_MS, MAX_PIN_LEASE_MS
 from spolia_kvstore.objects import ObjectRecord
 from spolia_kvstore.reading import Reading
 from spolia_kvstore.stats import stats_message
@@ -103,7 +104,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         self._check_accepting()
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         wire.check_name(request.owner, "owner")
-        ttl_s = wire.lease_s("ttl_ms", request.ttl_ms, self._defaults.claim_ttl_ms, wire.MAX_CLAIM_TTL_MS)
+        ttl_s = wire.lease_s("ttl_ms", request.ttl_ms, self._defaults.claim_ttl_ms, MAX_CLAIM_TTL_MS)
         left_s = Deadline.of(context, self._defaults.rpc_timeout_s).remaining()
         wait_s = min(request.wait_ms / 1000, left_s * (1 - ANSWER_MARGIN))
         results = await self._store.claim(keys, request.owner, ttl_s, wait_s)
@@ -119,7 +120,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Pins or renews."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         wire.check_name(request.owner, "owner")
-        lease_s = wire.lease_s("lease_ms", request.lease_ms, self._defaults.pin_lease_ms, wire.MAX_PIN_LEASE_MS)
+        lease_s = wire.lease_s("lease_ms", request.lease_ms, self._defaults.pin_lease_ms, MAX_PIN_LEASE_MS)
         return kvstore_pb2.PinResponse(pinned=self._store.pin(keys, request.owner, lease_s))
 
     async def Unpin(self, request: kvstore_pb2.UnpinRequest, context: Any) -> kvstore_pb2.UnpinResponse:

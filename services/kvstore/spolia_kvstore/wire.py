@@ -20,8 +20,6 @@ from spolia_kvstore.store import ClaimResult, Dropped
 
 MAX_IDS = 4096
 MAX_NAME_BYTES = 256
-MAX_CLAIM_TTL_MS = 600_000
-MAX_PIN_LEASE_MS = 3_600_000
 
 
 def keys_of(tenant_id: str, chunk_ids: Sequence[bytes]) -> list[ObjectKey]:
