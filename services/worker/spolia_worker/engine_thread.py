@@ -1,7 +1,9 @@
 """The one thread that owns the device. The event loop hands it work and never waits for it on the loop.
 
-event loop ── run(fn) ──▶ queue ──▶ thread: one task, one background step, one task, …
-           ◀── future ──────────────┘
+event loop ── run(fn), run_steps(steps) ──▶ queue ──▶ thread: a turn of work, a background step, a turn of work, …
+           ◀───────────── future ───────────────┘
+
+A turn is one function; where none waits, it is one job's work up to its next pause.
 """
 
 from __future__ import annotations
@@ -11,44 +13,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
-from spolia_node.logs import get_log
+from spolia_engine.steps import Steps
+from spolia_worker.engine_job import EngineJob
+from spolia_worker.engine_task import FunctionTask, StepsTask
 
 T = TypeVar("T")
-log = get_log(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    fn: Callable[[], Any]
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    discard: Callable[[Any], None] | None
-    skip: Callable[[], None] | None
-    abandoned: bool = False
-
-    def drop(self, result: Any, error: BaseException | None) -> None:
-        """Nobody takes what came of it."""
-        if error is None and self.discard:
-            self.discard(result)
 
 
 class EngineThread:
-    """Runs functions one after another, and between them a background step (the decode batch) while it has work.
+    """Runs functions one after another, jobs in steps, and between turns a background step (the decode batch).
 
     `background` runs one step and returns whether there is more to do. It must not raise, nor may `discard` and `skip`
-    functions: any of them doing so ends the thread, which `is_stalled` tells.
+    functions or the closing of steps: any of them doing so ends the thread, which `is_stalled` tells.
     """
 
     def __init__(self, name: str, background: Callable[[], bool] | None = None) -> None:
         self._background = background
-        self._tasks: deque[_Task] = deque()
+        self._functions: deque[FunctionTask] = deque()
+        self._jobs: list[StepsTask] = []
         self._wake = threading.Condition()
         self._stopping = False
         self._has_background = False
+        self._look = False
+        """Whether something came since the thread last looked at its jobs."""
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -57,7 +47,9 @@ class EngineThread:
         self._thread.start()
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Asks the thread to end after what it runs now, and waits so long; queued tasks fail with `Unavailable`."""
+        """Asks the thread to end after what it runs now, and waits so long. All other work fails with `Unavailable`;
+        jobs that have begun are closed.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -66,11 +58,12 @@ class EngineThread:
 
     @property
     def queue_length(self) -> int:
-        """Tasks that wait."""
-        return len(self._tasks)
+        """Functions and jobs that have not begun."""
+        with self._wake:
+            return len(self._functions) + sum(not task.begun for task in self._jobs)
 
     def is_stalled(self, limit_s: float) -> bool:
-        """Whether the thread is dead, or has been at one task or step for longer than `limit_s`."""
+        """Whether the thread is dead, or has been at one function or step for longer than `limit_s`."""
         since = self._busy_since
         return not self._thread.is_alive() or (since is not None and time.monotonic() - since > limit_s)
 
@@ -78,60 +71,108 @@ class EngineThread:
         """Says that the background step has work. Callable from any thread."""
         with self._wake:
             self._has_background = self._background is not None
+            self._look = True
+            self._wake.notify()
+
+    def look_again(self) -> None:
+        """Says that what some job waits for may be here. Callable from any thread."""
+        with self._wake:
+            self._look = True
             self._wake.notify()
 
     def submit(
         self, fn: Callable[[], T], *, discard: Callable[[T], None] | None = None, skip: Callable[[], None] | None = None
     ) -> asyncio.Future[T]:
-        """Queues `fn` for the thread; the future gets its result, or what it raised.
+        """Queues `fn` for the thread, before all jobs; the future gets its result, or what it raised.
 
-        When the future is cancelled: a task that has not begun leaves the queue and `skip` is called instead; one under
-        way runs to its end and its result goes to `discard`. So what `fn` takes or makes is freed on every path; a
-        result that the future did deliver is its owner's. Raises `Unavailable`, after `skip`, when there is no thread.
+        When the future is cancelled: a function that has not begun leaves the queue and `skip` is called instead; one
+        under way runs to its end and its result goes to `discard`. So what `fn` takes or makes is freed on every path;
+        a result that the future did deliver is its owner's. Raises `Unavailable`, after `skip`, when there is no
+        thread.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        task = _Task(fn, future, loop, discard, skip)
-        future.add_done_callback(lambda done: self._abandon(task) if done.cancelled() else None)
-        with self._wake:
-            running = not self._stopping and self._thread.is_alive()
-            if running:
-                self._tasks.append(task)
-                self._wake.notify()
-        if not running:
-            if skip:
-                skip()
-            raise Unavailable("the engine is not running")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = FunctionTask(future=future, discard=discard, skip=skip, fn=fn)
+        self._queue(task)
         return future
 
     async def run(
         self, fn: Callable[[], T], *, discard: Callable[[T], None] | None = None, skip: Callable[[], None] | None = None
     ) -> T:
         """`submit`, awaited. A result that arrives as the caller is cancelled goes to `discard` too."""
-        future = self.submit(fn, discard=discard, skip=skip)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if discard and future.done() and not future.cancelled() and future.exception() is None:
-                discard(future.result())
-            raise
+        return await _taken(self.submit(fn, discard=discard, skip=skip), discard)
 
-    def _abandon(self, task: _Task) -> None:
+    def submit_steps(
+        self,
+        steps: Steps[T],
+        job: EngineJob,
+        *,
+        discard: Callable[[T], None] | None = None,
+        skip: Callable[[], None] | None = None,
+    ) -> asyncio.Future[T]:
+        """Queues work that pauses; the future gets its result, or what it raised.
+
+        A job is left out while its pause has something to wait for: whoever brings that calls `look_again`. When the
+        future is cancelled: a job that has not begun leaves the queue and `skip` is called instead; one under way is
+        closed at its next pause, also while it waits, and so gives back what it holds; a result nobody takes goes to
+        `discard`. Raises `Unavailable`, after `skip`, when there is no thread.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = StepsTask(future=future, discard=discard, skip=skip, steps=steps, job=job)
+        self._queue(task)
+        return future
+
+    async def run_steps(
+        self,
+        steps: Steps[T],
+        job: EngineJob,
+        *,
+        discard: Callable[[T], None] | None = None,
+        skip: Callable[[], None] | None = None,
+    ) -> T:
+        """`submit_steps`, awaited. A result that arrives as the caller is cancelled goes to `discard` too."""
+        return await _taken(self.submit_steps(steps, job, discard=discard, skip=skip), discard)
+
+    def _queue(self, task: FunctionTask | StepsTask) -> None:
+        task.future.add_done_callback(lambda done: self._abandon(task) if done.cancelled() else None)
+        with self._wake:
+            running = not self._stopping and self._thread.is_alive()
+            if running:
+                if isinstance(task, StepsTask):
+                    self._jobs.append(task)
+                else:
+                    self._functions.append(task)
+                self._look = True
+                self._wake.notify()
+        if not running:
+            if task.skip:
+                task.skip()
+            raise Unavailable("the engine is not running")
+
+    def _abandon(self, task: FunctionTask | StepsTask) -> None:
         with self._wake:
             task.abandoned = True
-            has_not_begun = task in self._tasks
-            if has_not_begun:
-                self._tasks.remove(task)
-        if has_not_begun and task.skip:
+            leaves = not task.begun and self._leave(task)
+            self._look = True  # what has begun is closed by the thread
+            self._wake.notify()
+        if leaves and task.skip:
             task.skip()
+
+    def _leave(self, task: FunctionTask | StepsTask) -> bool:
+        """Takes a task out of its queue; whether it was there. Under the lock."""
+        if isinstance(task, FunctionTask) and task in self._functions:
+            self._functions.remove(task)
+        elif isinstance(task, StepsTask) and task in self._jobs:
+            self._jobs.remove(task)
+        else:
+            return False
+        return True
+
+    # The thread
 
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                task = self._next_task()
-                if task is not None:
-                    self._busy_since = time.monotonic()
-                    _execute(task, self._wake)
+                self._turn()
                 if self._has_background and self._background is not None:
                     self._busy_since = time.monotonic()
                     self._has_background = False  # before the step: a notification during it is not lost
@@ -144,52 +185,103 @@ class EngineThread:
     def _wait_for_work(self) -> bool:
         """False when the thread is to end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._tasks or self._has_background or self._stopping)
+            self._wake.wait_for(lambda: self._functions or self._has_background or self._look or self._stopping)
+            self._look = False  # before looking: what comes during it is looked at again
             return not self._stopping
 
-    def _next_task(self) -> _Task | None:
+    def _turn(self) -> None:
+        self._close_abandoned()
+        if (function := self._next_function()) is not None:
+            self._execute(function)
+        elif (job := self._next_job()) is not None:
+            self._advance(job)
+        else:
+            return  # nothing is left, or all that is waits: the next look is when somebody says so
+        self._look = True
+
+    def _next_function(self) -> FunctionTask | None:
         with self._wake:
-            return self._tasks.popleft() if self._tasks else None
+            if not self._functions:
+                return None
+            task = self._functions.popleft()
+            task.begun = True
+            return task
+
+    def _next_job(self) -> StepsTask | None:
+        with self._wake:
+            jobs = list(self._jobs)
+        # Outside the lock: `ready` may take one that is held where `look_again` is called.
+        chosen = next((task for task in jobs if task.can_go_on()), None)
+        with self._wake:
+            if chosen is None or chosen not in self._jobs:
+                return None
+            chosen.begun = True
+            return chosen
+
+    def _execute(self, task: FunctionTask) -> None:
+        self._busy_since = time.monotonic()
+        try:
+            result = task.fn()
+        except StopIteration as caught:  # the one exception a future cannot carry
+            self._end(task, None, InternalError(f"the engine raised {caught!r}"))
+        except BaseException as caught:  # delivered to the caller, whatever it is
+            self._end(task, None, caught)
+        else:
+            self._end(task, result, None)
+
+    def _advance(self, task: StepsTask) -> None:
+        """Runs a job to its next pause, or its end."""
+        self._busy_since = time.monotonic()
+        try:
+            task.pause = next(task.steps)
+        except StopIteration as end:
+            self._end(task, end.value, None)
+        except BaseException as caught:  # delivered to the caller, whatever it is
+            self._end(task, None, caught)
+        else:
+            if task.abandoned:
+                self._close(task)
+
+    def _end(self, task: FunctionTask | StepsTask, result: object, error: BaseException | None) -> None:
+        with self._wake:
+            self._leave(task)
+            abandoned = task.abandoned
+        if abandoned:
+            task.drop(result, error)
+        else:
+            task.post(result, error)
+
+    def _close_abandoned(self) -> None:
+        with self._wake:
+            abandoned = [task for task in self._jobs if task.abandoned]
+        for task in abandoned:
+            self._close(task)
+
+    def _close(self, task: StepsTask) -> None:
+        with self._wake:
+            self._leave(task)
+        task.steps.close()
 
     def _refuse_all(self) -> None:
         with self._wake:
             self._stopping = True
-            refused = list(self._tasks)
-            self._tasks.clear()
+            refused: list[FunctionTask | StepsTask] = [*self._functions, *self._jobs]
+            self._functions.clear()
+            self._jobs.clear()
         for task in refused:
-            if task.skip:
-                task.skip()
-            _post(task, None, Unavailable("the node is shutting down"))
+            error = Unavailable("the node is shutting down")
+            if isinstance(task, StepsTask) and task.begun:
+                task.steps.close()
+                task.post(None, error)
+            else:
+                task.refuse(error)
 
 
-def _execute(task: _Task, lock: threading.Condition) -> None:
-    result: Any = None
-    error: BaseException | None = None
+async def _taken(future: asyncio.Future[T], discard: Callable[[T], None] | None) -> T:
+    """The future's result. One that arrives as the caller is cancelled goes to `discard`."""
     try:
-        result = task.fn()
-    except StopIteration as caught:  # the one exception a future cannot carry
-        error = InternalError(f"the engine raised {caught!r}")
-    except BaseException as caught:  # delivered to the caller, whatever it is
-        error = caught
-    with lock:
-        abandoned = task.abandoned
-    if abandoned:
-        task.drop(result, error)
-    else:
-        _post(task, result, error)
-
-
-def _post(task: _Task, result: Any, error: BaseException | None) -> None:
-    try:
-        task.loop.call_soon_threadsafe(_deliver, task, result, error)
-    except RuntimeError:  # the loop is closed
-        task.drop(result, error)
-
-
-def _deliver(task: _Task, result: Any, error: BaseException | None) -> None:
-    if task.future.done():  # the caller went between the thread's look and this callback
-        task.drop(result, error)
-    elif error is not None:
-        task.future.set_exception(error)
-    else:
-        task.future.set_result(result)
+        return await future
+    except asyncio.CancelledError:
+        if discard and future.done() and not future.cancelled() and future.exception() is None:
+            discard(future.result())
+        raise
