@@ -17,6 +17,7 @@ from tiny_cluster import (
     calling,
     doc,
     eventually,
+    fetch_one,
     generate_request,
     ids_of,
     is_idle,
@@ -36,6 +37,7 @@ from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_decode.gather import ChunkGatherer
 from spolia_engine.kv_bytes import run_to_object
+from spolia_engine.sealing import prefix_blocks
 from spolia_kvstore.objects import ObjectKey
 from spolia_node.deadline import Deadline
 from spolia_node.store_client import FetchedChunk
@@ -123,20 +125,23 @@ async def test_an_object_that_is_another_chunk_is_a_digest_miss(world: World, ki
         async def lookup(self, _tenant: str, chunk_ids: list[bytes], *_: Any) -> list[Any]:
             return [entry_of(data) for _ in chunk_ids]
 
-        async def get(self, _tenant: str, chunk_ids: list[bytes], *_: Any) -> AsyncIterator[FetchedChunk]:
+        async def get(
+            self, _tenant: str, chunk_ids: list[bytes], *_: Any, on_progress: Any
+        ) -> AsyncIterator[FetchedChunk]:
             for index, chunk_id in enumerate(chunk_ids):
+                for num_received in (0, len(data)) if on_progress else ():
+                    on_progress(index, entry_of(data).info, data, num_received)
                 yield FetchedChunk(index, chunk_id, entry_of(data), bytearray(data), None)
 
     fetcher = ChunkFetcher(core, LyingStore())  # type: ignore[arg-type]  # has the methods that are called
-    deadline = Deadline.after(10)
     if kind is ChunkKind.LOCAL:
         chunk_id = ids.local(asked)
-        fetched = await fetcher.fetch_local("tenant", {chunk_id: len(asked)}, deadline)
+        assert await fetch_one(fetcher, core, chunk_id, len(asked)) is MissReason.DIGEST
     else:
         chunk_id = ids.prefix(None, asked)
-        fetched = await fetcher.fetch_prefix("tenant", [chunk_id], 0, deadline)
-    assert not fetched.runs
-    assert fetched.misses == {chunk_id: MissReason.DIGEST}
+        fetched = await fetcher.fetch_prefix("tenant", prefix_blocks([chunk_id]), Deadline.after(10))
+        assert not fetched.runs
+        assert fetched.misses == {chunk_id: MissReason.DIGEST}
     assert chunk_id not in core.resident
 
 

@@ -266,7 +266,7 @@ async def test_a_request_waits_for_the_slice_under_way_and_no_other(
     """The order of what the engine's thread does, from the request's arrival to its end."""
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=8)
     events: list[str] = []
-    for name in ("compile", "linked_context", "step_logits"):
+    for name in ("compile_steps", "linked_context_steps", "step_logits"):
         record_calls(monkeypatch, node.engine, name, events, "request")
     with held_slice(monkeypatch, 3) as (began, gate):
         record_calls(monkeypatch, ShadowComparison, "advance", events, "slice")
@@ -300,7 +300,7 @@ async def test_a_slice_runs_no_more_rows_than_it_may(
 ) -> None:
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=slice_tokens)
     slices: list[int] = []
-    advance, forward = ShadowComparison.advance, node.engine.adapter.forward
+    advance, forward = ShadowComparison.advance, node.engine.adapter.forward_steps
 
     def advanced(self: ShadowComparison) -> Any:
         slices.append(0)
@@ -312,7 +312,7 @@ async def test_a_slice_runs_no_more_rows_than_it_may(
         return forward(token_ids, *args)
 
     monkeypatch.setattr(ShadowComparison, "advance", advanced)
-    monkeypatch.setattr(node.engine.adapter, "forward", counted)
+    monkeypatch.setattr(node.engine.adapter, "forward_steps", counted)
     await ask(node, BEGINS, GREEDY, LINKED)
     await ended(node, done=1)
     assert max(slices) <= slice_tokens
@@ -508,7 +508,7 @@ async def test_a_check_that_fails_is_counted_and_hurts_nobody(
     world: World, monkeypatch: pytest.MonkeyPatch, pass_number: int
 ) -> None:
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=20)
-    advance, forward, num_passes = ShadowComparison.advance, node.engine.adapter.forward, 0
+    advance, forward, num_passes = ShadowComparison.advance, node.engine.adapter.forward_steps, 0
     in_check = False
 
     def advanced(self: ShadowComparison) -> Any:
@@ -527,7 +527,7 @@ async def test_a_check_that_fails_is_counted_and_hurts_nobody(
         return forward(*args)
 
     monkeypatch.setattr(ShadowComparison, "advance", advanced)
-    monkeypatch.setattr(node.engine.adapter, "forward", fails_once)
+    monkeypatch.setattr(node.engine.adapter, "forward_steps", fails_once)
     await ask(node, BEGINS, GREEDY, LINKED)
     await ended(node, failed=1)
     assert is_idle(node.engine.pool)

@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_cluster import TENANT, World, claim_as, damage, eventually, ids_of, is_idle, stored_bytes, tokens
+from tiny_cluster import TENANT, World, claim_as, damage, eventually, fetch_one, ids_of, is_idle, stored_bytes, tokens
 
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import InvalidRequest
-from spolia_core.reuse import ChunkKind, MissReason, TokenSource
+from spolia_core.reuse import ChunkKind, MissReason
 from spolia_decode.node import DecodeNode
 from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline
+from spolia_worker.arriving import ArrivingChunk, ChunkLost
 from spolia_worker.claims import ClaimOutcome
 from spolia_worker.config import WorkerConfig
 from spolia_worker.loading import load_engine
@@ -143,26 +145,33 @@ async def test_fetched_chunks_are_the_stored_ones_and_misses_say_why(world: Worl
         giver.engine.pool.release(run.extent)
     (good, run), (damaged, _), (wrong_length, _) = chunks
     damage(store, damaged)
-    wanted = {good: 20, damaged: 21, wrong_length: 99, bytes(32): 5}
-    fetched = await taker.parts.fetcher.fetch_local(TENANT, wanted, Deadline.after(SOON))
-    assert fetched.sources[good] is TokenSource.HOST
+    fetcher, core = taker.parts.fetcher, taker.engine
+    came = await fetch_one(fetcher, core, good, 20)
+    assert isinstance(came, Run)
     for layer in range(3):
-        assert layer_of_run(fetched.runs[good], layer) == layer_of_run(run, layer)
-    assert fetched.misses == {
-        damaged: MissReason.DIGEST,
-        wrong_length: MissReason.DIGEST,
-        bytes(32): MissReason.NOT_FOUND,
-    }
-    taker.parts.fetcher.release(fetched)
-    assert is_idle(taker.engine.pool)
+        assert layer_of_run(came, layer) == layer_of_run(run, layer)
+    assert good in core.resident
+    for chunk_id, num_tokens, reason in (
+        (damaged, 21, MissReason.DIGEST),
+        (wrong_length, 99, MissReason.DIGEST),
+        (bytes(32), 5, MissReason.NOT_FOUND),
+    ):
+        assert await fetch_one(fetcher, core, chunk_id, num_tokens) is reason
+        assert chunk_id not in core.resident
+    core.pool.release(came.extent)
+    assert is_idle(core.pool)
 
 
 async def test_a_late_store_is_a_miss(world: World) -> None:
     await world.store()
     node = await world.decode()
-    fetched = await node.parts.fetcher.fetch_local(TENANT, {bytes(32): 5}, Deadline.after(0))
-    assert fetched.misses == {bytes(32): MissReason.STORE_LATE}
-    fetched = await node.parts.fetcher.fetch_prefix(TENANT, [bytes(32)], 0, Deadline.after(0))
+    chunk = ArrivingChunk(node.engine, bytes(32), 5)
+    received = await node.parts.fetcher.fetch_arriving(TENANT, chunk, Deadline.after(0), lambda: None)
+    assert received.miss is MissReason.STORE_LATE
+    with pytest.raises(ChunkLost):
+        chunk.has(0)
+    chunk.release()
+    fetched = await node.parts.fetcher.fetch_prefix(TENANT, prefix_blocks([bytes(32)]), Deadline.after(0))
     assert fetched.misses == {bytes(32): MissReason.STORE_LATE}
 
 
@@ -174,8 +183,7 @@ async def test_another_model_s_chunk_is_a_miss_by_fingerprint(world: World, monk
     await node.parts.publisher.drain()
     node.engine.pool.release(run.extent)
     monkeypatch.setattr(node.engine.adapter, "fingerprint", b"f" * 32)
-    fetched = await node.parts.fetcher.fetch_local(TENANT, {chunk_id: 20}, Deadline.after(SOON))
-    assert fetched.misses == {chunk_id: MissReason.FINGERPRINT}
+    assert await fetch_one(node.parts.fetcher, node.engine, chunk_id, 20) is MissReason.FINGERPRINT
 
 
 async def test_somebody_else_s_claim_is_left_alone(world: World) -> None:

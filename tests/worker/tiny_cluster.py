@@ -22,12 +22,14 @@ from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL
 from spolia_core.ids import IdSpace, tenant_key
 from spolia_core.prompt import Part, Prompt
-from spolia_core.reuse import ReuseMode, ReuseReport, TokenSource
+from spolia_core.reuse import MissReason, ReuseMode, ReuseReport, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_decode.config import DecodeConfig
 from spolia_decode.node import DecodeNode
+from spolia_engine.core import EngineCore
 from spolia_engine.engine import Completion, Engine
 from spolia_engine.pool import BlockState, Pool
+from spolia_engine.run import Run
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
 from spolia_kvstore.objects import ObjectKey
@@ -38,6 +40,8 @@ from spolia_node.store_address import stores_at
 from spolia_node.store_client import StoreClient
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.node import PrefillNode
+from spolia_worker.arriving import ArrivingChunk
+from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.config import WorkerConfig
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_engine
@@ -413,3 +417,13 @@ def count_calls(monkeypatch: Any, engine: Engine, name: str) -> list[tuple[Any, 
 
     monkeypatch.setattr(engine, name, counted)
     return calls
+
+
+async def fetch_one(fetcher: ChunkFetcher, core: EngineCore, chunk_id: bytes, num_tokens: int) -> MissReason | Run:
+    """What becomes of one local chunk's fetch: its run, of which the caller owns a reference, or why it is missed."""
+    chunk = ArrivingChunk(core, chunk_id, num_tokens)
+    received = await fetcher.fetch_arriving(TENANT, chunk, Deadline.after(10), lambda: None)
+    if received.miss is None:
+        return chunk.run
+    chunk.release()
+    return received.miss

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spolia.v1.prefill_pb2 import ContextWork
 from spolia_core.errors import DataCorrupt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, Miss, ReuseReport, TokenSource
+from spolia_decode.continuation import ExactContinuation
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared import Prepared
 from spolia_engine.context import release_runs
 from spolia_engine.kv_bytes import write_layer
+from spolia_engine.passes import PassOptions
 from spolia_engine.pool import Extent
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import sampling_to_pb
 from spolia_worker.chunk_fetch import Fetched
@@ -47,15 +51,15 @@ class ExactPath:
         report.sources[TokenSource.COMPUTED] += max(0, job.prompt.num_tokens - num_cached)
         prepared = await self._hand_off(job, token_ids, prefix, report, deadline)
         if prepared is None:
-            prepared = await self._parts.compute(
-                job, lambda: self._core.exact_context(token_ids, prefix), prefix, deadline
-            )
+            options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
+            steps = self._core.exact_context_steps(token_ids, prefix, options)
+            prepared = await self._parts.compute(job, steps, prefix, len(token_ids) - num_cached, deadline)
         fresh = self._core.register_prefix(prepared.context, chain)
         if self._parts.config.publish:
             self._parts.publisher.publish(
                 job.tenant_id, ChunkKind.PREFIX, fresh, seconds_per_token=prepared.seconds_per_token
             )
-        return prepared
+        return replace(prepared, continuation=ExactContinuation(job.prompt, len(token_ids), job.ids))
 
     async def _prefix(
         self, job: GenerateJob, chain: Sequence[bytes], report: ReuseReport, deadline: Deadline
@@ -65,10 +69,10 @@ class ExactPath:
         sources = [TokenSource.DEVICE] * len(runs)
         rest = chain[len(runs) :]
         if rest:
-            position = len(runs) * PREFIX_CHUNK_TOKENS
+            blocks = prefix_blocks(chain, len(runs))
             share = deadline.share(self._parts.config.store_share)
             try:
-                fetched = await self._parts.fetcher.fetch_prefix(job.tenant_id, rest, position, share)
+                fetched = await self._parts.fetcher.fetch_prefix(job.tenant_id, blocks, share)
             except BaseException:
                 release_runs(self._core.pool, runs)
                 raise
@@ -113,7 +117,7 @@ class ExactPath:
         report.live_bytes += handed_off.num_bytes
         report.nodes.append(node_id)
         context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached))
-        return Prepared(context, handed_off.first_token, handed_off.seconds_per_token)
+        return Prepared(context, handed_off.first_token, seconds_per_token=handed_off.seconds_per_token)
 
     async def _prefill_at(
         self,

@@ -1,47 +1,42 @@
-"""Local chunks into this node's memory, each by the cheapest way that works: memory, store, prefill node, this node."""
+"""Local chunks into this node's memory, each by the cheapest way that works: memory, store, prefill node, this node.
+
+    missing ──▶ one lookup ──▶ stored: arrives layer by layer ───────────────┐
+                   │ not stored, or slower to fetch than to compute          ├──▶ the link pass begins
+                   ├──▶ prefill nodes, all at once: each arrives when ready ─┤
+                   └──▶ this node ───────────────────────────────────────────┘
+
+Gathering ends when every chunk is here or on its way. One that is lost on its way is missing again, and is brought by
+the next `Way`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-from spolia.v1.prefill_pb2 import ChunkToCompile
+from spolia.v1.kvstore_pb2 import LookupEntry
+from spolia.v1.prefill_pb2 import CHUNK_OUTCOME_INLINE, ChunkToCompile
 from spolia_core.chunk_object import parse_chunk_object
-from spolia_core.errors import DataCorrupt, NotSupported
+from spolia_core.errors import Busy, DataCorrupt, NotSupported, SpoliaError
 from spolia_core.prompt import Part
 from spolia_core.reuse import ChunkKind, MissReason, ReuseReport, TokenSource
+from spolia_decode.gathered import Gathered, Way, lengths_of
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import CompiledChunk
+from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
-from spolia_worker.chunk_fetch import Fetched, adopt_local
+from spolia_node.together import run_together
+from spolia_worker.arriving import ArrivingChunk
+from spolia_worker.chunk_fetch import ACCEPTED_CODECS, adopt_local, miss_of, reason_of, source_of
 from spolia_worker.claims import Claim, ClaimOutcome
-from spolia_worker.timed import timed
+from spolia_worker.engine_job import EngineJob
+from spolia_worker.timed import timed_steps
 
-STORE_AWAY = (MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
 log = get_log(__name__)
-
-
-@dataclass(slots=True)
-class Gathered:
-    """Chunks that a prompt wants, and the runs of those that are here, each with one reference the request owns."""
-
-    wanted: dict[bytes, Part]
-    runs: dict[bytes, Run] = field(default_factory=dict)
-    sources: dict[bytes, TokenSource] = field(default_factory=dict)
-    misses: dict[bytes, MissReason] = field(default_factory=dict)
-
-    @property
-    def missing(self) -> list[bytes]:
-        """Chunks not here yet, in the order of the prompt."""
-        return [chunk_id for chunk_id in self.wanted if chunk_id not in self.runs]
-
-    def add(self, chunk_id: bytes, run: Run, source: TokenSource) -> None:
-        """Takes a run's reference."""
-        self.runs[chunk_id] = run
-        self.sources[chunk_id] = source
 
 
 class ChunkGatherer:
@@ -52,11 +47,14 @@ class ChunkGatherer:
         self._core = parts.core
 
     async def gather(self, gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> None:
-        """Returns with nothing missing. Adds bytes and nodes to `report`. Raises `Busy` or `DeadlineExceeded`."""
+        """Returns with nothing missing: every chunk is here or arriving. Adds bytes and nodes to `report`.
+
+        Raises `Busy` or `DeadlineExceeded`. The caller closes and releases `gathered`, also then.
+        """
         self._take_resident(gathered)
         while gathered.missing:
-            with self._parts.arrivals.bringing(gathered.missing) as ours:
-                await self._bring([i for i in gathered.missing if i in ours], gathered, job, report, deadline)
+            bringing = _Bringing(self._parts, gathered, job, report, deadline)
+            await bringing.run(self._parts.arrivals.begin(gathered.missing))
             await deadline.wait(
                 self._parts.arrivals.wait(gathered.missing), "waiting for a chunk another request brings"
             )
@@ -68,85 +66,182 @@ class ChunkGatherer:
             if run is not None:
                 gathered.add(chunk_id, run, TokenSource.DEVICE)
 
-    async def _bring(
-        self, ids: Sequence[bytes], gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline
+
+class _Bringing:
+    """One request's part in bringing chunks: those that nobody else brings."""
+
+    def __init__(
+        self, parts: NodeParts, gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline
     ) -> None:
-        fetched = await self._fetch(ids, gathered, job, report, deadline)
-        gathered.misses.update(fetched.misses)
-        ids = _without(ids, gathered)
-        inline = any(fetched.misses.get(chunk_id) in STORE_AWAY for chunk_id in ids)
-        compiled = await self._compile_elsewhere(ids, inline, gathered, job, report, deadline)
-        if compiled and not inline:
-            # A store that lost them again, or broke off, is not asked a third time.
-            await self._compile_elsewhere(_without(ids, gathered), True, gathered, job, report, deadline)
-        for chunk_id in _without(ids, gathered):
-            await self._compile_here(chunk_id, gathered, job, report, deadline)
+        self._parts = parts
+        self._core = parts.core
+        self._gathered = gathered
+        self._job = job
+        self._report = report
+        self._deadline = deadline
+        self._ours: set[bytes] = set()
+        self._batches: dict[TokenSource, _Batch] = {}
+        self._busy: Busy | None = None
 
-    async def _fetch(
-        self,
-        ids: Sequence[bytes],
-        gathered: Gathered,
-        job: GenerateJob,
-        report: ReuseReport,
-        deadline: Deadline,
-        compiled: frozenset[bytes] = frozenset(),
-    ) -> Fetched:
-        """Takes from the store what it has. Of `compiled` chunks that is no reuse: they were made for this request."""
+    async def run(self, ours: set[bytes]) -> None:
+        """Brings `ours`, or sees them begin to arrive. Those that do not arrive are given up, for others to look."""
+        self._ours = ours
+        try:
+            await self._bring([chunk_id for chunk_id in self._gathered.wanted if chunk_id in ours])
+        finally:
+            for chunk_id in ours:
+                if chunk_id not in self._gathered.arriving:
+                    self._parts.arrivals.end(chunk_id)
+
+    async def _bring(self, ids: Sequence[bytes]) -> None:
+        await self._fetch_stored([i for i in ids if self._gathered.way(i) is Way.FETCH])
+        for way in (Way.THROUGH_STORE, Way.INLINE):
+            await self._compile_elsewhere([i for i in self._left(ids) if self._gathered.way(i) is way], way)
+        for chunk_id in self._left(ids):
+            await self._compile_here(chunk_id)
+
+    def _left(self, ids: Iterable[bytes]) -> list[bytes]:
+        return [chunk_id for chunk_id in ids if chunk_id not in self._gathered.runs]
+
+    # From the store
+
+    async def _fetch_stored(self, ids: Sequence[bytes]) -> None:
+        """Starts the arrival of what is stored and worth it; says of the rest why not."""
         if not ids:
-            return Fetched()
-        lengths = {chunk_id: len(gathered.wanted[chunk_id].token_ids) for chunk_id in ids}
-        share = deadline.share(self._parts.config.store_share)
-        fetched = await self._parts.fetcher.fetch_local(job.tenant_id, lengths, share)
-        report.chunk_bytes += fetched.num_bytes
-        for chunk_id, run in fetched.runs.items():
-            source = TokenSource.COMPILED if chunk_id in compiled else fetched.sources[chunk_id]
-            gathered.add(chunk_id, run, source)
-        return fetched
+            return
+        for chunk_id, entry in zip(ids, await self._lookup(ids), strict=False):
+            if not entry.HasField("info"):
+                self._miss(chunk_id, miss_of(entry), Way.THROUGH_STORE)
+            elif self._is_slower(chunk_id, entry):
+                self._miss(chunk_id, MissReason.SLOWER_THAN_COMPUTING, Way.HERE)
+            else:
+                self._arrive(chunk_id, source_of(entry.tier))
 
-    async def _compile_elsewhere(
-        self,
-        ids: Sequence[bytes],
-        inline: bool,
-        gathered: Gathered,
-        job: GenerateJob,
-        report: ReuseReport,
-        deadline: Deadline,
-    ) -> bool:
-        """Has a prefill node compile chunks: through the store, or `inline` where the store cannot be had.
+    async def _lookup(self, ids: Sequence[bytes]) -> Sequence[LookupEntry]:
+        """What stores say of the chunks; nothing where none could be asked, with the reason noted."""
+        share = self._deadline.share(self._parts.config.store_share)
+        try:
+            return await self._parts.store.lookup(
+                self._job.tenant_id, ids, self._core.adapter.fingerprint, ACCEPTED_CODECS, share
+            )
+        except SpoliaError as error:
+            for chunk_id in ids:
+                self._miss(chunk_id, reason_of(error), Way.INLINE)
+            return []
 
-        False when no node did.
-        """
-        if not ids:
-            return False
-        chunks = [ChunkToCompile(chunk_id=i, token_ids=gathered.wanted[i].token_ids) for i in ids]
-        done = await self._parts.prefill_nodes.first_that_can(
-            job.prefill_hints,
-            deadline,
-            lambda address, share: self._parts.prefill.compile(
-                address, self._parts.start_message(job), chunks, inline, share
-            ),
+    def _is_slower(self, chunk_id: bytes, entry: LookupEntry) -> bool:
+        """The cost gate: whether computing the chunk here is expected to be faster than fetching it."""
+        num_tokens = len(self._gathered.wanted[chunk_id].token_ids)
+        comparison = self._parts.costs.compare(source_of(entry.tier), entry.info.size_bytes, num_tokens)
+        return comparison is not None and comparison.is_fetch_slower
+
+    def _miss(self, chunk_id: bytes, reason: MissReason, way: Way) -> None:
+        self._gathered.misses[chunk_id] = reason
+        self._gathered.next_way(chunk_id, way)
+
+    def _arrive(self, chunk_id: bytes, source: TokenSource, tier: TokenSource | None = None) -> None:
+        """Begins to fetch a chunk; `tier` where a report calls its source otherwise. Raises `Busy` without room."""
+        chunk = ArrivingChunk(self._core, chunk_id, len(self._gathered.wanted[chunk_id].token_ids))
+        batch = self._batches.setdefault(tier or source, _Batch())
+        batch.begin()
+        task = asyncio.get_running_loop().create_task(self._receive(chunk, batch), name="fetch")
+        # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
+        task.add_done_callback(lambda _: self._received(chunk, tier or source, batch))
+        self._gathered.add_arriving(chunk, source, task)
+
+    async def _receive(self, chunk: ArrivingChunk, batch: _Batch) -> None:
+        """Takes one chunk from the store. Whatever goes wrong makes it a miss."""
+        share = self._deadline.share(self._parts.config.store_share)
+        fetched = await self._parts.fetcher.fetch_arriving(
+            self._job.tenant_id, chunk, share, self._parts.thread.look_again
         )
-        if done is None:
-            return False
-        node_id, compiled = done
-        if node_id not in report.nodes:
-            report.nodes.append(node_id)
-        self._adopt_inline(compiled, gathered, report)
-        if not inline:
-            made = frozenset(chunk.chunk_id for chunk in compiled if chunk.num_computed_tokens)
-            await self._fetch(_without(ids, gathered), gathered, job, report, deadline, made)
-        return True
+        self._report.chunk_bytes += fetched.num_bytes
+        batch.num_bytes += fetched.num_bytes
+        if fetched.miss is not None:
+            way = Way.THROUGH_STORE if self._gathered.way(chunk.chunk_id) is Way.FETCH else Way.INLINE
+            self._miss(chunk.chunk_id, fetched.miss, way)
 
-    def _adopt_inline(self, compiled: Iterable[CompiledChunk], gathered: Gathered, report: ReuseReport) -> None:
-        for chunk in compiled:
-            part = gathered.wanted.get(chunk.chunk_id)
-            if chunk.data is None or part is None or chunk.chunk_id in gathered.runs:
-                continue
-            report.inline_bytes += len(chunk.data)
-            try:
-                gathered.add(chunk.chunk_id, self._adopted(chunk.chunk_id, chunk.data, part), TokenSource.COMPILED)
-            except (DataCorrupt, NotSupported) as error:
-                log.warning("inline chunk dropped", chunk_id=chunk.chunk_id.hex(), error=str(error))
+    def _received(self, chunk: ArrivingChunk, tier: TokenSource, batch: _Batch) -> None:
+        """The fetch has ended, one way or another."""
+        if not chunk.is_complete:
+            chunk.fail(DataCorrupt("its fetch ended early"))
+        chunk.release()
+        self._parts.arrivals.end(chunk.chunk_id)
+        self._parts.thread.look_again()
+        seconds = batch.end()
+        if seconds is not None and batch.num_bytes:
+            self._parts.costs.fetched(tier, batch.num_bytes, seconds)
+
+    # From prefill nodes
+
+    async def _compile_elsewhere(self, ids: Sequence[bytes], way: Way) -> None:
+        """Has prefill nodes compile chunks, as many nodes as there are at once."""
+        if not ids:
+            return
+        sizes = lengths_of(self._gathered, ids)
+        shares = self._parts.prefill_nodes.spread(sizes, self._job.prefill_hints)
+        if not shares:
+            self._give_up(ids)
+            return
+        await run_together(self._compile_share(share, number, way) for number, share in enumerate(shares) if share)
+
+    async def _compile_share(self, ids: Sequence[bytes], number: int, way: Way) -> None:
+        """One node's part; where it fails, the next node's. Those that no node made are for the next way."""
+        done = await self._parts.prefill_nodes.first_that_can(
+            self._job.prefill_hints,
+            self._deadline,
+            lambda address, until: self._compile_at(address, self._left(ids), way, until),
+            skip=number,
+        )
+        if self._busy is not None:
+            raise self._busy
+        if done is None:
+            self._give_up(self._left(ids))
+            return
+        node_id, _ = done
+        if node_id not in self._report.nodes:
+            self._report.nodes.append(node_id)
+        for chunk_id in self._left(ids):
+            self._gathered.next_way(chunk_id, Way(way + 1))
+
+    def _give_up(self, ids: Iterable[bytes]) -> None:
+        for chunk_id in ids:
+            self._gathered.next_way(chunk_id, Way.HERE)
+
+    async def _compile_at(self, address: str, ids: Sequence[bytes], way: Way, deadline: Deadline) -> None:
+        chunks = [ChunkToCompile(chunk_id=i, token_ids=self._gathered.wanted[i].token_ids) for i in ids]
+        if chunks:
+            start = self._parts.start_message(self._job)
+            await self._parts.prefill.compile(address, start, chunks, way is Way.INLINE, deadline, self._compiled)
+
+    def _compiled(self, chunk: CompiledChunk) -> None:
+        """A chunk is ready: in the store, or in the stream. That there is no room for it is not its node's failure."""
+        try:
+            self._take_compiled(chunk)
+        except Busy as error:
+            self._busy = error
+
+    def _take_compiled(self, chunk: CompiledChunk) -> None:
+        part = self._gathered.wanted.get(chunk.chunk_id)
+        if part is None or chunk.chunk_id in self._gathered.runs or chunk.chunk_id not in self._ours:
+            return
+        if chunk.outcome == CHUNK_OUTCOME_INLINE:
+            self._adopt_inline(chunk, part)
+            return
+        self._gathered.next_way(chunk.chunk_id, Way.THROUGH_STORE)
+        # Found there, it was made for another request.
+        source = TokenSource.COMPILED if chunk.num_computed_tokens else TokenSource.HOST
+        self._arrive(chunk.chunk_id, source, tier=TokenSource.HOST)
+
+    def _adopt_inline(self, chunk: CompiledChunk, part: Part) -> None:
+        assert chunk.data is not None, "an inline chunk comes with its bytes"
+        self._report.inline_bytes += len(chunk.data)
+        try:
+            run = self._adopted(chunk.chunk_id, chunk.data, part)
+        except (DataCorrupt, NotSupported) as error:
+            log.warning("inline chunk dropped", chunk_id=chunk.chunk_id.hex(), error=str(error))
+            return
+        self._gathered.add(chunk.chunk_id, run, TokenSource.COMPILED)
 
     def _adopted(self, chunk_id: bytes, data: bytes, part: Part) -> Run:
         parsed = parse_chunk_object(data)
@@ -155,49 +250,85 @@ class ChunkGatherer:
             raise DataCorrupt(f"inline chunk is {parsed.meta}, not {chunk_id.hex()}")
         return adopt_local(self._core, parsed)
 
-    async def _compile_here(
-        self, chunk_id: bytes, gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline
-    ) -> None:
-        """No prefill node could: this one computes, unless another node does so already."""
-        waiting = deadline.share(self._parts.config.store_share)
-        claim = await self._parts.claims.take(job.tenant_id, chunk_id, job.request_id, waiting, deadline)
+    # On this node
+
+    async def _compile_here(self, chunk_id: bytes) -> None:
+        """No other node is to, or could: this one computes, unless another node does so already."""
+        if self._gathered.misses.get(chunk_id) is MissReason.SLOWER_THAN_COMPUTING:
+            await self._compile(chunk_id)  # it is stored: nothing to claim, nothing to store
+            return
+        waiting = self._deadline.share(self._parts.config.store_share)
+        claim = await self._parts.claims.take(
+            self._job.tenant_id, chunk_id, self._job.request_id, waiting, self._deadline
+        )
         try:
-            if claim.outcome is ClaimOutcome.STORED:
-                await self._fetch([chunk_id], gathered, job, report, deadline)
+            if claim.outcome is ClaimOutcome.STORED and self._gathered.way(chunk_id) is Way.HERE:
+                self._arrive_once(chunk_id)
             if claim.outcome is ClaimOutcome.HELD:
-                gathered.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
-            if chunk_id not in gathered.runs:
-                compute_s = await self._compile(chunk_id, gathered, deadline)
-                self._publish(chunk_id, compute_s, gathered, job, claim)
+                self._gathered.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
+            if chunk_id not in self._gathered.runs:
+                compute_s = await self._compile(chunk_id)
+                self._publish(chunk_id, compute_s, claim)
         except BaseException:
             claim.give_back()
             raise
 
-    async def _compile(self, chunk_id: bytes, gathered: Gathered, deadline: Deadline) -> float:
+    def _arrive_once(self, chunk_id: bytes) -> None:
+        """Somebody stored it meanwhile. Where that copy is lost too, it is computed whoever has it."""
+        if self._gathered.misses.get(chunk_id) not in _LOST:
+            self._arrive(chunk_id, TokenSource.HOST)
+
+    async def _compile(self, chunk_id: bytes) -> float:
         """Adds the chunk, and says how many seconds the engine took."""
-        core, token_ids = self._core, gathered.wanted[chunk_id].token_ids
-        compiling = self._parts.thread.run(
-            lambda: timed(lambda: core.compile(chunk_id, token_ids)),
+        core, token_ids = self._core, self._gathered.wanted[chunk_id].token_ids
+        options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
+        compiling = self._parts.thread.run_steps(
+            timed_steps(core.compile_steps(chunk_id, token_ids, options)),
+            EngineJob(self._job.tenant_id, len(token_ids)),
             discard=lambda compiled: core.pool.release(compiled.result.extent),
         )
-        compiled = await deadline.wait(compiling, "compiling a chunk")
-        gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
+        compiled = await self._deadline.wait(compiling, "compiling a chunk")
+        self._parts.costs.computed(len(token_ids), len(token_ids), compiled.seconds)
+        self._gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
         return compiled.seconds
 
-    def _publish(self, chunk_id: bytes, compute_s: float, gathered: Gathered, job: GenerateJob, claim: Claim) -> None:
+    def _publish(self, chunk_id: bytes, compute_s: float, claim: Claim) -> None:
         """Stores a chunk in the background; its claim stands until that is done."""
-        run = gathered.runs[chunk_id]
+        run = self._gathered.runs[chunk_id]
         self._parts.publisher.publish(
-            job.tenant_id, ChunkKind.LOCAL, [(chunk_id, run)], claim, seconds_per_token=compute_s / run.num_tokens
+            self._job.tenant_id,
+            ChunkKind.LOCAL,
+            [(chunk_id, run)],
+            claim,
+            seconds_per_token=compute_s / run.num_tokens,
         )
+
+
+class _Batch:
+    """Fetches from one tier that run at once: what they take is measured together."""
+
+    def __init__(self) -> None:
+        self._began_at = 0.0
+        self._num_open = 0
+        self.num_bytes = 0
+
+    def begin(self) -> None:
+        """One more."""
+        if self._num_open == 0:
+            self._began_at, self.num_bytes = time.monotonic(), 0
+        self._num_open += 1
+
+    def end(self) -> float | None:
+        """One less; how long all of them took, when it was the last."""
+        self._num_open -= 1
+        return None if self._num_open else time.monotonic() - self._began_at
+
+
+_LOST = (MissReason.DIGEST, MissReason.UNREADABLE, MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
+"""Reasons for which a stored chunk could not be had: asking again would most likely end the same."""
 
 
 def chunk_id_of(part: Part) -> bytes:
     """The id of a part that is a chunk."""
     assert part.chunk_id is not None, "fragments are of chunks"
     return part.chunk_id
-
-
-def _without(ids: Sequence[bytes], gathered: Gathered) -> list[bytes]:
-    """Those of `ids` that are not here yet."""
-    return [chunk_id for chunk_id in ids if chunk_id not in gathered.runs]

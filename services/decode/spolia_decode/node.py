@@ -25,6 +25,7 @@ from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
+from spolia_worker.costs import NodeCosts
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_terms
 from spolia_worker.publisher import Publisher
@@ -65,6 +66,7 @@ class DecodeNode:
             core=engine,
             terms=self.terms,
             thread=self.thread,
+            store=store,
             fetcher=ChunkFetcher(engine, store),
             publisher=Publisher(engine, store, timeout_s=config.rpc_timeout_s),
             claims=ChunkClaims(store, config.node_id, config.claim_ttl_s),
@@ -73,6 +75,7 @@ class DecodeNode:
             prefill_nodes=PrefillNodes(
                 self.view, engine.adapter.fingerprint, engine.recipe.num_sink_tokens, config.prefill_share
             ),
+            costs=NodeCosts(),
             shadow=self.shadow,
         )
 

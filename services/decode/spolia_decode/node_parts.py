@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spolia.v1.prefill_pb2 import PrefillStart
@@ -17,12 +17,16 @@ from spolia_decode.shadow import ShadowChecks
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.run import Run
+from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
+from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS, ChunkFetcher
 from spolia_worker.claims import ChunkClaims
+from spolia_worker.costs import NodeCosts
+from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import Publisher
-from spolia_worker.timed import timed
+from spolia_worker.timed import timed_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,14 @@ class NodeParts:
     core: EngineCore
     terms: LinkTerms
     thread: EngineThread
+    store: StoreClient
     fetcher: ChunkFetcher
     publisher: Publisher
     claims: ChunkClaims
     arrivals: Arrivals
     prefill: PrefillClient
     prefill_nodes: PrefillNodes
+    costs: NodeCosts
     shadow: ShadowChecks | None
     """None where no request is ever checked."""
 
@@ -53,27 +59,30 @@ class NodeParts:
         )
 
     async def compute(
-        self, job: GenerateJob, make_context: Callable[[], Context], runs: Sequence[Run], deadline: Deadline
+        self, job: GenerateJob, steps: Steps[Context], runs: Sequence[Run], num_rows: int, deadline: Deadline
     ) -> Prepared:
-        """Builds a context on this node's engine, and draws the token after it.
+        """Builds a context of `num_rows` rows on this node's engine, and draws the token after it.
 
-        `make_context` is called in the engine's thread and takes the references of `runs`; where it is not called they
-        are given back. Raises what it raises, and `DeadlineExceeded`.
+        `steps` takes the references of `runs` once it has begun; where it never does they are given back. Raises what
+        it raises, and `DeadlineExceeded`.
         """
-
-        def prepare() -> Prepared:
-            made = timed(make_context)
-            context = made.result
-            try:
-                token_id = self.core.first_token(context, job.sampling, len(job.received_ids))
-                return Prepared(context, token_id, made.seconds / max(1, context.num_computed_tokens))
-            except BaseException:
-                context.close()
-                raise
-
-        computing = self.thread.run(
-            prepare,
+        computing = self.thread.run_steps(
+            self._prepare(job, steps),
+            EngineJob(job.tenant_id, num_rows),
             discard=lambda prepared: prepared.context.close(),
             skip=lambda: release_runs(self.core.pool, runs),
         )
-        return await deadline.wait(computing, "computing the prompt")
+        prepared = await deadline.wait(computing, "computing the prompt")
+        self.costs.computed(num_rows, prepared.context.num_tokens, prepared.compute_s)
+        return prepared
+
+    def _prepare(self, job: GenerateJob, steps: Steps[Context]) -> Steps[Prepared]:
+        made = yield from timed_steps(steps)
+        context = made.result
+        try:
+            token_id = self.core.first_token(context, job.sampling, len(job.received_ids))
+        except BaseException:
+            context.close()
+            raise
+        seconds_per_token = made.seconds / max(1, context.num_computed_tokens)
+        return Prepared(context, token_id, compute_s=made.seconds, seconds_per_token=seconds_per_token)

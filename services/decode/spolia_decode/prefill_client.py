@@ -70,12 +70,20 @@ class PrefillClient:
         self._channels = channels
 
     async def compile(
-        self, address: str, start: PrefillStart, chunks: Sequence[ChunkToCompile], inline: bool, deadline: Deadline
-    ) -> list[CompiledChunk]:
-        """Has chunks compiled. Raises `Unavailable`, `Busy`, `DeadlineExceeded` or what the node raised."""
+        self,
+        address: str,
+        start: PrefillStart,
+        chunks: Sequence[ChunkToCompile],
+        inline: bool,
+        deadline: Deadline,
+        on_chunk: Callable[[CompiledChunk], None],
+    ) -> None:
+        """Has chunks compiled; `on_chunk` is given each as it becomes ready.
+
+        Raises `Unavailable`, `Busy`, `DeadlineExceeded`, what the node raised, or what `on_chunk` raises.
+        """
         inline_chunks = [chunk.chunk_id for chunk in chunks] if inline else []
         start.compile.CopyFrom(CompileWork(chunks=chunks, inline_chunks=inline_chunks))
-        compiled: list[CompiledChunk] = []
         async with self._calling(address, start, deadline) as call:
             while (response := await _next(call)) is not None:
                 match response.WhichOneof("message"):
@@ -83,7 +91,7 @@ class PrefillClient:
                         data = None
                         if response.chunk.outcome == ChunkOutcome.CHUNK_OUTCOME_INLINE:
                             data = await _receive_object(call, response.chunk.info)
-                        compiled.append(
+                        on_chunk(
                             CompiledChunk(
                                 response.chunk.info.chunk_id,
                                 response.chunk.outcome,
@@ -93,7 +101,7 @@ class PrefillClient:
                         )
                     case "done":
                         await _end(call)
-                        return compiled
+                        return
                     case other:
                         raise DataCorrupt(f"{address} sent {other} where a chunk was due")
         raise Unavailable(f"{address} ended the stream before its work was done")

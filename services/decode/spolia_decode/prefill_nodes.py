@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
@@ -39,15 +39,32 @@ class PrefillNodes:
         ]
         return sorted(nodes, key=lambda n: (rank.get(n.address, len(hints)), n.load.queued_tokens, n.node_id))
 
+    def spread(self, sizes: Mapping[bytes, int], hints: Sequence[str]) -> list[list[bytes]]:
+        """Chunks, by their tokens, over the nodes: share i is for candidate i; none without nodes.
+
+        Longest first, each to the node that would be done with it soonest (Graham 1969).
+        """
+        queues = [node.load.queued_tokens for node in self.candidates(hints)]
+        if not queues:
+            return []
+        shares: list[list[bytes]] = [[] for _ in queues]
+        for chunk_id in sorted(sizes, key=lambda chunk_id: -sizes[chunk_id]):
+            soonest = min(range(len(queues)), key=lambda index: queues[index])
+            shares[soonest].append(chunk_id)
+            queues[soonest] += sizes[chunk_id]
+        return shares
+
     async def first_that_can(
-        self, hints: Sequence[str], deadline: Deadline, work: Callable[[str, Deadline], Awaitable[T]]
+        self, hints: Sequence[str], deadline: Deadline, work: Callable[[str, Deadline], Awaitable[T]], skip: int = 0
     ) -> tuple[str, T] | None:
         """Tries nodes until one has done `work(address, deadline)`; its node id and result. None when none could.
 
+        Candidate `skip` is tried first, then those behind it, then those before it.
         Whatever a node answers, the next may do better, and this one can compute for itself: so no node's error is the
         request's. Dead and late nodes are hidden for a while. Raises `DeadlineExceeded` when no time is left.
         """
-        for node in self.candidates(hints):
+        candidates = self.candidates(hints)
+        for node in candidates[skip:] + candidates[:skip]:
             try:
                 return node.node_id, await work(node.address, deadline.share(self._share))
             except SpoliaError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spolia_decode.continuation import Continuation
 from spolia_engine.context import Context
 
 
@@ -13,5 +14,9 @@ class Prepared:
 
     context: Context
     first_token: int
+    continuation: Continuation | None = None
+    """What the answer may complete; None where nothing of it is to be kept."""
+    compute_s: float = 0.0
+    """What this node's engine took for it; 0 where another node computed it."""
     seconds_per_token: float = 0.0
     """What computing a token of the context took, on whichever node; 0 where that was not measured."""

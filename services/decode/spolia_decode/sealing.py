@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
-from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, ReuseMode
+from spolia_core.reuse import ChunkKind
+from spolia_decode.continuation import Continuation
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
+from spolia_engine.context import release_runs
 from spolia_engine.run import Run
-from spolia_engine.sealing import prefix_blocks
+from spolia_engine.sealing import SealedBlock
 from spolia_engine.sequence import Sequence
 
 
@@ -21,28 +24,37 @@ def offer_check(job: GenerateJob, sequence: Sequence, parts: NodeParts) -> None:
 class AnswerSealer:
     """Called in the engine's thread with a finished sequence; stores what it sealed from the event loop.
 
-    Answers of LINKED requests stand behind moved chunks and are no prefix chunks: they are not kept.
+    Behind moved chunks an answer's blocks are linked chunks; the chain before them is stored with them, since without
+    it nobody could use them.
     """
 
-    def __init__(self, job: GenerateJob, parts: NodeParts) -> None:
+    def __init__(self, job: GenerateJob, parts: NodeParts, continuation: Continuation | None) -> None:
         self._job = job
         self._parts = parts
+        self._continuation = continuation
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, sequence: Sequence) -> None:
-        """Seals the blocks that prompt and answer filled."""
-        job = self._job
-        offer_check(job, sequence, self._parts)
-        if job.mode is not ReuseMode.EXACT:
+        """Seals the blocks that the answer completed."""
+        offer_check(self._job, sequence, self._parts)
+        if self._continuation is None:
             return
-        with_kv = job.prompt.token_ids + sequence.generation.token_ids[:-1]
-        first = sequence.num_context_tokens // PREFIX_CHUNK_TOKENS
-        blocks = prefix_blocks(list(job.ids.prefix_chain(with_kv)), first)
+        blocks = self._continuation.blocks(sequence.generation.token_ids[:-1])
         sealed = self._parts.core.seal_answer(sequence, blocks)
         if sealed:
-            self._loop.call_soon_threadsafe(self._publish, sealed)
+            self._loop.call_soon_threadsafe(self._publish, blocks[0].kind, sealed)
 
-    def _publish(self, sealed: list[tuple[bytes, Run]]) -> None:
+    def _publish(self, kind: ChunkKind, sealed: list[tuple[bytes, Run]]) -> None:
+        assert self._continuation is not None, "something was sealed"
         if self._parts.config.publish:
-            self._parts.publisher.publish(self._job.tenant_id, ChunkKind.PREFIX, sealed)
+            publish_resident(self._parts, self._job, kind, self._continuation.earlier)
+            self._parts.publisher.publish(self._job.tenant_id, kind, sealed)
         self._parts.core.pool.release(sealed[0][1].extent)  # the one reference they share
+
+
+def publish_resident(parts: NodeParts, job: GenerateJob, kind: ChunkKind, blocks: Iterable[SealedBlock]) -> None:
+    """Stores, in the background, those of the chunks that are still in memory."""
+    resident = parts.core.resident
+    runs = [(block.chunk_id, run) for block in blocks if (run := resident.acquire(block.chunk_id)) is not None]
+    parts.publisher.publish(job.tenant_id, kind, runs)
+    release_runs(parts.core.pool, [run for _, run in runs])

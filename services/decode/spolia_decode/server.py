@@ -25,6 +25,7 @@ from spolia_decode.exact import ExactPath
 from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
 from spolia_decode.node_parts import NodeParts
+from spolia_decode.prepared import Prepared
 from spolia_decode.sealing import AnswerSealer, offer_check
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
@@ -88,15 +89,15 @@ class DecodeServer(DecodeServiceServicer):
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
     ) -> AsyncGenerator[Delta, None]:
         """The answer's deltas. Whatever ends it, everything it held is given back."""
-        sequence, first_token = await self._start(job, generation, report, deadline)
+        sequence, prepared = await self._start(job, generation, report, deadline)
         owned = True
         try:
-            yield generation.accept(first_token)
+            yield generation.accept(prepared.first_token)
             if sequence.finished:
                 offer_check(job, sequence, self._parts)
             else:
                 owned = False  # the batch closes it, between two steps
-                seal = AnswerSealer(job, self._parts)
+                seal = AnswerSealer(job, self._parts, prepared.continuation)
                 async with aclosing(self._batch.stream(sequence, seal, deadline)) as deltas:
                     async for delta in deltas:
                         yield delta
@@ -106,8 +107,8 @@ class DecodeServer(DecodeServiceServicer):
 
     async def _start(
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
-    ) -> tuple[Sequence, int]:
-        """A sequence of the job's context, and its first token.
+    ) -> tuple[Sequence, Prepared]:
+        """A sequence of the job's context, and what was prepared for it.
 
         Where the pool has no room, shadow checks give up what they hold and the context is prepared once more.
         """
@@ -129,9 +130,9 @@ class DecodeServer(DecodeServiceServicer):
 
     async def _try_start(
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
-    ) -> tuple[Sequence, int]:
+    ) -> tuple[Sequence, Prepared]:
         prepared = await self._paths[job.mode].prepare(job, report, deadline)
-        return self._parts.core.start(prepared.context, generation), prepared.first_token
+        return self._parts.core.start(prepared.context, generation), prepared
 
 
 def _new_report(job: GenerateJob, parts: NodeParts) -> ReuseReport:

@@ -41,8 +41,8 @@ async def fetched(
 ) -> AsyncGenerator[FetchedChunk, None]:
     """One item per id, in order, each as soon as it is whole. Leaves the call to the caller.
 
-    `on_progress` is told of the object that is due as its bytes come. Bytes that do not match a digest, an offset or the announced length are a DIGEST miss; the others go on. Raises
-    `DataCorrupt` for an answer to another question.
+    `on_progress` is told of the object that is due as its bytes come. Bytes that do not match a digest, an offset or
+    the announced length are a DIGEST miss; the others go on. Raises `DataCorrupt` for an answer to another question.
     """
     arrival: _Arrival | None = None
     num_headers = 0

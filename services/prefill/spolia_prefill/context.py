@@ -13,6 +13,7 @@ from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.sealing import prefix_blocks
 from spolia_engine.steps import finish
 from spolia_node.deadline import Deadline
 from spolia_prefill.handoff import Acknowledgements, LayerStream
@@ -85,7 +86,9 @@ class ContextPrefiller:
         if wanted:
             try:
                 fetched = await self._fetcher.fetch_prefix(
-                    job.tenant_id, wanted, len(prefix) * PREFIX_CHUNK_TOKENS, deadline.share(self._store_share)
+                    job.tenant_id,
+                    prefix_blocks(usable[: len(prefix) + len(wanted)], len(prefix)),
+                    deadline.share(self._store_share),
                 )
             except BaseException:
                 release_runs(self._core.pool, prefix)

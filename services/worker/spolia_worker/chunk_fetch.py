@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from spolia.v1.common_pb2 import Tier
+from spolia.v1.common_pb2 import ObjectInfo, Tier
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia_core.chunk_object import RAW_CODEC, ParsedChunk, parse_chunk_object
 from spolia_core.errors import Busy, DataCorrupt, DeadlineExceeded, NotSupported, SpoliaError
-from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, MissReason, TokenSource
+from spolia_core.reuse import ChunkKind, MissReason, TokenSource
 from spolia_engine.core import EngineCore
 from spolia_engine.kv_bytes import write_object
 from spolia_engine.run import Run
+from spolia_engine.sealing import SealedBlock
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
-from spolia_node.store_stream import FetchedChunk
+from spolia_node.store_stream import FetchedChunk, OnProgress
+from spolia_worker.arriving import ArrivingChunk
 
 ACCEPTED_CODECS = (RAW_CODEC,)
 """Codecs this release can attend to. EXACT may use the lossless ones only; raw is."""
@@ -35,6 +37,14 @@ class Fetched:
     num_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came of one chunk's fetch: the bytes that moved, and why it is a miss; None where it came."""
+
+    num_bytes: int
+    miss: MissReason | None
+
+
 class ChunkFetcher:
     """Fetches chunks of one model. Late, lost or corrupt chunks are misses with a reason, never errors.
 
@@ -46,38 +56,52 @@ class ChunkFetcher:
         self._core = core
         self._store = store
 
-    async def fetch_local(self, tenant_id: str, num_tokens: dict[bytes, int], deadline: Deadline) -> Fetched:
-        """Local chunks by id with their expected lengths, each into an extent of its own, registered."""
-        result = Fetched()
-        ids = list(num_tokens)
-        try:
-            async with self._get(tenant_id, ids, deadline) as chunks:
-                async for chunk in chunks:
-                    parsed = self._open(chunk, ChunkKind.LOCAL, num_tokens[chunk.chunk_id], 0, result)
-                    if parsed is not None:
-                        result.runs[chunk.chunk_id] = adopt_local(self._core, parsed)
-        except BaseException as error:
-            if not _is_miss(error):
-                self.release(result)
-                raise
-            _fill(result, ids, _reason(error))
-        return result
+    async def fetch_arriving(
+        self, tenant_id: str, chunk: ArrivingChunk, deadline: Deadline, on_layer: Callable[[], None]
+    ) -> Received:
+        """Takes one local chunk from the store into its extent, and registers it when all of it is there.
 
-    async def fetch_prefix(self, tenant_id: str, chain: Sequence[bytes], position: int, deadline: Deadline) -> Fetched:
-        """The longest stored prefix of `chain`, whose first chunk stands at `position`, into one extent, registered."""
-        result = Fetched()
+        `on_layer` is called whenever layers became whole. A chunk that does not come is failed, and says why.
+        """
+        num_bytes, miss, error = 0, None, None
+
+        def on_progress(index: int, info: ObjectInfo, data: bytearray, num_received: int) -> None:
+            if chunk.on_progress(info, data, num_received):
+                on_layer()
+
+        try:
+            async with self._get(tenant_id, [chunk.chunk_id], deadline, on_progress) as found:
+                async for item in found:
+                    num_bytes += 0 if item.data is None else len(item.data)
+                    miss = item.miss
+        except SpoliaError as caught:
+            miss, error = reason_of(caught), caught
+        if miss is None and chunk.is_complete:
+            chunk.arrive()
+            return Received(num_bytes, None)
+        if chunk.failure is not None:
+            miss = reason_of(chunk.failure)
+        if miss is MissReason.DIGEST:
+            log.warning("chunk damaged on arrival", chunk_id=chunk.chunk_id.hex(), error=str(chunk.failure or ""))
+        miss = miss or MissReason.NOT_FOUND
+        chunk.fail(error or DataCorrupt(f"a store has it no longer whole: {miss.name}"))
+        return Received(num_bytes, miss)
+
+    async def fetch_prefix(self, tenant_id: str, blocks: Sequence[SealedBlock], deadline: Deadline) -> Fetched:
+        """The longest stored beginning of a chain of chunks, side by side in a context, into one extent, registered."""
+        result, chain = Fetched(), [block.chunk_id for block in blocks]
         try:
             entries = await self._store.lookup(
-                tenant_id, list(chain), self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
+                tenant_id, chain, self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
             )
-            ids = _leading(chain, entries, result)
-            if ids:
-                await self._get_prefix(tenant_id, ids, position, deadline, result)
+            num_stored = _num_leading(chain, entries, result)
+            if num_stored:
+                await self._get_prefix(tenant_id, blocks[:num_stored], deadline, result)
         except BaseException as error:
             if not _is_miss(error):
                 self.release(result)
                 raise
-            _fill(result, chain, _reason(error))
+            _fill(result, chain, reason_of(error))
         return result
 
     def release(self, fetched: Fetched) -> None:
@@ -87,38 +111,41 @@ class ChunkFetcher:
         fetched.runs.clear()
 
     async def _get_prefix(
-        self, tenant_id: str, ids: Sequence[bytes], position: int, deadline: Deadline, result: Fetched
+        self, tenant_id: str, blocks: Sequence[SealedBlock], deadline: Deadline, result: Fetched
     ) -> None:
-        pool = self._core.pool
-        extent = pool.allocate(len(ids) * PREFIX_CHUNK_TOKENS, in_transfer=True)
+        pool, base = self._core.pool, blocks[0].position
+        ids = [block.chunk_id for block in blocks]
+        extent = pool.allocate(blocks[-1].end - base, in_transfer=True)
         try:
             async with self._get(tenant_id, ids, deadline) as chunks:
                 async for chunk in chunks:
-                    start = chunk.index * PREFIX_CHUNK_TOKENS
-                    parsed = self._open(chunk, ChunkKind.PREFIX, PREFIX_CHUNK_TOKENS, position + start, result)
+                    block = blocks[chunk.index]
+                    parsed = self._open(chunk, block, result)
                     if parsed is None:
                         # What stands behind a lost chunk is of no use: lost for the same reason.
                         _fill(result, ids, result.misses[chunk.chunk_id])
                         break
+                    start = block.position - base
                     write_object(extent, start, parsed, self._core.adapter.kv_shape)
-                    result.runs[chunk.chunk_id] = Run(extent, start, PREFIX_CHUNK_TOKENS, position + start)
+                    result.runs[chunk.chunk_id] = Run(extent, start, block.num_tokens, block.position)
         finally:
             # Runs that came whole are good whatever ended the stream.
             if result.runs:
                 pool.arrive(extent)
                 for chunk_id, run in result.runs.items():
                     pool.retain(extent)
-                    self._core.resident.register(chunk_id, ChunkKind.PREFIX, run)
+                    self._core.resident.register(chunk_id, blocks[0].kind, run)
             pool.release(extent)
 
     def _get(
-        self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline
+        self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline, on_progress: OnProgress | None = None
     ) -> aclosing[AsyncGenerator[FetchedChunk, None]]:
-        return aclosing(self._store.get(tenant_id, ids, self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline))
+        fingerprint = self._core.adapter.fingerprint
+        return aclosing(
+            self._store.get(tenant_id, ids, fingerprint, ACCEPTED_CODECS, deadline, on_progress=on_progress)
+        )
 
-    def _open(
-        self, chunk: FetchedChunk, kind: ChunkKind, num_tokens: int, rope_base: int, result: Fetched
-    ) -> ParsedChunk | None:
+    def _open(self, chunk: FetchedChunk, block: SealedBlock, result: Fetched) -> ParsedChunk | None:
         """The chunk, when it is what was asked for; its bytes are verified against their digest by the client."""
         if chunk.data is None:
             if chunk.miss is MissReason.DIGEST:
@@ -128,13 +155,14 @@ class ChunkFetcher:
         result.num_bytes += len(chunk.data)
         try:
             parsed = parse_chunk_object(chunk.data, verify=False)
-            wanted = (chunk.chunk_id, kind, num_tokens, rope_base, self._core.adapter.kv_shape)
+            shape = self._core.adapter.kv_shape
+            wanted = (chunk.chunk_id, block.kind, block.num_tokens, block.position, shape)
             meta = parsed.meta
             if (meta.chunk_id, meta.kind, meta.num_tokens, meta.rope_base, meta.shape) != wanted:
                 raise DataCorrupt(f"object is {meta}, not chunk {chunk.chunk_id.hex()}")
         except (DataCorrupt, NotSupported) as error:
             log.warning("chunk dropped", chunk_id=chunk.chunk_id.hex(), error=str(error))
-            result.misses[chunk.chunk_id] = _reason(error)
+            result.misses[chunk.chunk_id] = reason_of(error)
             return None
         result.sources[chunk.chunk_id] = source_of(chunk.entry.tier)
         return parsed
@@ -158,18 +186,16 @@ def source_of(tier: Tier.ValueType) -> TokenSource:
     return TokenSource.DISK if tier == Tier.TIER_DISK else TokenSource.HOST
 
 
-def _leading(chain: Sequence[bytes], entries: Sequence[LookupEntry], result: Fetched) -> list[bytes]:
-    """The ids before the first that is not stored; the rest are misses: what stands behind a gap is of no use."""
-    num_stored = 0
-    for entry in entries:
+def _num_leading(chain: Sequence[bytes], entries: Sequence[LookupEntry], result: Fetched) -> int:
+    """Chunks before the first that is not stored; the rest are misses: what stands behind a gap is of no use."""
+    for index, entry in enumerate(entries):
         if not entry.HasField("info"):
-            _fill(result, chain[num_stored:], _miss_of(entry))
-            break
-        num_stored += 1
-    return list(chain[:num_stored])
+            _fill(result, chain[index:], miss_of(entry))
+            return index
+    return len(chain)
 
 
-def _miss_of(entry: LookupEntry) -> MissReason:
+def miss_of(entry: LookupEntry) -> MissReason:
     """Why it is not stored; NOT_FOUND for a reason that a newer store knows and this release does not."""
     known = {reason.value for reason in MissReason}
     return MissReason(entry.miss) if entry.miss in known else MissReason.NOT_FOUND
@@ -179,7 +205,8 @@ def _is_miss(error: BaseException) -> bool:
     return isinstance(error, SpoliaError) and not isinstance(error, Busy)
 
 
-def _reason(error: BaseException) -> MissReason:
+def reason_of(error: BaseException) -> MissReason:
+    """What a report calls the failure of a fetch."""
     match error:
         case DataCorrupt():
             return MissReason.DIGEST

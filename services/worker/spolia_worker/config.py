@@ -33,6 +33,11 @@ class WorkerConfig(NodeConfig):
     )
     block_size: int = setting(16, "Tokens per block of the pool's ledger.", check=at_least(1))
     threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
+    slice_tokens: int = setting(
+        512,
+        "Tokens of a prompt computed at a time: others wait for one such slice at most. Fewer lose throughput.",
+        check=at_least(16),
+    )
     stall_limit_s: float = setting(
         60.0, "A computation that runs longer than this makes the node NOT_SERVING.", check=at_least(0.1)
     )

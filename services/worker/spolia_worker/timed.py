@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from spolia_engine.steps import Steps
+
 T = TypeVar("T")
 
 
@@ -23,3 +25,19 @@ def timed(work: Callable[[], T]) -> Timed[T]:
     started = time.perf_counter()
     result = work()
     return Timed(result, time.perf_counter() - started)
+
+
+def timed_steps(steps: Steps[T]) -> Steps[Timed[T]]:
+    """The steps, and the seconds the engine was at them: not what ran between two of them, nor waiting."""
+    seconds = 0.0
+    try:
+        while True:
+            started = time.perf_counter()
+            try:
+                pause = next(steps)
+            except StopIteration as end:
+                return Timed(end.value, seconds + time.perf_counter() - started)
+            seconds += time.perf_counter() - started
+            yield pause
+    finally:
+        steps.close()
