@@ -54,6 +54,7 @@ class Gateway:
         self._config = config
         self._tokenizer = tokenizer
         self._cluster = cluster
+        self._metrics = metrics
         store = StoreClient.of(channels, cluster, config.directory)
         policy = config.retry_policy
         self._generator = Generator(cluster, channels, policy, metrics)
@@ -72,6 +73,7 @@ class Gateway:
         self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
+        first_token = self._metrics.request_arrived()
         with self._running():
             checked = CheckedRequest.check(message, self._config.limits)
             model = self._model(message.model)
@@ -82,6 +84,7 @@ class Gateway:
                 request, demand = await self._shared.apply(request, demand, deadline)
             async with aclosing(self._generator.run(request, demand, deadline)) as events:
                 async for event in events:
+                    first_token.passed_on(len(event.delta.token_ids), request.mode)
                     yield event
 
     async def warm(

@@ -33,7 +33,7 @@ class GatewayNode:
         self._channels = ChannelPool(config.max_message_bytes)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
-        metrics = GatewayMetrics(self.server.metrics)
+        metrics = GatewayMetrics(self.server.metrics, config.tenant)
         self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
         self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
