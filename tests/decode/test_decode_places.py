@@ -47,6 +47,28 @@ async def test_a_place_that_is_not_had_in_time_or_cancelled_is_not_held() -> Non
         assert (admission.num_running, admission.num_waiting) == (1, 0)
 
 
+async def test_tokens_are_queued_until_their_request_decodes_or_ends() -> None:
+    admission = Admission(max_running=1, max_waiting=3)
+    async with admission.place(soon(), 100) as decodes:
+        assert admission.queued_tokens == 100, "it is being prepared"
+        with pytest.raises(DeadlineExceeded):
+            async with admission.place(Deadline.after(0.01), 7):
+                raise AssertionError("there was no place")
+        waiting = asyncio.ensure_future(admission.place(soon(), 20).__aenter__())
+        await asyncio.sleep(0)
+        assert admission.queued_tokens == 120
+        decodes()
+        decodes()
+        assert admission.queued_tokens == 20
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert admission.queued_tokens == 0
+    with pytest.raises(ValueError, match="failed"):
+        async with admission.place(soon(), 5):
+            raise ValueError("failed")
+    assert admission.queued_tokens == 0
+
+
 async def test_each_chunk_is_brought_by_one_and_waited_for_by_the_rest() -> None:
     arrivals, brought, here = Arrivals(), [], set()
 

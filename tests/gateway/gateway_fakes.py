@@ -47,6 +47,7 @@ def record(
     *,
     model: directory_pb2.ServedModel | None = None,
     held: Iterable[bytes] = (),
+    prefixes: Iterable[bytes] = (),
     draining: bool = False,
     **load: int,
 ) -> directory_pb2.NodeRecord:
@@ -56,6 +57,7 @@ def record(
         address=address,
         model=served_model() if model is None else model,
         held_chunks=held,
+        held_prefixes=prefixes,
         draining=draining,
         load=directory_pb2.NodeLoad(**load),
     )

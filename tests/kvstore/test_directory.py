@@ -174,6 +174,8 @@ def test_the_newest_session_is_over_all_members() -> None:
         ("record.role", {"role": 99}),
         ("record.held_chunks", {"held_chunks": [b"short"]}),
         ("record.held_chunks", {"held_chunks": [bytes(32)] * (MAX_HELD_CHUNKS + 1)}),
+        ("record.held_prefixes", {"held_prefixes": [b"short"]}),
+        ("record.held_prefixes", {"held_prefixes": [bytes(32)] * (MAX_HELD_CHUNKS + 1)}),
     ],
 )
 def test_a_bad_record_is_refused_by_field_and_changes_nothing(field: str, change: dict[str, object]) -> None:

@@ -222,7 +222,7 @@ class World:
             else:
                 await eventually(lambda w=worker: w.batch.num_sequences == 0, "a sequence is left")
                 await eventually(lambda w=worker: w.admission.num_running == 0, "a place is taken")
-                assert worker.admission.num_waiting == 0
+                assert worker.admission.num_waiting == worker.admission.queued_tokens == 0
         for store in self.stores:
             await eventually(lambda s=store: s.store.tiers.num_transfers == 0, "the store has a transfer")
             await eventually(lambda s=store: s.store.claims.num_live() == 0, "the store has a claim")

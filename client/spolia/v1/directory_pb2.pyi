@@ -75,7 +75,9 @@ class NodeLoad(_message.Message):
     available_blocks: _builtins.int
     """Blocks free, cached ones that may be dropped included."""
     queued_tokens: _builtins.int
-    """Tokens waiting to be prefilled; on prefill nodes, those of all jobs under way."""
+    """Tokens waiting to be prefilled: on prefill nodes those of all jobs under way; on decode nodes those of requests that
+    wait or are being prepared and that were not resident when they came. Always 0 from decode nodes of older releases.
+    """
     referenced_blocks: _builtins.int
     """The ledger: blocks read or written by a request now. Zero on an idle node; anything else is a leak."""
     cached_blocks: _builtins.int
@@ -183,6 +185,7 @@ class NodeRecord(_message.Message):
     HELD_CHUNKS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    HELD_PREFIXES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Unique and stable while the process lives."""
     role: Global___NodeRole.ValueType
@@ -203,7 +206,16 @@ class NodeRecord(_message.Message):
 
     @_builtins.property
     def held_chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Ids of resident local chunks, most recently registered first; at most 4096."""
+        """Ids of resident local chunks, most recently registered first. At most 4096 together with `held_prefixes`: every
+        heartbeat carries them all, and the directory passes them on to every watcher. Whichever of the two has fewer than
+        2048 leaves its room to the other. What is left out, and what is evicted since, costs time and nothing else.
+        """
+
+    @_builtins.property
+    def held_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ids of resident prefix chunks, most recently registered first; see `held_chunks` for how many. Absent from older
+        releases, about whose prefixes nothing is known.
+        """
 
     def __init__(
         self,
@@ -216,10 +228,11 @@ class NodeRecord(_message.Message):
         held_chunks: _abc.Iterable[_builtins.bytes] | None = ...,
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
+        held_prefixes: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "load", b"load", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "address", b"address", "draining", b"draining", "held_chunks", b"held_chunks", "load", b"load", "model", b"model", "node_id", b"node_id", "role", b"role", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "address", b"address", "draining", b"draining", "held_chunks", b"held_chunks", "held_prefixes", b"held_prefixes", "load", b"load", "model", b"model", "node_id", b"node_id", "role", b"role", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015

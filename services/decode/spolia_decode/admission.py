@@ -21,6 +21,8 @@ class Admission:
         self._num_present = 0
         self.num_running = 0
         self.num_waiting = 0
+        self.queued_tokens = 0
+        """Tokens of requests that wait for a place or are being prepared: what stands before one more request."""
 
     @property
     def is_idle(self) -> bool:
@@ -28,8 +30,11 @@ class Admission:
         return self._num_present == 0
 
     @asynccontextmanager
-    async def place(self, deadline: Deadline) -> AsyncIterator[None]:
-        """Holds a place. Raises `Busy` when too many wait, `DeadlineExceeded` when none came free in time."""
+    async def place(self, deadline: Deadline, num_tokens: int = 0) -> AsyncIterator[Callable[[], None]]:
+        """Holds a place. Raises `Busy` when too many wait, `DeadlineExceeded` when none came free in time.
+
+        `num_tokens` count as queued until the function it yields is called, which says that the request decodes.
+        """
         if self._places.locked() and self.num_waiting >= self._max_waiting:
             raise Busy(
                 f"{self.num_running} requests run and {self.num_waiting} wait",
@@ -38,7 +43,7 @@ class Admission:
                 actual=str(self.num_waiting),
                 retry_after_ms=1000,
             )
-        with self._present():
+        with self._present(), self._queued(num_tokens) as decodes:
             self.num_waiting += 1
             try:
                 await deadline.wait(self._places.acquire(), "waiting for a place")
@@ -46,10 +51,25 @@ class Admission:
                 self.num_waiting -= 1
             self.num_running += 1
             try:
-                yield
+                yield decodes
             finally:
                 self.num_running -= 1
                 self._places.release()
+
+    @contextmanager
+    def _queued(self, num_tokens: int) -> Iterator[Callable[[], None]]:
+        left = num_tokens
+        self.queued_tokens += left
+
+        def decodes() -> None:
+            nonlocal left
+            self.queued_tokens -= left
+            left = 0
+
+        try:
+            yield decodes
+        finally:
+            decodes()
 
     @contextmanager
     def _present(self) -> Iterator[None]:

@@ -124,6 +124,6 @@ class DecodeNode:
             self.engine,
             num_running=self.admission.num_running,
             num_waiting=self.admission.num_waiting,
-            queued_tokens=0,
+            queued_tokens=self.admission.queued_tokens,
         )
         return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, self.terms, load)

@@ -24,6 +24,7 @@ from spolia_decode.batch import DecodeBatch
 from spolia_decode.exact import ExactPath
 from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
+from spolia_decode.load import num_tokens_to_prepare
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prepared import Prepared
 from spolia_decode.sealing import AnswerSealer, offer_check
@@ -72,10 +73,12 @@ class DecodeServer(DecodeServiceServicer):
             yield DecodeServiceGenerateResponse(delta=_delta_message(left_over))
         else:
             _check_fits(self._paths[job.mode].min_blocks(job), job, self._parts.core.pool)
-            async with self._admission.place(deadline):
+            num_tokens = num_tokens_to_prepare(job, self._parts.core.resident)
+            async with self._admission.place(deadline, num_tokens) as decodes:
                 times.work_began()
                 async with aclosing(self._answer(job, generation, report, deadline)) as deltas:
                     async for delta in deltas:
+                        decodes()
                         times.token_came()
                         yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
         yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, times))

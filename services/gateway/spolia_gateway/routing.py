@@ -1,14 +1,19 @@
 """Who should do the work: pure functions over what nodes publish.
 
-A decode node costs what it would have to compute plus what stands before us in its queue, both in tokens. Costs that
-are equal are decided by rendezvous hashing (Thaler and Ravishankar 1998): every gateway replica ranks the nodes alike
-for one prompt, so repeats meet the KV they left behind, and a node that leaves moves only its own prompts.
+A decode node costs what it would have to compute plus what stands before us in its queue, both in tokens: the bytes of
+KV and the time to compute them are in proportion to these, so holding a document of 500 tokens is worth waiting for 500
+others. Costs that are equal are decided by rendezvous hashing (Thaler and Ravishankar 1998): every gateway replica
+ranks the nodes alike for one prompt, and a node that leaves moves only its own prompts.
+
+What nodes publish is up to a heartbeat old. A choice that was right a second ago costs time and nothing else: the node
+looks for itself, and brings or computes what it lacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from blake3 import blake3
 
@@ -18,7 +23,7 @@ from spolia_core.prompt import Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ReuseMode
 
 QUEUED_REQUEST_TOKENS = 128
-"""Prompt tokens that one more request in a node's queue is worth.
+"""Prompt tokens that one more request at a node is worth, its own prompt left out: it decodes beside ours.
 
 One prefix block: a node that holds a block of the prompt may be one request busier than its peers and still be chosen.
 """
@@ -28,24 +33,27 @@ One prefix block: a node that holds a block of the prompt may be one request bus
 class Demand:
     """What routing needs to know of a prompt.
 
-    `chunk_tokens` maps the local chunks to their lengths; `prefix_tokens` is how much of the prompt an exact prefix
-    could cover; prompts with equal `affinity` should land on the same node.
+    `chunk_tokens` maps the local chunks to their lengths; `prefix_chain` holds the ids of the blocks that an exact
+    prefix could cover, first to last; prompts with equal `affinity` should land on the same node.
     """
 
     affinity: bytes
     chunk_tokens: Mapping[bytes, int] = field(default_factory=dict)
-    prefix_tokens: int = 0
+    prefix_chain: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, prompt: Prompt, mode: ReuseMode, ids: IdSpace) -> Demand:
-        """LINKED prompts are known by their chunks in any order, others by the block of tokens they begin with."""
+        """LINKED prompts are known by their chunks in any order, others by the block of tokens they begin with.
+
+        Of a LINKED prompt the prefix ends at its first document: what stands behind one is no prefix of anything.
+        `ids` are those of the tenant that asks, which also names the prefix; chunks keep the ids they have.
+        """
         chunk_tokens = {part.chunk_id: len(part.token_ids) for part in prompt.parts if part.chunk_id is not None}
         if mode is ReuseMode.LINKED and chunk_tokens:
-            return cls(affinity=b"".join(sorted(chunk_tokens)), chunk_tokens=chunk_tokens)
-        token_ids = prompt.token_ids
-        first_block = token_ids[:PREFIX_CHUNK_TOKENS]
-        affinity = next(ids.prefix_chain(first_block), None) or pack_token_ids(first_block)
-        return cls(affinity=affinity, prefix_tokens=len(token_ids) // PREFIX_CHUNK_TOKENS * PREFIX_CHUNK_TOKENS)
+            head = [token for part in takewhile(lambda p: p.chunk_id is None, prompt.parts) for token in part.token_ids]
+            return cls(b"".join(sorted(chunk_tokens)), chunk_tokens, tuple(ids.prefix_chain(head)))
+        chain = tuple(ids.prefix_chain(prompt.token_ids))
+        return cls(chain[0] if chain else pack_token_ids(prompt.token_ids), prefix_chain=chain)
 
 
 def order_decode_nodes(
@@ -54,22 +62,51 @@ def order_decode_nodes(
     """Decode nodes, best first.
 
     `in_flight` counts this gateway's own requests by node id: published load is up to a heartbeat old, and a burst
-    must not fall on one node. Exact prefixes are not published, so the node that rendezvous hashing prefers is taken to
-    hold them. Nodes without an available block come last, since they would answer that they are busy.
+    must not fall on one node. Nodes without an available block come last, since they would answer that they are busy.
     """
     own = in_flight or {}
-    ranked = rendezvous(nodes, demand.affinity)
 
-    def cost(rank: int, node: pb.NodeRecord) -> tuple[bool, int, int]:
-        held = demand.chunk_tokens.keys() & node.held_chunks if demand.chunk_tokens else ()
-        expected = sum(demand.chunk_tokens[chunk] for chunk in held)
-        if rank == 0:
-            expected += demand.prefix_tokens
-        queued = max(node.load.num_running + node.load.num_waiting, own.get(node.node_id, 0))
+    def cost(rank: int, node: pb.NodeRecord) -> tuple[bool, int, bool, int]:
         full = node.load.total_blocks > 0 and node.load.available_blocks == 0
-        return full, queued * QUEUED_REQUEST_TOKENS - expected, rank
+        # A node that says nothing of prefixes, as older releases do, may hold what it was sent before. One that says
+        # that it holds as much is the better choice.
+        presumed = rank == 0 and not node.held_prefixes and bool(demand.prefix_chain)
+        prefix = len(demand.prefix_chain) * PREFIX_CHUNK_TOKENS if presumed else held_prefix_tokens(node, demand)
+        held = prefix + held_chunk_tokens(node, demand)
+        return full, queued_tokens(node.load, own.get(node.node_id, 0)) - held, presumed, rank
 
-    return [node for _, node in sorted(enumerate(ranked), key=lambda item: cost(*item))]
+    ranked = enumerate(rendezvous(nodes, demand.affinity))
+    return [node for _, node in sorted(ranked, key=lambda item: cost(*item))]
+
+
+def held_chunk_tokens(node: pb.NodeRecord, demand: Demand) -> int:
+    """Tokens of the prompt's local chunks that a node says it holds."""
+    if not demand.chunk_tokens:
+        return 0
+    return sum(demand.chunk_tokens[chunk_id] for chunk_id in demand.chunk_tokens.keys() & node.held_chunks)
+
+
+def held_prefix_tokens(node: pb.NodeRecord, demand: Demand) -> int:
+    """Tokens of the longest leading run of the prompt's prefix blocks that a node says it holds.
+
+    A block behind a gap is of no use: it can only be read behind all before it.
+    """
+    if not demand.prefix_chain:
+        return 0
+    held = set(demand.prefix_chain).intersection(node.held_prefixes)
+    return sum(PREFIX_CHUNK_TOKENS for _ in takewhile(held.__contains__, demand.prefix_chain))
+
+
+def queued_tokens(load: pb.NodeLoad, num_own: int = 0) -> int:
+    """What stands before one more request at a decode node, in tokens.
+
+    That is the prompts still to be prepared, as the node counts them, and a constant for each request that has a place.
+    A node of an older release counts no tokens; there a waiting request is worth the constant. Requests of our own
+    (`num_own`) that the published load cannot have yet are, too.
+    """
+    prompts = load.queued_tokens or load.num_waiting * QUEUED_REQUEST_TOKENS
+    unseen = max(0, num_own - load.num_running - load.num_waiting)
+    return prompts + (load.num_running + unseen) * QUEUED_REQUEST_TOKENS
 
 
 def order_prefill_nodes(

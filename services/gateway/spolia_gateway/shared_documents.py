@@ -51,7 +51,8 @@ class SharedDocuments:
         if not stored:
             return request, demand
         prompt = _renamed(request.prompt, stored)
-        return replace(request, prompt=prompt), Demand.of(prompt, request.mode, ids)
+        own_ids = request.model.id_space(self._cluster_secret, request.tenant_id)
+        return replace(request, prompt=prompt), Demand.of(prompt, request.mode, own_ids)
 
     async def _stored(
         self, request: GenerationRequest, shared_ids: Mapping[bytes, bytes], deadline: Deadline

@@ -10,7 +10,7 @@ node that moves to another directory is not lost when the first one sees its str
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from spolia.v1.directory_pb2 import NodeRecord, NodeRole
@@ -132,15 +132,17 @@ def check_record(record: NodeRecord) -> None:
         )
     if record.role not in NodeRole.values() or record.role == NodeRole.NODE_ROLE_UNSPECIFIED:
         raise InvalidRequest("record.role is missing or unknown", field="record.role", actual=str(record.role))
-    size = len(record.held_chunks)
-    if size > MAX_HELD_CHUNKS:
+    _check_ids("record.held_chunks", record.held_chunks)
+    _check_ids("record.held_prefixes", record.held_prefixes)
+
+
+def _check_ids(field: str, ids: Sequence[bytes]) -> None:
+    if len(ids) > MAX_HELD_CHUNKS:
         raise InvalidRequest(
-            f"record.held_chunks has {size} ids, at most {MAX_HELD_CHUNKS} are kept",
-            field="record.held_chunks",
+            f"{field} has {len(ids)} ids, at most {MAX_HELD_CHUNKS} are kept",
+            field=field,
             limit=f"at most {MAX_HELD_CHUNKS}",
-            actual=str(size),
+            actual=str(len(ids)),
         )
-    if any(len(chunk_id) != ID_BYTES for chunk_id in record.held_chunks):
-        raise InvalidRequest(
-            "record.held_chunks holds a wrong id", field="record.held_chunks", limit=f"{ID_BYTES} bytes"
-        )
+    if any(len(chunk_id) != ID_BYTES for chunk_id in ids):
+        raise InvalidRequest(f"{field} holds a wrong id", field=field, limit=f"{ID_BYTES} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from spolia.v1.directory_pb2 import NodeLoad, NodeRecord, NodeRole, ServedModel
@@ -12,6 +13,13 @@ from spolia_engine.core import EngineCore
 from spolia_engine.pool import BlockState
 from spolia_node.server import NodeServer
 from spolia_worker.config import WorkerConfig
+
+MAX_HELD_IDS = 4096
+"""Ids of resident chunks in a record, of all kinds together.
+
+34 bytes each make 139 KB, sent at every heartbeat (a third of a lease apart, one second by default) and passed on to
+every watcher. As prefix chunks they stand for half a million tokens.
+"""
 
 
 def model_name(config: WorkerConfig) -> str:
@@ -52,6 +60,14 @@ def load_of(core: EngineCore, *, num_running: int, num_waiting: int, queued_toke
     )
 
 
+def shares_of(first: Sequence[bytes], second: Sequence[bytes], limit: int) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """The heads of two lists, `limit` in all: half for each, and what one leaves free for the other."""
+    half = limit // 2
+    room = max(half, limit - len(second))
+    kept = first[:room]
+    return kept, second[: limit - len(kept)]
+
+
 def node_record(
     server: NodeServer,
     role: NodeRole.ValueType,
@@ -61,13 +77,16 @@ def node_record(
     load: NodeLoad,
 ) -> NodeRecord:
     """The whole record: what every heartbeat carries."""
+    resident = core.resident
+    chunks, prefixes = shares_of(resident.held(ChunkKind.LOCAL), resident.held(ChunkKind.PREFIX), MAX_HELD_IDS)
     return NodeRecord(
         node_id=server.node_id,
         role=role,
         address=server.address,
         model=served_model(config, core, terms),
         load=load,
-        held_chunks=core.resident.held(ChunkKind.LOCAL),
+        held_chunks=chunks,
+        held_prefixes=prefixes,
         draining=not server.accepting,
         version=__version__,
     )
