@@ -14,6 +14,8 @@ from spolia.local_cluster import LocalCluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "worker"))  # the tiny model, for tests that need one of their own
 
+from tiny_cluster import write_model
+
 
 @pytest.fixture(scope="session")
 def oracle() -> Oracle:
@@ -25,6 +27,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     logs: Path = tmp_path_factory.mktemp("cluster")
     with LocalCluster(DEMO_MODEL, log_dir=logs, settings=["--decode.local-prefill-tokens", "0"]) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -5,30 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import pytest
-from tiny_cluster import WAIT_S, World, a_world, write_model
+from tiny_cluster import World, a_world
+from tiny_gateway import client_of
 
 from spolia import AsyncClient, Document, Result, TokenSource
-from spolia.v1 import directory_pb2
 from spolia_core.ids import SHARED_TENANT
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Completion
-from spolia_gateway.config import GatewayConfig
-from spolia_gateway.node import GatewayNode
-from spolia_node.deadline import Deadline
 
 MANUAL = Document("TheStonesOfOneBuildingAreCutAndSetAgainInAnother." * 2, name="manual")
 QUESTION = "WHO?"
 NUM_TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny"))
 
 
 @asynccontextmanager
@@ -39,24 +29,6 @@ async def a_cluster(model: Path) -> AsyncIterator[World]:
         await world.prefill()
         await world.decode()
         yield world
-
-
-@asynccontextmanager
-async def client_of(world: World, tenant: str, **settings: Any) -> AsyncIterator[AsyncClient]:
-    """A client of a gateway of its own, which works for `tenant`."""
-    config = GatewayConfig(
-        port=0, model=world.model, directory=world.directory, tenant=tenant, log_level="error", **settings
-    )
-    node = GatewayNode(config)
-    try:
-        address = await node.start()
-        roles = (directory_pb2.NODE_ROLE_PREFILL, directory_pb2.NODE_ROLE_DECODE)
-        await node.cluster.wait_for(lambda view: all(view.nodes(role) for role in roles), Deadline.after(WAIT_S))
-        async with AsyncClient(address, timeout_s=WAIT_S) as client:
-            yield client
-    finally:
-        await node.server.stop_at_once()
-        await node.close()
 
 
 async def ask(client: AsyncClient) -> Result:

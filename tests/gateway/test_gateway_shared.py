@@ -9,11 +9,12 @@ from pathlib import Path
 import grpc
 import pytest
 from gateway_fakes import FINGERPRINT, MODEL, SECRET, UTF8_ANSWER, WAIT_S, FakeDecode, fails_after, record
-from gateway_worlds import World, document_part, text_request, world
+from gateway_worlds import World, document_part, ids_part, text_request, world
 
 from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import InternalError
 from spolia_core.ids import SHARED_TENANT
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_gateway.catalog import ModelKey
 from spolia_gateway.tokenizer import Form, PartTokenizer
 
@@ -146,6 +147,30 @@ async def test_a_node_that_holds_the_shared_chunk_is_preferred_to_one_that_holds
         await w.sees(lambda view: all(node.held_chunks for node in view.nodes(directory_pb2.NODE_ROLE_DECODE)))
         await w.generate(asking(TEXTS[:1]))
         assert (len(a.requests), len(b.requests)) == (0, 1)
+
+
+async def test_a_prefix_keeps_its_tenants_ids_where_a_document_behind_it_is_shared(model: Path) -> None:
+    nodes = [FakeDecode("a"), FakeDecode("b")]
+    async with world(model, decodes=nodes, tenant=TENANT, shared_documents=True) as w:
+        share(w, model, TEXTS[0])
+        head = list(range(10, 10 + PREFIX_CHUNK_TOKENS + 5))
+        request = gateway_pb2.GenerateRequest(parts=[ids_part(*head), document_part(TEXTS[0])], mode=LINKED)
+        await w.generate(request)
+        (sent,) = [request for node in nodes for request in node.requests]
+        live = [token_id for part in sent.parts if not part.chunk_id for token_id in part.token_ids]
+        ids = ModelKey(MODEL, FINGERPRINT, "float32").id_space(SECRET, TENANT)
+        prefix, other = next(ids.prefix_chain(live)), ids.prefix(None, [1])
+        for holder in nodes:
+            num_before = len(holder.requests)
+            held = {node.node_id: [prefix if node is holder else other] for node in nodes}
+            w.directory.put(*(record(n.node_id, address=n.address, prefixes=held[n.node_id]) for n in nodes))
+            await w.sees(
+                lambda view, held=held: all(  # type: ignore[misc]  # bound in the loop
+                    node.held_prefixes == held[node.node_id] for node in view.nodes(directory_pb2.NODE_ROLE_DECODE)
+                )
+            )
+            await w.generate(request)
+            assert len(holder.requests) == num_before + 1
 
 
 async def test_a_replay_names_what_the_first_node_was_told(model: Path) -> None:

@@ -1,0 +1,162 @@
+"""Reuse as a client sees it: requests go where their documents are, and what goes wrong is counted and costs time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+from tiny_cluster import TENANT, WAIT_S, Doc, World, a_world, ask, damage, ids_of
+from tiny_gateway import a_gateway
+
+from spolia import AsyncClient, Document, Result, TokenSource
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NodeRecord
+from spolia_core.prompt import Part, Prompt
+from spolia_core.reuse import MissReason, ReuseMode
+from spolia_core.sampling import SamplingParams
+from spolia_decode.node import DecodeNode
+from spolia_gateway.node import GatewayNode
+from spolia_node.deadline import Deadline
+
+HEAD = "Read."
+TEXTS = ["TheLighthouseStoodAtTheEndOfTheLongPier.", "EveryMorningTheBakerOpenedHerShop." * 2, "ABoatCame." * 6]
+QUESTION = "WHO?"
+NUM_TOKENS = 8
+LINK_TOKENS = 16
+PARAMS = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
+
+
+@dataclass
+class Cluster:
+    """A store, a prefill node and two decode nodes behind a gateway."""
+
+    world: World
+    decodes: dict[str, DecodeNode]
+    gateway: GatewayNode
+    client: AsyncClient
+
+    async def ask(self, texts: Sequence[str], question: str = QUESTION) -> Result:
+        parts = [HEAD, *map(Document, texts), question]
+        return await self.client.generate(parts, mode="linked", max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
+
+    async def ask_node(self, node: DecodeNode, texts: Sequence[str]) -> None:
+        """Past the gateway."""
+        head, question = [await self.ids(text) for text in (HEAD, QUESTION)]
+        documents = [Doc(tuple(await self.ids(text))) for text in texts]
+        await ask(node, [head, *documents, question], PARAMS, ReuseMode.LINKED)
+
+    async def ids(self, text: str) -> list[int]:
+        return list(await self.client.tokenize(text))
+
+    async def chunk_id(self, text: str) -> bytes:
+        return ids_of(next(iter(self.decodes.values())).engine).local(await self.ids(text))
+
+    async def in_one_process(self, texts: Sequence[str]) -> tuple[int, ...]:
+        engine = self.world.oracle()
+        documents = [engine.chunk(await self.ids(text)) for text in texts]
+        prompt = Prompt((Part(tuple(await self.ids(HEAD))), *documents, Part(tuple(await self.ids(QUESTION)))))
+        return tuple(engine.generate(prompt, PARAMS, mode=ReuseMode.LINKED).token_ids)
+
+    def served_by(self, result: Result) -> DecodeNode:
+        return self.decodes[next(node_id for node_id in result.reuse.nodes if node_id in self.decodes)]
+
+    def other_than(self, node: DecodeNode) -> DecodeNode:
+        return next(other for other in self.decodes.values() if other is not node)
+
+    async def sees(self, node: DecodeNode, predicate: Callable[[NodeRecord], bool]) -> None:
+        """Returns once the gateway's view of a decode node is such."""
+        await node.server.registration.touch()  # type: ignore[union-attr]  # it is registered
+        await self.gateway.cluster.wait_for(
+            lambda view: any(
+                record.node_id == node.config.node_id and predicate(record) for record in view.nodes(NODE_ROLE_DECODE)
+            ),
+            Deadline.after(WAIT_S),
+        )
+
+
+@asynccontextmanager
+async def a_cluster(model: Path) -> AsyncIterator[Cluster]:
+    async with a_world(model) as world:
+        await world.store()
+        await world.prefill()
+        nodes = [await world.decode() for _ in range(2)]
+        async with a_gateway(world, TENANT) as gateway:
+            await gateway.cluster.wait_for(lambda v: len(v.nodes(NODE_ROLE_DECODE)) == 2, Deadline.after(WAIT_S))
+            async with AsyncClient(gateway.server.address, timeout_s=WAIT_S) as client:
+                yield Cluster(world, {node.config.node_id: node for node in nodes}, gateway, client)
+
+
+def num_reusable(texts: Sequence[str]) -> int:
+    return sum(len(text) - LINK_TOKENS for text in texts)
+
+
+async def test_documents_in_every_order_go_to_the_node_that_holds_them_and_answer_alike(tiny: Path) -> None:
+    async with a_cluster(tiny) as c:
+        cold = await c.ask(TEXTS)
+        holder, ids = c.served_by(cold), [await c.chunk_id(text) for text in TEXTS]
+        await c.sees(holder, lambda record: set(ids) <= set(record.held_chunks))
+        for order in permutations(TEXTS):
+            warm = await c.ask(order)
+            assert c.served_by(warm) is holder, "each order has another rendezvous"
+            assert warm.reuse.sources[TokenSource.DEVICE] >= num_reusable(TEXTS)
+            assert warm.token_ids == await c.in_one_process(order)
+
+
+async def test_a_view_that_is_old_costs_time_and_no_answer(tiny: Path) -> None:
+    """The node listed as the holder is not the one that would be asked otherwise, and holds nothing any more."""
+    async with a_cluster(tiny) as c:
+        text = TEXTS[1]
+        cold, chunk_id = await c.ask([text]), await c.chunk_id(text)
+        home = c.served_by(cold)
+        holder = c.other_than(home)
+        await c.ask_node(holder, [text])
+        assert home.engine.resident.drop(chunk_id)
+        await c.sees(home, lambda record: chunk_id not in record.held_chunks and not record.load.num_running)
+        await c.sees(holder, lambda record: chunk_id in record.held_chunks and not record.load.num_running)
+        warm = await c.ask([text])
+        assert c.served_by(warm) is holder, "it goes where its bytes are"
+        assert warm.reuse.sources[TokenSource.DEVICE] >= num_reusable([text])
+        await c.gateway.cluster.stop()  # what the gateway knows stays as it is
+        assert holder.engine.resident.drop(chunk_id)
+        stale = await c.ask([text])
+        assert c.served_by(stale) is holder
+        assert stale.reuse.sources[TokenSource.HOST] >= num_reusable([text]), "it came from the store instead"
+        assert cold.token_ids == warm.token_ids == stale.token_ids == await c.in_one_process([text])
+
+
+async def test_a_damaged_chunk_is_answered_right_and_counted_by_the_gateway(tiny: Path) -> None:
+    async with a_cluster(tiny) as c:
+        text = TEXTS[1]
+        cold, chunk_id = await c.ask([text]), await c.chunk_id(text)
+        (store,) = c.world.stores
+        damage(store, chunk_id)
+        for node in c.decodes.values():
+            node.engine.resident.drop(chunk_id)
+        metrics = c.gateway.server.metrics
+        labels = {"tenant": TENANT, "kind": "LOCAL", "reason": MissReason.DIGEST.name}
+        assert metrics.value("spolia_gateway_misses_total", **labels) == 0
+        again = await c.ask([text])
+        assert again.token_ids == cold.token_ids == await c.in_one_process([text])
+        assert [miss.reason for miss in again.reuse.misses if miss.chunk_id == chunk_id] == [MissReason.DIGEST]
+        assert metrics.value("spolia_gateway_misses_total", **labels) == 1
+        assert metrics.value("spolia_gateway_missed_tokens_total", **labels) == len(text)
+
+
+async def test_metrics_say_what_answers_said(tiny: Path) -> None:
+    async with a_cluster(tiny) as c:
+        results = [await c.ask(TEXTS), await c.ask(TEXTS[::-1])]
+        value = c.gateway.server.metrics.value
+        for source in TokenSource:
+            told = sum(result.reuse.sources.get(source, 0) for result in results)
+            assert value("spolia_gateway_prompt_tokens_total", tenant=TENANT, source=source.name) == told
+        for kind in ("chunk", "live", "inline"):
+            told = sum(getattr(t, f"{kind}_bytes") for result in results for t in result.reuse.transfers)
+            assert value("spolia_gateway_kv_bytes_total", tenant=TENANT, kind=kind.upper(), plane="GRPC") == told
+        missed = sum(miss.num_tokens for result in results for miss in result.reuse.misses)
+        assert missed >= sum(map(len, TEXTS))
+        families = c.gateway.server.metrics.registry.collect()
+        samples = [sample for family in families for sample in family.samples]
+        assert sum(s.value for s in samples if s.name == "spolia_gateway_missed_tokens_total") == missed
+        assert value("spolia_gateway_ttft_seconds_count", mode="LINKED") == 2
