@@ -181,7 +181,7 @@ def test_a_document_has_one_id_wherever_it_stands() -> None:
     first, other, again = (part.chunk_id for part in prompt.parts[1:])
     assert first == again != other
     warmed = chunks_of([parts[0].document], MODEL_OF, KEY.id_space(SECRET, "t"), tokenizer, "t")
-    assert warmed[0].chunk_id == first
+    assert warmed[0][0].chunk_id == first
 
 
 def test_only_the_head_of_a_prompt_has_a_dummy_prefix() -> None:
@@ -255,7 +255,7 @@ INVALID_DOCUMENTS: list[tuple[list[gateway_pb2.Document], str]] = [
 ]
 
 
-def checked_chunks(documents: list[gateway_pb2.Document]) -> tuple[DocumentChunk, ...]:
+def checked_chunks(documents: list[gateway_pb2.Document]) -> tuple[tuple[DocumentChunk, ...], ...]:
     check_documents(documents, LIMITS)
     return chunks_of(documents, MODEL_OF, KEY.id_space(SECRET, "t"), TOKENIZER, "t")
 

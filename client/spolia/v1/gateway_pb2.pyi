@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from spolia.v1 import common_pb2 as _common_pb2
 from spolia.v1 import directory_pb2 as _directory_pb2
 from spolia.v1 import kvstore_pb2 as _kvstore_pb2
@@ -20,6 +21,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Splitter:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Splitter.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLITTER_UNSPECIFIED: _Splitter.ValueType  # 0
+    """The server's default."""
+    SPLITTER_DOCUMENT: _Splitter.ValueType  # 1
+    """Nowhere: a document is one chunk, however long."""
+    SPLITTER_PARAGRAPH: _Splitter.ValueType  # 2
+    """Behind blank lines. An edit in one paragraph loses that paragraph's chunk only. A paragraph over `max_tokens` is
+    packed by sentences inside itself.
+    """
+    SPLITTER_SENTENCE: _Splitter.ValueType  # 3
+    """Behind sentences, packed up to `max_tokens`. The cuts depend on what the sentences say, so that behind an edit the
+    old ones are met again: about two chunks are lost.
+    """
+    SPLITTER_FIXED: _Splitter.ValueType  # 4
+    """Every `max_tokens` tokens. An edit loses all chunks behind it."""
+
+class Splitter(_Splitter, metaclass=_SplitterEnumTypeWrapper):
+    """Where documents are cut into the chunks that are stored and reused."""
+
+SPLITTER_UNSPECIFIED: Splitter.ValueType  # 0
+"""The server's default."""
+SPLITTER_DOCUMENT: Splitter.ValueType  # 1
+"""Nowhere: a document is one chunk, however long."""
+SPLITTER_PARAGRAPH: Splitter.ValueType  # 2
+"""Behind blank lines. An edit in one paragraph loses that paragraph's chunk only. A paragraph over `max_tokens` is
+packed by sentences inside itself.
+"""
+SPLITTER_SENTENCE: Splitter.ValueType  # 3
+"""Behind sentences, packed up to `max_tokens`. The cuts depend on what the sentences say, so that behind an edit the
+old ones are met again: about two chunks are lost.
+"""
+SPLITTER_FIXED: Splitter.ValueType  # 4
+"""Every `max_tokens` tokens. An edit loses all chunks behind it."""
+Global___Splitter: _TypeAlias = Splitter  # noqa: Y015
 
 @_typing.final
 class Document(_message.Message):
@@ -46,6 +87,34 @@ class Document(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Document: _TypeAlias = Document  # noqa: Y015
+
+@_typing.final
+class Splitting(_message.Message):
+    """How documents are cut. The same document cut in two ways is two sets of chunks: what is warmed, asked about and
+    forgotten must be cut alike. Token ids are cut, never encoded again, so it changes no token of a prompt.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPLITTER_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    splitter: Global___Splitter.ValueType
+    """Where to cut."""
+    max_tokens: _builtins.int
+    """Most tokens of a chunk, 32 … 65536; 0 means the server's default. Ignored by SPLITTER_DOCUMENT."""
+    def __init__(
+        self,
+        *,
+        splitter: Global___Splitter.ValueType = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "splitter", b"splitter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Splitting: _TypeAlias = Splitting  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -120,6 +189,7 @@ class GenerateRequest(_message.Message):
     FORCE_LINKED_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     NO_BOS_FIELD_NUMBER: _builtins.int
+    SPLITTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this attempt in logs and traces; the gateway makes one when empty. At most 128 bytes of printable ASCII."""
     model: _builtins.str
@@ -140,6 +210,12 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _common_pb2.SamplingParams:
         """How tokens are drawn."""
 
+    @_builtins.property
+    def splitting(self) -> Global___Splitting:
+        """How the prompt's documents are cut; unset means the server's default. Changes nothing for EXACT.
+        INVALID_ARGUMENT, field "splitting": more chunks than a request may have.
+        """
+
     def __init__(
         self,
         *,
@@ -150,10 +226,11 @@ class GenerateRequest(_message.Message):
         force_linked: _builtins.bool = ...,
         sampling: _common_pb2.SamplingParams | None = ...,
         no_bos: _builtins.bool = ...,
+        splitting: Global___Splitting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_linked", b"force_linked", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_linked", b"force_linked", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,6 +277,7 @@ class WarmRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SPLITTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this attempt in logs; the gateway makes one when empty."""
     model: _builtins.str
@@ -208,16 +286,21 @@ class WarmRequest(_message.Message):
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The documents."""
 
+    @_builtins.property
+    def splitting(self) -> Global___Splitting:
+        """How they are cut; unset means the server's default. As for Generate."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         model: _builtins.str = ...,
         documents: _abc.Iterable[Global___Document] | None = ...,
+        splitting: Global___Splitting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "request_id", b"request_id", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,7 +308,7 @@ Global___WarmRequest: _TypeAlias = WarmRequest  # noqa: Y015
 
 @_typing.final
 class WarmResponse(_message.Message):
-    """One document done."""
+    """One document done: all of its chunks are stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -234,6 +317,8 @@ class WarmResponse(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ALREADY_STORED_FIELD_NUMBER: _builtins.int
     ELAPSED_MS_FIELD_NUMBER: _builtins.int
+    NUM_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_COMPUTED_CHUNKS_FIELD_NUMBER: _builtins.int
     document_index: _builtins.int
     """Index into `documents`."""
     num_tokens: _builtins.int
@@ -241,9 +326,15 @@ class WarmResponse(_message.Message):
     size_bytes: _builtins.int
     """Bytes of its chunk objects."""
     already_stored: _builtins.bool
-    """It was stored already; nothing was computed."""
+    """All of it was stored already; nothing was computed."""
     elapsed_ms: _builtins.float
-    """Time spent on it, milliseconds."""
+    """Time spent on its chunks, milliseconds, added up: several may have been computed at once."""
+    num_chunks: _builtins.int
+    """Chunks it was cut into. 0 from a release that does not split: one."""
+    num_computed_chunks: _builtins.int
+    """Chunks of them that this request had computed. A chunk that stands in several documents, or several times in one,
+    counts once.
+    """
     def __init__(
         self,
         *,
@@ -252,10 +343,12 @@ class WarmResponse(_message.Message):
         size_bytes: _builtins.int = ...,
         already_stored: _builtins.bool = ...,
         elapsed_ms: _builtins.float = ...,
+        num_chunks: _builtins.int = ...,
+        num_computed_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_stored", b"already_stored", "document_index", b"document_index", "elapsed_ms", b"elapsed_ms", "num_tokens", b"num_tokens", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_stored", b"already_stored", "document_index", b"document_index", "elapsed_ms", b"elapsed_ms", "num_chunks", b"num_chunks", "num_computed_chunks", b"num_computed_chunks", "num_tokens", b"num_tokens", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,21 +362,29 @@ class ForgetRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SPLITTING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model name; may be empty when the cluster serves one model."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The documents, text as it was given."""
 
+    @_builtins.property
+    def splitting(self) -> Global___Splitting:
+        """How they were cut; unset means the server's default. Chunks of another cut stay. A chunk that other documents have
+        too is dropped, and computed again when one of them is asked about.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         documents: _abc.Iterable[Global___Document] | None = ...,
+        splitting: Global___Splitting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,12 +20,12 @@ from spolia_node.interceptor import REQUEST_ID_KEY
 
 @dataclass(frozen=True, slots=True)
 class WarmRequest:
-    """Documents of one tenant to be computed for one model, in the order in which the client named them."""
+    """Documents of one tenant, as chunks, to be computed for one model; in the order in which the client named them."""
 
     request_id: str
     tenant_id: str
     model: ModelKey
-    documents: tuple[DocumentChunk, ...]
+    documents: tuple[tuple[DocumentChunk, ...], ...]
 
 
 async def compile_on(

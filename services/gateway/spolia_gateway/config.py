@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from spolia_core.ids import SHARED_TENANT
+from spolia_core.splitting import DEFAULT_SPLIT_TOKENS, MAX_SPLIT_TOKENS, MIN_SPLIT_TOKENS, Splitter, Splitting
 from spolia_gateway.attempts import RetryPolicy
 from spolia_gateway.limits import RequestLimits
-from spolia_node.config import NodeConfig, at_least, between, setting
+from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 MAX_TENANT_BYTES = 128
 DEFAULT_PORT = 7300
+MAX_IDS_PER_CALL = 4096
+"""What the store takes in one call."""
 
 
 def _tenant(value: str) -> str | None:
@@ -46,6 +49,21 @@ class GatewayConfig(NodeConfig):
     )
     max_parts: int = setting(4096, "Most parts in a prompt.", check=at_least(1))
     max_documents: int = setting(4096, "Most documents in one request.", check=between(1, 4096))
+    splitter: str = setting(
+        "document",
+        "Where documents are cut into chunks unless a request says: document (nowhere), paragraph, sentence or fixed; "
+        "changing it makes what was stored unknown.",
+        check=one_of(*(known.name.lower() for known in Splitter)),
+    )
+    split_max_tokens: int = setting(
+        DEFAULT_SPLIT_TOKENS,
+        "Most tokens of a chunk, unless a request says, for all splitters but document; more lose less to linking, "
+        "fewer less to an edit.",
+        check=between(MIN_SPLIT_TOKENS, MAX_SPLIT_TOKENS),
+    )
+    max_chunks: int = setting(
+        4096, "Most chunks that one request's documents may be cut into.", check=between(1, MAX_IDS_PER_CALL)
+    )
     default_timeout_s: float = setting(
         600.0,
         "Seconds a Generate or Warm call may take where the client set no deadline.",
@@ -59,7 +77,7 @@ class GatewayConfig(NodeConfig):
         10.0, "Seconds to wait for a decode node to take over a broken answer.", check=between(0.0, 3600.0)
     )
     warm_concurrency: int = setting(
-        8, "Documents of one Warm request compiled at once; about twice the number of prefill nodes.", check=at_least(1)
+        8, "Chunks of one Warm request compiled at once; about twice the number of prefill nodes.", check=at_least(1)
     )
     tokenizer_cache_bytes: int = setting(
         64 << 20, "Memory for recently tokenized texts, in bytes; 0 turns the cache off.", check=at_least(0)
@@ -73,7 +91,12 @@ class GatewayConfig(NodeConfig):
     @property
     def limits(self) -> RequestLimits:
         """Bounds on one request."""
-        return RequestLimits(self.max_prompt_bytes, self.max_documents, self.max_parts)
+        return RequestLimits(self.max_prompt_bytes, self.max_documents, self.max_parts, self.max_chunks)
+
+    @property
+    def splitting(self) -> Splitting:
+        """How documents are cut where a request leaves it open."""
+        return Splitting(Splitter[self.splitter.upper()], self.split_max_tokens)
 
     @property
     def retry_policy(self) -> RetryPolicy:

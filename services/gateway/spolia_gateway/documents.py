@@ -1,4 +1,4 @@
-"""Documents to be warmed or forgotten: checked, and turned into local chunks."""
+"""Documents to be warmed or forgotten: checked, and cut into local chunks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import check_token_ids
+from spolia_core.splitting import Splitting
 from spolia_gateway.catalog import Model
 from spolia_gateway.limits import RequestLimits, check_may_fit, check_text
-from spolia_gateway.tokenizer import Form, PartTokenizer
+from spolia_gateway.split import EncodedText, split
+from spolia_gateway.splitting import UNSPLIT, encode_document
+from spolia_gateway.tokenizer import PartTokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentChunk:
-    """A document as a local chunk."""
+    """A document, or a piece of one, as a local chunk."""
 
     chunk_id: bytes
     token_ids: tuple[int, ...]
@@ -31,36 +34,50 @@ def check_documents(documents: Sequence[gateway_pb2.Document], limits: RequestLi
 
 
 def chunks_of(
-    documents: Sequence[gateway_pb2.Document], model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str
-) -> tuple[DocumentChunk, ...]:
-    """The documents as the chunks that prompts would name, in order. Up to seconds: keep it off the event loop.
-
-    Raises `InvalidRequest` for a document that no context of the model could hold.
-    """
-    return tuple(
-        _chunk(f"documents[{index}].text", document, model, ids, tokenizer, tenant_id)
-        for index, document in enumerate(documents)
-    )
-
-
-def _chunk(
-    field: str,
-    document: gateway_pb2.Document,
+    documents: Sequence[gateway_pb2.Document],
     model: Model,
     ids: IdSpace,
     tokenizer: PartTokenizer,
     tenant_id: str,
-) -> DocumentChunk:
+    *,
+    splitting: Splitting = UNSPLIT,
+    limits: RequestLimits | None = None,
+) -> tuple[tuple[DocumentChunk, ...], ...]:
+    """The documents as the chunks that prompts would name, in order. Up to seconds: keep it off the event loop.
+
+    Raises `InvalidRequest` for a document that no context of the model could hold, however it is cut, and for more
+    chunks than `limits` allow.
+    """
+    limits = limits or RequestLimits()
+    cut: list[list[tuple[int, ...]]] = []
+    num_chunks = 0
+    for index, document in enumerate(documents):
+        encoded = _encoded(f"documents[{index}].text", document, model, tokenizer, tenant_id, splitting)
+        cut.append(split(encoded, splitting))
+        num_chunks += len(cut[-1])
+        limits.check_chunks(num_chunks)
+    return tuple(tuple(DocumentChunk(ids.local(token_ids), token_ids) for token_ids in pieces) for pieces in cut)
+
+
+def _encoded(
+    field: str,
+    document: gateway_pb2.Document,
+    model: Model,
+    tokenizer: PartTokenizer,
+    tenant_id: str,
+    splitting: Splitting,
+) -> EncodedText:
     size = len(document.text.encode())
     check_may_fit(size, field, model.max_context_tokens, tokenizer.max_bytes_per_token)
-    token_ids = tokenizer.encode(document.text, Form.DOCUMENT, tenant_id=tenant_id)
-    check_token_ids(token_ids, model.vocab_size, field=field)
-    if len(token_ids) + 1 > model.max_context_tokens:
+    encoded = encode_document(document.text, splitting, tokenizer, tenant_id)
+    num_tokens = len(encoded.token_ids)
+    check_token_ids(encoded.token_ids, model.vocab_size, field=field)
+    if num_tokens + 1 > model.max_context_tokens:
         raise InvalidRequest(
-            f"document {document.name!r} has {len(token_ids)} tokens; this model's context is "
+            f"document {document.name!r} has {num_tokens} tokens; this model's context is "
             f"{model.max_context_tokens} tokens and must hold at least one more",
             field=field,
             limit=f"{model.max_context_tokens} tokens",
-            actual=f"{len(token_ids)} tokens",
+            actual=f"{num_tokens} tokens",
         )
-    return DocumentChunk(ids.local(token_ids), token_ids)
+    return encoded

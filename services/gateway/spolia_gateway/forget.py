@@ -17,6 +17,7 @@ from spolia.v1 import (
     prefill_pb2_grpc,
 )
 from spolia_core.errors import SpoliaError, Unavailable
+from spolia_gateway.config import MAX_IDS_PER_CALL
 from spolia_gateway.failures import failure_of
 from spolia_gateway.store_failures import store_away_in_words
 from spolia_node.channels import ChannelPool
@@ -24,9 +25,6 @@ from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView
 from spolia_node.store_answers import sum_deleted
 from spolia_node.store_client import StoreClient
-
-MAX_IDS_PER_CALL = 4096
-"""What the store takes in one call."""
 
 STORE = "store"
 STORE_SHARE = 0.5

@@ -9,6 +9,7 @@ from contextlib import aclosing, contextmanager
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy
 from spolia_core.ids import SHARED_TENANT, IdSpace
+from spolia_core.splitting import Splitting
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
@@ -21,6 +22,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.routing import Demand
 from spolia_gateway.shared_documents import SharedDocuments
+from spolia_gateway.splitting import read_splitting
 from spolia_gateway.tokenizer import Form, PartTokenizer
 from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
@@ -75,7 +77,7 @@ class Gateway:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
         first_token = self._metrics.request_arrived()
         with self._running():
-            checked = CheckedRequest.check(message, self._config.limits)
+            checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
             model = self._model(message.model)
             request, demand = await deadline.wait(
                 asyncio.to_thread(self._prepare, checked, model, tenant_id), f"tokenizing request {checked.request_id}"
@@ -94,9 +96,10 @@ class Gateway:
         with self._running():
             request_id = request_id_of(message.request_id)
             check_documents(message.documents, self._config.limits)
+            splitting = read_splitting(message.splitting, self._config.splitting)
             model = self._model(message.model)
-            chunks = await self._chunks(message.documents, model, tenant_id, deadline)
-            request = WarmRequest(request_id, tenant_id, model.key, chunks)
+            cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
+            request = WarmRequest(request_id, tenant_id, model.key, cut)
             async with aclosing(self._warmer.run(request, deadline)) as responses:
                 async for response in responses:
                     yield response
@@ -106,12 +109,14 @@ class Gateway:
     ) -> gateway_pb2.ForgetResponse:
         """See GatewayService.Forget. Covers every fingerprint under which the model is served now."""
         check_documents(message.documents, self._config.limits)
+        splitting = read_splitting(message.splitting, self._config.splitting)
         name = self._model(message.model).key.name
         models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
         chunk_ids: list[bytes] = []
         shared_ids: list[bytes] = []
         for model in models:
-            chunks = await self._chunks(message.documents, model, tenant_id, deadline)
+            cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
+            chunks = [chunk for document in cut for chunk in document]
             chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
             if tenant_id != SHARED_TENANT:
                 # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
@@ -148,10 +153,23 @@ class Gateway:
         return model.key.id_space(self._config.cluster_secret, tenant_id)
 
     async def _chunks(
-        self, documents: Sequence[gateway_pb2.Document], model: Model, tenant_id: str, deadline: Deadline
-    ) -> tuple[DocumentChunk, ...]:
-        ids = self._ids(model, tenant_id)
-        work = asyncio.to_thread(chunks_of, documents, model, ids, self._tokenizer, tenant_id)
+        self,
+        documents: Sequence[gateway_pb2.Document],
+        splitting: Splitting,
+        model: Model,
+        tenant_id: str,
+        deadline: Deadline,
+    ) -> tuple[tuple[DocumentChunk, ...], ...]:
+        work = asyncio.to_thread(
+            chunks_of,
+            documents,
+            model,
+            self._ids(model, tenant_id),
+            self._tokenizer,
+            tenant_id,
+            splitting=splitting,
+            limits=self._config.limits,
+        )
         return await deadline.wait(work, "tokenizing the documents")
 
     def _prepare(self, checked: CheckedRequest, model: Model, tenant_id: str) -> tuple[GenerationRequest, Demand]:

@@ -19,6 +19,7 @@ class RequestLimits:
     max_prompt_bytes: int = 4 << 20
     max_documents: int = 1024
     max_parts: int = 4096
+    max_chunks: int = 4096
 
     def check_count(self, num: int, limit: int, field: str) -> None:
         """Raises `InvalidRequest` unless 1 ≤ `num` ≤ `limit`."""
@@ -27,6 +28,17 @@ class RequestLimits:
         if num > limit:
             raise InvalidRequest(
                 f"{field} has {num} entries; at most {limit} are taken", field=field, limit=str(limit), actual=str(num)
+            )
+
+    def check_chunks(self, num: int) -> None:
+        """Raises `InvalidRequest` when documents were cut into more than `max_chunks`."""
+        if num > self.max_chunks:
+            raise InvalidRequest(
+                f"splitting cuts the documents into more than {self.max_chunks} chunks, the most a request may have; "
+                "use the splitter sentence, a larger splitting.max_tokens, or fewer documents",
+                field="splitting",
+                limit=f"{self.max_chunks} chunks",
+                actual=f"≥ {num} chunks",
             )
 
     def check_bytes(self, sizes: Sequence[int], field: str) -> None:

@@ -11,10 +11,13 @@ from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt, check_context_length, check_token_ids
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
+from spolia_core.splitting import Splitting
 from spolia_gateway.catalog import Model
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_may_fit, check_text, request_id_of
 from spolia_gateway.sampling import fit_max_tokens, read_sampling
+from spolia_gateway.split import split
+from spolia_gateway.splitting import UNSPLIT, encode_document, read_splitting
 from spolia_gateway.tokenizer import Form, PartTokenizer
 from spolia_node.rpc_messages import mode_from_pb
 
@@ -27,9 +30,13 @@ class CheckedRequest:
     request_id: str
     mode: ReuseMode
     sampling: SamplingParams
+    splitting: Splitting
+    limits: RequestLimits
 
     @classmethod
-    def check(cls, message: gateway_pb2.GenerateRequest, limits: RequestLimits) -> CheckedRequest:
+    def check(
+        cls, message: gateway_pb2.GenerateRequest, limits: RequestLimits, default_splitting: Splitting = UNSPLIT
+    ) -> CheckedRequest:
         """Raises `InvalidRequest` naming the first bad field. Cheap; nothing is held yet."""
         request_id = request_id_of(message.request_id)
         limits.check_count(len(message.parts), limits.max_parts, "parts")
@@ -39,13 +46,14 @@ class CheckedRequest:
         if num_documents:
             limits.check_count(num_documents, limits.max_documents, "parts.document")
         mode = mode_from_pb(message.mode, unspecified=ReuseMode.EXACT)
-        return cls(message, request_id, mode, read_sampling(message.sampling))
+        splitting = read_splitting(message.splitting, default_splitting)
+        return cls(message, request_id, mode, read_sampling(message.sampling), splitting, limits)
 
     def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
         """Tokenizes and derives ids; seconds for the longest prompts, so keep it off the event loop.
 
-        Raises `InvalidRequest` for token ids out of range or a context too long, `NotSupported` where the model cannot
-        serve the mode, or its profile forbids it and the request does not force it.
+        Raises `InvalidRequest` for token ids out of range, a context too long or too many chunks, `NotSupported` where
+        the model cannot serve the mode, or its profile forbids it and the request does not force it.
         """
         if self.mode is ReuseMode.LINKED:
             model.check_linked(force_linked=self.message.force_linked)
@@ -70,12 +78,21 @@ class CheckedRequest:
         )
 
     def _parts(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> list[Part]:
-        parts = []
+        parts: list[Part] = []
+        num_chunks = 0
         for index, part in enumerate(self.message.parts):
-            token_ids = _encode(part, tokenizer, tenant_id, starts_prompt=index == 0)
-            check_token_ids(token_ids, model.vocab_size, field=f"parts[{index}].{part.WhichOneof('part')}")
-            reusable = self.mode is ReuseMode.LINKED and part.WhichOneof("part") == "document"
-            parts.append(Part(token_ids, ids.local(token_ids) if reusable else None))
+            kind, field = part.WhichOneof("part"), f"parts[{index}].{part.WhichOneof('part')}"
+            if self.mode is ReuseMode.LINKED and kind == "document":
+                encoded = encode_document(part.document.text, self.splitting, tokenizer, tenant_id)
+                check_token_ids(encoded.token_ids, model.vocab_size, field=field)
+                pieces = split(encoded, self.splitting)
+                num_chunks += len(pieces)
+                self.limits.check_chunks(num_chunks)
+                parts.extend(Part(token_ids, ids.local(token_ids)) for token_ids in pieces)
+            else:
+                token_ids = _encode(part, tokenizer, tenant_id, starts_prompt=index == 0)
+                check_token_ids(token_ids, model.vocab_size, field=field)
+                parts.append(Part(token_ids))
         if not self.message.no_bos and _lacks_bos(parts[0].token_ids, tokenizer.bos_ids):
             parts.insert(0, Part(tokenizer.bos_ids))
         return parts

@@ -7,11 +7,14 @@ from collections import OrderedDict
 from threading import Lock
 
 ENTRY_OVERHEAD_BYTES = 256
-"""What an entry costs besides its ids: key, array header, dict slot; rounded up."""
+"""What an entry costs besides its numbers: key, array header, dict slot; rounded up."""
 
 
 class TokenCache:
-    """A least-recently-used map from key to token ids. Thread-safe. Arrays are shared: do not change them."""
+    """A least-recently-used map from key to token ids, or to where tokens begin. Thread-safe.
+
+    Arrays are shared: do not change them.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from array import array
 from enum import Enum
+from itertools import accumulate
 from pathlib import Path
 
 from blake3 import blake3
+from tokenizers import Encoding
 
 from spolia_core.dummy_prefix import without_dummy_prefix
 from spolia_core.tokenizer_files import TokenizerFiles, load_tokenizer
+from spolia_gateway.split import EncodedText
 from spolia_gateway.token_bound import max_bytes_per_token
 from spolia_gateway.token_cache import TokenCache
 
 DEFAULT_CACHE_BYTES = 64 << 20
+_STARTS = b"starts"
 
 
 class Form(Enum):
@@ -64,7 +68,7 @@ class PartTokenizer:
         """
         if form is Form.HEAD and not self._has_prefix:
             form = Form.BODY
-        key = blake3(f"{form.value}\0{tenant_id}\0{text}".encode()).digest()
+        key = _key(form, tenant_id, text)
         cached = self._cache.get(key)
         if cached is None:
             # Of the ways to encode, only the batched ones let other threads run.
@@ -72,3 +76,23 @@ class PartTokenizer:
             cached = array("I", encoding.ids)
             self._cache.put(key, cached)
         return tuple(cached)
+
+    def encode_with_starts(self, text: str, *, tenant_id: str) -> EncodedText:
+        """`encode` of a document, and the character of `text` at which each token begins. Slower; cached beside it."""
+        key = _key(Form.DOCUMENT, tenant_id, text)
+        token_ids, starts = self._cache.get(key), self._cache.get(key + _STARTS)
+        if token_ids is None or starts is None:
+            (encoding,) = self._tokenizers[Form.DOCUMENT].encode_batch([text], add_special_tokens=False)
+            token_ids, starts = array("I", encoding.ids), _starts_of(encoding)
+            self._cache.put(key, token_ids)
+            self._cache.put(key + _STARTS, starts)
+        return EncodedText(text, tuple(token_ids), starts)
+
+
+def _key(form: Form, tenant_id: str, text: str) -> bytes:
+    return blake3(f"{form.value}\0{tenant_id}\0{text}".encode()).digest()
+
+
+def _starts_of(encoding: Encoding) -> array[int]:
+    """Characters of the text as it was given, also where a normalizer changed it; made never to decrease."""
+    return array("I", accumulate((start for start, _ in encoding.offsets), max))

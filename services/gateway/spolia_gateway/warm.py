@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from spolia.v1 import directory_pb2, gateway_pb2, prefill_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
@@ -19,6 +18,7 @@ from spolia_gateway.failures import NodeLost
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.routing import order_prefill_nodes
 from spolia_gateway.store_failures import not_kept, store_away_in_words
+from spolia_gateway.warm_progress import WarmedChunk, WarmProgress
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
@@ -28,18 +28,11 @@ from spolia_node.store_client import StoreClient
 log = get_log(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Warmed:
-    """A chunk that is in the store now."""
-
-    chunk: DocumentChunk
-    size_bytes: int
-    already_stored: bool
-    elapsed_ms: float
-
-
 class Warmer:
-    """Has documents compiled by prefill nodes, each once. The store is the record: warming again computes nothing."""
+    """Has documents' chunks compiled by prefill nodes, each once.
+
+    The store is the record: warming again computes nothing.
+    """
 
     def __init__(
         self,
@@ -57,23 +50,21 @@ class Warmer:
         self._in_flight_tokens = InFlight()
 
     async def run(self, request: WarmRequest, deadline: Deadline) -> AsyncGenerator[gateway_pb2.WarmResponse, None]:
-        """One response per document, as each is done. Closing the iterator cancels what is under way.
+        """One response per document, once all of its chunks are done. Closing the iterator cancels what is under way.
 
         Raises `Unavailable` when the store cannot be reached or no prefill node serves the model; what was done by then
         stays stored.
         """
-        indices: defaultdict[bytes, list[int]] = defaultdict(list)
-        for index, chunk in enumerate(request.documents):
-            indices[chunk.chunk_id].append(index)
-        chunks = {chunk.chunk_id: chunk for chunk in request.documents}
+        progress = WarmProgress(request.documents)
+        chunks = {chunk.chunk_id: chunk for document in request.documents for chunk in document}
         async with aclosing(self._each(request, list(chunks.values()), deadline)) as results:
             async for warmed in results:
-                for nth, index in enumerate(indices[warmed.chunk.chunk_id]):
-                    yield _progress(index, warmed, repeated=nth > 0)
+                for response in progress.take(warmed):
+                    yield response
 
     async def _each(
         self, request: WarmRequest, chunks: Sequence[DocumentChunk], deadline: Deadline
-    ) -> AsyncGenerator[_Warmed, None]:
+    ) -> AsyncGenerator[WarmedChunk, None]:
         started = time.monotonic()
         ids = [chunk.chunk_id for chunk in chunks]
         with store_away_in_words():
@@ -81,10 +72,10 @@ class Warmer:
         waiting: deque[DocumentChunk] = deque()
         for chunk, entry in zip(chunks, entries, strict=True):
             if entry.HasField("info"):
-                yield _Warmed(chunk, entry.info.size_bytes, already_stored=True, elapsed_ms=_ms_since(started))
+                yield WarmedChunk(chunk, entry.info.size_bytes, already_stored=True, elapsed_ms=_ms_since(started))
             else:
                 waiting.append(chunk)
-        running: set[asyncio.Task[_Warmed]] = set()
+        running: set[asyncio.Task[WarmedChunk]] = set()
         try:
             while waiting or running:
                 while waiting and len(running) < self._concurrency:
@@ -99,7 +90,7 @@ class Warmer:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _compile(self, request: WarmRequest, chunk: DocumentChunk, deadline: Deadline) -> _Warmed:
+    async def _compile(self, request: WarmRequest, chunk: DocumentChunk, deadline: Deadline) -> WarmedChunk:
         """Has one chunk compiled by the prefill node with the least to do, or by the next when that one fails."""
         started, attempts = time.monotonic(), Attempts(self._policy)
         while True:
@@ -120,7 +111,7 @@ class Warmer:
                 stats = await self._store.home_stats(chunk.chunk_id, deadline)
             raise not_kept(request.tenant_id, chunk.chunk_id, ready.info.size_bytes, stats)
         found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND
-        return _Warmed(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
+        return WarmedChunk(chunk, ready.info.size_bytes, already_stored=found, elapsed_ms=_ms_since(started))
 
     async def _next_node(
         self, request: WarmRequest, chunk: DocumentChunk, attempts: Attempts, deadline: Deadline
@@ -147,17 +138,6 @@ class Warmer:
 
 def _nobody(model: ModelKey) -> Unavailable:
     return Unavailable(f"no prefill node serves model {model.name!r} now", field="model", actual=model.name)
-
-
-def _progress(index: int, warmed: _Warmed, *, repeated: bool) -> gateway_pb2.WarmResponse:
-    """A document that was named before in the same request costs nothing."""
-    return gateway_pb2.WarmResponse(
-        document_index=index,
-        num_tokens=len(warmed.chunk.token_ids),
-        size_bytes=warmed.size_bytes,
-        already_stored=warmed.already_stored or repeated,
-        elapsed_ms=0.0 if repeated else warmed.elapsed_ms,
-    )
 
 
 def _ms_since(started: float) -> float:
