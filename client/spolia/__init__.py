@@ -10,7 +10,7 @@ Needs grpcio and protobuf only. Errors are the classes of `spolia.errors`.
 from spolia import errors
 from spolia.async_client import AsyncClient
 from spolia.client import Client
-from spolia.options import GenerateOptions, Mode
+from spolia.options import GenerateOptions, Mode, SplitterName
 from spolia.parts import Document, Documents, Part, Parts, TokenIds
 from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
 from spolia.stream import AsyncStream, Stream
@@ -29,6 +29,7 @@ from spolia_core.errors import (
     Unavailable,
 )
 from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
+from spolia_core.splitting import Splitter
 
 __all__ = [
     "AlreadyStored",
@@ -61,6 +62,8 @@ __all__ = [
     "Result",
     "Reuse",
     "ReuseMode",
+    "Splitter",
+    "SplitterName",
     "SpoliaError",
     "Stream",
     "TierDropped",

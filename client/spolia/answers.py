@@ -110,6 +110,10 @@ class WarmProgress:
             size_bytes=response.size_bytes,
             already_stored=response.already_stored,
             elapsed_ms=response.elapsed_ms,
+            num_chunks=response.num_chunks or 1,
+            num_computed_chunks=response.num_computed_chunks
+            if response.num_chunks
+            else int(not response.already_stored),
         )
         return self._warmed[index]
 

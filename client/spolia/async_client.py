@@ -13,7 +13,7 @@ import grpc
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
 from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
 from spolia.lifetime import Lifetime
-from spolia.options import GenerateOptions, check_options
+from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
 from spolia.requests import RequestBuilder, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
@@ -65,6 +65,8 @@ class AsyncClient:
         self,
         documents: Documents,
         *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
         on_progress: Callable[[WarmedDocument], None] | None = None,
         timeout_s: float | None = None,
     ) -> list[WarmedDocument]:
@@ -72,7 +74,8 @@ class AsyncClient:
         given = document_list(documents)
         progress = WarmProgress(given)
         first_index = 0
-        for outgoing in self._requests.warm(given, timeout_s):
+        outgoing_requests = self._requests.warm(given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens)
+        for outgoing in outgoing_requests:
             with self._lifetime.call():
                 call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
             with self._lifetime.errors(), ended(call):
@@ -83,9 +86,18 @@ class AsyncClient:
             first_index += len(outgoing.request.documents)
         return progress.result()
 
-    async def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
-        """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
-        outgoing = self._requests.forget(document_list(documents), timeout_s)
+    async def forget(
+        self,
+        documents: Documents,
+        *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Forgotten:
+        """Drops the KV of `documents`, text and splitting as they were given, on every tier and node. Idempotent."""
+        outgoing = self._requests.forget(
+            document_list(documents), timeout_s, splitter=splitter, split_max_tokens=split_max_tokens
+        )
         with self._lifetime.call():
             return forgotten_of(
                 [await self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]

@@ -12,7 +12,7 @@ import grpc
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
 from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
 from spolia.lifetime import Lifetime
-from spolia.options import GenerateOptions, check_options
+from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
 from spolia.requests import RequestBuilder, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
@@ -69,20 +69,24 @@ class Client:
         self,
         documents: Documents,
         *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
         on_progress: Callable[[WarmedDocument], None] | None = None,
         timeout_s: float | None = None,
     ) -> list[WarmedDocument]:
         """Has the KV of `documents` computed and stored before anyone asks about them. Idempotent.
 
-        Calls `on_progress` in this thread as each is done, in any order; returns all in the order given. `timeout_s`
-        limits the whole.
+        They are cut into chunks as prompts with the same `splitter` and `split_max_tokens` will name them; see
+        `GenerateOptions`. Calls `on_progress` in this thread as each is done, in any order; returns all in the order
+        given. `timeout_s` limits the whole.
 
         >>> client.warm([Document(text, name="handbook")], on_progress=lambda done: print(done.name))
         """
         given = document_list(documents)
         progress = WarmProgress(given)
         first_index = 0
-        for outgoing in self._requests.warm(given, timeout_s):
+        outgoing_requests = self._requests.warm(given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens)
+        for outgoing in outgoing_requests:
             with self._lifetime.call():
                 call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
             with self._lifetime.errors(), ended(call):
@@ -93,9 +97,18 @@ class Client:
             first_index += len(outgoing.request.documents)
         return progress.result()
 
-    def forget(self, documents: Documents, *, timeout_s: float | None = None) -> Forgotten:
-        """Drops the KV of `documents`, text as it was given, on every tier and node. Idempotent."""
-        outgoing = self._requests.forget(document_list(documents), timeout_s)
+    def forget(
+        self,
+        documents: Documents,
+        *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Forgotten:
+        """Drops the KV of `documents`, text and splitting as they were given, on every tier and node. Idempotent."""
+        outgoing = self._requests.forget(
+            document_list(documents), timeout_s, splitter=splitter, split_max_tokens=split_max_tokens
+        )
         with self._lifetime.call():
             return forgotten_of(
                 [self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from spolia_core.reuse import ReuseMode
+from spolia_core.splitting import Splitter
 
 Mode: TypeAlias = Literal["exact", "linked"] | ReuseMode
 """How much an answer may give up for speed: nothing, or a little by reusing documents wherever they stand."""
+
+SplitterName: TypeAlias = Literal["document", "paragraph", "sentence", "fixed"] | Splitter
+"""Where documents are cut into the chunks that are stored and reused: nowhere, behind paragraphs, behind sentences
+packed up to a limit, or every so many tokens."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -21,6 +26,10 @@ class GenerateOptions(TypedDict, total=False):
     mode: Mode
     """`"exact"` (default): the answer equals full recompute. `"linked"`: documents are reused at any position;
     approximate."""
+    splitter: SplitterName | None
+    """Where documents are cut into chunks; None (default): as the gateway is set. Changes nothing for `"exact"`."""
+    split_max_tokens: int | None
+    """Most tokens of such a chunk, 32 … 65536; None (default): as the gateway is set. No limit for `"document"`."""
     max_tokens: int | None
     """Most tokens to produce, ≥ 1. None (default): 256, or what the context leaves if that is less."""
     temperature: float

@@ -27,12 +27,13 @@ from spolia.argument_checks import (
     wrong_type,
 )
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES
-from spolia.options import Mode
+from spolia.options import Mode, SplitterName
 from spolia.parts import Document, Documents, Parts, TokenIds
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
+from spolia_core.splitting import Splitter, Splitting
 
 DOCUMENT_BATCH_BYTES = 4 << 20
 MAX_BATCH_DOCUMENTS = 256
@@ -78,6 +79,8 @@ class RequestBuilder:
         parts: Parts,
         *,
         mode: Mode = "exact",
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -100,25 +103,40 @@ class RequestBuilder:
             force_linked=checked_bool(force_linked, "force_linked"),
             sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos),
             no_bos=checked_bool(no_bos, "no_bos"),
+            splitting=_splitting(splitter, split_max_tokens),
         )
         return self._outgoing(request, "parts", timeout_s, request_id)
 
     def warm(
-        self, documents: Sequence[Document], timeout_s: float | None = None
+        self,
+        documents: Sequence[Document],
+        timeout_s: float | None = None,
+        *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
     ) -> list[Outgoing[gateway_pb2.WarmRequest]]:
         """Warm requests that name all `documents` in order, cut so that none is a large message."""
-        request_id = _new_id()
+        request_id, splitting = _new_id(), _splitting(splitter, split_max_tokens)
         requests = [
-            gateway_pb2.WarmRequest(request_id=request_id, model=self.model, documents=batch)
+            gateway_pb2.WarmRequest(request_id=request_id, model=self.model, documents=batch, splitting=splitting)
             for batch in _batches(documents)
         ]
         return [self._outgoing(request, "documents", timeout_s, request_id) for request in requests]
 
     def forget(
-        self, documents: Sequence[Document], timeout_s: float | None = None
+        self,
+        documents: Sequence[Document],
+        timeout_s: float | None = None,
+        *,
+        splitter: SplitterName | None = None,
+        split_max_tokens: int | None = None,
     ) -> list[Outgoing[gateway_pb2.ForgetRequest]]:
         """Forget requests that name all `documents`."""
-        requests = [gateway_pb2.ForgetRequest(model=self.model, documents=batch) for batch in _batches(documents)]
+        splitting = _splitting(splitter, split_max_tokens)
+        requests = [
+            gateway_pb2.ForgetRequest(model=self.model, documents=batch, splitting=splitting)
+            for batch in _batches(documents)
+        ]
         return [self._outgoing(request, "documents", timeout_s) for request in requests]
 
     def tokenize(self, text: str, timeout_s: float | None = None) -> Outgoing[gateway_pb2.TokenizeRequest]:
@@ -243,6 +261,31 @@ def _reuse_mode(mode: Mode) -> ReuseMode:
     except (KeyError, AttributeError):
         raise InvalidRequest(
             f"mode must be 'exact' or 'linked', got {mode!r}", field="mode", limit="exact, linked", actual=str(mode)
+        ) from None
+
+
+def _splitting(splitter: SplitterName | None, max_tokens: int | None) -> gateway_pb2.Splitting | None:
+    """None where the gateway is to choose."""
+    if splitter is None and max_tokens is None:
+        return None
+    if max_tokens is not None:
+        Splitting(max_tokens=checked_int(max_tokens, "splitting.max_tokens"))  # raises for one out of bounds
+    number = gateway_pb2.SPLITTER_UNSPECIFIED if splitter is None else int(_splitter(splitter))
+    return gateway_pb2.Splitting(splitter=gateway_pb2.Splitter.ValueType(number), max_tokens=max_tokens)
+
+
+def _splitter(splitter: SplitterName) -> Splitter:
+    if isinstance(splitter, Splitter):
+        return splitter
+    try:
+        return Splitter[splitter.upper()]
+    except (KeyError, AttributeError):
+        known = ", ".join(each.name.lower() for each in Splitter)
+        raise InvalidRequest(
+            f"splitter must be one of {known}, got {splitter!r}",
+            field="splitting.splitter",
+            limit=known,
+            actual=str(splitter),
         ) from None
 
 

@@ -102,7 +102,8 @@ class Result:
 class WarmedDocument:
     """A document whose KV is in the store now. `index` counts from 0 over the documents that were given.
 
-    With `already_stored`, nothing was computed. `size_bytes` is the size of its chunk objects.
+    With `already_stored`, nothing was computed. `size_bytes` is the size of its chunk objects. `num_computed_chunks` of
+    its `num_chunks` were computed now, the others stored before or counted for another document of the request.
     """
 
     index: int
@@ -111,6 +112,8 @@ class WarmedDocument:
     size_bytes: int
     already_stored: bool
     elapsed_ms: float
+    num_chunks: int = 1
+    num_computed_chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
+from spolia.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    Json,
+    Model,
+    SplitMaxTokens,
+    SplitterOption,
+    Timeout,
+    name_of,
+)
 from spolia.cli.output import notes, plain, print_json
 from spolia.cli.texts import read_document
 from spolia.cli.units import counted, human_bytes
@@ -39,6 +48,8 @@ def generate(
     mode: Annotated[
         ModeName, typer.Option(help="linked reuses documents at any position; approximate.")
     ] = ModeName.EXACT,
+    splitter: SplitterOption = None,
+    split_max_tokens: SplitMaxTokens = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to produce; default 256.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
@@ -61,6 +72,8 @@ def generate(
     """
     options: GenerateOptions = {
         "mode": mode.value,
+        "splitter": name_of(splitter),
+        "split_max_tokens": split_max_tokens,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,

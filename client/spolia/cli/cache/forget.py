@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Model, Timeout
+from spolia.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    Json,
+    Model,
+    SplitMaxTokens,
+    SplitterOption,
+    Timeout,
+    name_of,
+)
 from spolia.cli.output import plain_record, print_columns, print_json
 from spolia.cli.texts import read_documents
 from spolia.cli.units import human_bytes
@@ -19,6 +28,8 @@ COLUMNS = ("documents", "dropped from stores", "size", "copies", "dropped from n
 def forget(
     paths: Annotated[list[Path], typer.Argument(help="Files, or folders of files.", metavar="FILE")],
     pattern: Annotated[str, typer.Option("--glob", help="Which files of a folder.")] = "*",
+    splitter: SplitterOption = None,
+    split_max_tokens: SplitMaxTokens = None,
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
@@ -26,11 +37,11 @@ def forget(
 ) -> None:
     """Drop the KV of documents from every tier, store and node, through the gateway.
 
-    EXACT prefix chunks that contain the text stay until they age out.
+    Name the splitter with which they were stored. EXACT prefix chunks that contain the text stay until they age out.
     """
     documents = read_documents(paths, pattern)
     with Client(address, timeout_s=timeout, model=model) as client:
-        forgotten = client.forget(documents)
+        forgotten = client.forget(documents, splitter=name_of(splitter), split_max_tokens=split_max_tokens)
     if as_json:
         report = plain_record(forgotten)
         print_json({"num_documents": len(documents), **report})
