@@ -271,7 +271,7 @@ def _splitting(splitter: SplitterName | None, max_tokens: int | None) -> gateway
     if max_tokens is not None:
         Splitting(max_tokens=checked_int(max_tokens, "splitting.max_tokens"))  # raises for one out of bounds
     number = gateway_pb2.SPLITTER_UNSPECIFIED if splitter is None else int(_splitter(splitter))
-    return gateway_pb2.Splitting(splitter=gateway_pb2.Splitter.ValueType(number), max_tokens=max_tokens)
+    return gateway_pb2.Splitting(splitter=gateway_pb2.Splitter.ValueType(number), max_tokens=max_tokens or 0)
 
 
 def _splitter(splitter: SplitterName) -> Splitter:
@@ -282,7 +282,7 @@ def _splitter(splitter: SplitterName) -> Splitter:
     except (KeyError, AttributeError):
         known = ", ".join(each.name.lower() for each in Splitter)
         raise InvalidRequest(
-            f"splitter must be one of {known}, got {splitter!r}",
+            f"splitting.splitter must be one of {known}, got {splitter!r}",
             field="splitting.splitter",
             limit=known,
             actual=str(splitter),

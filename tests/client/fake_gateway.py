@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from spolia.errors import DETAIL_KEY, SpoliaError, detail_of, status_of
+from spolia.errors import DETAIL_KEY, Busy, SpoliaError, detail_of, status_of
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia.v1.gateway_pb2_grpc import GatewayServiceServicer, add_GatewayServiceServicer_to_server
 
@@ -75,11 +75,17 @@ HELLO: list[Step] = [delta("Hé", [5], 0, 0), delta("", [6], 1, 2), delta("llo",
 
 @dataclass
 class FakeGateway(GatewayServiceServicer):
-    """Plays `script` for every Generate, or raises `failure` from every call; remembers what it was asked."""
+    """Plays `script` for every Generate, or raises `failure` from every call; remembers what it was asked.
+
+    `warm_failures` are raised at the document with this text, after the progress of those before it (documents are
+    taken from the last to the first); the first `busy_times` calls to Warm are refused.
+    """
 
     script: list[Step] = field(default_factory=lambda: list(HELLO))
     failure: SpoliaError | None = None
     hang: bool = False
+    warm_failures: dict[str, SpoliaError] = field(default_factory=dict)
+    busy_times: int = 0
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
@@ -98,13 +104,21 @@ class FakeGateway(GatewayServiceServicer):
 
     def Warm(self, request: Any, context: Any) -> Iterator[gateway_pb2.WarmResponse]:
         self._begin(request, context)
+        if self.busy_times:
+            self.busy_times -= 1
+            _abort(context, Busy("full", retry_after_ms=1))
         for index in reversed(range(len(request.documents))):
+            failure = self.warm_failures.get(request.documents[index].text)
+            if failure is not None:
+                _abort(context, failure)
             yield gateway_pb2.WarmResponse(
                 document_index=index,
                 num_tokens=len(request.documents[index].text),
                 size_bytes=100,
                 already_stored=index == 0,
                 elapsed_ms=1.5,
+                num_chunks=3,
+                num_computed_chunks=0 if index == 0 else 2,
             )
 
     def Forget(self, request: Any, context: Any) -> gateway_pb2.ForgetResponse:

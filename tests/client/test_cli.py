@@ -19,7 +19,7 @@ from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta
 
 from spolia import SpoliaError, errors
 from spolia.cli.main import main
-from spolia.v1 import directory_pb2
+from spolia.v1 import directory_pb2, gateway_pb2
 from spolia.version import __version__
 
 
@@ -186,6 +186,93 @@ def test_warm_says_how_much_was_warm_before(spolia: Spolia, page: Path) -> None:
     done = spolia("warm", str(page))
     assert (done.code, done.out) == (0, "")
     assert "warm documents: 1, 1 of them since before; 7 tokens, 100 B" in done.err
+
+
+def test_warm_says_how_much_was_computed_and_how_long_it_took(spolia: Spolia, page: Path) -> None:
+    (page.parent / "other.md").write_text("bb")
+    report = spolia("warm", "--json", str(page.parent)).json
+    assert (report["num_chunks"], report["num_computed_chunks"], report["size_bytes"]) == (6, 2, 200)
+    assert report["elapsed_s"] >= 0
+    assert "2 of 6 chunks computed" in spolia("warm", str(page.parent)).err
+
+
+def corpus(folder: Path, num_files: int) -> Path:
+    for number in range(num_files):
+        (folder / f"{number:03}.md").write_text(f"text {number}")
+    return folder
+
+
+def test_warm_sends_a_large_corpus_in_several_requests(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
+    report = spolia("warm", "--json", str(corpus(tmp_path, 200))).json
+    assert [Path(document["name"]).stem for document in report["documents"]] == [f"{n:03}" for n in range(200)]
+    assert [document["index"] for document in report["documents"]] == list(range(200))
+    sizes = [len(request.documents) for request in gateway.requests]
+    assert (sum(sizes), max(sizes)) == (200, 64)
+
+
+def test_warm_sends_large_documents_in_requests_of_their_own(
+    spolia: Spolia, tmp_path: Path, gateway: FakeGateway
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.md").write_text("x" * (700 << 10))
+    assert spolia("warm", str(tmp_path)).code == 0
+    assert [len(request.documents) for request in gateway.requests] == [1, 1, 1]
+
+
+def test_warm_names_documents_that_fail_and_goes_on_with_the_others(
+    spolia: Spolia, tmp_path: Path, gateway: FakeGateway
+) -> None:
+    gateway.warm_failures["text 17"] = errors.InvalidRequest("document has too many tokens", field="documents[1].text")
+    gateway.warm_failures["text 90"] = errors.Unavailable("no store kept its 7 bytes")
+    (corpus(tmp_path, 100) / "broken.md").write_bytes(b"\xff")
+    done = spolia("warm", "--json", str(tmp_path))
+    assert done.code == 2
+    assert {Path(failure["name"]).stem for failure in done.json["failures"]} == {"017", "090", "broken"}
+    assert (done.json["num_documents"], done.json["num_failed"], done.json["num_untried"]) == (98, 3, 0)
+    for words in ("017.md", "090.md", "document has too many tokens", "no store kept", "broken.md is not UTF-8 text"):
+        assert words in done.err
+    gateway.warm_failures.clear()
+    (tmp_path / "broken.md").write_text("sound")
+    assert spolia("warm", str(tmp_path)).code == 0
+
+
+def test_warm_gives_up_when_the_cluster_fails(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
+    gateway.failure = errors.Unavailable("no prefill node serves model 'tiny' now")
+    done = spolia("warm", str(corpus(tmp_path, 500)))
+    assert done.code == 3
+    assert "no prefill node" in done.err
+    assert "run it again to go on" in done.err
+    assert len(gateway.requests) < 100
+
+
+def test_warm_waits_for_a_busy_gateway(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
+    gateway.busy_times = 3
+    done = spolia("warm", "--json", str(corpus(tmp_path, 3)))
+    assert (done.code, done.json["num_documents"]) == (0, 3)
+
+
+def test_warm_draws_no_bar_where_there_is_no_terminal(spolia: Spolia, page: Path) -> None:
+    assert len(spolia("warm", str(page)).err.splitlines()) == 1
+
+
+def test_warm_with_a_limit_that_no_document_can_have_asks_nobody(
+    spolia: Spolia, tmp_path: Path, gateway: FakeGateway
+) -> None:
+    done = spolia("warm", "--split-max-tokens", "5", str(corpus(tmp_path, 9)))
+    assert (done.code, gateway.requests) == (2, [])
+    assert "splitting.max_tokens" in done.err
+
+
+@pytest.mark.parametrize("command", [["generate", "--document"], ["warm"], ["cache", "forget"]], ids=" ".join)
+def test_a_splitter_reaches_the_gateway(command: list[str], spolia: Spolia, page: Path, gateway: FakeGateway) -> None:
+    assert spolia(*command, str(page)).code == 0
+    assert not gateway.requests[-1].HasField("splitting")
+    done = spolia(*command, str(page), "--splitter", "sentence", "--split-max-tokens", "256")
+    assert done.code == 0
+    assert gateway.requests[-1].splitting == gateway_pb2.Splitting(
+        splitter=gateway_pb2.SPLITTER_SENTENCE, max_tokens=256
+    )
+    assert spolia(*command, str(page), "--splitter", "chapter").code == 2
 
 
 def test_cluster_shows_every_node(spolia: Spolia) -> None:

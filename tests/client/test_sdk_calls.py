@@ -18,6 +18,8 @@ from spolia import (
     MissReason,
     Model,
     ReuseMode,
+    Splitter,
+    SplitterName,
     SpoliaError,
     TierDropped,
     TokenIds,
@@ -176,6 +178,23 @@ def test_a_large_corpus_is_warmed_in_several_messages(call: Call, gateway: FakeG
     warmed = call("warm", (text for text in texts))
     assert [len(request.documents) for request in gateway.requests] == [1, 1, 1, 1, 1]
     assert [w.index for w in warmed] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("splitter", ["sentence", Splitter.SENTENCE])
+@pytest.mark.parametrize("method", ["generate", "warm", "forget"])
+def test_a_splitter_arrives_as_it_was_given(
+    method: str, splitter: SplitterName, call: Call, gateway: FakeGateway
+) -> None:
+    call(method, Document("one"), splitter=splitter, split_max_tokens=256)
+    call(method, Document("one"), split_max_tokens=64)
+    call(method, Document("one"), splitter="document")
+    call(method, Document("one"))
+    chosen = [request.splitting for request in gateway.requests]
+    assert [(each.splitter, each.max_tokens) for each in chosen] == [(3, 256), (0, 64), (1, 0), (0, 0)]
+
+
+def test_a_warmed_document_says_how_many_chunks_it_has(call: Call) -> None:
+    assert [(w.num_chunks, w.num_computed_chunks) for w in call("warm", ["a", "b"])] == [(3, 0), (3, 2)]
 
 
 def test_small_documents_share_a_message(call: Call, gateway: FakeGateway) -> None:

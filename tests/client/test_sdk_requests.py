@@ -92,6 +92,8 @@ def wrong_options() -> list[Any]:
         "force_linked": ("force_linked", ["yes", 1]),
         "no_bos": ("no_bos", ["no", 0]),
         "mode": ("mode", [None, 5, b"exact"]),
+        "splitting.splitter": ("splitter", [5, b"sentence", "chapter", ""]),
+        "splitting.max_tokens": ("split_max_tokens", [1.5, "64", True, 0, 31, 65537, -1]),
         "request_id": ("request_id", [5, b"a", None]),
         "timeout_s": ("timeout_s", ["3", b"3", True, [3]]),
     }

@@ -62,7 +62,7 @@ class CorpusWarmer:
         split_max_tokens: int | None = None,
         on_done: Callable[[str, int], None] = lambda name, num_tokens: None,
     ) -> None:
-        """`on_done` hears of every file once, from any thread but one at a time: its name, and its tokens where it was warmed."""
+        """`on_done` hears of every file once: its name, and its tokens where it was warmed. Never twice at a time."""
         self._client = client
         self._splitter = splitter
         self._split_max_tokens = split_max_tokens
