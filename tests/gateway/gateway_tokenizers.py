@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from spolia_core.tokenizer_files import TokenizerFiles
+from spolia_gateway.tokenizer import PartTokenizer
+
 LINES = ["the stones of one building", "are cut and set again in another", "<s>[user] what was it? [end]", "é€ 漢字"]
 
 
@@ -41,6 +44,11 @@ def sentencepiece_tokenizer(style: str) -> Tokenizer:
     tokenizer.train_from_iterator(LINES[:2], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
+
+
+def parts_tokenizer(tokenizer: Tokenizer) -> PartTokenizer:
+    """A gateway's tokenizer made of one, without a configuration beside it."""
+    return PartTokenizer(TokenizerFiles(json.loads(tokenizer.to_str()), {}))
 
 
 def write_model(folder: Path, tokenizer: Tokenizer, **config: object) -> Path:

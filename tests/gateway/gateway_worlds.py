@@ -175,6 +175,10 @@ def text_request(*texts: str, **changes: Any) -> gateway_pb2.GenerateRequest:
     return gateway_pb2.GenerateRequest(parts=[gateway_pb2.PromptPart(text=text) for text in texts], **changes)
 
 
+def parts_request(*parts: gateway_pb2.PromptPart, **changes: Any) -> gateway_pb2.GenerateRequest:
+    return gateway_pb2.GenerateRequest(parts=parts, **changes)
+
+
 def document_part(text: str, name: str = "") -> gateway_pb2.PromptPart:
     return gateway_pb2.PromptPart(document=gateway_pb2.Document(text=text, name=name))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 
 import pytest
 from gateway_fakes import FINGERPRINT, MODEL, SECRET, record, served_model
-from gateway_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
-from gateway_worlds import document_part, ids_part, text_request
+from gateway_tokenizers import byte_level_tokenizer, parts_tokenizer, sentencepiece_tokenizer
+from gateway_worlds import document_part, ids_part, parts_request, text_request
 
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaError, Unavailable
 from spolia_core.ids import IdSpace
 from spolia_core.reuse import ReuseMode
-from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway.catalog import Model, ModelKey, check_model_name, choose_model, models_of
 from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.generation_request import GenerationRequest
@@ -29,10 +27,6 @@ LIMITS = RequestLimits(max_prompt_bytes=1000, max_documents=2, max_parts=4)
 KEY = ModelKey(MODEL, FINGERPRINT, "float32")
 MODEL_OF = Model(KEY, max_context_tokens=32, vocab_size=320, supports_linked=True, num_nodes=1)
 BOS = 0
-
-
-def parts_tokenizer(tokenizer: Any) -> PartTokenizer:
-    return PartTokenizer(TokenizerFiles(json.loads(tokenizer.to_str()), {}))
 
 
 TOKENIZER = parts_tokenizer(byte_level_tokenizer())
@@ -47,10 +41,6 @@ def built(
 
 def sampled(**values: Any) -> gateway_pb2.GenerateRequest:
     return text_request("the stones", sampling=common_pb2.SamplingParams(**values))
-
-
-def parts_request(*parts: gateway_pb2.PromptPart, **changes: Any) -> gateway_pb2.GenerateRequest:
-    return gateway_pb2.GenerateRequest(parts=parts, **changes)
 
 
 # request, the field to blame, and what its limit and actual must say
