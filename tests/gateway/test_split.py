@@ -275,11 +275,11 @@ def test_no_text_takes_longer_than_its_length(unit: str) -> None:
 
 @pytest.mark.parametrize("splitter", PARTED)
 def test_splitting_is_fast_beside_tokenizing(splitter: Splitter) -> None:
-    """Some 50 … 100 MB/s where it was measured (docs/split.md); a crowded machine may take five times as long."""
+    """Some 35 … 80 MB/s where it was measured (docs/split.md); a crowded machine may take five times as long."""
     document = word_tokens("\n\n".join(paragraphs(9000, seed=2)))
     assert len(document.text) > 4_000_000
     best_s = min(timed(document, splitter) for _ in range(3))
-    assert len(document.text) / best_s > 10e6
+    assert len(document.text) / best_s > 6e6
 
 
 def timed(document: EncodedText, splitter: Splitter) -> float:

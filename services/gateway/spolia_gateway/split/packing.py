@@ -45,8 +45,7 @@ def _chunk_end(
     low = bisect_right(sentence_ends, starts[first + min_tokens - 1])
     high = bisect_right(sentence_ends, starts[first + max_tokens])
     if low < high:
-        best = min(range(low, high), key=lambda i: (_anchor(encoded.text, sentence_ends, i, start), -i))
-        return encoded.token_at(sentence_ends[best])
+        return encoded.token_at(_anchor(encoded.text, sentence_ends, low, high, start))
     if low > 0:  # the next sentence is too long to go in, and what stands before it is short
         end = encoded.token_at(sentence_ends[low - 1])
         if end > first:
@@ -54,7 +53,16 @@ def _chunk_end(
     return first + max_tokens
 
 
-def _anchor(text: str, sentence_ends: Sequence[int], index: int, start: int) -> int:
-    """What a sentence says, as a number: the same wherever it stands and whoever asks."""
-    begin = sentence_ends[index - 1] if index else start
-    return crc32(text[begin : sentence_ends[index]].encode())
+def _anchor(text: str, sentence_ends: Sequence[int], low: int, high: int, start: int) -> int:
+    """Where the sentence ends whose text hashes lowest among `low` … `high`; of equal ones the last.
+
+    What a sentence hashes to is the same wherever it stands and in every process.
+    """
+    lowest, anchor = 1 << 32, 0
+    begin = sentence_ends[low - 1] if low else start
+    for end in sentence_ends[low:high]:
+        value = crc32(text[begin:end].encode())
+        if value <= lowest:
+            lowest, anchor = value, end
+        begin = end
+    return anchor
