@@ -35,9 +35,10 @@ from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from spolia_core.splitting import Splitter, Splitting
 
-DOCUMENT_BATCH_BYTES = 4 << 20
+DOCUMENT_BATCH_BYTES = 1 << 20
 MAX_BATCH_DOCUMENTS = 256
-"""Documents travel in requests of about these sizes, so that a large corpus is no large request."""
+"""Documents travel in requests of about these sizes, so that a large corpus is no large request, and has no more chunks
+than one may have however it is cut."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 

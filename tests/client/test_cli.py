@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,6 +250,24 @@ def test_warm_waits_for_a_busy_gateway(spolia: Spolia, tmp_path: Path, gateway: 
     gateway.busy_times = 3
     done = spolia("warm", "--json", str(corpus(tmp_path, 3)))
     assert (done.code, done.json["num_documents"]) == (0, 3)
+
+
+def test_an_interrupted_warm_ends_its_requests(tmp_path: Path, gateway: FakeGateway) -> None:
+    gateway.hang = True
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spolia.cli.main", "warm", "--address", gateway.address, str(corpus(tmp_path, 300))],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not gateway.requests and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert gateway.caller_gone.wait(PATIENCE_S)
 
 
 def test_warm_draws_no_bar_where_there_is_no_terminal(spolia: Spolia, page: Path) -> None:

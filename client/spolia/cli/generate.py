@@ -117,7 +117,7 @@ def _summary(result: Result) -> str:
         f"{human_bytes(reuse.bytes_moved)} moved"
     )
     if reuse.mode is ReuseMode.LINKED:
-        line += f"\nprofile {reuse.profile}: {counted(reuse.link_tokens_per_chunk, 'link token')} per document"
+        line += f"\nprofile {reuse.profile}: {counted(reuse.link_tokens_per_chunk, 'link token')} per chunk"
         line += "; it forbids linked, which was forced" if reuse.forced else ""
     return line + "".join(
         f"\nmissed {counted(m.num_tokens, 'token')} of a {m.kind.name.lower()} chunk: "
