@@ -286,7 +286,7 @@ def _splitter(splitter: SplitterName) -> Splitter:
             f"splitting.splitter must be one of {known}, got {splitter!r}",
             field="splitting.splitter",
             limit=known,
-            actual=str(splitter),
+            actual=str(splitter) or "''",
         ) from None
 
 
