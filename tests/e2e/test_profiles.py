@@ -104,7 +104,8 @@ def test_forced_answers_equal_one_process_with_the_same_sinks_and_name_the_profi
     assert any(node.startswith("prefill") for node in reuse.nodes), reuse
     warm = linked(asking, force_linked=True)
     num_equal(expected, warm.token_ids)
-    assert warm.reuse.num_reused_tokens == len(FIRST) + len(SECOND) - 4
+    # The same prompt again: its link tokens are known too.
+    assert warm.reuse.num_reused_tokens == len(FIRST) + len(SECOND)
 
 
 def test_warmed_documents_are_found_under_the_profiles_recipe(asking: Client) -> None:
@@ -142,7 +143,7 @@ def test_the_command_line_says_it_in_words(forbidding: Forbidding, capsys: pytes
     assert exit_code_of(asked) == 1
     assert name in capsys.readouterr().err
     assert exit_code_of([*asked, "--force-linked"]) == 0
-    assert f"profile {name}: 2 link tokens per document; it forbids linked, which was forced" in capsys.readouterr().err
+    assert f"profile {name}: 2 link tokens per chunk; it forbids linked, which was forced" in capsys.readouterr().err
 
 
 def test_another_models_profile_stops_the_start_by_name(tiny: Path, tmp_path: Path) -> None:
