@@ -2,8 +2,8 @@
 
 **Counted.** Matrix products: 2 · rows · in · out operations; weights, inputs and outputs once each as bytes. Attention:
 4 · query heads · pairs · head size operations, a pair being a row and a key it may see; queries, outputs, keys and
-values once as bytes. Everything else (norms, rotation of queries and keys, activation, residual sums, embedding, keeping the
-rows' KV) as bytes read and written, nothing for its arithmetic.
+values once as bytes. Everything else (norms, rotation of queries and keys, activation, residual sums, embedding,
+keeping the rows' KV) as bytes read and written, nothing for its arithmetic.
 
 **Not counted**, since another implementation might do without: merging partials, rotating queries once per reused
 fragment, Python, scheduling, messages, sampling. So the floor is of this model on this hardware, not of this system.

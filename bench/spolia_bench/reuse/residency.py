@@ -52,7 +52,7 @@ class Residency:
 
     def to_store(self, ids: Sequence[bytes]) -> None:
         """Waits until the store has them, and drops them from both nodes."""
-        self._wait(lambda: None not in self._tiers(ids), "the store to have every chunk")
+        self._wait_until_stored(ids)
         self._decode.Drop(DropRequest(tenant_id=TENANT, chunk_ids=ids), timeout=CALL_S)
         self._prefill.Drop(PrefillServiceDropRequest(tenant_id=TENANT, chunk_ids=ids), timeout=CALL_S)
 
@@ -67,6 +67,11 @@ class Residency:
         self._wait(lambda: set(self._tiers(ids)) == {TIER_DISK}, "every chunk to be on disk only")
         self._filler_id = info.chunk_id
 
+    def forget_stored(self, ids: Sequence[bytes]) -> None:
+        """Drops chunks from the store alone, once they are there: they take none of its memory from the next ones."""
+        self._wait_until_stored(ids)
+        self._store.Delete(DeleteRequest(tenant_id=TENANT, chunk_ids=ids), timeout=CALL_S)
+
     def make_room(self) -> None:
         """Takes back what `to_disk` filled the store's memory with."""
         self._store.Delete(DeleteRequest(tenant_id=FILLER_TENANT, chunk_ids=[self._filler_id]), timeout=CALL_S)
@@ -76,6 +81,9 @@ class Residency:
         request = LookupRequest(tenant_id=TENANT, chunk_ids=ids, ignore_cost=True)
         entries = self._store.Lookup(request, timeout=CALL_S).entries
         return [entry.tier if entry.HasField("info") else None for entry in entries]
+
+    def _wait_until_stored(self, ids: Sequence[bytes]) -> None:
+        self._wait(lambda: None not in self._tiers(ids), "the store to have every chunk")
 
     def _wait(self, is_so: Callable[[], bool], what: str) -> None:
         deadline_s = time.monotonic() + WAIT_S

@@ -1,8 +1,8 @@
 """Time to first token, a row per source of KV, all of one run and by turns.
 
 Each round: fresh documents, asked EXACT (unseen), EXACT again, LINKED (unknown), and then LINKED in a new order each
-time, from the linking node, from the store's memory, and from its disk. Rates of the floor, and transformers' own prefill of
-the same prompt, are measured between the rounds.
+time, from the linking node, from the store's memory, and from its disk. Rates of the floor, and transformers' own
+prefill of the same prompt, are measured between the rounds.
 """
 
 from __future__ import annotations
@@ -128,11 +128,13 @@ class Rounds:
         self._residency.to_disk(ids)
         yield LINKED_DISK, self._ask(LINKED_DISK, asked.shuffled(self._rng))
         self._residency.make_room()
+        self._residency.forget_stored(ids)
 
     def _ask_long(self, *, is_first: bool) -> Result:
         assert self._long_prompt is not None
         if is_first:
             self._ask(LINKED_COLD, self._long_prompt)
+            self._residency.forget_stored(self._residency.ids_of(self._long_prompt.documents))
         return self._ask(LINKED, self._long_prompt.shuffled(self._rng))
 
     def _ask(self, way: Way, asked: Asked) -> Result:
