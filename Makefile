@@ -32,7 +32,7 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## Every benchmark, each ending in one JSON line (REUSE_ARGS, STORE_ARGS, CHAOS_ARGS).
+bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
 	$(BIN)/spolia bench store $(STORE_ARGS)
 	$(BIN)/spolia bench store --chaos $(CHAOS_ARGS)

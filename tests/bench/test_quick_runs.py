@@ -1,0 +1,63 @@
+"""Both benches, small, from the command line to the JSON line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+@pytest.mark.slow
+def test_a_quick_reuse_run_has_every_figure(tmp_path: Path) -> None:
+    """Each row checks its own sources and bytes, so that it ends well says that every path was taken."""
+    demo = str(ROOT / "models" / "demo")
+    record = run(tmp_path, "spolia_bench.reuse", "--quick", "--json", "--demo-model", demo, "--out", "out.json")
+    expected = {
+        "ratio_full_over_linked",
+        "ratio_full_over_linked_remote",
+        "ratio_full_over_linked_disk",
+        "floor_ms",
+        "ttft_over_floor",
+        "growth_4_to_8",
+        "throughput_ratio_vs_prefix",
+        "loop_linked_ttft_p99_ms",
+        "ttft_transformers_ms",
+        "demo_ttft_linked_ms",
+        "demo_nll_increase_nats",
+    }
+    assert expected <= record.keys()
+    assert record["floor_ms"] > 0
+    assert record["setup"]["quick"] is True
+    assert {"cpu", "commit"} <= record["environment"].keys()
+    assert json.loads((tmp_path / "out.json").read_text()) == record
+
+
+@pytest.mark.slow
+def test_a_replay_finds_the_prefixes_that_are_there(tmp_path: Path) -> None:
+    requests = [
+        {"timestamp": 400 * i, "input_length": 1024, "output_length": 32, "hash_ids": [0, 1 + i % 2]} for i in range(4)
+    ]
+    (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps(request) for request in requests))
+    flags = ["--trace", "trace.jsonl", "--kind", "mooncake", "--token-factor", "2", "--shape", "llama-tiny-random"]
+    record = run(tmp_path, "spolia_bench.replay", *flags, "--stretch", "2", "--json")
+    assert record["requests"] == 4
+    assert record["failures"] == {}
+    # 512 tokens each: nothing, a half, and twice all but the last block of the cache.
+    assert record["ideal_hit_rate"] == round((256 + 511 + 511) / 2048, 4)
+    assert record["ideal_hit_rate_in_prefix_chunks"] == round((256 + 384 + 384) / 2048, 4)
+    assert record["hit_rate"] == pytest.approx(record["ideal_hit_rate_in_prefix_chunks"], abs=0.001)
