@@ -51,8 +51,8 @@ def _round(system: System, tokenizer: Tokenizer, rng: random.Random) -> tuple[Re
     full = ask(asked, ReuseMode.EXACT)
     if full.reuse.num_reused_tokens:
         raise RuntimeError(f"new documents were reused: {dict(full.reuse.sources)}")
-    ask(asked, ReuseMode.LINKED)
-    linked = [ask(asked.shuffled(rng), ReuseMode.LINKED) for _ in range(REPEATS_PER_ROUND)]
+    orders = [asked.led_by(number, rng) for number in range(1, REPEATS_PER_ROUND + 2)]
+    linked = [ask(order, ReuseMode.LINKED) for order in orders][1:]
     for result in linked:
         expected = NUM_DOCUMENTS * (DOCUMENT_TOKENS - 2 - result.reuse.link_tokens_per_chunk)
         if result.reuse.sources.get(TokenSource.DEVICE, 0) < expected or result.reuse.bytes_moved:

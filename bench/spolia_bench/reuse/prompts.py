@@ -21,9 +21,14 @@ class Asked:
         """As a client gives them."""
         return [*self.documents, self.question]
 
-    def shuffled(self, rng: random.Random) -> Asked:
-        """The same in another order."""
-        return Asked(tuple(rng.sample(self.documents, len(self.documents))), self.question)
+    def led_by(self, number: int, rng: random.Random) -> Asked:
+        """The same in a random order behind document `number` (counted round and round).
+
+        Prompts of different heads have no exact prefix in common, and no linked chunk: what they share is documents.
+        """
+        head = self.documents[number % len(self.documents)]
+        rest = [document for document in self.documents if document is not head]
+        return Asked((head, *rng.sample(rest, len(rest))), self.question)
 
 
 def fresh(num_documents: int, document_bytes: int, question_bytes: int, rng: random.Random) -> Asked:

@@ -1,8 +1,8 @@
 """Time to first token, a row per source of KV, all of one run and by turns.
 
-Each round: fresh documents, asked EXACT (unseen), EXACT again, LINKED (unknown), and then LINKED in a new order each
-time, from the linking node, from the store's memory, and from its disk. Rates of the floor, and transformers' own
-prefill of the same prompt, are measured between the rounds.
+Each round: fresh documents, asked EXACT (unseen), EXACT again, LINKED (unknown), and then LINKED in a new order behind
+another document each time, from the linking node, from the store's memory, and from its disk. Rates of the floor, and
+transformers' own prefill of the same prompt, are measured between the rounds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from spolia import Result
@@ -82,6 +83,7 @@ class Rounds:
         self._rng = random.Random(options.seed)
         self._results: dict[str, list[Result]] = {}
         self._long: list[Result] = []
+        self._num_long = 0
         self._transformers_ms: list[float] = []
         wanted = options.sections
         self._transformers = TransformersPrefill(model, options.threads) if "transformers" in wanted else None
@@ -119,14 +121,15 @@ class Rounds:
     def _ask_all(self, asked: Asked) -> Iterable[tuple[Way, Result]]:
         yield FULL, self._ask(FULL, asked)
         yield PREFIX, self._ask(PREFIX, asked)
-        yield LINKED_COLD, self._ask(LINKED_COLD, asked)
+        orders = (asked.led_by(number, self._rng) for number in count(1))
+        yield LINKED_COLD, self._ask(LINKED_COLD, next(orders))
         for _ in range(RESIDENT_PER_ROUND):
-            yield LINKED, self._ask(LINKED, asked.shuffled(self._rng))
+            yield LINKED, self._ask(LINKED, next(orders))
         ids = self._residency.ids_of(asked.documents)
         self._residency.to_store(ids)
-        yield LINKED_REMOTE, self._ask(LINKED_REMOTE, asked.shuffled(self._rng))
+        yield LINKED_REMOTE, self._ask(LINKED_REMOTE, next(orders))
         self._residency.to_disk(ids)
-        yield LINKED_DISK, self._ask(LINKED_DISK, asked.shuffled(self._rng))
+        yield LINKED_DISK, self._ask(LINKED_DISK, next(orders))
         self._residency.make_room()
         self._residency.forget_stored(ids)
 
@@ -135,7 +138,8 @@ class Rounds:
         if is_first:
             self._ask(LINKED_COLD, self._long_prompt)
             self._residency.forget_stored(self._residency.ids_of(self._long_prompt.documents))
-        return self._ask(LINKED, self._long_prompt.shuffled(self._rng))
+        self._num_long += 1
+        return self._ask(LINKED, self._long_prompt.led_by(self._num_long, self._rng))
 
     def _ask(self, way: Way, asked: Asked) -> Result:
         result = self._generate(way, asked)
@@ -157,10 +161,10 @@ class Rounds:
         return transformers.ttft_ms([transformers.bos_token_id, *tokens])
 
     def _passes(self, linked: Result) -> list[Pass]:
-        counts = [self._options.documents]
+        numbers = [self._options.documents]
         if self._long_prompt is not None:
-            counts.append(self._options.growth_documents)
-        return [self._link_pass(count, linked) for count in counts]
+            numbers.append(self._options.growth_documents)
+        return [self._link_pass(number, linked) for number in numbers]
 
     def _link_pass(self, num_documents: int, linked: Result) -> Pass:
         options = self._options
@@ -194,22 +198,22 @@ class Rounds:
     def _report_growth(self, report: Report) -> None:
         options, linked = self._options, self._results["linked"]
         table = Table(("documents", "TTFT ms, resident", "floor ms", "products ms", "attention ms", "TTFT ÷ floor"))
-        for count, results in ((options.documents, linked), (options.growth_documents, self._long)):
+        for number, results in ((options.documents, linked), (options.growth_documents, self._long)):
             sample = Sample(tuple(r.ttft_ms for r in results))
-            floor = self._machine.floor(self._link_pass(count, linked[-1]))
+            floor = self._machine.floor(self._link_pass(number, linked[-1]))
             table.rows.append(
                 (
-                    str(count),
+                    str(number),
                     str(sample),
                     *(f"{ms:.0f}" for ms in (floor.total_ms, floor.matmul_ms, floor.attention_ms)),
                     f"{sample.median_ms / floor.total_ms:.2f}",
                 )
             )
             report.figures |= {
-                f"growth_{count}_ttft_ms": round(sample.median_ms, 2),
-                f"growth_{count}_floor_ms": round(floor.total_ms, 2),
-                f"growth_{count}_floor_matmul_ms": round(floor.matmul_ms, 2),
-                f"growth_{count}_floor_attention_ms": round(floor.attention_ms, 2),
+                f"growth_{number}_ttft_ms": round(sample.median_ms, 2),
+                f"growth_{number}_floor_ms": round(floor.total_ms, 2),
+                f"growth_{number}_floor_matmul_ms": round(floor.matmul_ms, 2),
+                f"growth_{number}_floor_attention_ms": round(floor.attention_ms, 2),
             }
         few, many = options.documents, options.growth_documents
         name = f"growth_{few}_to_{many}"

@@ -169,7 +169,8 @@ class _Bringing:
         self._parts.arrivals.end(chunk.chunk_id)
         self._parts.thread.look_again()
         seconds = batch.end()
-        if seconds is not None and batch.num_bytes:
+        # What was compiled for this request comes while others are computed: that says little of the way itself.
+        if seconds is not None and batch.num_bytes and self._gathered.way(chunk.chunk_id) is Way.FETCH:
             self._parts.costs.fetched(tier, batch.num_bytes, seconds)
 
     # From prefill nodes

@@ -15,6 +15,9 @@ from spolia_core.reuse import TokenSource
 
 DECAY = 0.9
 """Weight of an observation against the next one: about the last ten count."""
+GATE_MARGIN = 1.5
+"""How much slower a fetch has to look than computing: times vary by tens of percent, and what computes keeps the engine
+from others while a fetch does not."""
 FETCH_EXPIRES_S = 30.0
 """After so long without a fetch from a tier its cost is unknown again: one that was slow may have recovered."""
 
@@ -68,7 +71,7 @@ class Comparison:
     @property
     def is_fetch_slower(self) -> bool:
         """Whether the chunk had better be computed."""
-        return self.fetch_s > self.compute_s
+        return self.fetch_s > GATE_MARGIN * self.compute_s
 
 
 class NodeCosts:
