@@ -7,6 +7,8 @@ from pathlib import Path
 
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
+DEFAULT_SLICE_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class WorkerConfig(NodeConfig):
@@ -34,7 +36,7 @@ class WorkerConfig(NodeConfig):
     block_size: int = setting(16, "Tokens per block of the pool's ledger.", check=at_least(1))
     threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
     slice_tokens: int = setting(
-        512,
+        DEFAULT_SLICE_TOKENS,
         "Tokens of a prompt computed at a time: others wait for one such slice at most. Fewer lose throughput.",
         check=at_least(16),
     )

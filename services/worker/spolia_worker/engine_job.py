@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class WorkKind(Enum):
+    """What the engine does; the values are label values of metrics."""
+
+    FUNCTION = "function"
+    """Anything short that is no job."""
+    COMPILE = "compile"
+    """A chunk on its own."""
+    CONTEXT = "context"
+    """A prompt, or what a prefix leaves of it."""
+    LINK = "link"
+    """A prompt over reused chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +26,4 @@ class EngineJob:
     tenant_id: str
     num_tokens: int
     """Rows it will compute in all."""
+    kind: WorkKind = WorkKind.CONTEXT

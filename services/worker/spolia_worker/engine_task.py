@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from spolia_engine.steps import Pause, Steps
-from spolia_worker.engine_job import EngineJob
+from spolia_engine.steps import Steps
+from spolia_worker.engine_job import EngineJob, WorkKind
+from spolia_worker.schedule import ReadyJob
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -19,8 +21,14 @@ class Task:
     discard: Callable[[Any], None] | None
     skip: Callable[[], None] | None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    queued_at: float = field(default_factory=time.monotonic)
     begun: bool = False
     abandoned: bool = False
+
+    @property
+    def kind(self) -> WorkKind:
+        """What it is, for metrics."""
+        return WorkKind.FUNCTION
 
     def refuse(self, error: BaseException) -> None:
         """It will not begin."""
@@ -62,14 +70,45 @@ class StepsTask(Task):
 
     steps: Steps[Any]
     job: EngineJob
-    pause: Pause | None = None
-    """Where it stopped last."""
+    num_computed: int = 0
+    """Tokens, up to the pause it stands at."""
+    ready: Callable[[], bool] | None = None
+    """What it waits for, if anything."""
+    ready_since: float = field(default_factory=time.monotonic)
+    """When it last ran, came, or had its data."""
 
-    def can_go_on(self) -> bool:
+    @property
+    def kind(self) -> WorkKind:
+        """What it is, for metrics."""
+        return self.job.kind
+
+    @property
+    def tokens_left(self) -> int:
+        """What it will still compute, by what was said of it."""
+        return max(0, self.job.num_tokens - self.num_computed)
+
+    def as_ready(self, now: float) -> ReadyJob:
+        """How the scheduler sees it."""
+        return ReadyJob(self.job.tenant_id, self.tokens_left, now - self.ready_since, self.begun)
+
+    def can_go_on(self, now: float) -> bool:
         """Whether what it waits for is here."""
-        if self.pause is None or self.pause.ready is None:
-            return True
-        try:
-            return self.pause.ready()
-        except Exception:  # the work asks too, and fails with it
-            return True
+        if self.ready is not None and _holds(self.ready):
+            self.ready = None
+            self.ready_since = now
+        return self.ready is None
+
+    def advance(self) -> int:
+        """Runs it to its next pause; how many tokens that was. At its end raises `StopIteration` with the result."""
+        pause = next(self.steps)
+        self.ready = pause.ready
+        self.ready_since = time.monotonic()
+        self.num_computed += pause.num_tokens
+        return pause.num_tokens
+
+
+def _holds(ready: Callable[[], bool]) -> bool:
+    try:
+        return ready()
+    except Exception:  # the work asks too, and fails with it
+        return True

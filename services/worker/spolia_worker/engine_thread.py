@@ -3,7 +3,8 @@
 event loop ── run(fn), run_steps(steps) ──▶ queue ──▶ thread: a turn of work, a background step, a turn of work, …
            ◀───────────── future ───────────────┘
 
-A turn is one function; where none waits, it is one job's work up to its next pause.
+A turn is one function; where none waits, it is slices of jobs, each chosen anew (`schedule.py`), until the turn's
+tokens are spent.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
 from spolia_engine.steps import Steps
+from spolia_worker.config import DEFAULT_SLICE_TOKENS
 from spolia_worker.engine_job import EngineJob
+from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_task import FunctionTask, StepsTask
+from spolia_worker.schedule import ServedTokens, choose
 
 T = TypeVar("T")
 
@@ -30,8 +34,19 @@ class EngineThread:
     functions or the closing of steps: any of them doing so ends the thread, which `is_stalled` tells.
     """
 
-    def __init__(self, name: str, background: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        background: Callable[[], bool] | None = None,
+        *,
+        turn_tokens: int = DEFAULT_SLICE_TOKENS,
+        metrics: EngineMetrics | None = None,
+    ) -> None:
+        """`turn_tokens`: what jobs may compute in one turn, so that short ones share it; a single slice may be more."""
         self._background = background
+        self._turn_tokens = turn_tokens
+        self._metrics = metrics
+        self._served = ServedTokens()
         self._functions: deque[FunctionTask] = deque()
         self._jobs: list[StepsTask] = []
         self._wake = threading.Condition()
@@ -190,33 +205,57 @@ class EngineThread:
             return not self._stopping
 
     def _turn(self) -> None:
-        self._close_abandoned()
-        if (function := self._next_function()) is not None:
+        function = self._next_function()
+        if function is not None:
             self._execute(function)
-        elif (job := self._next_job()) is not None:
-            self._advance(job)
-        else:
+        elif not self._run_jobs():
             return  # nothing is left, or all that is waits: the next look is when somebody says so
         self._look = True
 
+    def _run_jobs(self) -> bool:
+        """Runs slices until the turn's tokens are spent; whether it ran any."""
+        spent = 0
+        while (task := self._next_job()) is not None:
+            if spent and spent + min(task.tokens_left, self._turn_tokens) > self._turn_tokens:
+                break
+            if not self._begin(task):
+                continue
+            spent += max(1, self._advance(task))
+            # Work that stops to wait may have run for as long as a slice and not say so.
+            if task.ready is not None or self._functions or self._stopping:
+                break
+        return spent > 0
+
     def _next_function(self) -> FunctionTask | None:
         with self._wake:
-            if not self._functions:
-                return None
-            task = self._functions.popleft()
-            task.begun = True
-            return task
+            task = self._functions.popleft() if self._functions else None
+        if task is not None:
+            self._begin(task)
+        return task
 
     def _next_job(self) -> StepsTask | None:
+        """The job whose turn it is; closes those that nobody waits for."""
         with self._wake:
             jobs = list(self._jobs)
+        for task in jobs:
+            if task.abandoned and task.begun:
+                self._close(task)
+        now = time.monotonic()
         # Outside the lock: `ready` may take one that is held where `look_again` is called.
-        chosen = next((task for task in jobs if task.can_go_on()), None)
+        ready = [task for task in jobs if not task.abandoned and task.can_go_on(now)]
+        self._served.activate({task.job.tenant_id for task in ready})
+        return ready[choose([task.as_ready(now) for task in ready], self._served)] if ready else None
+
+    def _begin(self, task: FunctionTask | StepsTask) -> bool:
+        """Marks work that is about to run; False for a job that its caller gave up just now."""
         with self._wake:
-            if chosen is None or chosen not in self._jobs:
-                return None
-            chosen.begun = True
-            return chosen
+            if isinstance(task, StepsTask) and task.abandoned:
+                return False
+            is_first = not task.begun
+            task.begun = True
+        if is_first and self._metrics:
+            self._metrics.began(task.kind, time.monotonic() - task.queued_at)
+        return True
 
     def _execute(self, task: FunctionTask) -> None:
         self._busy_since = time.monotonic()
@@ -229,18 +268,24 @@ class EngineThread:
         else:
             self._end(task, result, None)
 
-    def _advance(self, task: StepsTask) -> None:
-        """Runs a job to its next pause, or its end."""
+    def _advance(self, task: StepsTask) -> int:
+        """Runs a job to its next pause, or its end; how many tokens that was."""
         self._busy_since = time.monotonic()
+        num_tokens = 0
         try:
-            task.pause = next(task.steps)
+            num_tokens = task.advance()
         except StopIteration as end:
+            num_tokens = task.tokens_left
             self._end(task, end.value, None)
         except BaseException as caught:  # delivered to the caller, whatever it is
             self._end(task, None, caught)
         else:
             if task.abandoned:
                 self._close(task)
+        self._served.serve(task.job.tenant_id, num_tokens)
+        if self._metrics:
+            self._metrics.computed(task.kind, task.job.tenant_id, num_tokens)
+        return num_tokens
 
     def _end(self, task: FunctionTask | StepsTask, result: object, error: BaseException | None) -> None:
         with self._wake:
@@ -250,12 +295,6 @@ class EngineThread:
             task.drop(result, error)
         else:
             task.post(result, error)
-
-    def _close_abandoned(self) -> None:
-        with self._wake:
-            abandoned = [task for task in self._jobs if task.abandoned]
-        for task in abandoned:
-            self._close(task)
 
     def _close(self, task: StepsTask) -> None:
         with self._wake:
