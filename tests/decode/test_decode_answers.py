@@ -190,7 +190,7 @@ async def test_concurrent_requests_share_one_arrival_of_each_chunk(
     await world.store()
     prefill = await world.prefill()
     decode = await world.decode()
-    compiles = count_calls(monkeypatch, prefill.engine, "compile")
+    compiles = count_calls(monkeypatch, prefill.engine, "compile_steps")
     documents = [doc(40, seed) for seed in range(4)]
     prompts = [[tokens(2), documents[i % 4], documents[(i + 1) % 4], tokens(5, i)] for i in range(8)]
     answers = await asyncio.gather(*(ask(decode, parts, GREEDY, LINKED) for parts in prompts))

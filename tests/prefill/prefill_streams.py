@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from tiny_cluster import TENANT, WAIT_S, Doc, ids_of
 
@@ -16,12 +17,14 @@ from spolia.v1.prefill_pb2 import (
     CompileWork,
     ContextWork,
     LayerAck,
+    LiveKvHeader,
     PrefillCancel,
     PrefillRequest,
     PrefillResponse,
     PrefillStart,
 )
 from spolia.v1.prefill_pb2_grpc import PrefillServiceStub
+from spolia_core.digests import digest
 from spolia_node.calls import call_errors
 from spolia_prefill.node import PrefillNode
 
@@ -49,7 +52,8 @@ def compile_work(node: PrefillNode, documents: Sequence[Doc], inline: Sequence[D
 def context_work(token_ids: Sequence[int], num_cached: int = 0, **fields: Any) -> ContextWork:
     """A context to prefill, its first token drawn greedily."""
     sampling = SamplingParams(max_tokens=4, seed=0, top_p=1.0)
-    return ContextWork(**{"token_ids": token_ids, "num_cached_tokens": num_cached, "sampling": sampling, **fields})
+    good = {"token_ids": token_ids, "num_cached_tokens": num_cached, "sampling": sampling, "accepts_slices": True}
+    return ContextWork(**{**good, **fields})
 
 
 @asynccontextmanager
@@ -92,27 +96,61 @@ async def leave(call: Any, how: str) -> None:
     assert caught.value.code() is grpc.StatusCode.CANCELLED
 
 
-async def acknowledge(call: Any, layers: Sequence[int]) -> None:
-    """Acknowledges layers."""
+async def acknowledge(call: Any, layers: Sequence[int], slice_index: int = 0) -> None:
+    """Acknowledges layers of a slice."""
     for layer in layers:
-        await call.write(PrefillRequest(ack=LayerAck(layer=layer)))
+        await call.write(PrefillRequest(ack=LayerAck(layer=layer, slice=slice_index)))
 
 
 async def whole(node: PrefillNode, start: PrefillStart) -> list[PrefillResponse]:
     """All responses to a start message, every layer acknowledged as it ends. Raises what the node raised."""
     responses: list[PrefillResponse] = []
     shape = node.engine.adapter.kv_shape
+    slices: list[int] = []
     num_received = 0
     async with streaming(node, start) as call:
         while (response := await call.read()) is not grpc.aio.EOF:
             responses.append(response)
+            if response.HasField("live_header"):
+                slices = slices_of(response)
             if response.HasField("layer_frame"):
-                num_received += len(response.layer_frame.frame.data)
-                if num_received == shape.layer_bytes(_num_live(start)):
-                    await acknowledge(call, [response.layer_frame.layer])
+                piece = response.layer_frame
+                num_received += len(piece.frame.data)
+                if num_received == shape.layer_bytes(slices[piece.slice]):
+                    await acknowledge(call, [piece.layer], piece.slice)
                     num_received = 0
     return responses
 
 
-def _num_live(start: PrefillStart) -> int:
-    return len(start.context.token_ids) - start.context.num_cached_tokens
+def slices_of(header: PrefillResponse) -> list[int]:
+    """Tokens of each slice that a header announces."""
+    return list(header.live_header.slice_tokens) or [header.live_header.num_tokens]
+
+
+def layers_of(responses: Sequence[PrefillResponse]) -> list[bytes]:
+    """Bytes of each layer over all slices; slices and layers in order, offsets without gaps, digests right."""
+    header = next(response for response in responses if response.HasField("live_header"))
+    slices, num_layers = slices_of(header), header.live_header.num_layers
+    pieces: list[bytearray] = []
+    for response in responses:
+        if response.HasField("layer_frame"):
+            piece = response.layer_frame
+            if piece.frame.offset == 0:
+                pieces.append(bytearray())
+            assert (piece.slice, piece.layer) == divmod(len(pieces) - 1, num_layers)
+            assert piece.frame.offset == len(pieces[-1])
+            assert digest(piece.frame.data) == piece.frame.digest
+            pieces[-1] += piece.frame.data
+    assert len(pieces) == len(slices) * num_layers
+    return [_joined(pieces[layer::num_layers], slices, header.live_header) for layer in range(num_layers)]
+
+
+def _joined(pieces: Sequence[bytearray], slices: Sequence[int], header: LiveKvHeader) -> bytes:
+    """One layer of consecutive slices, K then V of all tokens; float32."""
+    keys, values = [], []
+    for piece, num_tokens in zip(pieces, slices, strict=True):
+        numbers = np.frombuffer(piece, np.float32)
+        num_key = header.num_kv_heads * num_tokens * header.head_dim
+        keys.append(numbers[:num_key].reshape(header.num_kv_heads, num_tokens, header.head_dim))
+        values.append(numbers[num_key:].reshape(header.num_kv_heads, num_tokens, header.v_dim))
+    return np.concatenate(keys, 1).tobytes() + np.concatenate(values, 1).tobytes()

@@ -35,6 +35,7 @@ from spolia.v1.prefill_pb2 import (
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.digests import digest
 from spolia_core.errors import Busy, InvalidRequest, NotSupported, SpoliaError, Unavailable
+from spolia_engine.steps import Pause, Steps
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.objects import ObjectKey
 from spolia_prefill.node import PrefillNode
@@ -117,7 +118,7 @@ async def test_a_chunk_named_twice_is_one_chunk(world: World) -> None:
 async def test_nodes_and_requests_compute_each_chunk_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.store()
     nodes = [await world.prefill(), await world.prefill()]
-    calls = [count_calls(monkeypatch, node.engine, "compile") for node in nodes]
+    calls = [count_calls(monkeypatch, node.engine, "compile_steps") for node in nodes]
     documents = [doc(30 + i, i) for i in range(10)]
     answers = await asyncio.gather(*(compiled(nodes[i % 2], documents[i % 3 :]) for i in range(12)))
     assert sum(map(len, calls)) == len(documents)
@@ -188,11 +189,12 @@ async def test_an_engine_that_fails_fails_the_job_and_frees_its_claims(
     await world.store()
     node = await world.prefill()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object) -> Steps[None]:
+        yield Pause(1)
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(node.engine, "compile", fail)
+        patch.setattr(node.engine, "compile_steps", fail)
         with pytest.raises(SpoliaError):
             await compiled(node, DOCUMENTS)
     await world.nothing_held()

@@ -8,34 +8,18 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from prefill_streams import acknowledge, context_work, leave, read_until, start_of, streaming, whole
+from prefill_streams import acknowledge, context_work, layers_of, leave, read_until, start_of, streaming, whole
 from tiny_cluster import NUM_LAYERS, World, ask, eventually, held_engine, is_idle, tokens
 
 from spolia.errors import error_from_rpc
-from spolia.v1.prefill_pb2 import PrefillResponse
-from spolia_core.digests import digest
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
+from spolia_prefill.handoff import LayerStream
 
 PROMPT = tokens(552)
-
-
-def layers_of(responses: list[PrefillResponse]) -> list[bytes]:
-    """Bytes of each layer; layers in order, offsets without gaps, digests right."""
-    layers: list[bytearray] = []
-    for response in responses:
-        if response.HasField("layer_frame"):
-            frame = response.layer_frame.frame
-            if frame.offset == 0:
-                layers.append(bytearray())
-            assert response.layer_frame.layer == len(layers) - 1
-            assert frame.offset == len(layers[-1])
-            assert digest(frame.data) == frame.digest
-            layers[-1] += frame.data
-    return [bytes(layer) for layer in layers]
 
 
 def expected_layers(world: World, token_ids: list[int], first: int) -> tuple[list[bytes], int]:
@@ -103,22 +87,34 @@ async def test_a_replayed_draw_is_that_of_its_index(world: World) -> None:
         assert responses[-2].first_token.token_id == answer[index]
 
 
+class Held:
+    """Holds the engine up once it has computed a layer, as often as asked; says which layers it came to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.seen: list[tuple[int, int]] = []
+        """First position of the slice, and layer."""
+        self._at = at
+        self._gate = threading.Event()
+        original = LayerStream.layer_done
+
+        def held(stream: LayerStream, run: Run, layer: int) -> None:
+            self.seen.append((run.rope_base, layer))
+            original(stream, run, layer)
+            if len(self.seen) == self._at:
+                assert self._gate.wait(20)
+
+        monkeypatch.setattr(LayerStream, "layer_done", held)
+
+    def release(self) -> None:
+        self._gate.set()
+
+
 async def test_layers_leave_while_later_ones_are_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     node = await world.prefill()
-    gate, original = threading.Event(), node.engine.exact_context
-
-    def pausing(token_ids: object, prefix: object, on_layer: object) -> object:
-        def wait_after_first(run: object, layer: int) -> None:
-            on_layer(run, layer)  # type: ignore[operator]  # as the method that it stands for
-            if layer == 0:
-                assert gate.wait(20)
-
-        return original(token_ids, prefix, wait_after_first)  # type: ignore[arg-type]  # as the method that it stands for
-
-    monkeypatch.setattr(node.engine, "exact_context", pausing)
-    async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:
+    held = Held(monkeypatch, 1)
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
         await read_until(call, "layer_frame")  # or it would never come
-        gate.set()
+        held.release()
         await read_until(call, "done")
         await acknowledge(call, range(NUM_LAYERS))
         assert await call.read() is grpc.aio.EOF
@@ -126,7 +122,7 @@ async def test_layers_leave_while_later_ones_are_computed(world: World, monkeypa
 
 async def test_missing_acknowledgements_end_the_lease_and_free_the_memory(world: World) -> None:
     node = await world.prefill(ack_lease_s=0.3)
-    async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
         await read_until(call, "done")
         assert not is_idle(node.engine.pool)
         await acknowledge(call, range(NUM_LAYERS - 1))
@@ -140,7 +136,7 @@ async def test_missing_acknowledgements_end_the_lease_and_free_the_memory(world:
 
 async def test_live_kv_is_held_until_the_last_acknowledgement_and_no_longer(world: World) -> None:
     node = await world.prefill()
-    async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
         await read_until(call, "done")
         await acknowledge(call, [2, 0])  # in any order
         assert not is_idle(node.engine.pool)
@@ -172,24 +168,13 @@ async def test_a_caller_that_goes_leaves_nothing(world: World, when: str, how: s
 
 async def test_a_pass_nobody_waits_for_ends_at_its_next_layer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     node = await world.prefill()
-    gate, seen, original = threading.Event(), [], node.engine.exact_context
-
-    def pausing(token_ids: object, prefix: object, on_layer: object) -> object:
-        def watched(run: object, layer: int) -> None:
-            seen.append(layer)
-            on_layer(run, layer)  # type: ignore[operator]  # as the method that it stands for
-            if layer == 0:
-                assert gate.wait(20)
-
-        return original(token_ids, prefix, watched)  # type: ignore[arg-type]  # as the method that it stands for
-
-    monkeypatch.setattr(node.engine, "exact_context", pausing)
+    held = Held(monkeypatch, 1)
     async with streaming(node, start_of(node, context=context_work(PROMPT))) as call:
         await read_until(call, "layer_frame")
     await eventually(lambda: node.service.num_running == 0)
-    gate.set()
+    held.release()
     await world.nothing_held()
-    assert seen == [0, 1]
+    assert held.seen == [(0, 0), (0, 1)]
 
 
 async def test_a_job_ends_at_the_nodes_own_limit(world: World) -> None:

@@ -23,11 +23,11 @@ class Completed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, nodes: Sequence[PrefillNode]) -> None:
         self.by: list[str] = []
         for node in nodes:
-            monkeypatch.setattr(node.engine, "compile", self._counted(node, node.engine.compile))
+            monkeypatch.setattr(node.engine, "compile_steps", self._counted(node, node.engine.compile_steps))
 
-    def _counted(self, node: PrefillNode, compile_chunk: Any) -> Any:
+    def _counted(self, node: PrefillNode, compile_steps: Any) -> Any:
         def counted(*args: Any) -> Any:
-            run = compile_chunk(*args)
+            run = yield from compile_steps(*args)
             self.by.append(node.config.node_id)
             return run
 

@@ -63,7 +63,7 @@ class PrefillRequest(_message.Message):
 
     @_builtins.property
     def ack(self) -> Global___LayerAck:
-        """A layer of live KV has arrived whole and its digests matched; its memory here may go."""
+        """A layer of a slice of live KV has arrived whole and its digests matched; the caller needs it here no longer."""
 
     @_builtins.property
     def cancel(self) -> Global___PrefillCancel:
@@ -208,12 +208,17 @@ class ContextWork(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     TOKEN_INDEX_FIELD_NUMBER: _builtins.int
+    ACCEPTS_SLICES_FIELD_NUMBER: _builtins.int
     num_cached_tokens: _builtins.int
     """Leading tokens whose KV the caller has or gets from the store: a multiple of 128, less than the prompt. Live KV is
     handed off from this position on, so its bytes do not grow with reused text.
     """
     token_index: _builtins.int
     """Index of the token to draw: 0, or more when a replay prefills prompt and answer."""
+    accepts_slices: _builtins.bool
+    """Whether the caller takes live KV in slices, the bytes of one while the next is computed. Without, all of it is one
+    slice, sent once the last token is computed.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Every prompt token from position 0."""
@@ -229,10 +234,11 @@ class ContextWork(_message.Message):
         num_cached_tokens: _builtins.int = ...,
         sampling: _common_pb2.SamplingParams | None = ...,
         token_index: _builtins.int = ...,
+        accepts_slices: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cached_tokens", b"num_cached_tokens", "sampling", b"sampling", "token_ids", b"token_ids", "token_index", b"token_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_slices", b"accepts_slices", "num_cached_tokens", b"num_cached_tokens", "sampling", b"sampling", "token_ids", b"token_ids", "token_index", b"token_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,16 +251,20 @@ class LayerAck(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LAYER_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     """Layer index, from 0."""
+    slice: _builtins.int
+    """Slice index, from 0. Each layer of each slice is acknowledged once, in any order."""
     def __init__(
         self,
         *,
         layer: _builtins.int = ...,
+        slice: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "slice", b"slice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,11 +314,11 @@ class PrefillResponse(_message.Message):
 
     @_builtins.property
     def layer_frame(self) -> Global___LayerFrame:
-        """Bytes of one layer's live KV, layers in order."""
+        """Bytes of one layer of one slice of live KV: slices in order, in each its layers in order."""
 
     @_builtins.property
     def first_token(self) -> Global___FirstToken:
-        """The token after the context; sent after the last layer."""
+        """The token after the context; sent after the last layer of the last slice."""
 
     @_builtins.property
     def inline_frame(self) -> _common_pb2.Frame:
@@ -372,7 +382,9 @@ Global___ChunkReady: _TypeAlias = ChunkReady  # noqa: Y015
 
 @_typing.final
 class LiveKvHeader(_message.Message):
-    """Shape of live KV. Each layer is K then V, contiguous, [num_kv_heads, num_tokens, head_dim] in `dtype`."""
+    """Shape of live KV. It comes in slices of consecutive tokens; a layer of a slice is K then V, contiguous, K
+    [num_kv_heads, tokens of the slice, head_dim] and V [num_kv_heads, tokens of the slice, v_dim] in `dtype`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,6 +395,7 @@ class LiveKvHeader(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     FIRST_POSITION_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    SLICE_TOKENS_FIELD_NUMBER: _builtins.int
     num_layers: _builtins.int
     """Layers that will follow."""
     num_kv_heads: _builtins.int
@@ -396,7 +409,11 @@ class LiveKvHeader(_message.Message):
     first_position: _builtins.int
     """Position of the first token; keys are rotated to their positions."""
     num_tokens: _builtins.int
-    """Tokens."""
+    """Tokens, of all slices together."""
+    @_builtins.property
+    def slice_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of each slice, in order; each at least 1, together `num_tokens`. Empty: one slice."""
+
     def __init__(
         self,
         *,
@@ -407,10 +424,11 @@ class LiveKvHeader(_message.Message):
         dtype: _builtins.str = ...,
         first_position: _builtins.int = ...,
         num_tokens: _builtins.int = ...,
+        slice_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first_position", b"first_position", "head_dim", b"head_dim", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "v_dim", b"v_dim"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first_position", b"first_position", "head_dim", b"head_dim", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "slice_tokens", b"slice_tokens", "v_dim", b"v_dim"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,27 +436,31 @@ Global___LiveKvHeader: _TypeAlias = LiveKvHeader  # noqa: Y015
 
 @_typing.final
 class LayerFrame(_message.Message):
-    """A piece of a layer."""
+    """A piece of a layer of a slice."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LAYER_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     """Layer index, from 0."""
+    slice: _builtins.int
+    """Slice index, from 0."""
     @_builtins.property
     def frame(self) -> _common_pb2.Frame:
-        """The piece; offsets count within the layer."""
+        """The piece; offsets count within this layer of this slice."""
 
     def __init__(
         self,
         *,
         layer: _builtins.int = ...,
         frame: _common_pb2.Frame | None = ...,
+        slice: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "layer", b"layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "layer", b"layer", "slice", b"slice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

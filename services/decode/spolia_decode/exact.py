@@ -129,7 +129,6 @@ class ExactPath:
         deadline: Deadline,
     ) -> HandedOff:
         """One node's try. What an earlier one wrote into `live` is written over."""
-        num_live = len(token_ids) - num_cached
         work = ContextWork(
             token_ids=token_ids,
             num_cached_tokens=num_cached,
@@ -141,7 +140,7 @@ class ExactPath:
             self._parts.start_message(job),
             work,
             self._core.adapter.kv_shape,
-            lambda layer, key, value: write_layer(live, 0, layer, num_live, key, value),
+            lambda start, n, layer, key, value: write_layer(live, start, layer, n, key, value),
             deadline,
         )
         if handed_off.first_token >= self._core.adapter.vocab_size:

@@ -16,6 +16,7 @@ from spolia.v1.prefill_pb2 import (
     CompileWork,
     ContextWork,
     LayerAck,
+    LayerFrame,
     LiveKvHeader,
     PrefillRequest,
     PrefillResponse,
@@ -33,8 +34,9 @@ PrefillCall = grpc.aio.StreamStreamCall[PrefillRequest, PrefillResponse]
 END_TIMEOUT_S = 0.5
 """How long the end of a stream may take once its work is done."""
 
-OnLayer = Callable[[int, memoryview, memoryview], None]
-"""Takes a layer's K and V bytes, checked, each [num_kv_heads, num_tokens, width]."""
+OnLayer = Callable[[int, int, int, memoryview, memoryview], None]
+"""Takes a layer of a slice: index of the slice's first token among those handed off, number of its tokens, the layer,
+and the K and V bytes, checked, each [num_kv_heads, num_tokens, width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,12 @@ class PrefillClient:
         on_layer: OnLayer,
         deadline: Deadline,
     ) -> HandedOff:
-        """Has an exact context prefilled. Every layer is checked, given to `on_layer`, then acknowledged.
+        """Has an exact context prefilled. Each layer of each slice is checked, given to `on_layer`, then acknowledged.
 
         Raises `DataCorrupt` for bytes that do not match, and what `compile` raises.
         """
         start.context.CopyFrom(work)
+        start.context.accepts_slices = True
         arrival = _LayerArrival(shape, len(work.token_ids) - work.num_cached_tokens, work.num_cached_tokens)
         first_token: int | None = None
         async with self._calling(address, start, deadline) as call:
@@ -128,10 +131,11 @@ class PrefillClient:
                     case "live_header":
                         arrival.check(response.live_header)
                     case "layer_frame":
-                        done = arrival.take(response.layer_frame.layer, response.layer_frame.frame)
+                        done = arrival.take(response.layer_frame)
                         if done is not None:
-                            on_layer(done, *arrival.layer())
-                            await _write(call, PrefillRequest(ack=LayerAck(layer=done)))
+                            on_layer(done.start, done.num_tokens, done.layer, done.key, done.value)
+                            ack = LayerAck(layer=done.layer, slice=done.slice_index)
+                            await _write(call, PrefillRequest(ack=ack))
                     case "first_token":
                         first_token = response.first_token.token_id
                     case "done" if first_token is not None and arrival.complete:
@@ -196,27 +200,40 @@ async def _receive_object(call: PrefillCall, info: ObjectInfo) -> bytes:
     return bytes(data)
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer of a slice that came whole. Its bytes are good until the next frame."""
+
+    slice_index: int
+    layer: int
+    start: int
+    num_tokens: int
+    key: memoryview
+    value: memoryview
+
+
 class _LayerArrival:
-    """Live KV coming in, one layer after another."""
+    """Live KV coming in: slice by slice, in each one layer after another."""
 
     def __init__(self, shape: KvShape, num_tokens: int, first_position: int) -> None:
         self._shape = shape
         self._num_tokens = num_tokens
         self._first = first_position
-        self._key_bytes = shape.key_bytes(num_tokens)
-        self._data = bytearray(shape.layer_bytes(num_tokens))
+        self._slices: tuple[int, ...] = ()
+        self._slice = 0
+        self._layer = 0
+        self._start = 0
+        self._data = bytearray()
         self._filled = 0
-        self._next_layer = 0
-        self._announced = False
         self.num_bytes = 0
 
     @property
     def complete(self) -> bool:
-        """Whether every layer has come."""
-        return self._next_layer == self._shape.num_layers
+        """Whether every layer of every slice has come."""
+        return bool(self._slices) and self._slice == len(self._slices)
 
     def check(self, header: LiveKvHeader) -> None:
-        """Raises `DataCorrupt` when what is announced is not what was asked for."""
+        """Raises `DataCorrupt` when what is announced is not what was asked for, or was announced before."""
         got = (
             KvShape(header.num_layers, header.num_kv_heads, header.head_dim, header.v_dim, header.dtype),
             header.first_position,
@@ -224,26 +241,40 @@ class _LayerArrival:
         )
         if got != (self._shape, self._first, self._num_tokens):
             raise DataCorrupt(f"live KV is announced as {got}, expected {self._shape} × {self._num_tokens} tokens")
-        self._announced = True
+        slices = tuple(header.slice_tokens) or (header.num_tokens,)
+        if self._slices or not all(slices) or sum(slices) != self._num_tokens:
+            raise DataCorrupt(f"live KV of {self._num_tokens} tokens is announced in slices of {slices}")
+        self._slices = slices
+        self._data = bytearray(self._shape.layer_bytes(max(slices)))
 
-    def take(self, layer: int, frame: Frame) -> int | None:
-        """Adds a frame; the layer's index when that completes it."""
-        if not self._announced or layer != self._next_layer or self.complete:
-            raise DataCorrupt(f"a frame of layer {layer} came where layer {self._next_layer} was due")
-        _check_frame(frame, self._filled, len(self._data))
-        self._data[self._filled : self._filled + len(frame.data)] = frame.data
-        self._filled += len(frame.data)
-        self.num_bytes += len(frame.data)
-        if self._filled < len(self._data):
+    def take(self, piece: LayerFrame) -> _Layer | None:
+        """Adds a frame; what it completes, if anything."""
+        if not self._slices or self.complete or (piece.slice, piece.layer) != (self._slice, self._layer):
+            raise DataCorrupt(
+                f"a frame of layer {piece.layer} of slice {piece.slice} came "
+                f"where layer {self._layer} of slice {self._slice} of {len(self._slices)} was due"
+            )
+        num_tokens = self._slices[self._slice]
+        size = self._shape.layer_bytes(num_tokens)
+        data = piece.frame.data
+        _check_frame(piece.frame, self._filled, size)
+        self._data[self._filled : self._filled + len(data)] = data
+        self._filled += len(data)
+        self.num_bytes += len(data)
+        if self._filled < size:
             return None
-        self._filled = 0
-        self._next_layer += 1
-        return layer
+        view, key_bytes = memoryview(self._data), self._shape.key_bytes(num_tokens)
+        done = _Layer(self._slice, self._layer, self._start, num_tokens, view[:key_bytes], view[key_bytes:size])
+        self._next()
+        return done
 
-    def layer(self) -> tuple[memoryview, memoryview]:
-        """K and V of the layer completed last; good until the next frame."""
-        view = memoryview(self._data)
-        return view[: self._key_bytes], view[self._key_bytes :]
+    def _next(self) -> None:
+        self._filled = 0
+        self._layer += 1
+        if self._layer == self._shape.num_layers:
+            self._layer = 0
+            self._start += self._slices[self._slice]
+            self._slice += 1
 
 
 def _check_frame(frame: Frame, offset: int, size: int) -> None:

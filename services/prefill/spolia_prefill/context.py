@@ -1,9 +1,8 @@
-"""Prefills exact contexts: reuse what is here or stored, compute the rest, hand live KV off as it is made."""
+"""Prefills exact contexts: reuse what is here or stored, compute the rest in slices, hand live KV off as it is made."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -14,59 +13,74 @@ from spolia_engine.core import EngineCore
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
-from spolia_engine.steps import finish
+from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
 from spolia_prefill.handoff import Acknowledgements, LayerStream
+from spolia_prefill.progress import Progress
 from spolia_prefill.work import ContextJob
 from spolia_worker.chunk_fetch import ChunkFetcher
+from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.engine_thread import EngineThread
+from spolia_worker.timed import Timed, timed_steps
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefilled:
     context: Context
     token_id: int
-    compute_s: float
 
 
 class ContextPrefiller:
     """Runs context jobs on one engine."""
 
-    def __init__(self, core: EngineCore, thread: EngineThread, fetcher: ChunkFetcher, store_share: float) -> None:
+    def __init__(
+        self, core: EngineCore, thread: EngineThread, fetcher: ChunkFetcher, store_share: float, slice_tokens: int
+    ) -> None:
         """`store_share` is the part of a job's time that may be spent fetching its prefix from the store."""
         self._core = core
         self._thread = thread
         self._fetcher = fetcher
         self._store_share = store_share
+        self._slice_tokens = slice_tokens
 
     async def run(
-        self, job: ContextJob, acks: Acknowledgements, deadline: Deadline
+        self, job: ContextJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
         """Yields the live KV's header, its layers as they are computed, the token after the context, and the end.
 
-        The context's memory is held until the caller has acknowledged every layer or stopped doing so.
+        The context's memory is held until the caller has acknowledged every layer or stopped doing so. Closing the
+        generator ends the pass at its next layer, or where it stands between two slices.
         """
         prefix = await self._prefix(job, deadline)
         num_cached = len(prefix) * PREFIX_CHUNK_TOKENS
+        num_rows = len(job.token_ids) - num_cached
+        progress.computed(0, num_cached - job.num_cached_tokens)
         layers = LayerStream(
-            self._core.adapter.kv_shape, job.num_cached_tokens, len(job.token_ids) - job.num_cached_tokens
+            self._core.pool,
+            prefix,
+            len(job.token_ids),
+            job.num_cached_tokens,
+            self._slice_tokens if job.accepts_slices else None,
         )
-        working = self._thread.submit(
-            lambda: self._prefill(job, prefix, layers),
-            discard=lambda prefilled: prefilled.context.close(),
+        acks.expect(layers.num_slices, self._core.adapter.num_layers)
+        working = self._thread.submit_steps(
+            progress.following(0, timed_steps(self._prefill(job, prefix, layers))),
+            EngineJob(job.tenant_id, num_rows, WorkKind.CONTEXT),
+            discard=lambda prefilled: prefilled.result.context.close(),
             skip=lambda: release_runs(self._core.pool, prefix),
         )
         try:
             yield layers.header()
             async for response in layers.frames(working):
                 yield response
-            prefilled = await working
+            timed = await working
+            prefilled = timed.result
             yield PrefillResponse(first_token=FirstToken(token_id=prefilled.token_id))
             yield PrefillResponse(
                 done=PrefillDone(
                     num_computed_tokens=prefilled.context.num_computed_tokens,
                     num_cached_tokens=num_cached,
-                    compute_ms=prefilled.compute_s * 1000,
+                    compute_ms=timed.seconds * 1000,
                 )
             )
             await deadline.wait(acks.wait_all(), "waiting for acknowledgements")
@@ -96,37 +110,20 @@ class ContextPrefiller:
             prefix += fetched.runs.values()
         return prefix
 
-    def _prefill(self, job: ContextJob, prefix: Sequence[Run], layers: LayerStream) -> _Prefilled:
-        """Runs in the engine's thread. Takes the prefix's references."""
-        started = time.monotonic()
-        runs: list[Run] = []
-
-        def on_layer(live: Run, layer: int) -> None:
-            if not runs:
-                runs.extend(_from_position([*prefix, live], job.num_cached_tokens))
-            layers.layer_done(layer, runs)
-
-        context = finish(self._core.exact_context_steps(job.token_ids, prefix, PassOptions(on_layer=on_layer)))
+    def _prefill(self, job: ContextJob, prefix: Sequence[Run], layers: LayerStream) -> Steps[_Prefilled]:
+        """For the engine's thread. Takes the prefix's references, once it has begun."""
+        options = PassOptions(slice_tokens=self._slice_tokens, on_layer=layers.layer_done)
+        context = yield from self._core.exact_context_steps(job.token_ids, prefix, options)
         try:
             self._core.register_prefix(context, job.chain)
             token_id = self._core.first_token(context, job.sampling, job.token_index)
         except BaseException:
             context.close()
             raise
-        return _Prefilled(context, token_id, time.monotonic() - started)
+        return _Prefilled(context, token_id)
 
 
-def _from_position(runs: Sequence[Run], position: int) -> list[Run]:
-    """What `runs`, absolute and without gaps, hold from `position` on."""
-    found: list[Run] = []
-    for run in runs:
-        skipped = max(0, position - run.rope_base)
-        if skipped < run.num_tokens:
-            found.append(Run(run.extent, run.start + skipped, run.num_tokens - skipped, run.rope_base + skipped))
-    return found
-
-
-def _close(working: asyncio.Future[_Prefilled]) -> None:
+def _close(working: asyncio.Future[Timed[_Prefilled]]) -> None:
     """Frees the pass's context. One that is under way or never began is freed by the engine's thread."""
     if not working.cancel() and not working.cancelled() and working.exception() is None:
-        working.result().context.close()
+        working.result().result.context.close()

@@ -16,6 +16,7 @@ from spolia_prefill.context import ContextPrefiller
 from spolia_prefill.server import PrefillServer
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
+from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_terms
 from spolia_worker.publisher import Publisher
@@ -34,18 +35,20 @@ class PrefillNode:
         self.config = config
         self.engine = engine
         self.terms = load_terms(config, engine)
-        self.thread = EngineThread("prefill-engine")
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.server = NodeServer(config, "prefill")
+        self.thread = EngineThread(
+            "prefill-engine", turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
+        )
         store = StoreClient.of(self.channels, self.view, config.directory)
         self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)
         publisher = Publisher(engine, store, timeout_s=config.rpc_timeout_s)
         self.service = PrefillServer(
             config,
             engine,
-            Compiler(engine, self.thread, store, self.claims, publisher, config.store_share),
-            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config.store_share),
+            Compiler(engine, self.thread, store, self.claims, publisher, config.store_share, config.slice_tokens),
+            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config.store_share, config.slice_tokens),
             self.server.check_accepting,
         )
         self.server.add(lambda server: add_PrefillServiceServicer_to_server(self.service, server), SERVICE)

@@ -24,6 +24,7 @@ from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
 from spolia_prefill.handoff import Acknowledgements
+from spolia_prefill.progress import Progress
 from spolia_prefill.work import CompileJob, ContextJob, check_start
 
 PrefillContext = grpc.aio.ServicerContext[PrefillRequest, PrefillResponse]
@@ -47,9 +48,17 @@ class PrefillServer(PrefillServiceServicer):
         self._compiler = compiler
         self._prefiller = prefiller
         self._check_accepting = check_accepting
-        self.num_running = 0
-        self.queued_tokens = 0
-        """Tokens of jobs under way."""
+        self._running: set[Progress] = set()
+
+    @property
+    def num_running(self) -> int:
+        """Jobs under way."""
+        return len(self._running)
+
+    @property
+    def queued_tokens(self) -> int:
+        """What jobs under way have still to compute."""
+        return sum(progress.tokens_left for progress in self._running)
 
     async def Prefill(
         self, request_iterator: AsyncIterator[PrefillRequest], context: PrefillContext
@@ -58,10 +67,10 @@ class PrefillServer(PrefillServiceServicer):
         self._check_accepting()
         deadline = Deadline.of(context, self._config.rpc_timeout_s)
         job = await deadline.wait(self._first(request_iterator), "the start message")
-        with self._counted(job):
-            acks = Acknowledgements(self._core.adapter.num_layers, self._config.ack_lease_s)
+        with self._counted(job) as progress:
+            acks = Acknowledgements(self._config.ack_lease_s)
             reading = asyncio.create_task(_read(request_iterator, acks))
-            running = self._run(job, acks, deadline)
+            running = self._run(job, acks, progress, deadline)
             try:
                 async for response in _until_stopped(running, reading, acks, deadline):
                     yield response
@@ -83,25 +92,24 @@ class PrefillServer(PrefillServiceServicer):
         return check_start(request.start, self._core, self._config.cluster_secret.encode())
 
     @contextmanager
-    def _counted(self, job: CompileJob | ContextJob) -> Iterator[None]:
+    def _counted(self, job: CompileJob | ContextJob) -> Iterator[Progress]:
         """Holds a place for a job. Raises `Busy` when there is none."""
         if self.num_running >= self._config.max_running:
             limit = str(self._config.max_running)
             raise Busy("all places are taken", field="max_running", limit=limit, retry_after_ms=200)
-        self.num_running += 1
-        self.queued_tokens += job.num_tokens
+        progress = Progress(job.part_tokens)
+        self._running.add(progress)
         try:
-            yield
+            yield progress
         finally:
-            self.num_running -= 1
-            self.queued_tokens -= job.num_tokens
+            self._running.remove(progress)
 
     def _run(
-        self, job: CompileJob | ContextJob, acks: Acknowledgements, deadline: Deadline
+        self, job: CompileJob | ContextJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
         if isinstance(job, CompileJob):
-            return self._compiler.run(job, deadline)
-        return self._prefiller.run(job, acks, deadline)
+            return self._compiler.run(job, progress, deadline)
+        return self._prefiller.run(job, acks, progress, deadline)
 
 
 async def _read(requests: AsyncIterator[PrefillRequest], acks: Acknowledgements) -> str:
@@ -109,7 +117,7 @@ async def _read(requests: AsyncIterator[PrefillRequest], acks: Acknowledgements)
     async for request in requests:
         match request.WhichOneof("message"):
             case "ack":
-                acks.acknowledge(request.ack.layer)
+                acks.acknowledge(request.ack.slice, request.ack.layer)
             case "cancel":
                 return request.cancel.reason or "cancelled by the caller"
             case other:

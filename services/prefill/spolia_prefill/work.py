@@ -35,9 +35,14 @@ class CompileJob:
     chunks: tuple[LocalChunk, ...]
 
     @property
+    def part_tokens(self) -> tuple[int, ...]:
+        """Tokens that may have to be computed, of each chunk."""
+        return tuple(len(chunk.token_ids) for chunk in self.chunks)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that may have to be computed."""
-        return sum(len(chunk.token_ids) for chunk in self.chunks)
+        return sum(self.part_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,12 @@ class ContextJob:
     chain: tuple[bytes, ...]
     sampling: SamplingParams
     token_index: int
+    accepts_slices: bool
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens that may have to be computed."""
-        return len(self.token_ids) - self.num_cached_tokens
+    def part_tokens(self) -> tuple[int, ...]:
+        """Tokens that may have to be computed: the one part there is."""
+        return (len(self.token_ids) - self.num_cached_tokens,)
 
 
 def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secret: bytes) -> CompileJob | ContextJob:
@@ -119,4 +125,5 @@ def _context_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
         tuple(ids.prefix_chain(work.token_ids)),
         sampling_from_pb(work.sampling, default_seed=0),
         work.token_index,
+        work.accepts_slices,
     )
