@@ -58,6 +58,47 @@ async def swaps_layers(responses: AsyncIterator[PrefillResponse]) -> AsyncIterat
         yield response
 
 
+async def swaps_slices(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("layer_frame"):
+            response.layer_frame.slice = (response.layer_frame.slice + 1) % 4
+        yield response
+
+
+async def leaves_a_slice_out(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if not response.HasField("layer_frame") or response.layer_frame.slice != 2:
+            yield response
+
+
+async def announces_more_than_its_slices(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("live_header"):
+            response.live_header.slice_tokens.append(1)
+        yield response
+
+
+async def announces_an_empty_slice(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("live_header"):
+            response.live_header.slice_tokens.append(0)
+        yield response
+
+
+async def announces_twice(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("live_header"):
+            yield response
+        yield response
+
+
+async def dies_after_a_slice(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("layer_frame") and response.layer_frame.slice == 1:
+            raise Unavailable("killed")
+        yield response
+
+
 async def draws_an_unknown_token(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
     async for response in responses:
         if response.HasField("first_token"):
@@ -91,6 +132,12 @@ SPOILERS: dict[str, Spoil] = {
         announces_another_shape,
         announces_nothing,
         swaps_layers,
+        swaps_slices,
+        leaves_a_slice_out,
+        announces_more_than_its_slices,
+        announces_an_empty_slice,
+        announces_twice,
+        dies_after_a_slice,
         draws_an_unknown_token,
         ends_early,
         raises_what_it_should_not,

@@ -66,6 +66,19 @@ async def test_exact_cold_then_resident(world: World, num_tokens: int) -> None:
         assert warm.report.live_bytes == (num_tokens - num_reusable) * per_token
 
 
+@pytest.mark.parametrize("slice_tokens", [16, 100, 256])
+async def test_a_prompt_handed_off_in_slices_gives_the_same_answer(world: World, slice_tokens: int) -> None:
+    await world.store()
+    prefill = await world.prefill(slice_tokens=slice_tokens)
+    decode = await world.decode()
+    for prompt in ([tokens(300)], [tokens(300), tokens(290, 4)]):  # cold, then behind a resident prefix
+        answer = await ask(decode, prompt, GREEDY)
+        assert_same(answer, world.expect(prompt, GREEDY))
+        assert prefill.config.node_id in answer.report.nodes
+        num_live = answer.sources[COMPUTED]
+        assert answer.report.live_bytes == num_live * decode.engine.adapter.kv_shape.bytes_per_token
+
+
 async def test_exact_from_the_store_of_another_node(world: World) -> None:
     store = await world.store()
     first, second = await world.decode(), await world.decode()

@@ -44,7 +44,7 @@ LINKED_PARTS = [tokens(3), DOCUMENT, tokens(9, 2)]
 @pytest.mark.parametrize("other_node", [True, False])
 async def test_a_bad_prefill_node_costs_time_and_nothing_else(world: World, name: str, other_node: bool) -> None:
     await world.store()
-    good = await world.prefill()
+    good = await world.prefill(slice_tokens=50)
     front, address = await a_front(world, good, SPOILERS[name])
     decode = await world.decode()
     await world.sees_prefill(decode, 2)

@@ -26,6 +26,7 @@ from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.costs import NodeCosts
+from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_terms
 from spolia_worker.publisher import Publisher
@@ -49,8 +50,10 @@ class DecodeNode:
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
         self.batch = DecodeBatch(engine, lambda: self.thread.notify())
-        self.thread = EngineThread("decode-engine", self._step)
         self.server = NodeServer(config, "decode")
+        self.thread = EngineThread(
+            "decode-engine", self._step, turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
+        )
         self.admission = Admission(config.max_running, config.max_waiting, on_idle=self._on_idle)
         self.shadow = self._make_shadow() if config.shadow_share > 0 else None
         self.parts = self._make_parts()

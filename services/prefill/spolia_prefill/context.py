@@ -74,6 +74,7 @@ class ContextPrefiller:
             async for response in layers.frames(working):
                 yield response
             timed = await working
+            progress.finished(0)
             prefilled = timed.result
             yield PrefillResponse(first_token=FirstToken(token_id=prefilled.token_id))
             yield PrefillResponse(

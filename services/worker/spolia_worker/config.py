@@ -7,7 +7,9 @@ from pathlib import Path
 
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
-DEFAULT_SLICE_TOKENS = 512
+DEFAULT_SLICE_TOKENS = 256
+"""Measured with 60M parameters on one CPU core: a prompt of 2048 or 6144 tokens takes no longer in slices of 256 than
+at once (−7 %, −4 %), up to 7 % longer in slices of 128. A slice takes 0.5 to 0.7 s there."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class WorkerConfig(NodeConfig):
     threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
     slice_tokens: int = setting(
         DEFAULT_SLICE_TOKENS,
-        "Tokens of a prompt computed at a time: others wait for one such slice at most. Fewer lose throughput.",
+        "Tokens of a prompt computed at a time; others wait for one such slice. Raise it on a GPU, as far as a decode "
+        "step may wait: small slices leave it idle.",
         check=at_least(16),
     )
     stall_limit_s: float = setting(

@@ -271,21 +271,27 @@ class EngineThread:
     def _advance(self, task: StepsTask) -> int:
         """Runs a job to its next pause, or its end; how many tokens that was."""
         self._busy_since = time.monotonic()
-        num_tokens = 0
         try:
             num_tokens = task.advance()
         except StopIteration as end:
             num_tokens = task.tokens_left
+            self._count(task, num_tokens)
             self._end(task, end.value, None)
         except BaseException as caught:  # delivered to the caller, whatever it is
+            num_tokens = 0
+            self._count(task, num_tokens)
             self._end(task, None, caught)
         else:
+            self._count(task, num_tokens)
             if task.abandoned:
                 self._close(task)
+        return num_tokens
+
+    def _count(self, task: StepsTask, num_tokens: int) -> None:
+        """Before the result is delivered: who has it can read of it."""
         self._served.serve(task.job.tenant_id, num_tokens)
         if self._metrics:
             self._metrics.computed(task.kind, task.job.tenant_id, num_tokens)
-        return num_tokens
 
     def _end(self, task: FunctionTask | StepsTask, result: object, error: BaseException | None) -> None:
         with self._wake:
