@@ -180,14 +180,37 @@ class EngineCore:
         except BaseException:
             release_runs(self.pool, [*runs.values(), *held])
             raise
-        live = ran.run
+        return self._joined(plan, fragments, [*runs.values()], held, ran.run, ran.last_hidden)
+
+    def arrived_linked_context(
+        self, plan: LinkPlan, runs: Mapping[int, Run], held: Sequence[Run], live: Run
+    ) -> Context:
+        """A linked context whose rows another node computed: `live` holds their KV, row after row.
+
+        `runs` and `held` as for `linked_context_steps`; takes the references of all runs.
+        """
+        fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
+        return self._joined(plan, fragments, [*runs.values()], held, live, None)
+
+    def _joined(
+        self,
+        plan: LinkPlan,
+        fragments: Sequence[Span],
+        chunks: Sequence[Run],
+        held: Sequence[Run],
+        live: Run,
+        last_hidden: torch.Tensor | None,
+    ) -> Context:
+        """The context of what was held, what was reused, and the rows of `live`."""
         pieces = [
             whole(Run(live.extent, live.start + row, length, position)) for row, position, length in plan.pieces()
         ]
+        before = [whole(run) for run in held]
         spans = sorted([*before, *pieces, *fragments], key=lambda span: span.first_position)
-        extents = [*(run.extent for run in (*runs.values(), *held)), live.extent]
+        extents = [*(run.extent for run in (*chunks, *held)), live.extent]
         behind_sinks = bool(self._sinks and fragments)
-        return Context(self.pool, spans, extents, ran.last_hidden, live.num_tokens, behind_sinks, live)
+        num_computed = live.num_tokens if last_hidden is not None else 0
+        return Context(self.pool, spans, extents, last_hidden, num_computed, behind_sinks, live)
 
     def most_deviant(self, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
         """Positions of the reused tokens that CacheBlend would recompute, ascending; hand them to `plan_recompute`.

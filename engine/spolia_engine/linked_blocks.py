@@ -80,7 +80,7 @@ def register_linked(
     out.
     """
     live = context.live
-    assert live is not None, "a context that another node linked has its own way to register"
+    assert live is not None, "a link pass leaves the run of its rows"
     found: list[tuple[bytes, Run]] = []
     for block in blocks:
         row = block.first_row - plan.num_held_rows

@@ -390,13 +390,13 @@ BAD_REQUESTS = {
     "tenant_id": ({"tenant_id": ""}, InvalidRequest),
     "mode": ({"mode": 0}, InvalidRequest),
     "parts": ({"parts": []}, InvalidRequest),
-    "parts[0].token_ids": ({"parts": [decode_pb2.TokenPart()]}, InvalidRequest),
+    "parts[0].token_ids": ({"parts": [common_pb2.TokenPart()]}, InvalidRequest),
     "parts[1].token_ids": (
-        {"parts": [decode_pb2.TokenPart(token_ids=[1]), decode_pb2.TokenPart(token_ids=[95])]},
+        {"parts": [common_pb2.TokenPart(token_ids=[1]), common_pb2.TokenPart(token_ids=[95])]},
         InvalidRequest,
     ),
-    "parts[0].chunk_id": ({"parts": [decode_pb2.TokenPart(token_ids=[1], chunk_id=b"i" * 32)]}, InvalidRequest),
-    "sampling.max_tokens": ({"parts": [decode_pb2.TokenPart(token_ids=[1] * 1530)]}, InvalidRequest),
+    "parts[0].chunk_id": ({"parts": [common_pb2.TokenPart(token_ids=[1], chunk_id=b"i" * 32)]}, InvalidRequest),
+    "sampling.max_tokens": ({"parts": [common_pb2.TokenPart(token_ids=[1] * 1530)]}, InvalidRequest),
     "resume.token_ids": ({"resume": decode_pb2.Resume(token_ids=[1] * 13)}, InvalidRequest),
 }
 

@@ -26,8 +26,7 @@ from tiny_cluster import (
     tokens,
 )
 
-from spolia.v1.common_pb2 import ObjectInfo, Tier
-from spolia.v1.decode_pb2 import TokenPart
+from spolia.v1.common_pb2 import ObjectInfo, Tier, TokenPart
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia.v1.prefill_pb2 import PrefillResponse
 from spolia_core.digests import digest

@@ -33,7 +33,7 @@ from tiny_cluster import (
     tokens,
 )
 
-from spolia.v1.decode_pb2 import TokenPart
+from spolia.v1.common_pb2 import TokenPart
 from spolia_core.ids import tenant_key
 from spolia_core.reuse import ChunkKind, Miss, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spolia.v1 import common_pb2, decode_pb2
+from spolia.v1 import common_pb2
 from spolia_core.chunk_object import ChunkMeta, KvShape
 from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, NotSupported
@@ -146,7 +146,7 @@ def test_a_mode_left_open_means_what_the_caller_says_or_is_refused():
 
 
 def test_a_chunk_id_of_a_wrong_length_is_refused_with_its_place():
-    sent = [decode_pb2.TokenPart(token_ids=[1]), decode_pb2.TokenPart(token_ids=[2], chunk_id=b"short")]
+    sent = [common_pb2.TokenPart(token_ids=[1]), common_pb2.TokenPart(token_ids=[2], chunk_id=b"short")]
     with pytest.raises(InvalidRequest, match="32 bytes") as refused:
         prompt_from_pb(sent)
     assert refused.value.field == "parts[1].chunk_id"

@@ -287,7 +287,7 @@ def generate_request(
             "request_id": "request",
             "tenant_id": TENANT,
             "fingerprint": node.engine.adapter.fingerprint,
-            "parts": [decode_pb2.TokenPart(token_ids=p.token_ids, chunk_id=p.chunk_id or b"") for p in prompt.parts],
+            "parts": [common_pb2.TokenPart(token_ids=p.token_ids, chunk_id=p.chunk_id or b"") for p in prompt.parts],
             "mode": int(mode),
             "sampling": sampling_to_pb(params),
             "num_sink_tokens": node.engine.recipe.num_sink_tokens,

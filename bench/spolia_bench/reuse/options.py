@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--pool-bytes",
         type=int,
-        default=3 << 30,
+        default=4 << 30,
         help="KV memory of each node; the loop's 64 documents take 1.6 GB, the default leaves as much for answers",
     )
     add("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of each node, floor and baseline too")

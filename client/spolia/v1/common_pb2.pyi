@@ -677,6 +677,34 @@ class ObjectInfo(_message.Message):
 Global___ObjectInfo: _TypeAlias = ObjectInfo  # noqa: Y015
 
 @_typing.final
+class TokenPart(_message.Message):
+    """A piece of the prompt as tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.bytes
+    """Id of the local chunk these tokens are, under the tenant or under "shared", 32 bytes; empty for live tokens."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its token ids, in order; not empty."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        chunk_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenPart: _TypeAlias = TokenPart  # noqa: Y015
+
+@_typing.final
 class ErrorDetail(_message.Message):
     """Carried beside a failed call in the trailing metadata key `spolia-error-bin`: what a program can act on."""
 

@@ -20,34 +20,6 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class TokenPart(_message.Message):
-    """A piece of the prompt as tokens."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOKEN_IDS_FIELD_NUMBER: _builtins.int
-    CHUNK_ID_FIELD_NUMBER: _builtins.int
-    chunk_id: _builtins.bytes
-    """Id of the local chunk these tokens are, under the tenant or under "shared", 32 bytes; empty for live tokens."""
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its token ids, in order; not empty."""
-
-    def __init__(
-        self,
-        *,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        chunk_id: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "token_ids", b"token_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TokenPart: _TypeAlias = TokenPart  # noqa: Y015
-
-@_typing.final
 class Resume(_message.Message):
     """Where a request stood when its last decode node died."""
 
@@ -104,7 +76,7 @@ class DecodeServiceGenerateRequest(_message.Message):
     num_sink_tokens: _builtins.int
     """Dummy sink tokens of the recipe the ids were derived for."""
     @_builtins.property
-    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenPart]:
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenPart]:
         """The prompt, first to last, begin-of-sequence token included."""
 
     @_builtins.property
@@ -125,7 +97,7 @@ class DecodeServiceGenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         tenant_id: _builtins.str = ...,
         fingerprint: _builtins.bytes = ...,
-        parts: _abc.Iterable[Global___TokenPart] | None = ...,
+        parts: _abc.Iterable[_common_pb2.TokenPart] | None = ...,
         mode: _common_pb2.ReuseMode.ValueType = ...,
         force_linked: _builtins.bool = ...,
         sampling: _common_pb2.SamplingParams | None = ...,

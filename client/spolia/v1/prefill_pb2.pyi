@@ -98,6 +98,7 @@ class PrefillStart(_message.Message):
     ACCEPTED_CODECS_FIELD_NUMBER: _builtins.int
     COMPILE_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
     NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request this is for; names logs and claims."""
@@ -119,6 +120,10 @@ class PrefillStart(_message.Message):
     def context(self) -> Global___ContextWork:
         """Prefill an exact context."""
 
+    @_builtins.property
+    def link(self) -> Global___LinkWork:
+        """Link reused chunks."""
+
     def __init__(
         self,
         *,
@@ -128,13 +133,14 @@ class PrefillStart(_message.Message):
         accepted_codecs: _abc.Iterable[_builtins.str] | None = ...,
         compile: Global___CompileWork | None = ...,
         context: Global___ContextWork | None = ...,
+        link: Global___LinkWork | None = ...,
         num_sink_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compile", b"compile", "context", b"context", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compile", b"compile", "context", b"context", "link", b"link", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "num_sink_tokens", b"num_sink_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "link", b"link", "num_sink_tokens", b"num_sink_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["compile", "context"]  # noqa: Y015
+    _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["compile", "context", "link"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_work) -> _WhichOneofReturnType_work | None: ...
 
@@ -243,6 +249,79 @@ class ContextWork(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContextWork: _TypeAlias = ContextWork  # noqa: Y015
+
+@_typing.final
+class LinkWork(_message.Message):
+    """Rows to compute over reused chunks, where they are too many for a decode step. The live KV of the rows is handed off,
+    of nothing else. NOT_FOUND: this node has a chunk or a part of the prefix neither in memory nor in a store; link where
+    they are.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    NUM_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    TOKEN_INDEX_FIELD_NUMBER: _builtins.int
+    num_prefix_tokens: _builtins.int
+    """Leading tokens that are an exact prefix, a multiple of 128: this node takes their prefix chunks."""
+    token_index: _builtins.int
+    """Index of the token to draw: 0, or more when a replay links prompt and answer."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenPart]:
+        """What the model reads, first to last; chunks by the tenant's id or that of "shared"."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenRange]:
+        """The rows: ascending, apart from each other. All live tokens behind the prefix are among them, and the last token."""
+
+    @_builtins.property
+    def sampling(self) -> _common_pb2.SamplingParams:
+        """How to draw the first token."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_common_pb2.TokenPart] | None = ...,
+        rows: _abc.Iterable[Global___TokenRange] | None = ...,
+        num_prefix_tokens: _builtins.int = ...,
+        sampling: _common_pb2.SamplingParams | None = ...,
+        token_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefix_tokens", b"num_prefix_tokens", "parts", b"parts", "rows", b"rows", "sampling", b"sampling", "token_index", b"token_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkWork: _TypeAlias = LinkWork  # noqa: Y015
+
+@_typing.final
+class TokenRange(_message.Message):
+    """Consecutive tokens of a context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Position of the first."""
+    num_tokens: _builtins.int
+    """How many; at least 1."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenRange: _TypeAlias = TokenRange  # noqa: Y015
 
 @_typing.final
 class LayerAck(_message.Message):
@@ -407,7 +486,9 @@ class LiveKvHeader(_message.Message):
     dtype: _builtins.str
     """Element type: "F32", "F16" or "BF16"."""
     first_position: _builtins.int
-    """Position of the first token; keys are rotated to their positions."""
+    """Position of the first token; keys are rotated to their positions. 0 for link work, whose tokens stand where its
+    `rows` say.
+    """
     num_tokens: _builtins.int
     """Tokens, of all slices together."""
     @_builtins.property

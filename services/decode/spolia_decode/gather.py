@@ -23,6 +23,7 @@ from spolia_core.prompt import Part
 from spolia_core.reuse import ChunkKind, MissReason, ReuseReport, TokenSource
 from spolia_decode.gathered import Gathered, Way, lengths_of
 from spolia_decode.job import GenerateJob
+from spolia_decode.link_metrics import Gate
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import CompiledChunk
 from spolia_engine.passes import PassOptions
@@ -33,7 +34,7 @@ from spolia_node.together import run_together
 from spolia_worker.arriving import ArrivingChunk
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS, adopt_local, miss_of, reason_of, source_of
 from spolia_worker.claims import Claim, ClaimOutcome
-from spolia_worker.engine_job import EngineJob
+from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.timed import timed_steps
 
 log = get_log(__name__)
@@ -132,8 +133,10 @@ class _Bringing:
     def _is_slower(self, chunk_id: bytes, entry: LookupEntry) -> bool:
         """The cost gate: whether computing the chunk here is expected to be faster than fetching it."""
         num_tokens = len(self._gathered.wanted[chunk_id].token_ids)
-        comparison = self._parts.costs.compare(source_of(entry.tier), entry.info.size_bytes, num_tokens)
-        return comparison is not None and comparison.is_fetch_slower
+        tier = source_of(entry.tier)
+        decision = Gate.of(self._parts.costs.compare(tier, entry.info.size_bytes, num_tokens))
+        self._parts.link_metrics.gated(tier, decision)
+        return decision is Gate.COMPUTE
 
     def _miss(self, chunk_id: bytes, reason: MissReason, way: Way) -> None:
         self._gathered.misses[chunk_id] = reason
@@ -171,6 +174,8 @@ class _Bringing:
         seconds = batch.end()
         # What was compiled for this request comes while others are computed: that says little of the way itself.
         if seconds is not None and batch.num_bytes and self._gathered.way(chunk.chunk_id) is Way.FETCH:
+            expected_s = self._parts.costs.fetch_s(tier, batch.num_bytes)
+            self._parts.link_metrics.fetched(tier, expected_s, seconds)
             self._parts.costs.fetched(tier, batch.num_bytes, seconds)
 
     # From prefill nodes
@@ -285,7 +290,7 @@ class _Bringing:
         options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
         compiling = self._parts.thread.run_steps(
             timed_steps(core.compile_steps(chunk_id, token_ids, options)),
-            EngineJob(self._job.tenant_id, len(token_ids)),
+            EngineJob(self._job.tenant_id, len(token_ids), WorkKind.COMPILE),
             discard=lambda compiled: core.pool.release(compiled.result.extent),
         )
         compiled = await self._deadline.wait(compiling, "compiling a chunk")

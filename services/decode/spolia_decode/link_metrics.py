@@ -7,6 +7,7 @@ from enum import Enum
 from spolia_core.reuse import TokenSource
 from spolia_decode.link_place import LinkPlace
 from spolia_node.metrics import Metrics
+from spolia_worker.costs import Comparison
 
 TIERS = (TokenSource.HOST, TokenSource.DISK)
 
@@ -20,6 +21,13 @@ class Gate(Enum):
     """Expected to come later: computed."""
     UNKNOWN = "unknown"
     """Nothing was measured lately: fetched."""
+
+    @classmethod
+    def of(cls, comparison: Comparison | None) -> Gate:
+        """What a comparison, if there could be one, comes to."""
+        if comparison is None:
+            return cls.UNKNOWN
+        return cls.COMPUTE if comparison.is_fetch_slower else cls.FETCH
 
 
 class LinkMetrics:

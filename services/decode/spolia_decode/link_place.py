@@ -43,6 +43,12 @@ class Placed:
     place: LinkPlace
     node: NodeRecord | None
     predicted_s: float | None
+    here_s: float | None = None
+    """What linking here is expected to take."""
+
+    def here(self) -> Placed:
+        """The decision where the node could not."""
+        return Placed(LinkPlace.DECODE, None, self.here_s, self.here_s)
 
 
 def place_link(
@@ -53,7 +59,7 @@ def place_link(
     `nodes` are prefill nodes that make the same chunks; `num_decoding` sequences would wait for a pass here.
     """
     compute_s = costs.compute_s(task.num_rows, task.num_context_tokens)
-    here = Placed(LinkPlace.DECODE, None, compute_s)
+    here = Placed(LinkPlace.DECODE, None, compute_s, compute_s)
     if compute_s is None or task.num_rows <= min_rows or not nodes:
         return here
     offers = [(_cost_there(task, node, costs, compute_s), node.node_id, node) for node in nodes]
@@ -62,7 +68,7 @@ def place_link(
         return here
     cost, _, node = min(known, key=lambda offer: offer[:2])
     if cost < compute_s * (1 + num_decoding):
-        return Placed(LinkPlace.PREFILL, node, cost)
+        return Placed(LinkPlace.PREFILL, node, cost, compute_s)
     return here
 
 

@@ -12,6 +12,7 @@ from spolia_decode.admission import Admission
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.batch import DecodeBatch
 from spolia_decode.config import DecodeConfig
+from spolia_decode.link_metrics import LinkMetrics
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
@@ -79,6 +80,8 @@ class DecodeNode:
                 self.view, engine.adapter.fingerprint, engine.recipe.num_sink_tokens, config.prefill_share
             ),
             costs=NodeCosts(),
+            link_metrics=LinkMetrics(self.server.metrics),
+            num_decoding=lambda: self.batch.num_sequences,
             shadow=self.shadow,
         )
 

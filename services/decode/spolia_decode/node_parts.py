@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spolia.v1.prefill_pb2 import PrefillStart
@@ -10,6 +10,7 @@ from spolia_core.link_terms import LinkTerms
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.config import DecodeConfig
 from spolia_decode.job import GenerateJob
+from spolia_decode.link_metrics import LinkMetrics
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.prepared import Prepared
@@ -23,7 +24,7 @@ from spolia_node.store_client import StoreClient
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS, ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.costs import NodeCosts
-from spolia_worker.engine_job import EngineJob
+from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import Publisher
 from spolia_worker.timed import timed_steps
@@ -45,6 +46,9 @@ class NodeParts:
     prefill: PrefillClient
     prefill_nodes: PrefillNodes
     costs: NodeCosts
+    link_metrics: LinkMetrics
+    num_decoding: Callable[[], int]
+    """Sequences that decode now, and wait while a pass runs."""
     shadow: ShadowChecks | None
     """None where no request is ever checked."""
 
@@ -59,7 +63,13 @@ class NodeParts:
         )
 
     async def compute(
-        self, job: GenerateJob, steps: Steps[Context], runs: Sequence[Run], num_rows: int, deadline: Deadline
+        self,
+        job: GenerateJob,
+        steps: Steps[Context],
+        runs: Sequence[Run],
+        num_rows: int,
+        deadline: Deadline,
+        kind: WorkKind = WorkKind.CONTEXT,
     ) -> Prepared:
         """Builds a context of `num_rows` rows on this node's engine, and draws the token after it.
 
@@ -68,7 +78,7 @@ class NodeParts:
         """
         computing = self.thread.run_steps(
             self._prepare(job, steps),
-            EngineJob(job.tenant_id, num_rows),
+            EngineJob(job.tenant_id, num_rows, kind),
             discard=lambda prepared: prepared.context.close(),
             skip=lambda: release_runs(self.core.pool, runs),
         )

@@ -17,6 +17,7 @@ from spolia.v1.prefill_pb2 import (
     ContextWork,
     LayerAck,
     LayerFrame,
+    LinkWork,
     LiveKvHeader,
     PrefillRequest,
     PrefillResponse,
@@ -124,6 +125,19 @@ class PrefillClient:
         start.context.CopyFrom(work)
         start.context.accepts_slices = True
         arrival = _LayerArrival(shape, len(work.token_ids) - work.num_cached_tokens, work.num_cached_tokens)
+        return await self._hand_off(address, start, arrival, on_layer, deadline)
+
+    async def link(
+        self, address: str, start: PrefillStart, work: LinkWork, shape: KvShape, on_layer: OnLayer, deadline: Deadline
+    ) -> HandedOff:
+        """Has rows computed over reused chunks; `on_layer` counts tokens in rows. Otherwise as `prefill`."""
+        start.link.CopyFrom(work)
+        arrival = _LayerArrival(shape, sum(row.num_tokens for row in work.rows), 0)
+        return await self._hand_off(address, start, arrival, on_layer, deadline)
+
+    async def _hand_off(
+        self, address: str, start: PrefillStart, arrival: _LayerArrival, on_layer: OnLayer, deadline: Deadline
+    ) -> HandedOff:
         first_token: int | None = None
         async with self._calling(address, start, deadline) as call:
             while (response := await _next(call)) is not None:

@@ -39,6 +39,11 @@ class PrefillNodes:
         ]
         return sorted(nodes, key=lambda n: (rank.get(n.address, len(hints)), n.load.queued_tokens, n.node_id))
 
+    def mark_dead(self, node_id: str) -> None:
+        """Hides a node that did not answer, or not as it should, for a while."""
+        if self._view is not None:
+            self._view.mark_dead(node_id)
+
     def spread(self, sizes: Mapping[bytes, int], hints: Sequence[str]) -> list[list[bytes]]:
         """Chunks, by their tokens, over the nodes: share i is for candidate i; none without nodes.
 
@@ -69,7 +74,7 @@ class PrefillNodes:
                 return node.node_id, await work(node.address, deadline.share(self._share))
             except SpoliaError as error:
                 log.warning("prefill node could not", node=node.node_id, address=node.address, error=repr(error))
-                if self._view is not None and isinstance(error, Unavailable | DeadlineExceeded | DataCorrupt):
-                    self._view.mark_dead(node.node_id)
+                if isinstance(error, Unavailable | DeadlineExceeded | DataCorrupt):
+                    self.mark_dead(node.node_id)
             deadline.check("prefill")
         return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeVar
 
-from spolia.v1 import common_pb2, decode_pb2
+from spolia.v1 import common_pb2
 from spolia_core.chunk_object import ChunkMeta
 from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, NotSupported
@@ -97,12 +97,12 @@ def report_from_pb(message: common_pb2.ReuseReport) -> ReuseReport:
     )
 
 
-def prompt_to_pb(prompt: Prompt) -> list[decode_pb2.TokenPart]:
+def prompt_to_pb(prompt: Prompt) -> list[common_pb2.TokenPart]:
     """The parts, in order; live parts carry no chunk id."""
-    return [decode_pb2.TokenPart(token_ids=part.token_ids, chunk_id=part.chunk_id or b"") for part in prompt.parts]
+    return [common_pb2.TokenPart(token_ids=part.token_ids, chunk_id=part.chunk_id or b"") for part in prompt.parts]
 
 
-def prompt_from_pb(parts: Iterable[decode_pb2.TokenPart]) -> Prompt:
+def prompt_from_pb(parts: Iterable[common_pb2.TokenPart]) -> Prompt:
     """The prompt; `Prompt.validate` still has to see it. Raises `InvalidRequest` for a chunk id of a wrong length."""
     return Prompt(tuple(_part_from_pb(index, part) for index, part in enumerate(parts)))
 
@@ -137,7 +137,7 @@ def object_info(
     )
 
 
-def _part_from_pb(index: int, part: decode_pb2.TokenPart) -> Part:
+def _part_from_pb(index: int, part: common_pb2.TokenPart) -> Part:
     if len(part.chunk_id) not in (0, ID_BYTES):
         field, size = f"parts[{index}].chunk_id", len(part.chunk_id)
         raise InvalidRequest(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
 
-from spolia.v1.prefill_pb2 import FirstToken, PrefillDone, PrefillResponse
+from spolia.v1.prefill_pb2 import PrefillResponse
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
@@ -15,19 +14,13 @@ from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
+from spolia_prefill.handed_pass import PassRunner, PassToHand
 from spolia_prefill.handoff import Acknowledgements, LayerStream
 from spolia_prefill.progress import Progress
 from spolia_prefill.work import ContextJob
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.engine_thread import EngineThread
-from spolia_worker.timed import Timed, timed_steps
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefilled:
-    context: Context
-    token_id: int
 
 
 class ContextPrefiller:
@@ -38,19 +31,15 @@ class ContextPrefiller:
     ) -> None:
         """`store_share` is the part of a job's time that may be spent fetching its prefix from the store."""
         self._core = core
-        self._thread = thread
         self._fetcher = fetcher
         self._store_share = store_share
         self._slice_tokens = slice_tokens
+        self._passes = PassRunner(core, thread)
 
     async def run(
         self, job: ContextJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
-        """Yields the live KV's header, its layers as they are computed, the token after the context, and the end.
-
-        The context's memory is held until the caller has acknowledged every layer or stopped doing so. Closing the
-        generator ends the pass at its next layer, or where it stands between two slices.
-        """
+        """As `PassRunner.run`."""
         prefix = await self._prefix(job, deadline)
         num_cached = len(prefix) * PREFIX_CHUNK_TOKENS
         num_rows = len(job.token_ids) - num_cached
@@ -62,32 +51,18 @@ class ContextPrefiller:
             job.num_cached_tokens,
             self._slice_tokens if job.accepts_slices else None,
         )
-        acks.expect(layers.num_slices, self._core.adapter.num_layers)
-        working = self._thread.submit_steps(
-            progress.following(0, timed_steps(self._prefill(job, prefix, layers))),
+        work = PassToHand(
+            self._prefill(job, prefix, layers),
+            prefix,
+            layers,
             EngineJob(job.tenant_id, num_rows, WorkKind.CONTEXT),
-            discard=lambda prefilled: prefilled.result.context.close(),
-            skip=lambda: release_runs(self._core.pool, prefix),
+            job.sampling,
+            job.token_index,
+            num_cached,
         )
-        try:
-            yield layers.header()
-            async for response in layers.frames(working):
+        async with aclosing(self._passes.run(work, acks, progress, deadline)) as responses:
+            async for response in responses:
                 yield response
-            timed = await working
-            progress.finished(0)
-            prefilled = timed.result
-            yield PrefillResponse(first_token=FirstToken(token_id=prefilled.token_id))
-            yield PrefillResponse(
-                done=PrefillDone(
-                    num_computed_tokens=prefilled.context.num_computed_tokens,
-                    num_cached_tokens=num_cached,
-                    compute_ms=timed.seconds * 1000,
-                )
-            )
-            await deadline.wait(acks.wait_all(), "waiting for acknowledgements")
-        finally:
-            layers.close()
-            _close(working)
 
     async def _prefix(self, job: ContextJob, deadline: Deadline) -> list[Run]:
         """Runs of leading prefix chunks: resident ones as far as they go, then stored ones the caller has too.
@@ -111,20 +86,13 @@ class ContextPrefiller:
             prefix += fetched.runs.values()
         return prefix
 
-    def _prefill(self, job: ContextJob, prefix: Sequence[Run], layers: LayerStream) -> Steps[_Prefilled]:
+    def _prefill(self, job: ContextJob, prefix: Sequence[Run], layers: LayerStream) -> Steps[Context]:
         """For the engine's thread. Takes the prefix's references, once it has begun."""
         options = PassOptions(slice_tokens=self._slice_tokens, on_layer=layers.layer_done)
         context = yield from self._core.exact_context_steps(job.token_ids, prefix, options)
         try:
             self._core.register_prefix(context, job.chain)
-            token_id = self._core.first_token(context, job.sampling, job.token_index)
         except BaseException:
             context.close()
             raise
-        return _Prefilled(context, token_id)
-
-
-def _close(working: asyncio.Future[Timed[_Prefilled]]) -> None:
-    """Frees the pass's context. One that is under way or never began is freed by the engine's thread."""
-    if not working.cancel() and not working.cancelled() and working.exception() is None:
-        working.result().result.context.close()
+        return context

@@ -13,6 +13,7 @@ from spolia_node.store_client import StoreClient
 from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
+from spolia_prefill.link import Linker
 from spolia_prefill.server import PrefillServer
 from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
@@ -44,11 +45,13 @@ class PrefillNode:
         store = StoreClient.of(self.channels, self.view, config.directory)
         self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)
         publisher = Publisher(engine, store, timeout_s=config.rpc_timeout_s)
+        fetcher = ChunkFetcher(engine, store)
         self.service = PrefillServer(
             config,
             engine,
             Compiler(engine, self.thread, store, self.claims, publisher, config.store_share, config.slice_tokens),
-            ContextPrefiller(engine, self.thread, ChunkFetcher(engine, store), config.store_share, config.slice_tokens),
+            ContextPrefiller(engine, self.thread, fetcher, config.store_share, config.slice_tokens),
+            Linker(engine, self.thread, fetcher, config.store_share, config.slice_tokens),
             self.server.check_accepting,
         )
         self.server.add(lambda server: add_PrefillServiceServicer_to_server(self.service, server), SERVICE)

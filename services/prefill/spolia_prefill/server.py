@@ -24,8 +24,9 @@ from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
 from spolia_prefill.handoff import Acknowledgements
+from spolia_prefill.link import Linker
 from spolia_prefill.progress import Progress
-from spolia_prefill.work import CompileJob, ContextJob, check_start
+from spolia_prefill.work import CompileJob, ContextJob, Job, LinkJob, check_start
 
 PrefillContext = grpc.aio.ServicerContext[PrefillRequest, PrefillResponse]
 DropContext = grpc.aio.ServicerContext[PrefillServiceDropRequest, PrefillServiceDropResponse]
@@ -40,6 +41,7 @@ class PrefillServer(PrefillServiceServicer):
         core: EngineCore,
         compiler: Compiler,
         prefiller: ContextPrefiller,
+        linker: Linker,
         check_accepting: Callable[[], None],
     ) -> None:
         """`check_accepting` raises while the node drains."""
@@ -47,6 +49,7 @@ class PrefillServer(PrefillServiceServicer):
         self._core = core
         self._compiler = compiler
         self._prefiller = prefiller
+        self._linker = linker
         self._check_accepting = check_accepting
         self._running: set[Progress] = set()
 
@@ -84,7 +87,7 @@ class PrefillServer(PrefillServiceServicer):
         dropped = sum(self._core.resident.drop(chunk_id) for chunk_id in request.chunk_ids)
         return PrefillServiceDropResponse(num_dropped=dropped)
 
-    async def _first(self, requests: AsyncIterator[PrefillRequest]) -> CompileJob | ContextJob:
+    async def _first(self, requests: AsyncIterator[PrefillRequest]) -> Job:
         request = await anext(aiter(requests), None)
         if request is None or request.WhichOneof("message") != "start":
             raise InvalidRequest("the first message must be a start message", field="message", limit="start")
@@ -92,7 +95,7 @@ class PrefillServer(PrefillServiceServicer):
         return check_start(request.start, self._core, self._config.cluster_secret.encode())
 
     @contextmanager
-    def _counted(self, job: CompileJob | ContextJob) -> Iterator[Progress]:
+    def _counted(self, job: Job) -> Iterator[Progress]:
         """Holds a place for a job. Raises `Busy` when there is none."""
         if self.num_running >= self._config.max_running:
             limit = str(self._config.max_running)
@@ -105,11 +108,15 @@ class PrefillServer(PrefillServiceServicer):
             self._running.remove(progress)
 
     def _run(
-        self, job: CompileJob | ContextJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
+        self, job: Job, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
-        if isinstance(job, CompileJob):
-            return self._compiler.run(job, progress, deadline)
-        return self._prefiller.run(job, acks, progress, deadline)
+        match job:
+            case CompileJob():
+                return self._compiler.run(job, progress, deadline)
+            case LinkJob():
+                return self._linker.run(job, acks, progress, deadline)
+            case ContextJob():
+                return self._prefiller.run(job, acks, progress, deadline)
 
 
 async def _read(requests: AsyncIterator[PrefillRequest], acks: Acknowledgements) -> str:

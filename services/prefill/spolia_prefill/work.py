@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from spolia.v1 import prefill_pb2
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import IdSpace
-from spolia_core.prompt import check_context_length, check_token_ids
+from spolia_core.prompt import Prompt, check_context_length, check_token_ids
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
-from spolia_node.rpc_messages import sampling_from_pb
+from spolia_engine.link_plan import LinkPlan, plan_recompute
+from spolia_node.rpc_messages import prompt_from_pb, sampling_from_pb
 from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
@@ -64,7 +65,28 @@ class ContextJob:
         return (len(self.token_ids) - self.num_cached_tokens,)
 
 
-def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secret: bytes) -> CompileJob | ContextJob:
+@dataclass(frozen=True, slots=True)
+class LinkJob:
+    """Rows to compute over reused chunks: those of `plan`. `chain` are the ids of the exact prefix."""
+
+    request_id: str
+    tenant_id: str
+    prompt: Prompt
+    plan: LinkPlan
+    chain: tuple[bytes, ...]
+    sampling: SamplingParams
+    token_index: int
+
+    @property
+    def part_tokens(self) -> tuple[int, ...]:
+        """Tokens that have to be computed: the one part there is."""
+        return (len(self.plan.positions),)
+
+
+Job = CompileJob | ContextJob | LinkJob
+
+
+def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secret: bytes) -> Job:
     """The job a stream's first message asks for. Raises `InvalidRequest` or `NotSupported`, naming the field."""
     check_caller(start.tenant_id, start.fingerprint, start.num_sink_tokens, core)
     if not set(ACCEPTED_CODECS) & set(start.accepted_codecs):
@@ -79,7 +101,9 @@ def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secre
         return _compile_job(start, core, (ids, shared_ids))
     if start.WhichOneof("work") == "context":
         return _context_job(start, core, ids)
-    raise InvalidRequest("the start message names no work", field="work", limit="compile or context")
+    if start.WhichOneof("work") == "link":
+        return _link_job(start, core, ids, shared_ids)
+    raise InvalidRequest("the start message names no work", field="work", limit="compile, context or link")
 
 
 def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, spaces: Sequence[IdSpace]) -> CompileJob:
@@ -109,14 +133,7 @@ def _context_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
     work = start.context
     check_token_ids(work.token_ids, core.adapter.vocab_size, field="context.token_ids")
     check_context_length(len(work.token_ids), core.adapter.max_context_tokens)
-    if work.num_cached_tokens % PREFIX_CHUNK_TOKENS or work.num_cached_tokens >= len(work.token_ids):
-        raise InvalidRequest(
-            f"context.num_cached_tokens must be a multiple of {PREFIX_CHUNK_TOKENS} below {len(work.token_ids)}, "
-            f"got {work.num_cached_tokens}",
-            field="context.num_cached_tokens",
-            limit=f"multiple of {PREFIX_CHUNK_TOKENS}, < {len(work.token_ids)}",
-            actual=str(work.num_cached_tokens),
-        )
+    _check_prefix(work.num_cached_tokens, len(work.token_ids), "context.num_cached_tokens")
     return ContextJob(
         start.request_id,
         start.tenant_id,
@@ -127,3 +144,57 @@ def _context_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
         work.token_index,
         work.accepts_slices,
     )
+
+
+def _check_prefix(num_tokens: int, num_context_tokens: int, field: str) -> None:
+    """Raises `InvalidRequest` unless so many leading tokens are whole prefix chunks, and some are left to compute."""
+    if num_tokens % PREFIX_CHUNK_TOKENS or num_tokens >= num_context_tokens:
+        raise InvalidRequest(
+            f"{field} must be a multiple of {PREFIX_CHUNK_TOKENS} below {num_context_tokens}, got {num_tokens}",
+            field=field,
+            limit=f"multiple of {PREFIX_CHUNK_TOKENS}, < {num_context_tokens}",
+            actual=str(num_tokens),
+        )
+
+
+def _link_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace, shared_ids: IdSpace) -> LinkJob:
+    core.adapter.support.require_linked()
+    work = start.link
+    prompt = prompt_from_pb(work.parts)
+    prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
+    for index, part in enumerate(prompt.parts):
+        if part.chunk_id is not None and not is_local_chunk(part.chunk_id, part.token_ids, (ids, shared_ids)):
+            field = f"link.parts[{index}].chunk_id"
+            raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=part.chunk_id.hex())
+    num_prefix_tokens = work.num_prefix_tokens
+    _check_prefix(num_prefix_tokens, prompt.num_tokens, "link.num_prefix_tokens")
+    positions = _positions(work.rows, num_prefix_tokens, prompt.num_tokens)
+    plan = plan_recompute(prompt, set(positions), num_prefix_tokens=num_prefix_tokens)
+    if plan.positions != positions:
+        raise InvalidRequest(
+            f"link.rows holds {len(positions)} rows; with all live tokens and the last one it would hold "
+            f"{len(plan.positions)}",
+            field="link.rows",
+            limit=f"{len(plan.positions)} rows",
+            actual=f"{len(positions)} rows",
+        )
+    chain = tuple(ids.prefix_chain(prompt.token_ids[:num_prefix_tokens]))
+    sampling = sampling_from_pb(work.sampling, default_seed=0)
+    return LinkJob(start.request_id, start.tenant_id, prompt, plan, chain, sampling, work.token_index)
+
+
+def _positions(rows: Sequence[prefill_pb2.TokenRange], num_prefix_tokens: int, num_tokens: int) -> tuple[int, ...]:
+    """Every position of the ranges. Raises `InvalidRequest` unless they ascend behind the prefix, within the prompt."""
+    end, found = num_prefix_tokens, list[int]()
+    for index, row in enumerate(rows):
+        if row.num_tokens < 1 or row.position < end or row.position + row.num_tokens > num_tokens:
+            raise InvalidRequest(
+                f"link.rows[{index}] is {row.num_tokens} tokens from {row.position} on; ranges ascend between {end} "
+                f"and {num_tokens}",
+                field=f"link.rows[{index}]",
+                limit=f"{end} … {num_tokens}",
+                actual=f"{row.position} … {row.position + row.num_tokens}",
+            )
+        end = row.position + row.num_tokens
+        found += range(row.position, end)
+    return tuple(found)

@@ -18,6 +18,8 @@ DECAY = 0.9
 GATE_MARGIN = 1.5
 """How much slower a fetch has to look than computing: times vary by tens of percent, and what computes keeps the engine
 from others while a fetch does not."""
+ASSUMED_BYTES_PER_S = 2e8
+"""Of live KV, before any was measured: below what a gRPC stream gives on one machine."""
 FETCH_EXPIRES_S = 30.0
 """After so long without a fetch from a tier its cost is unknown again: one that was slow may have recovered."""
 
@@ -102,6 +104,15 @@ class NodeCosts:
         if source not in self._fetch or self._clock() - self._fetched_at[source] > FETCH_EXPIRES_S:
             return None
         return self._fetch[source].predict(1.0, num_bytes)
+
+    def handed_over(self, num_bytes: int, seconds: float) -> None:
+        """Live KV came from another node: `num_bytes` in `seconds`, its computation not counted."""
+        self.fetched(TokenSource.PEER, num_bytes, seconds)
+
+    def hand_over_s(self, num_bytes: int) -> float:
+        """What it would take for so much live KV to come; by `ASSUMED_BYTES_PER_S` while nothing was measured."""
+        seconds = self.fetch_s(TokenSource.PEER, num_bytes)
+        return num_bytes / ASSUMED_BYTES_PER_S if seconds is None else seconds
 
     def compare(self, source: TokenSource, num_bytes: int, num_tokens: int) -> Comparison | None:
         """Fetching a local chunk against computing it; None where either is unknown."""
