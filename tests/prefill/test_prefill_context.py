@@ -112,7 +112,7 @@ class Held:
 async def test_layers_leave_while_later_ones_are_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     node = await world.prefill()
     held = Held(monkeypatch, 1)
-    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:200]))) as call:
         await read_until(call, "layer_frame")  # or it would never come
         held.release()
         await read_until(call, "done")
@@ -122,7 +122,7 @@ async def test_layers_leave_while_later_ones_are_computed(world: World, monkeypa
 
 async def test_missing_acknowledgements_end_the_lease_and_free_the_memory(world: World) -> None:
     node = await world.prefill(ack_lease_s=0.3)
-    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:200]))) as call:
         await read_until(call, "done")
         assert not is_idle(node.engine.pool)
         await acknowledge(call, range(NUM_LAYERS - 1))
@@ -136,7 +136,7 @@ async def test_missing_acknowledgements_end_the_lease_and_free_the_memory(world:
 
 async def test_live_kv_is_held_until_the_last_acknowledgement_and_no_longer(world: World) -> None:
     node = await world.prefill()
-    async with streaming(node, start_of(node, context=context_work(PROMPT[:300]))) as call:
+    async with streaming(node, start_of(node, context=context_work(PROMPT[:200]))) as call:
         await read_until(call, "done")
         await acknowledge(call, [2, 0])  # in any order
         assert not is_idle(node.engine.pool)
