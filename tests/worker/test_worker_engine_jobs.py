@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 
 import pytest
 import pytest_asyncio
@@ -12,7 +13,9 @@ from tiny_cluster import eventually, held_engine
 
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_engine.steps import Pause, Steps
-from spolia_worker.engine_job import EngineJob
+from spolia_node.metrics import Metrics
+from spolia_worker.engine_job import EngineJob, WorkKind
+from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_thread import EngineThread
 
 JOB = EngineJob("tenant", 30)
@@ -344,3 +347,89 @@ async def test_a_thread_whose_invariant_broke_closes_its_jobs() -> None:
         assert not work.holds
     finally:
         threading.excepthook = hook
+
+
+async def test_short_jobs_share_a_turn_until_its_tokens_are_spent() -> None:
+    trace: list[str] = []
+
+    def step() -> bool:
+        trace.append("decode")
+        return "end" not in trace
+
+    def job(num_tokens: int) -> Steps[None]:
+        trace.append(str(num_tokens))
+        yield from ()
+
+    thread = EngineThread("test-engine", step, turn_tokens=100)
+    thread.start()
+    with held_engine(thread):
+        thread.notify()
+        sizes = (30, 31, 32, 33, 60, 200)
+        jobs = [thread.submit_steps(job(size), EngineJob("tenant", size)) for size in sizes]
+    await asyncio.gather(*jobs)
+    trace.append("end")
+    await eventually(lambda: trace[-1] == "decode")
+    turns = [turn.split() for turn in " ".join(trace[: trace.index("end")]).split("decode")]
+    assert [turn for turn in turns if turn] == [["30", "31", "32"], ["33", "60"], ["200"]]
+    await thread.stop()
+
+
+async def test_a_decode_step_waits_for_no_more_than_a_turn() -> None:
+    """Whoever has tokens to compute, and however they are cut: between two steps are those of one turn."""
+    trace: list[int] = []
+
+    def step() -> bool:
+        trace.append(0)
+        return True
+
+    def job(tenant: int) -> Steps[None]:
+        for number in range(20):
+            num_tokens = 1 + (7 * tenant + 13 * number) % 50
+            trace.append(num_tokens)
+            yield Pause(num_tokens)
+
+    thread = EngineThread("test-engine", step, turn_tokens=50)
+    thread.start()
+    with held_engine(thread):
+        thread.notify()
+        jobs = [thread.submit_steps(job(i), EngineJob(f"tenant {i % 3}", 1000)) for i in range(9)]
+    await asyncio.gather(*jobs)
+    await thread.stop()
+    spent = 0
+    for num_tokens in trace:
+        spent = spent + num_tokens if num_tokens else 0
+        assert spent <= 50
+
+
+async def test_work_that_waits_in_the_middle_of_a_slice_ends_its_turn() -> None:
+    trace: list[str] = []
+    thread = EngineThread("test-engine", lambda: bool(trace.append("decode")) or True)
+    thread.start()
+
+    def job(name: str) -> Steps[None]:
+        for _ in range(3):
+            trace.append(name)
+            yield Pause(ready=lambda: True)
+
+    with held_engine(thread):
+        thread.notify()
+        jobs = [thread.submit_steps(job(name), JOB) for name in "ab"]
+    await asyncio.gather(*jobs)
+    await thread.stop()
+    assert not any({one, other} <= {"a", "b"} for one, other in pairwise(trace))
+
+
+async def test_time_spent_waiting_is_measured_by_kind() -> None:
+    metrics = Metrics()
+    thread = EngineThread("test-engine", metrics=EngineMetrics(metrics))
+    thread.start()
+    with held_engine(thread):
+        job = thread.submit_steps(Work().steps(), EngineJob("tenant", 30, WorkKind.LINK))
+        await asyncio.sleep(0.05)
+    await job
+    await thread.stop()
+    assert metrics.value("spolia_engine_queue_seconds_count", kind="link") == 1
+    assert metrics.value("spolia_engine_queue_seconds_sum", kind="link") >= 0.05
+    assert metrics.value("spolia_engine_queue_seconds_count", kind="function") == 1
+    assert metrics.value("spolia_engine_slices_total", kind="link") == 3
+    assert metrics.value("spolia_engine_tokens_total", tenant="tenant") == 30
