@@ -25,7 +25,7 @@ from tiny_cluster import (
     tokens,
 )
 
-from spolia.v1 import decode_pb2
+from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource

@@ -1,4 +1,4 @@
-"""Where a context is linked: decided from measured costs, the same tokens either way, and nothing held when it fails."""
+"""Where a context is linked: decided from measured costs, the same tokens either way, nothing held when it fails."""
 
 from __future__ import annotations
 

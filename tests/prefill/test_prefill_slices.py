@@ -27,7 +27,7 @@ from tiny_cluster import NUM_LAYERS, TENANT, World, doc, eventually, held_engine
 
 from spolia.v1.prefill_pb2 import PrefillResponse
 from spolia_core.chunk_object import parse_chunk_object
-from spolia_core.errors import DeadlineExceeded
+from spolia_core.errors import DeadlineExceeded, Unavailable
 from spolia_prefill.node import PrefillNode
 from spolia_worker.engine_job import WorkKind
 from spolia_worker.engine_metrics import EngineMetrics
@@ -275,3 +275,30 @@ async def test_metrics_are_there_from_the_start(world: World) -> None:
         for kind in ("compile", "context", "link"):
             assert metrics.registry.get_sample_value("spolia_engine_slices_total", {"kind": kind}) == 0
         assert "spolia_engine_tokens" in {family.name for family in metrics.registry.collect()}
+
+
+async def test_a_job_that_finds_no_engine_leaves_nothing(world: World) -> None:
+    node = await world.prefill(slice_tokens=100)
+    await prefilled(node)  # so that there is a prefix to hold, and to send
+    await node.thread.stop()
+    with pytest.raises(Unavailable):
+        await prefilled(node)
+    await world.nothing_held()
+
+
+async def test_a_node_that_ends_in_the_middle_of_a_pass_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await world.prefill(slice_tokens=100)
+    slices = Slices(monkeypatch, hold_behind=2)
+    async with prefilling(node, LONG) as call:
+        await eventually(lambda: len(slices.ran) == 2)
+        stopping = asyncio.ensure_future(node.thread.stop())
+        await asyncio.sleep(0.05)
+        slices.release()
+        await stopping
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_until(call, "done")
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await world.nothing_held()
+    assert len(slices.ran) == 2

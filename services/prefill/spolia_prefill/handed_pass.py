@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from spolia.v1.prefill_pb2 import FirstToken, PrefillDone, PrefillResponse
@@ -57,31 +58,32 @@ class PassRunner:
         The context's memory is held until the caller has acknowledged every layer or stopped doing so. Closing the
         generator ends the pass at its next layer, or where it stands between two slices.
         """
-        acks.expect(work.layers.num_slices, self._core.adapter.num_layers)
-        working = self._thread.submit_steps(
-            progress.following(0, timed_steps(self._prefill(work))),
-            work.job,
-            discard=lambda prefilled: prefilled.result.context.close(),
-            skip=lambda: release_runs(self._core.pool, work.runs),
-        )
-        try:
-            yield work.layers.header()
-            async for response in work.layers.frames(working):
-                yield response
-            timed = await working
-            prefilled = timed.result
-            yield PrefillResponse(first_token=FirstToken(token_id=prefilled.token_id))
-            yield PrefillResponse(
-                done=PrefillDone(
-                    num_computed_tokens=prefilled.context.num_computed_tokens,
-                    num_cached_tokens=work.num_cached_tokens,
-                    compute_ms=timed.seconds * 1000,
-                )
+        with closing(work.layers):
+            acks.expect(work.layers.num_slices, self._core.adapter.num_layers)
+            working = self._thread.submit_steps(
+                progress.following(0, timed_steps(self._prefill(work))),
+                work.job,
+                discard=lambda prefilled: prefilled.result.context.close(),
+                skip=lambda: release_runs(self._core.pool, work.runs),
             )
-            await deadline.wait(acks.wait_all(), "waiting for acknowledgements")
-        finally:
-            work.layers.close()
-            _close(working)
+            try:
+                yield work.layers.header()
+                async for response in work.layers.frames(working):
+                    yield response
+                timed = await working
+                progress.finished(0)
+                yield PrefillResponse(first_token=FirstToken(token_id=timed.result.token_id))
+                yield PrefillResponse(
+                    done=PrefillDone(
+                        num_computed_tokens=timed.result.context.num_computed_tokens,
+                        num_cached_tokens=work.num_cached_tokens,
+                        compute_ms=timed.seconds * 1000,
+                    )
+                )
+                await deadline.wait(acks.wait_all(), "waiting for acknowledgements")
+            finally:
+                work.layers.close()  # first: a pass under way ends at its next layer
+                _close(working)
 
     def _prefill(self, work: PassToHand) -> Steps[_Prefilled]:
         """For the engine's thread."""
