@@ -15,7 +15,9 @@ from spolia_bench.reuse.zipf import choices, choose_without_repeats, zipf_weight
 
 
 def answer() -> Any:
-    return SimpleNamespace(ttft_ms=1.0, num_prompt_tokens=10, reuse=SimpleNamespace(num_reused_tokens=5))
+    return SimpleNamespace(
+        ttft_ms=1.0, result=SimpleNamespace(num_prompt_tokens=10, reuse=SimpleNamespace(num_reused_tokens=5))
+    )
 
 
 def test_zipf_weights_fall_with_the_power_of_the_rank() -> None:
@@ -56,6 +58,6 @@ def test_a_window_opens_when_every_client_was_served_and_counts_what_follows() -
     for client, now_s in ((0, 1.0), (0, 2.0), (1, 3.0), (0, 4.0), (1, 13.0), (0, 13.1)):
         window.add(client, answer(), now_s)
     assert window.opened_s == 3.0
-    assert len(window.results) == 2
+    assert len(window.answers) == 2
     assert window.requests_per_s == 0.2
     assert window.reused_share == 0.5

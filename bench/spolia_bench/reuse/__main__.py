@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spolia_bench.reuse.options import parse
@@ -40,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     report = Report("reuse", QUESTION, setup)
     progress(f"model {model}")
-    if {"ttft", "growth", "transformers"} & set(options.sections):
-        ttft.measure(report, model, options)
-    if "loop" in options.sections:
-        loop.measure(report, model, options)
-    if "demo" in options.sections:
-        demo.measure(report, options)
+    sections: list[tuple[set[str], Callable[[], None]]] = [
+        ({"ttft", "growth", "transformers"}, lambda: ttft.measure(report, model, options)),
+        ({"demo"}, lambda: demo.measure(report, options)),
+        ({"loop"}, lambda: loop.measure(report, model, options)),
+    ]
+    for names, measure in sections:
+        if names & set(options.sections):
+            measure()
+            progress(f"so far: {json.dumps(report.figures)}")  # a later section may fail, after minutes
     report.print(only_json=options.json, out=options.out)
     return 0
 

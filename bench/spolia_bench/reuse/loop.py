@@ -3,7 +3,8 @@
 Both modes get a cluster of their own with the same settings, the same pool of documents and, client by client, the same
 choices. Before the loop each gets what its steady state has: LINKED every document on the linking node; EXACT every
 document as the first of a prompt, the prefix that is found most often. The window opens when every client has had an
-answer, and counts what completes inside it.
+answer, and counts what completes inside it. A client that is told to come back does so, its time to first token running
+on.
 """
 
 from __future__ import annotations
@@ -16,13 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spolia import AsyncClient, Client, Document, Result, ReuseMode
+from spolia.errors import Busy
 from spolia_bench.frame import Report, Sample, Table, progress
 from spolia_bench.reuse.options import Options
 from spolia_bench.reuse.system import TIMEOUT_S, running
 from spolia_bench.reuse.zipf import choices
 from spolia_bench.texts import text_of
 
+DEFAULT_RETRY_MS = 500
 HEADER = ("mode", "requests/s", "completed", "TTFT ms p50", "TTFT ms p99", "reused of prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, and the time to its first token from when it was first asked for."""
+
+    result: Result
+    ttft_ms: float
 
 
 @dataclass(slots=True)
@@ -32,11 +43,13 @@ class Window:
     num_clients: int
     length_s: float
     opened_s: float | None = None
-    results: list[Result] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
+    num_busy: int = 0
+    """Times a client was told to come back, before the window too."""
     _served: set[int] = field(default_factory=set)
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, client: int, result: Result, now_s: float) -> None:
+    def add(self, client: int, answered: Answered, now_s: float) -> None:
         """Takes an answer that just completed."""
         if self.opened_s is None:
             self._served.add(client)
@@ -44,23 +57,23 @@ class Window:
                 self.opened_s = now_s
                 self.is_open.set()
         elif now_s <= self.opened_s + self.length_s:
-            self.results.append(result)
+            self.answers.append(answered)
 
     @property
     def requests_per_s(self) -> float:
         """Completed in the window over its length."""
-        return len(self.results) / self.length_s
+        return len(self.answers) / self.length_s
 
     @property
     def ttft(self) -> Sample:
         """Of what completed in it."""
-        return Sample(tuple(result.ttft_ms for result in self.results))
+        return Sample(tuple(answered.ttft_ms for answered in self.answers))
 
     @property
     def reused_share(self) -> float:
         """Prompt tokens reused, of all."""
-        total = sum(result.num_prompt_tokens for result in self.results)
-        return sum(result.reuse.num_reused_tokens for result in self.results) / total
+        results = [answered.result for answered in self.answers]
+        return sum(r.reuse.num_reused_tokens for r in results) / sum(r.num_prompt_tokens for r in results)
 
 
 def measure(report: Report, model: Path, options: Options) -> None:
@@ -77,14 +90,15 @@ def measure(report: Report, model: Path, options: Options) -> None:
             _bring_in(system.client, pool, mode, options)
             progress(f"loop, {mode.name}: {options.clients} clients, {length_s:g} s")
             window = windows[mode] = asyncio.run(_run(system.cluster.address, pool, mode, length_s, options))
-        if not window.results:
+        if not window.answers:
             raise RuntimeError(f"no {mode.name} request completed in {length_s:g} s: choose a longer window")
         table.rows.append(_row(mode, window))
         name = "linked" if mode is ReuseMode.LINKED else "prefix"
         report.figures |= {
             f"loop_{name}_requests_per_s": round(window.requests_per_s, 4),
-            f"loop_{name}_completed": len(window.results),
+            f"loop_{name}_completed": len(window.answers),
             f"loop_{name}_window_s": length_s,
+            f"loop_{name}_told_to_come_back": window.num_busy,
             f"loop_{name}_ttft_p50_ms": round(window.ttft.percentile_ms(0.5), 1),
             f"loop_{name}_ttft_p99_ms": round(window.ttft.percentile_ms(0.99), 1),
             f"loop_{name}_reused_share": round(window.reused_share, 4),
@@ -132,12 +146,21 @@ async def _ask_on(
     options: Options,
 ) -> None:
     for parts in prompts:
-        result = await client.generate(
-            parts, mode=mode, max_tokens=options.new_tokens, ignore_eos=True, seed=options.seed
-        )
+        asked_s = time.monotonic()
+        while True:
+            sent_s = time.monotonic()
+            try:
+                result = await client.generate(
+                    parts, mode=mode, max_tokens=options.new_tokens, ignore_eos=True, seed=options.seed
+                )
+            except Busy as error:
+                window.num_busy += 1
+                await asyncio.sleep((error.retry_after_ms or DEFAULT_RETRY_MS) / 1e3)
+            else:
+                break
         if result.reuse.mode is not mode:
             raise RuntimeError(f"asked {mode.name}, answered {result.reuse.mode.name}")
-        window.add(number, result, time.monotonic())
+        window.add(number, Answered(result, (sent_s - asked_s) * 1e3 + result.ttft_ms), time.monotonic())
 
 
 def _prompts(number: int, pool: Sequence[Document], options: Options) -> Iterator[list[Document | str]]:
@@ -152,7 +175,7 @@ def _row(mode: ReuseMode, window: Window) -> tuple[str, ...]:
     return (
         mode.name,
         f"{window.requests_per_s:.3f}",
-        f"{len(window.results)} in {window.length_s:g} s",
+        f"{len(window.answers)} in {window.length_s:g} s",
         f"{window.ttft.percentile_ms(0.5):.0f}",
         f"{window.ttft.percentile_ms(0.99):.0f}",
         f"{window.reused_share:.1%}",
