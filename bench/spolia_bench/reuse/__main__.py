@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "new_tokens": options.new_tokens,
         "pool_bytes": options.pool_bytes,
         "quick": options.quick,
+        "load_before": round(os.getloadavg()[0], 2),
     }
     report = Report("reuse", QUESTION, setup)
     progress(f"model {model}")
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if names & set(options.sections):
             measure()
             progress(f"so far: {json.dumps(report.figures)}")  # a later section may fail, after minutes
+    report.setup["load_after"] = round(os.getloadavg()[0], 2)
     report.print(only_json=options.json, out=options.out)
     return 0
 

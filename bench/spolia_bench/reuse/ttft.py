@@ -192,8 +192,13 @@ class Rounds:
             "floor_other_ms": round(floor.other_ms, 2),
             "floor_stream_gb_per_s": round(self._machine.stream_gb_per_s, 1),
             "floor_matmul_gflops": round(self._machine.matmul_gflops(work), 1),
+            "floor_is_sound": floor.total_ms < min(ttft["linked"].values_ms),
+            "ttft_best_over_floor": round(min(ttft["linked"].values_ms) / floor.total_ms, 3),
             "ttft_over_floor": round(ttft["linked"].median_ms / floor.total_ms, 3),
         }
+        if not report.figures["floor_is_sound"]:
+            progress("an answer came faster than the floor: rates were measured on a busy machine; the floor is void")
+            report.figures["ttft_over_floor"] = None
 
     def _report_growth(self, report: Report) -> None:
         options, linked = self._options, self._results["linked"]
