@@ -1,9 +1,9 @@
 """What this machine does at the shapes of a pass, in torch's own operators and without the system around them.
 
 Time is processor time over threads: what an operator takes when its threads share it evenly and nobody else uses the
-cores. On an idle machine that is the wall time, or a little less; on a busy one it stays so, and the wall time does not.
-161 rows, 512 → 2048, two threads on two cores, GFLOPS at best: idle 149 by the wall; beside six busy processes 110 by the
-wall and 158 by processor time.
+cores. On an idle machine that is the wall time, or a little less; on a busy one it stays so, and the wall time does
+not. 161 rows, 512 → 2048, two threads on two cores, GFLOPS at best: idle 149 by the wall; beside six busy processes 110
+by the wall and 158 by processor time.
 """
 
 from __future__ import annotations
