@@ -83,7 +83,7 @@ def links_there(monkeypatch: pytest.MonkeyPatch) -> None:
 async def nodes_of(world: World) -> tuple[DecodeNode, PrefillNode]:
     await world.store()
     prefill = await world.prefill(slice_tokens=128)
-    return await world.decode(), prefill
+    return await world.decode(link_on_prefill=True), prefill
 
 
 async def test_rows_linked_on_a_prefill_node_give_the_same_answer(

@@ -122,7 +122,9 @@ async def test_a_tenant_never_hits_the_same_document_of_another(world: World, wh
 
 @dataclass
 class SpoiltGet:
-    """A store's Get that the test may spoil: `before` runs once before the next, and after some messages it stops."""
+    """A store's Get that the test may spoil: `before` runs once before the next, and after some messages, of all calls
+    together, it stops.
+    """
 
     before: Callable[[KVStoreNode], Awaitable[Any]] | None = None
     stuck_after: int | None = None
@@ -136,13 +138,12 @@ class SpoiltGet:
             before, self.before = self.before, None
             if before is not None:
                 await before(node)
-            left = self.stuck_after
             async for response in original(request, context):
-                if left == 0:
+                if self.stuck_after == 0:
                     self.stuck.set()
                     await asyncio.Event().wait()
+                self.stuck_after = self.stuck_after and self.stuck_after - 1
                 yield response
-                left = left and left - 1
 
         service.Get = get
 
@@ -153,7 +154,9 @@ class SpoiltGet:
 async def test_a_store_killed_in_mid_fetch_costs_what_had_not_come(
     world: World, mode: ReuseMode, num_responses: int, with_prefill: bool
 ) -> None:
-    """A chunk is a header and one frame here: it breaks off in the first, between two, or in the second."""
+    """A chunk is a header and one frame here. A prefix comes chunk by chunk: it breaks off in the first, between two, or
+    in the second. Documents come side by side, so that only the least that was lost is sure.
+    """
     get = SpoiltGet()
     store = await world.store(get.prepare)
     if with_prefill:
@@ -170,8 +173,12 @@ async def test_a_store_killed_in_mid_fetch_costs_what_had_not_come(
     kind = ChunkKind.LOCAL if mode is LINKED else ChunkKind.PREFIX
     reasons = [miss.reason for miss in answer.report.misses if miss.kind is kind]
     num_came = num_responses // 2
-    assert reasons == [MissReason.STORE_UNREACHABLE] * (3 - num_came)
-    assert (reused(answer) > 0) == (num_came > 0)
+    assert set(reasons) == {MissReason.STORE_UNREACHABLE}
+    if mode is LINKED:
+        assert 3 - num_came <= len(reasons) <= 3
+    else:
+        assert len(reasons) == 3 - num_came
+    assert (reused(answer) > 0) == (len(reasons) < 3)
     await eventually(lambda: is_idle(decode.engine.pool), "what broke off is still held")
     decode.engine.pool.check_invariants()
 

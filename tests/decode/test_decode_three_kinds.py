@@ -196,7 +196,7 @@ async def test_a_request_that_ends_while_its_pass_waits_frees_everything(
 
 async def test_what_comes_slower_than_it_is_computed_is_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.store()
-    giver, node = await world.decode(), await world.decode()
+    giver, node = await world.decode(), await world.decode(cost_gate=True)
     await ask(giver, LATE_PARTS, GREEDY, LINKED)
     await giver.parts.publisher.drain()
     monkeypatch.setattr(NodeCosts, "compare", lambda *_: Comparison(fetch_s=2.0, compute_s=1.0))

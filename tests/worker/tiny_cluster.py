@@ -182,8 +182,12 @@ class World:
         return node
 
     async def decode(self, num_blocks: int | None = None, **settings: Any) -> DecodeNode:
-        """A decode node that has heard of every prefill node in this world."""
-        config = DecodeConfig(**self._settings(settings))
+        """A decode node that has heard of every prefill node in this world.
+
+        Nothing depends on how long things take, unless asked for: a tiny model computes faster than a store answers.
+        """
+        untimed = {"cost_gate": False, "link_on_prefill": False}
+        config = DecodeConfig(**self._settings(untimed | settings))
         node: DecodeNode = await self._started(DecodeNode(config, self._engine(config, num_blocks)))
         await self.sees_prefill(node, sum(isinstance(worker, PrefillNode) for worker in self.workers))
         return node

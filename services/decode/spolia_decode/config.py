@@ -36,6 +36,16 @@ class DecodeConfig(WorkerConfig):
     prefill_share: float = setting(
         0.6, "Share of a request's remaining time that one prefill node may take.", check=between(0.05, 1.0)
     )
+    cost_gate: bool = setting(
+        True,
+        "Compute stored documents instead of fetching them where that was measured to be faster. Turn it off where "
+        "the engine must not be used for what a store has.",
+    )
+    link_on_prefill: bool = setting(
+        True,
+        "Let prefill nodes that hold the documents link prompts with long live parts, where that is expected to cost "
+        "less than keeping those that decode here waiting.",
+    )
     publish: bool = setting(True, "Store the prefix chunks of prompts and answers, so that next turns start warm.")
     shadow_share: float = setting(
         0.0,

@@ -132,6 +132,8 @@ class _Bringing:
 
     def _is_slower(self, chunk_id: bytes, entry: LookupEntry) -> bool:
         """The cost gate: whether computing the chunk here is expected to be faster than fetching it."""
+        if not self._parts.config.cost_gate:
+            return False
         num_tokens = len(self._gathered.wanted[chunk_id].token_ids)
         tier = source_of(entry.tier)
         decision = Gate.of(self._parts.costs.compare(tier, entry.info.size_bytes, num_tokens))

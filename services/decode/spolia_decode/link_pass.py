@@ -77,7 +77,7 @@ class LinkPasses:
             row_bytes=len(work.plan.positions) * per_token,
         )
         # Linked chunks that are held here are not there: a prompt that goes on from them is linked where they are.
-        is_portable = work.plan.num_held_rows == 0
+        is_portable = self._parts.config.link_on_prefill and work.plan.num_held_rows == 0
         return place_link(
             task,
             self._parts.prefill_nodes.candidates(work.job.prefill_hints) if is_portable else [],
