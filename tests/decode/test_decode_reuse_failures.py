@@ -154,8 +154,8 @@ class SpoiltGet:
 async def test_a_store_killed_in_mid_fetch_costs_what_had_not_come(
     world: World, mode: ReuseMode, num_responses: int, with_prefill: bool
 ) -> None:
-    """A chunk is a header and one frame here. A prefix comes chunk by chunk: it breaks off in the first, between two, or
-    in the second. Documents come side by side, so that only the least that was lost is sure.
+    """A chunk is a header and one frame here. A prefix comes chunk by chunk: it breaks off in the first, between two,
+    or in the second. Documents come side by side, so that only the least that was lost is sure.
     """
     get = SpoiltGet()
     store = await world.store(get.prepare)
