@@ -141,3 +141,25 @@ async def test_a_cancel_while_another_node_links_frees_both(world: World, monkey
         await asyncio.gather(asking, return_exceptions=True)
         await eventually(lambda: is_idle(decode.engine.pool), "the decode node holds memory")
     await world.nothing_held()
+
+
+async def test_what_another_node_linked_is_not_checked_and_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.store()
+    await world.prefill()
+    decode = await world.decode(link_on_prefill=True, shadow_share=1.0)
+    await ask(decode, [doc(70, 1), doc(90, 2), tokens(3)], GREEDY, LINKED)
+    links_there(monkeypatch)
+    await ask(decode, PARTS, GREEDY, LINKED)
+    await eventually(lambda: num_checks(decode, "linked_elsewhere") == 1)
+    await eventually(lambda: num_checks(decode, "done") == 1)
+
+
+def num_checks(node: DecodeNode, outcome: str) -> float:
+    samples = [sample for metric in node.server.metrics.registry.collect() for sample in metric.samples]
+    return sum(
+        sample.value
+        for sample in samples
+        if sample.name == "spolia_shadow_checks_total" and sample.labels["outcome"] == outcome
+    )

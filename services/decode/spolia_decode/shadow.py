@@ -81,8 +81,9 @@ class ShadowChecks:
             return
         token_ids = tuple(job.context.token_ids)
         answer_ids = tuple(sequence.generation.token_ids[len(job.received_ids) :])
+        was_linked_here = sequence.context.last_hidden is not None
         with self._lock:
-            refusal = self._refusal(len(token_ids), len(answer_ids))
+            refusal = self._refusal(len(token_ids), len(answer_ids)) if was_linked_here else Outcome.LINKED_ELSEWHERE
             if refusal is None:
                 context = shared(sequence.context)
                 self._waiting.append(ShadowCheck(job.request_id, token_ids, answer_ids, context))

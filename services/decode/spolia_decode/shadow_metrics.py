@@ -35,6 +35,8 @@ class Outcome(Enum):
     """Too many waited already."""
     TOO_LONG = "too_long"
     """Prompt and answer have more tokens than a check may."""
+    LINKED_ELSEWHERE = "linked_elsewhere"
+    """A prefill node linked it, and drew the first token: nothing here says how sure of it the model was."""
     NO_ROOM = "no_room"
     """The pool had too few free blocks to recompute it in: what is cached is not evicted for a check."""
     GAVE_WAY = "gave_way"
