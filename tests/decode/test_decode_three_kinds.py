@@ -27,6 +27,7 @@ from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
 from spolia_node.store_stream import FetchedChunk
+from spolia_worker.claims import ChunkClaims, ClaimOutcome
 from spolia_worker.costs import Comparison, NodeCosts
 
 GREEDY = SamplingParams(max_tokens=8)
@@ -204,3 +205,22 @@ async def test_what_comes_slower_than_it_is_computed_is_computed(world: World, m
     assert_same(answer, world.expect(LATE_PARTS, GREEDY, LINKED))
     assert [miss.reason for miss in answer.report.misses] == [MissReason.SLOWER_THAN_COMPUTING]
     assert answer.report.chunk_bytes == 0
+
+
+async def test_a_store_that_says_it_has_what_it_cannot_give_is_believed_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.store()
+    node = await world.decode()
+    asked = 0
+
+    async def stored(*_: Any) -> ClaimOutcome:
+        nonlocal asked
+        asked += 1
+        return ClaimOutcome.STORED
+
+    monkeypatch.setattr(ChunkClaims, "_ask", stored)
+    answer = await ask(node, LATE_PARTS, GREEDY, LINKED)
+    assert_same(answer, world.expect(LATE_PARTS, GREEDY, LINKED))
+    assert answer.sources[TokenSource.COMPILED] == 54
+    assert asked == 2

@@ -271,7 +271,8 @@ class _Bringing:
         )
         try:
             if claim.outcome is ClaimOutcome.STORED and self._gathered.way(chunk_id) is Way.HERE:
-                self._arrive_once(chunk_id)
+                self._gathered.next_way(chunk_id, Way.ALONE)
+                self._arrive(chunk_id, TokenSource.HOST)
             if claim.outcome is ClaimOutcome.HELD:
                 self._gathered.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
             if chunk_id not in self._gathered.runs:
@@ -280,11 +281,6 @@ class _Bringing:
         except BaseException:
             claim.give_back()
             raise
-
-    def _arrive_once(self, chunk_id: bytes) -> None:
-        """Somebody stored it meanwhile. Where that copy is lost too, it is computed whoever has it."""
-        if self._gathered.misses.get(chunk_id) not in _LOST:
-            self._arrive(chunk_id, TokenSource.HOST)
 
     async def _compile(self, chunk_id: bytes) -> float:
         """Adds the chunk, and says how many seconds the engine took."""
@@ -330,10 +326,6 @@ class _Batch:
         """One less; how long all of them took, when it was the last."""
         self._num_open -= 1
         return None if self._num_open else time.monotonic() - self._began_at
-
-
-_LOST = (MissReason.DIGEST, MissReason.UNREADABLE, MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
-"""Reasons for which a stored chunk could not be had: asking again would most likely end the same."""
 
 
 def chunk_id_of(part: Part) -> bytes:

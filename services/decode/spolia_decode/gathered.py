@@ -24,7 +24,9 @@ class Way(IntEnum):
     INLINE = 2
     """Compiled by a prefill node, and sent whole: the store cannot be had, or lost it again."""
     HERE = 3
-    """Compiled by this node."""
+    """Compiled by this node, unless somebody else has stored it meanwhile."""
+    ALONE = 4
+    """Compiled by this node, whatever a store says it has."""
 
 
 @dataclass(slots=True)
