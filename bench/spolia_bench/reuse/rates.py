@@ -1,9 +1,8 @@
 """What this machine does at the shapes of a pass, in torch's own operators and without the system around them.
 
-Time is processor time over threads: what an operator takes when its threads share it evenly and nobody else uses the
-cores. On an idle machine that is the wall time, or a little less; on a busy one it stays so, and the wall time does
-not. 161 rows, 512 → 2048, two threads on two cores, GFLOPS at best: idle 149 by the wall; beside six busy processes 110
-by the wall and 158 by processor time.
+Wall time, the best of several. A busy neighbour makes it longer, so a run says how busy the machine was, and a floor that
+any answer beat is void. (Processor time over threads was tried: in windows of a millisecond it is counted too coarsely,
+and its best was twice what the machine can do.)
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from spolia_bench.reuse.floor import Kind, Operator, Rates
 
-BEST_OF = 30
-MIN_SECONDS = 0.0004
+BEST_OF = 9
+MIN_SECONDS = 0.004
 """A measurement repeats its operator until it lasts this long, so that clocks and calls do not show."""
 STREAM_BYTES = 256 << 20
 """Far beyond any cache of the machines this runs on."""
@@ -73,16 +72,15 @@ def _stream_bytes_per_s(best_of: int) -> float:
 
 
 def _best(work: Callable[[], object], best_of: int) -> float:
-    """Seconds of the fastest of `best_of` measurements, by processor time. Nothing else may run in this process."""
-    num_threads = torch.get_num_threads()
+    """Seconds of the fastest of `best_of` measurements."""
     work()  # threads, caches, pages
     repeats, best = 1, float("inf")
     for _ in range(best_of):
         while True:
-            started = time.process_time()
+            started = time.perf_counter()
             for _ in range(repeats):
                 work()
-            seconds = (time.process_time() - started) / num_threads
+            seconds = time.perf_counter() - started
             if seconds >= MIN_SECONDS:
                 break
             repeats *= 2
