@@ -1,8 +1,8 @@
 """What this machine does at the shapes of a pass, in torch's own operators and without the system around them.
 
-Wall time, the best of several. A busy neighbour makes it longer, so a run says how busy the machine was, and a floor that
-any answer beat is void. (Processor time over threads was tried: in windows of a millisecond it is counted too coarsely,
-and its best was twice what the machine can do.)
+Wall time, the best of several. A busy neighbour makes it longer, so a run says how busy the machine was, and a floor
+that any answer beat is void. (Processor time over threads was tried: in windows of a millisecond it is counted too
+coarsely, and its best was twice what the machine can do.)
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 AGING_TOKENS_PER_S = 64.0
-"""Credit for waiting. Larger: long jobs move sooner between short ones, which wait for more of their slices. It has to be
-far less than an engine computes in a second: else equal long jobs run by turns, and all of them end when the last does
-(16 prompts of 4,129 tokens at once, at 4096: the first token of each came after 168 s). With this one, a prompt of 8192
-tokens gets a slice after two minutes from a tenant who sends short ones without end."""
+"""Credit for waiting. Larger: long jobs move sooner between short ones, which wait for more of their slices. It has to
+be far less than an engine computes in a second: else equal long jobs run by turns, and all of them end when the last
+does (16 prompts of 4,129 tokens at once, at 4096: the first token of each came after 168 s). With this one, a prompt of
+8192 tokens gets a slice after two minutes from a tenant who sends short ones without end."""
 
 
 @dataclass(frozen=True, slots=True)
