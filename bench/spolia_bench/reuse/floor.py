@@ -9,7 +9,7 @@ keeping the rows' KV) as bytes read and written, nothing for its arithmetic.
 fragment, Python, scheduling, messages, sampling. So the floor is of this model on this hardware, not of this system.
 
 **Rates** are measured in the same run (`rates`), at each operator's own shape and with as many threads as the nodes
-have: the best of several, by the clock. Operators overlap nowhere in the sum, as on a CPU they do not.
+have: a fast one of several, in processor time. Operators overlap nowhere in the sum, as on a CPU they do not.
 
 A pass is any list of operators (`operators`): a link pass, a prefill, a decode step of a batch.
 """
