@@ -270,7 +270,7 @@ class _Bringing:
             self._job.tenant_id, chunk_id, self._job.request_id, waiting, self._deadline
         )
         try:
-            if claim.outcome is ClaimOutcome.STORED and self._gathered.way(chunk_id) is Way.HERE:
+            if claim.outcome is ClaimOutcome.STORED and self._may_be_had(chunk_id):
                 self._gathered.next_way(chunk_id, Way.ALONE)
                 self._arrive(chunk_id, TokenSource.HOST)
             if claim.outcome is ClaimOutcome.HELD:
@@ -281,6 +281,11 @@ class _Bringing:
         except BaseException:
             claim.give_back()
             raise
+
+    def _may_be_had(self, chunk_id: bytes) -> bool:
+        """Whether to ask for a chunk that was stored meanwhile: once, and not where a copy was lost before."""
+        is_lost = self._gathered.misses.get(chunk_id) in _LOST
+        return self._gathered.way(chunk_id) is Way.HERE and not is_lost
 
     async def _compile(self, chunk_id: bytes) -> float:
         """Adds the chunk, and says how many seconds the engine took."""
@@ -326,6 +331,10 @@ class _Batch:
         """One less; how long all of them took, when it was the last."""
         self._num_open -= 1
         return None if self._num_open else time.monotonic() - self._began_at
+
+
+_LOST = (MissReason.DIGEST, MissReason.UNREADABLE, MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
+"""Reasons for which a stored chunk could not be had: asking again would most likely end the same."""
 
 
 def chunk_id_of(part: Part) -> bytes:
