@@ -226,7 +226,7 @@ async def test_the_load_of_a_node_falls_slice_by_slice(world: World, monkeypatch
         async with prefilling(node, LONG) as call:
             await read_until(call, "live_header")
             assert node.record().load.queued_tokens == 1500
-    await world.nothing_held()
+        await world.nothing_held()  # while the engine is held, so that none of its slices is counted below
     slices = Slices(monkeypatch, hold_behind=3)
     async with prefilling(node, LONG) as call:
         await eventually(lambda: len(slices.ran) == 3)
