@@ -17,6 +17,9 @@ from spolia_node.rpc_messages import prompt_from_pb, sampling_from_pb
 from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
+MAX_FRAGMENTS_PER_CHUNK = 4
+"""Of link work, on average. Leading link tokens leave one fragment of each chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalChunk:
@@ -178,9 +181,24 @@ def _link_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace, s
             limit=f"{len(plan.positions)} rows",
             actual=f"{len(positions)} rows",
         )
+    _check_fragments(plan, prompt)
     chain = tuple(ids.prefix_chain(prompt.token_ids[:num_prefix_tokens]))
     sampling = sampling_from_pb(work.sampling, default_seed=0)
     return LinkJob(start.request_id, start.tenant_id, prompt, plan, chain, sampling, work.token_index)
+
+
+def _check_fragments(plan: LinkPlan, prompt: Prompt) -> None:
+    """Raises `InvalidRequest` for rows that cut chunks into many pieces: each is an attend and a merge in every layer,
+    inside which the engine cannot be interrupted.
+    """
+    limit = MAX_FRAGMENTS_PER_CHUNK * sum(part.chunk_id is not None for part in prompt.parts)
+    if len(plan.fragments) > limit:
+        raise InvalidRequest(
+            f"link.rows cuts the chunks into {len(plan.fragments)} fragments, at most {limit} are linked",
+            field="link.rows",
+            limit=f"{limit} fragments",
+            actual=f"{len(plan.fragments)} fragments",
+        )
 
 
 def _positions(rows: Sequence[prefill_pb2.TokenRange], num_prefix_tokens: int, num_tokens: int) -> tuple[int, ...]:

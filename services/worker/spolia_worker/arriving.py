@@ -8,10 +8,12 @@ wire. The extent stays *in transfer* until all of it has come; what reads it hol
 
 from __future__ import annotations
 
+import threading
+
 from spolia.v1.common_pb2 import ObjectInfo
 from spolia_core.chunk_object import ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
 from spolia_core.digests import digest
-from spolia_core.errors import DataCorrupt, NotSupported, SpoliaError
+from spolia_core.errors import DataCorrupt, NotSupported, SpoliaError, Unavailable
 from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
 from spolia_engine.kv_bytes import write_layer
@@ -38,13 +40,18 @@ class ArrivingChunk:
         self._expected = core.meta(chunk_id, ChunkKind.LOCAL, self.run)
         self._head: ChunkHead | None = None
         self._num_layers = 0
+        self._was_read = False
+        self._lock = threading.Lock()
         self._failure: SpoliaError | None = None
 
     def has(self, layer: int) -> bool:
         """Whether a layer may be read. Raises `ChunkLost` once it is known that not all will come."""
-        if self._failure is not None:
-            raise ChunkLost(f"chunk {self.chunk_id.hex()} did not arrive: {self._failure.message}")
-        return layer < self._num_layers
+        with self._lock:
+            if self._failure is not None:
+                raise ChunkLost(f"chunk {self.chunk_id.hex()} did not arrive: {self._failure.message}")
+            is_here = layer < self._num_layers
+            self._was_read |= is_here
+            return is_here
 
     @property
     def is_complete(self) -> bool:
@@ -59,15 +66,13 @@ class ArrivingChunk:
     def on_progress(self, info: ObjectInfo, data: bytearray, num_received: int) -> bool:
         """Takes over the layers that became whole; whether there was one. Fit for a Get's progress.
 
-        Whatever is wrong with the object fails the chunk. So does another replica once layers of one were used: bytes
-        of two are never joined.
+        Whatever is wrong with the object fails the chunk. Another replica starts it anew, unless layers of the first
+        were read already: bytes of two are never joined.
         """
         if self._failure is not None:
             return False
         if num_received == 0:
-            if self._num_layers:
-                self.fail(DataCorrupt("the replica it was read from broke off"))
-            self._head = None
+            self._begin_anew()
             return False
         try:
             return self._take(memoryview(data), num_received)
@@ -77,7 +82,8 @@ class ArrivingChunk:
 
     def fail(self, error: SpoliaError) -> None:
         """It will not come."""
-        self._failure = self._failure or error
+        with self._lock:
+            self._failure = self._failure or error
 
     def arrive(self) -> Run:
         """Every layer is here: registers the chunk. The run shares the reference."""
@@ -91,6 +97,14 @@ class ArrivingChunk:
     def release(self) -> None:
         """Gives its reference back; nothing may be written any more."""
         self._core.pool.release(self.run.extent)
+
+    def _begin_anew(self) -> None:
+        """An object begins: the first, or another replica."""
+        with self._lock:
+            self._head = None
+            if self._was_read:
+                self._failure = Unavailable("the store it was read from broke off")
+            self._num_layers = 0
 
     def _take(self, data: memoryview, num_received: int) -> bool:
         head = self._head or self._parsed_head(data, num_received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier
 from spolia.v1.kvstore_pb2 import LookupEntry
@@ -19,7 +20,7 @@ from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
 from spolia_node.store_stream import FetchedChunk, OnProgress
-from spolia_worker.arriving import ArrivingChunk
+from spolia_worker.arriving import ArrivingChunk, ChunkLost
 
 ACCEPTED_CODECS = (RAW_CODEC,)
 """Codecs this release can attend to. EXACT may use the lossless ones only; raw is."""
@@ -63,21 +64,24 @@ class ChunkFetcher:
 
         `on_layer` is called whenever layers became whole. A chunk that does not come is failed, and says why.
         """
-        num_bytes, miss, error = 0, None, None
+        num_bytes, is_whole, miss, error = 0, False, None, None
 
         def on_progress(index: int, info: ObjectInfo, data: bytearray, num_received: int) -> None:
+            nonlocal num_bytes
+            num_bytes = max(num_bytes, num_received)  # also of what breaks off
             if chunk.on_progress(info, data, num_received):
                 on_layer()
+            if chunk.failure is not None:
+                raise ChunkLost(chunk.failure.message)  # the rest of it is not worth having
 
         try:
             async with self._get(tenant_id, [chunk.chunk_id], deadline, on_progress) as found:
                 async for item in found:
-                    num_bytes += 0 if item.data is None else len(item.data)
-                    miss = item.miss
+                    miss, is_whole = item.miss, item.data is not None
         except SpoliaError as caught:
             miss, error = reason_of(caught), caught
-        if miss is None and chunk.is_complete:
-            chunk.arrive()
+        if is_whole and chunk.is_complete:
+            chunk.arrive()  # whatever became of the stream behind its last byte
             return Received(num_bytes, None)
         if chunk.failure is not None:
             miss = reason_of(chunk.failure)
@@ -88,7 +92,10 @@ class ChunkFetcher:
         return Received(num_bytes, miss)
 
     async def fetch_prefix(self, tenant_id: str, blocks: Sequence[SealedBlock], deadline: Deadline) -> Fetched:
-        """The longest stored beginning of a chain of chunks, side by side in a context, into one extent, registered."""
+        """The longest stored beginning of a chain of chunks at their own positions, into one extent, registered.
+
+        The extent holds the chunks alone, one behind the other, whatever lies between them in the context.
+        """
         result, chain = Fetched(), [block.chunk_id for block in blocks]
         try:
             entries = await self._store.lookup(
@@ -113,9 +120,9 @@ class ChunkFetcher:
     async def _get_prefix(
         self, tenant_id: str, blocks: Sequence[SealedBlock], deadline: Deadline, result: Fetched
     ) -> None:
-        pool, base = self._core.pool, blocks[0].position
-        ids = [block.chunk_id for block in blocks]
-        extent = pool.allocate(blocks[-1].end - base, in_transfer=True)
+        pool, ids = self._core.pool, [block.chunk_id for block in blocks]
+        starts = [0, *accumulate(block.num_tokens for block in blocks)]
+        extent = pool.allocate(starts[-1], in_transfer=True)
         try:
             async with self._get(tenant_id, ids, deadline) as chunks:
                 async for chunk in chunks:
@@ -125,7 +132,7 @@ class ChunkFetcher:
                         # What stands behind a lost chunk is of no use: lost for the same reason.
                         _fill(result, ids, result.misses[chunk.chunk_id])
                         break
-                    start = block.position - base
+                    start = starts[chunk.index]
                     write_object(extent, start, parsed, self._core.adapter.kv_shape)
                     result.runs[chunk.chunk_id] = Run(extent, start, block.num_tokens, block.position)
         finally:
