@@ -33,7 +33,7 @@ def test_a_quick_reuse_run_has_every_figure(tmp_path: Path) -> None:
         "ratio_full_over_linked_disk",
         "floor_ms",
         "ttft_over_floor",
-        "growth_4_to_8",
+        "growth_8_to_12",
         "throughput_ratio_vs_prefix",
         "loop_linked_ttft_p99_ms",
         "ttft_transformers_ms",

@@ -14,18 +14,22 @@ SECTIONS = ("ttft", "growth", "loop", "transformers", "demo")
 DEMO_MODEL = Path("models/demo")
 QUICK = {
     "shape": "llama-tiny-random",
-    "documents": 4,
+    "documents": 8,
     "document_bytes": 128,
     "rounds": 1,
-    "growth_documents": 8,
+    "growth_documents": 12,
     "clients": 4,
-    "pool_documents": 8,
+    "pool_documents": 12,
     "new_tokens": 4,
-    "loop_s": 2.0,
-    "prefix_loop_s": 2.0,
+    "loop_s": 1.0,
+    "prefix_loop_s": 1.0,
     "pool_bytes": 64 << 20,
 }
 """Every path once, in seconds: says that it works, not how fast it is."""
+
+
+MIN_DOCUMENTS = 7
+"""As many as a round has orders: two that begin alike would share more than documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,10 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser = _parser()
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(**QUICK)
-    return Options(**vars(parser.parse_args(argv)))
+    options = Options(**vars(parser.parse_args(argv)))
+    if options.documents < MIN_DOCUMENTS:
+        parser.error(f"--documents must be at least {MIN_DOCUMENTS}: each order of a round begins with another one")
+    return options
 
 
 def _sections(text: str) -> tuple[str, ...]:

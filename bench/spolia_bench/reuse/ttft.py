@@ -51,7 +51,7 @@ def measure(report: Report, model: Path, options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="spolia-bench-") as folder:
         settings = ["--kvstore.data-dir", f"{folder}/kv", "--kvstore.write-behind-s", "0.2"]
         settings += ["--kvstore.budget-bytes", str(budget), "--pool-bytes", str(options.pool_bytes)]
-        settings = [*_only_engines(settings), "--decode.publish", "false"]
+        settings = [*_only_engines(settings), "--decode.publish", "false", "--decode.cost-gate", "false"]
         with running(model, options.threads, settings) as system:
             rounds = Rounds(system, Residency(system, budget, chunk_bytes), machine, model, options)
             for number in range(options.rounds + 1):
