@@ -118,7 +118,7 @@ def test_a_report_adds_to_tokens_misses_and_bytes() -> None:
 def test_what_a_newer_node_says_is_counted_under_its_number() -> None:
     newer = report(misses=[miss(9, 99, 12), miss(1, 99, 3)])
     newer.reuse.sources.add(num_tokens=8).source = 77  # type: ignore[assignment]  # any number may come over the wire
-    newer.reuse.transfers.add(live_bytes=6).plane = 55  # type: ignore[assignment]
+    newer.reuse.transfers.add(live_bytes=6).plane = 55  # type: ignore[assignment]  # a number no release knows
     received = common_pb2.Finish.FromString(newer.SerializeToString())
     metrics = Metrics()
     GatewayMetrics(metrics, TENANT).count_finish(TENANT, ReuseMode.EXACT, received)
