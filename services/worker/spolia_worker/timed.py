@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,13 +17,6 @@ class Timed(Generic[T]):
 
     result: T
     seconds: float
-
-
-def timed(work: Callable[[], T]) -> Timed[T]:
-    """Runs `work`, for the engine's thread."""
-    started = time.perf_counter()
-    result = work()
-    return Timed(result, time.perf_counter() - started)
 
 
 def timed_steps(steps: Steps[T]) -> Steps[Timed[T]]:
