@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from spolia_engine.context import release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
-from spolia_engine.sealing import prefix_blocks
+from spolia_engine.sealing import SealedBlock, prefix_blocks
 from spolia_node.deadline import Deadline
 from spolia_prefill.handed_pass import PassRunner, PassToHand
 from spolia_prefill.handoff import Acknowledgements, LayerStream
@@ -57,9 +57,10 @@ class Linker:
     async def run(
         self, job: LinkJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
-        """As `PassRunner.run`. Raises `NotFound` where a part of the prefix is missing here and in the store.
+        """As `PassRunner.run`. Raises `Busy` where there is no room, before anything is fetched.
 
-        So does a chunk that is not stored, or is lost on its way: the caller links where it has it.
+        `NotFound` where a part of the prefix, or a chunk, is missing here and in the store, or lost on its way: the
+        caller links where it has it.
         """
         async with self._gathering() as gathered:
             await self._take(gathered, job, deadline)
@@ -94,23 +95,32 @@ class Linker:
                     raise NotFound(error.message, field="link.parts") from error
 
     async def _take(self, gathered: _Gathered, job: LinkJob, deadline: Deadline) -> None:
+        """What is here first; the rest is fetched if there is room for it and for the rows. Raises `Busy`."""
         share = deadline.share(self._store_share)
-        await self._take_prefix(gathered, job, share)
+        gathered.held += self._core.acquire_prefix(job.chain)
+        missing: dict[bytes, int] = {}
         for index in dict.fromkeys(f.part_index for f in job.plan.fragments):
             chunk_id = _chunk_of(job, index)
-            if chunk_id in gathered.chunks:
-                continue
-            run = self._core.resident.acquire(chunk_id)
-            gathered.chunks[chunk_id] = run or self._fetch(
-                gathered, job.tenant_id, chunk_id, len(job.prompt.parts[index].token_ids), share
-            )
+            run = None if chunk_id in gathered.chunks else self._core.resident.acquire(chunk_id)
+            if run is not None:
+                gathered.chunks[chunk_id] = run
+            elif chunk_id not in gathered.chunks:
+                missing[chunk_id] = len(job.prompt.parts[index].token_ids)
+        blocks = prefix_blocks(job.chain, len(gathered.held))
+        pool = self._core.pool
+        lengths = [*missing.values(), *(block.num_tokens for block in blocks), len(job.plan.positions)]
+        pool.check_room(sum(map(pool.blocks_for, lengths)))
+        for chunk_id, num_tokens in missing.items():
+            gathered.chunks[chunk_id] = self._fetch(gathered, job.tenant_id, chunk_id, num_tokens, share)
+        await self._take_prefix(gathered, job, blocks, share)
 
-    async def _take_prefix(self, gathered: _Gathered, job: LinkJob, share: Deadline) -> None:
-        gathered.held += self._core.acquire_prefix(job.chain)
-        missing = prefix_blocks(job.chain, len(gathered.held))
-        if missing:
-            fetched = await self._fetcher.fetch_prefix(job.tenant_id, missing, share)
-            gathered.held += fetched.runs.values()
+    async def _take_prefix(
+        self, gathered: _Gathered, job: LinkJob, missing: Sequence[SealedBlock], share: Deadline
+    ) -> None:
+        if not missing:
+            return
+        fetched = await self._fetcher.fetch_prefix(job.tenant_id, missing, share)
+        gathered.held += fetched.runs.values()
         if len(gathered.held) < len(job.chain):
             raise NotFound(
                 f"prefix chunk {len(gathered.held)} of {len(job.chain)} is neither here nor stored",
