@@ -126,6 +126,27 @@ async def test_a_claim_asked_for_by_somebody_who_goes_is_given_back(world: World
     await eventually(lambda: store.store.claims.num_live() == 0)
 
 
+async def test_a_claim_stands_as_long_as_its_work_takes(world: World) -> None:
+    store = await world.store()
+    node = await world.decode(claim_ttl_s=0.3)
+    claims, chunk_id = node.parts.claims, bytes(32)
+
+    async def others_outcome() -> ClaimOutcome:
+        with await claims.take(TENANT, chunk_id, "other", Deadline.after(0), Deadline.after(SOON)) as claim:
+            return claim.outcome
+
+    with await claims.take(TENANT, chunk_id, "slow", Deadline.after(0), Deadline.after(SOON)):
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            assert await others_outcome() is ClaimOutcome.HELD
+    await claims.drain()
+    assert store.store.claims.num_live() == 0  # no renewal came after it was given back
+    with await claims.take(TENANT, chunk_id, "late", Deadline.after(0), Deadline.after(0.4)):
+        await asyncio.sleep(1.0)
+        assert await others_outcome() is ClaimOutcome.GRANTED  # its request is past its deadline
+    await claims.drain()
+
+
 async def test_without_a_store_there_is_no_claim_and_no_error(world: World) -> None:
     store = await world.store()
     with_dead, with_none = await world.decode(), await world.decode(directory="")

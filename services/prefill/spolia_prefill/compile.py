@@ -27,8 +27,8 @@ from spolia_worker.publisher import ChunkBytes, Publisher
 from spolia_worker.timed import timed_steps
 
 CHUNKS_AT_ONCE = 4
-"""Chunks of one job that are claimed and worked on together: one computes while others are stored. With many more,
-claims would lapse while their chunks wait for the engine."""
+"""Chunks of one job that are claimed and worked on together: one computes while others are stored. More would keep
+claims that other nodes could be at work on."""
 
 log = get_log(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from enum import Enum
 from itertools import count
 from types import TracebackType
@@ -17,6 +18,10 @@ ANSWER_GRACE_S = 1.0
 """How much longer than the wait itself the store's answer may take."""
 
 GIVE_BACK_TIMEOUT_S = 2.0
+RENEW_TIMEOUT_S = 2.0
+RENEWALS_PER_TTL = 3
+"""How often a claim is asked for again while it stands: two answers may be lost before it lapses."""
+
 MAX_REQUEST_ID_CHARS = 64  # an owner's name has 256 bytes at most
 
 log = get_log(__name__)
@@ -44,6 +49,8 @@ class Claim:
         self._chunk_id = chunk_id
         self._owner = owner
         self._may_stand = True
+        self._ended = asyncio.Event()
+        self._renewing: asyncio.Task[None] | None = None
         self.outcome = ClaimOutcome.NO_STORE
 
     @property
@@ -54,12 +61,28 @@ class Claim:
     def settle(self) -> None:
         """A Put under its owner has ended it: there is nothing to give back."""
         self._may_stand = False
+        self._ended.set()
 
     def give_back(self) -> None:
         """Ends it, in the background, so that others need not wait for it to lapse. Idempotent."""
+        self._ended.set()
         if self._may_stand and self.outcome in (ClaimOutcome.GRANTED, ClaimOutcome.NO_STORE):
             self._may_stand = False
-            self._claims.give_back(self._tenant_id, self._chunk_id, self._owner)
+            self._claims.give_back(self._tenant_id, self._chunk_id, self._owner, self._renewing)
+
+    def keep(self, every_s: float, until: Deadline) -> None:
+        """Keeps a granted claim from lapsing while its chunk waits for its turn; not beyond its request's deadline."""
+        self._renewing = self._claims.begin(self._renew(every_s, until), "renew claim")
+
+    async def _renew(self, every_s: float, until: Deadline) -> None:
+        while not until.expired:
+            try:
+                await asyncio.wait_for(self._ended.wait(), min(every_s, until.remaining()))
+            except TimeoutError:
+                if not await self._claims.renew(self._tenant_id, self._chunk_id, self._owner):
+                    return
+            else:
+                return
 
     def __enter__(self) -> Claim:
         return self
@@ -94,13 +117,31 @@ class ChunkClaims:
         except BaseException:
             claim.give_back()  # it may have been granted all the same
             raise
+        if claim.outcome is ClaimOutcome.GRANTED:
+            claim.keep(self._ttl_ms / 1000 / RENEWALS_PER_TTL, deadline)
         return claim
 
-    def give_back(self, tenant_id: str, chunk_id: bytes, owner: str) -> None:
-        """Ends a claim in the background; where that fails the claim lapses."""
-        task = asyncio.get_running_loop().create_task(self._unclaim(tenant_id, chunk_id, owner), name="unclaim")
+    def give_back(self, tenant_id: str, chunk_id: bytes, owner: str, after: asyncio.Task[None] | None) -> None:
+        """Ends a claim in the background, after its last renewal; where that fails the claim lapses."""
+        self.begin(self._unclaim(tenant_id, chunk_id, owner, after), "unclaim")
+
+    async def renew(self, tenant_id: str, chunk_id: bytes, owner: str) -> bool:
+        """Asks for a claim again. False where it is not ours any more; a store that does not answer is asked again."""
+        try:
+            results = await self._store.claim(
+                tenant_id, [chunk_id], owner, Deadline.after(RENEW_TIMEOUT_S), ttl_ms=self._ttl_ms, wait_ms=0
+            )
+        except SpoliaError as error:
+            log.info("claim not renewed", chunk_id=chunk_id.hex(), error=str(error))
+            return True
+        return bool(results) and results[0].state == ClaimState.CLAIM_STATE_GRANTED
+
+    def begin(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Runs something of a claim's beside its request; `drain` waits for it."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def drain(self) -> None:
         """Returns when every claim is given back; a few seconds at most."""
@@ -124,7 +165,9 @@ class ChunkClaims:
             if waiting.expired:
                 return ClaimOutcome.HELD
 
-    async def _unclaim(self, tenant_id: str, chunk_id: bytes, owner: str) -> None:
+    async def _unclaim(self, tenant_id: str, chunk_id: bytes, owner: str, after: asyncio.Task[None] | None) -> None:
+        if after is not None:
+            await asyncio.wait([after])  # or it would claim anew what is given back
         try:
             await self._store.unclaim(tenant_id, [chunk_id], owner, Deadline.after(GIVE_BACK_TIMEOUT_S))
         except SpoliaError as error:
