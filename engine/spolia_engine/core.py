@@ -252,7 +252,7 @@ class EngineCore:
     ) -> list[tuple[bytes, Run]]:
         """Registers the chunks that a link pass of `plan` computed; returns the newly registered ones.
 
-        `blocks` as `exact_blocks` and `linked_blocks` give them. The returned runs are good while the context is open.
+        `blocks` as `exact_blocks` and `linked_chain` give them. The returned runs are good while the context is open.
         """
         return register_linked(self.resident, context, plan, blocks)
 

@@ -11,11 +11,12 @@ before p, and the tokens of R at or before p. So no mask is needed inside a frag
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from spolia_core.errors import InvalidRequest
-from spolia_core.prompt import Part, Prompt
+from spolia_core.prompt import Prompt
 from spolia_engine.run import Run
 
 
@@ -90,27 +91,28 @@ def plan_link(
     """
     _check_count("num_link_tokens", num_link_tokens)
     _check_count("min_reused_tokens", min_reused_tokens)
-    recomputed: list[bool] = []
+    ranges: list[tuple[int, int]] = []
+    base = 0
     for part in prompt.parts:
-        size, num_exact = len(part.token_ids), max(0, num_prefix_tokens - len(recomputed))
-        is_exact = not recomputed and num_sink_tokens == 0
+        size, num_exact = len(part.token_ids), max(0, num_prefix_tokens - base)
+        is_exact = base == 0 and num_sink_tokens == 0
         linked = 0 if is_exact else min(num_link_tokens, size)
         if part.chunk_id is None or size - max(linked, num_exact) < min_reused_tokens:
             linked = size
-        recomputed += [True] * linked + [False] * (size - linked)
-    if recomputed:
-        recomputed[-1] = True
-    return _plan(prompt, recomputed, num_prefix_tokens)
+        ranges.append((base, base + linked))
+        base += size
+    return _plan(prompt, ranges, num_prefix_tokens)
 
 
 def plan_recompute(prompt: Prompt, positions: Collection[int], *, num_prefix_tokens: int = 0) -> LinkPlan:
     """Any R: live tokens, `positions` of chunk tokens chosen by the caller, and the last token; behind the prefix."""
-    chosen = set(positions) | {prompt.num_tokens - 1}
-    recomputed: list[bool] = []
+    ranges = [(position, position + 1) for position in positions if position < prompt.num_tokens]
+    base = 0
     for part in prompt.parts:
-        base = len(recomputed)
-        recomputed += [part.chunk_id is None or base + i in chosen for i in range(len(part.token_ids))]
-    return _plan(prompt, recomputed, num_prefix_tokens)
+        if part.chunk_id is None:
+            ranges.append((base, base + len(part.token_ids)))
+        base += len(part.token_ids)
+    return _plan(prompt, ranges, num_prefix_tokens)
 
 
 def check_runs(prompt: Prompt, runs: Mapping[int, Run]) -> None:
@@ -134,33 +136,39 @@ def _check_count(name: str, value: int) -> None:
         raise InvalidRequest(f"{name} must be ≥ 0, got {value}", field=name, limit="≥ 0", actual=str(value))
 
 
-def _plan(prompt: Prompt, recomputed: list[bool], num_prefix_tokens: int) -> LinkPlan:
-    assert num_prefix_tokens < prompt.num_tokens, "the last token is always recomputed"
-    recomputed[:num_prefix_tokens] = [False] * num_prefix_tokens
-    rows_before = [0]
-    for flag in recomputed:
-        rows_before.append(rows_before[-1] + flag)
-    fragments: list[Fragment] = []
-    base = 0
-    for index, part in enumerate(prompt.parts):
-        if part.chunk_id is not None:
-            fragments += _fragments_of(index, part, base, recomputed, rows_before, num_prefix_tokens)
-        base += len(part.token_ids)
-    positions = tuple(p for p, flag in enumerate(recomputed) if flag)
+def _plan(prompt: Prompt, ranges: Iterable[tuple[int, int]], num_prefix_tokens: int) -> LinkPlan:
+    """`ranges` as (start, end), in any order. What it costs grows with R and the parts, not with the prompt."""
+    num_tokens = prompt.num_tokens
+    assert num_prefix_tokens < num_tokens, "the last token is always recomputed"
+    merged = _merged([*ranges, (num_tokens - 1, num_tokens)], num_prefix_tokens)
     tokens = prompt.token_ids
-    return LinkPlan(positions, tuple(tokens[p] for p in positions), tuple(fragments), num_prefix_tokens)
+    positions = tuple(chain.from_iterable(range(start, end) for start, end in merged))
+    token_ids = tuple(chain.from_iterable(tokens[start:end] for start, end in merged))
+    return LinkPlan(positions, token_ids, tuple(_fragments(prompt, merged, num_prefix_tokens)), num_prefix_tokens)
 
 
-def _fragments_of(
-    index: int, part: Part, base: int, recomputed: list[bool], rows_before: list[int], num_prefix_tokens: int
-) -> Iterator[Fragment]:
-    size, start = len(part.token_ids), max(0, num_prefix_tokens - base)
-    while start < size:
-        if recomputed[base + start]:
-            start += 1
-            continue
-        end = start
-        while end < size and not recomputed[base + end]:
-            end += 1
-        yield Fragment(index, start, end, base, rows_before[base + end])
-        start = end
+def _merged(ranges: Iterable[tuple[int, int]], first: int) -> list[tuple[int, int]]:
+    """The union of ranges as ascending ones that do not touch; nothing before `first`."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        start = max(start, first)
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        elif start < end:
+            merged.append((start, end))
+    return merged
+
+
+def _fragments(prompt: Prompt, merged: Sequence[tuple[int, int]], num_prefix_tokens: int) -> Iterator[Fragment]:
+    """What R, as `_merged` gives it, leaves of the chunks behind the prefix."""
+    base = num_rows = number = 0
+    for index, part in enumerate(prompt.parts):
+        part_end, at = base + len(part.token_ids), max(base, num_prefix_tokens)
+        while at < part_end:
+            start, end = merged[number]  # the last range ends where the prompt does
+            if at < start and part.chunk_id is not None:
+                yield Fragment(index, at - base, min(start, part_end) - base, base, num_rows)
+            if end > part_end or start >= part_end:
+                break
+            num_rows, number, at = num_rows + end - start, number + 1, end
+        base = part_end

@@ -50,16 +50,56 @@ def exact_blocks(plan: LinkPlan, chain: Sequence[bytes]) -> list[LinkedBlock]:
     ]
 
 
-def linked_blocks(
+@dataclass(frozen=True, slots=True)
+class OpenEnd:
+    """What stands behind the last chunk of a linked context: tokens from `position` on, too few for another.
+
+    `placements` are the fragments between that chunk, `predecessor`, and them.
+    """
+
+    ids: IdSpace
+    profile: str
+    predecessor: bytes | None
+    placements: tuple[Placement, ...]
+    position: int
+    first_row: int
+    token_ids: tuple[int, ...]
+
+    def blocks(self, more_ids: Sequence[int]) -> list[LinkedBlock]:
+        """The chunks that `more_ids`, computed behind the context, complete. Costs what they do, not the context."""
+        token_ids = [*self.token_ids, *more_ids]
+        predecessor, placements = self.predecessor, self.placements
+        blocks: list[LinkedBlock] = []
+        for start in range(0, len(token_ids) - PREFIX_CHUNK_TOKENS + 1, PREFIX_CHUNK_TOKENS):
+            block_ids = token_ids[start : start + PREFIX_CHUNK_TOKENS]
+            predecessor = self.ids.linked(predecessor, placements, self.profile, block_ids)
+            placements = ()
+            blocks.append(
+                LinkedBlock(
+                    predecessor, self.position + start, PREFIX_CHUNK_TOKENS, ChunkKind.LINKED, self.first_row + start
+                )
+            )
+        return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedChain:
+    """The chunks of a linked context, first to last, and what is left behind them."""
+
+    blocks: tuple[LinkedBlock, ...]
+    end: OpenEnd
+
+
+def linked_chain(
     prompt: Prompt, plan: LinkPlan, ids: IdSpace, profile: str, num_link_tokens: int, chain: Sequence[bytes]
-) -> list[LinkedBlock]:
-    """The chunks of a linked context, first to last; none where nothing is linked.
+) -> LinkedChain | None:
+    """The chunks of a context; None where nothing is linked, and all of it is exact.
 
     `plan` is the whole plan, no rows left out; `chain` the prefix chunk ids of the prompt's tokens.
     """
     assert plan.num_held_rows == 0, "the ids cover the whole context"
     if not plan.fragments:
-        return []
+        return None
     base = num_exact_tokens(plan)
     predecessor = chain[base // PREFIX_CHUNK_TOKENS - 1] if base else None
     placed = list(_placements(prompt, plan, num_link_tokens))
@@ -70,7 +110,12 @@ def linked_blocks(
         token_ids = plan.token_ids[first_row : first_row + num_tokens]
         predecessor = ids.linked(predecessor, before, profile, token_ids)
         blocks.append(LinkedBlock(predecessor, position, num_tokens, ChunkKind.LINKED, first_row))
-    return blocks
+    last_row, last_position, _ = list(plan.pieces())[-1]
+    if blocks and blocks[-1].position >= last_position:
+        last_row, last_position = blocks[-1].first_row + blocks[-1].num_tokens, blocks[-1].end
+    pending = tuple(placement for _, placement in placed)
+    end = OpenEnd(ids, profile, predecessor, pending, last_position, last_row, plan.token_ids[last_row:])
+    return LinkedChain(tuple(blocks), end)
 
 
 def register_linked(

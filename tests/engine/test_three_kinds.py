@@ -16,7 +16,7 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
-from spolia_engine.linked_blocks import LinkedBlock, exact_blocks, linked_blocks, num_exact_tokens
+from spolia_engine.linked_blocks import LinkedBlock, exact_blocks, linked_chain, num_exact_tokens
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
 from spolia_engine.sealing import SealedBlock
@@ -44,7 +44,8 @@ def chain_of(engine: Engine, prompt: Prompt) -> list[bytes]:
 
 
 def blocks_of(engine: Engine, prompt: Prompt, plan: LinkPlan) -> list[LinkedBlock]:
-    return linked_blocks(prompt, plan, engine.ids, "test", K, chain_of(engine, prompt))
+    chain = linked_chain(prompt, plan, engine.ids, "test", K, chain_of(engine, prompt))
+    return list(chain.blocks) if chain else []
 
 
 class Linked:
@@ -90,7 +91,28 @@ def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def documents(engine: Engine, sizes: Sequence[int], head: int, question: int = 9, seed: int = 0) -> Prompt:
     parts = [engine.chunk(tokens(size, seed=100 + index)) for index, size in enumerate(sizes)]
-    return Prompt(((live(head, 1),) if head else ()) + (*parts, live(question, 50 + seed)))
+    return Prompt(
+        ((live(head, 1),) if head else ()) + tuple(parts) + ((live(question, 50 + seed),) if question else ())
+    )
+
+
+@pytest.mark.parametrize("sizes", [(60, 40), (200,), (60, 300, 5)])
+@pytest.mark.parametrize("head", [0, 20, 128, 300])
+@pytest.mark.parametrize("question", [0, 9, 128, 290])
+@pytest.mark.parametrize("num_answer", [1, 100, 128, 400])
+def test_an_answer_goes_on_with_the_chunks_of_the_longer_prompt(
+    sizes: Sequence[int], head: int, question: int, num_answer: int
+) -> None:
+    """Without a question, a document ends the prompt: its last token is recomputed, and the answer joins it."""
+    engine = engine_of()
+    prompt = documents(engine, sizes, head, question)
+    plan = plan_link(prompt, K)
+    chain = linked_chain(prompt, plan, engine.ids, "test", K, chain_of(engine, prompt))
+    assert chain is not None
+    answer_ids = tokens(num_answer, 77)
+    longer = Prompt((*prompt.parts, Part(tuple(answer_ids))))
+    whole = plan_recompute(longer, plan.positions)
+    assert [*chain.blocks, *chain.end.blocks(answer_ids)] == blocks_of(engine, longer, whole)
 
 
 def test_a_repeated_prompt_recomputes_its_question_only() -> None:

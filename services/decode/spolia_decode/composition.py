@@ -20,7 +20,7 @@ from spolia_core.link_policy import LinkPolicy
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, TokenSource
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
-from spolia_engine.linked_blocks import LinkedBlock, exact_blocks, linked_blocks, num_exact_tokens
+from spolia_engine.linked_blocks import LinkedBlock, LinkedChain, exact_blocks, linked_chain, num_exact_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,16 @@ class LinkTermsOfPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A context under one exact prefix. `blocks` are the chunks it is made of besides local ones, first to last."""
+    """A context under one exact prefix: the chunks it is made of besides local ones, first to last.
+
+    `chain` are the prefix chunk ids of its tokens; `linked_chain` is None where it has no document.
+    """
 
     context: Prompt
     whole: LinkPlan
+    chain: Sequence[bytes]
     exact: tuple[LinkedBlock, ...]
-    linked: tuple[LinkedBlock, ...]
+    linked_chain: LinkedChain | None
 
     @classmethod
     def of(
@@ -75,8 +79,13 @@ class Composition:
     ) -> Composition:
         """`chain` are the prefix chunk ids of the context's tokens."""
         whole = terms.plan(prompt, context, num_prefix_tokens)
-        linked = linked_blocks(context, whole, ids, terms.name, terms.policy.num_link_tokens, chain)
-        return cls(context, whole, tuple(exact_blocks(whole, chain)), tuple(linked))
+        linked = linked_chain(context, whole, ids, terms.name, terms.policy.num_link_tokens, chain)
+        return cls(context, whole, chain, tuple(exact_blocks(whole, chain)), linked)
+
+    @property
+    def linked(self) -> tuple[LinkedBlock, ...]:
+        """Every linked chunk, first to last."""
+        return self.linked_chain.blocks if self.linked_chain else ()
 
     @property
     def usable(self) -> tuple[LinkedBlock, ...]:

@@ -1,4 +1,7 @@
-"""Which chunks an answer completes behind its context, so that the next turn of a chat starts warm."""
+"""Which chunks an answer completes behind its context, so that the next turn of a chat starts warm.
+
+Both kinds go on from the last chunk of the context: what it costs depends on the answer alone, however long the prompt.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from spolia_core.ids import IdSpace
-from spolia_core.prompt import Part, Prompt
-from spolia_core.reuse import PREFIX_CHUNK_TOKENS
-from spolia_decode.composition import LinkTermsOfPrompt
-from spolia_engine.link_plan import LinkPlan, plan_recompute
-from spolia_engine.linked_blocks import LinkedBlock, linked_blocks
-from spolia_engine.sealing import SealedBlock, prefix_blocks
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
+from spolia_engine.linked_blocks import LinkedBlock, LinkedChain
+from spolia_engine.sealing import SealedBlock
 
 
 class Continuation(Protocol):
     """What a context's chain of chunks goes on with."""
 
-    def blocks(self, answer_ids: Sequence[int]) -> list[SealedBlock]:
-        """Chunks that the whole answer, as far as it has KV, completes; those of the context are not among them."""
+    def blocks(self, more_ids: Sequence[int]) -> Sequence[SealedBlock]:
+        """Chunks that `more_ids`, the tokens with KV behind the context, complete."""
         ...
 
     @property
@@ -30,16 +30,26 @@ class Continuation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactContinuation:
-    """Prefix chunks. `num_context_tokens` had KV before the first token was drawn."""
+    """Prefix chunks. `open_ids` are the tokens behind the last chunk of the context, `predecessor`, from `position` on."""
 
-    prompt: Prompt
-    num_context_tokens: int
     ids: IdSpace
+    predecessor: bytes | None
+    position: int
+    open_ids: tuple[int, ...]
 
-    def blocks(self, answer_ids: Sequence[int]) -> list[SealedBlock]:
+    @classmethod
+    def of(cls, ids: IdSpace, token_ids: Sequence[int], chain: Sequence[bytes]) -> ExactContinuation:
+        """Behind a context of `token_ids`, whose prefix chunk ids are `chain`."""
+        position = len(chain) * PREFIX_CHUNK_TOKENS
+        return cls(ids, chain[-1] if chain else None, position, tuple(token_ids[position:]))
+
+    def blocks(self, more_ids: Sequence[int]) -> list[SealedBlock]:
         """See `Continuation`."""
-        chain = list(self.ids.prefix_chain([*self.prompt.token_ids, *answer_ids]))
-        return prefix_blocks(chain, self.num_context_tokens // PREFIX_CHUNK_TOKENS)
+        chain = self.ids.prefix_chain([*self.open_ids, *more_ids], self.predecessor)
+        return [
+            SealedBlock(chunk_id, self.position + number * PREFIX_CHUNK_TOKENS, PREFIX_CHUNK_TOKENS, ChunkKind.PREFIX)
+            for number, chunk_id in enumerate(chain)
+        ]
 
     @property
     def earlier(self) -> Sequence[SealedBlock]:
@@ -49,27 +59,15 @@ class ExactContinuation:
 
 @dataclass(frozen=True, slots=True)
 class LinkedContinuation:
-    """Linked chunks, of a context whose rows were those of the plan `whole`."""
+    """Linked chunks, behind those of a context."""
 
-    prompt: Prompt
-    num_context_tokens: int
-    ids: IdSpace
-    whole: LinkPlan
-    linked: tuple[LinkedBlock, ...]
-    terms: LinkTermsOfPrompt
+    chain: LinkedChain
 
-    def blocks(self, answer_ids: Sequence[int]) -> list[SealedBlock]:
-        """See `Continuation`. A context without any document is exact, and goes on with prefix chunks."""
-        if not self.whole.fragments:
-            return ExactContinuation(self.prompt, self.num_context_tokens, self.ids).blocks(answer_ids)
-        longer = Prompt((*self.prompt.parts, Part(tuple(answer_ids))))
-        plan = plan_recompute(longer, self.whole.positions, num_prefix_tokens=self.whole.num_prefix_tokens)
-        chain = list(self.ids.prefix_chain(longer.token_ids))
-        name, num_link_tokens = self.terms.name, self.terms.policy.num_link_tokens
-        found = linked_blocks(longer, plan, self.ids, name, num_link_tokens, chain)
-        return [block for block in found if block.end > self.num_context_tokens]
+    def blocks(self, more_ids: Sequence[int]) -> list[LinkedBlock]:
+        """See `Continuation`."""
+        return self.chain.end.blocks(more_ids)
 
     @property
     def earlier(self) -> Sequence[SealedBlock]:
         """The linked chunks before the answer."""
-        return self.linked
+        return self.chain.blocks

@@ -59,7 +59,7 @@ class ExactPath:
             self._parts.publisher.publish(
                 job.tenant_id, ChunkKind.PREFIX, fresh, seconds_per_token=prepared.seconds_per_token
             )
-        return replace(prepared, continuation=ExactContinuation(job.prompt, len(token_ids), job.ids))
+        return replace(prepared, continuation=ExactContinuation.of(job.ids, token_ids, chain))
 
     async def _prefix(
         self, job: GenerateJob, chain: Sequence[bytes], report: ReuseReport, deadline: Deadline

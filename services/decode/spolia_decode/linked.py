@@ -12,7 +12,7 @@ from dataclasses import replace
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ChunkKind, Miss, ReuseReport
 from spolia_decode.composition import Composition, LinkTermsOfPrompt, num_blocks_before_documents, usable_prefix
-from spolia_decode.continuation import LinkedContinuation
+from spolia_decode.continuation import Continuation, ExactContinuation, LinkedContinuation
 from spolia_decode.gather import chunk_id_of
 from spolia_decode.gathered import Gathered
 from spolia_decode.held import Held, HeldChains
@@ -64,10 +64,7 @@ class LinkedPath:
             if prepared is not None:
                 prepared.context.close()
             raise
-        continuation = LinkedContinuation(
-            job.prompt, job.context.num_tokens, job.ids, composition.whole, composition.linked, self._terms
-        )
-        return replace(prepared, continuation=continuation)
+        return replace(prepared, continuation=_continuation(job, composition))
 
     async def _compose(
         self, held: Held, job: GenerateJob, report: ReuseReport, deadline: Deadline
@@ -119,6 +116,13 @@ class LinkedPath:
         )
         # A prompt that came again may come again elsewhere.
         publish_resident(self._parts, job, ChunkKind.LINKED, composition.linked[:num_held])
+
+
+def _continuation(job: GenerateJob, composition: Composition) -> Continuation:
+    """A context without any document is exact, and goes on with prefix chunks."""
+    if composition.linked_chain is not None:
+        return LinkedContinuation(composition.linked_chain)
+    return ExactContinuation.of(job.ids, composition.context.token_ids, composition.chain)
 
 
 def _reused_chunks(prompt: Prompt, plan: LinkPlan) -> dict[bytes, int]:

@@ -39,7 +39,9 @@ class AnswerSealer:
         offer_check(self._job, sequence, self._parts)
         if self._continuation is None:
             return
-        blocks = self._continuation.blocks(sequence.generation.token_ids[:-1])
+        # The received tokens of a replay stand in its context; the last token drawn has no KV.
+        answer_ids = sequence.generation.token_ids[len(self._job.received_ids) : -1]
+        blocks = self._continuation.blocks(answer_ids)
         sealed = self._parts.core.seal_answer(sequence, blocks)
         if sealed:
             self._loop.call_soon_threadsafe(self._publish, blocks[0].kind, sealed)
