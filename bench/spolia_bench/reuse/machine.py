@@ -1,4 +1,8 @@
-"""What this machine can do, measured again between the rounds of a run: the best of all rounds counts."""
+"""What this machine can do, measured again in every round of a run.
+
+A shared machine is not equally fast in every minute. So a time is held against the floor of its own round, measured
+beside it; and, the stricter way, against the rates that any round reached.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,19 @@ K = TypeVar("K")
 
 
 class Machine:
-    """Rates at the shapes of the passes that were asked for, and their floors.
-
-    Others may use the machine while a round measures, so a round alone says little; what any round reached, it can do.
-    """
+    """Rates at the shapes of the passes that were asked for, and their floors."""
 
     def __init__(self, model: Path, num_threads: int) -> None:
         self.shape = ModelShape.of(model)
         self._num_threads = num_threads
         self._rates = Rates({}, {}, 0.0)
+        self._now = self._rates
 
     def observe(self, works: Iterable[Pass]) -> None:
         """Measures now what these passes need."""
         operators = [operator for work in works for operator in operators_of(work, self.shape)]
         now, best = measure_rates(operators, self._num_threads), self._rates
+        self._now = now
         self._rates = Rates(
             _best_of(best.operations_per_s, now.operations_per_s),
             _best_of(best.moved_bytes_per_s, now.moved_bytes_per_s),
@@ -37,8 +40,12 @@ class Machine:
         )
 
     def floor(self, work: Pass) -> Floor:
-        """Of a pass that was observed."""
+        """Of a pass that was observed, at the best rates of all rounds."""
         return floor_of(self.operators(work), self._rates)
+
+    def floor_now(self, work: Pass) -> Floor:
+        """Of a pass that was observed last, at the rates of that round."""
+        return floor_of(self.operators(work), self._now)
 
     def operators(self, work: Pass) -> list[Operator]:
         """Of a pass."""

@@ -30,7 +30,7 @@ class Continuation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactContinuation:
-    """Prefix chunks. `open_ids` are the tokens behind the last chunk of the context, `predecessor`, from `position` on."""
+    """Prefix chunks. `open_ids` are the tokens behind the context's last chunk, `predecessor`, from `position` on."""
 
     ids: IdSpace
     predecessor: bytes | None
