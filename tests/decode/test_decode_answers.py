@@ -79,6 +79,18 @@ async def test_a_prompt_handed_off_in_slices_gives_the_same_answer(world: World,
         assert answer.report.live_bytes == num_live * decode.engine.adapter.kv_shape.bytes_per_token
 
 
+@pytest.mark.parametrize("num_tokens", [40, 300])  # computed by the decode node, and handed off
+async def test_times_say_what_was_computing_and_what_waiting(world: World, num_tokens: int) -> None:
+    await world.store()
+    await world.prefill()
+    decode = await world.decode()
+    answer = await ask(decode, [tokens(num_tokens)], GREEDY)
+    assert answer.finish is not None
+    times = answer.finish.timings
+    assert 0 < times.compute_ms < times.ttft_ms < times.e2e_ms
+    assert 0 <= times.queue_ms < times.ttft_ms
+
+
 async def test_exact_from_the_store_of_another_node(world: World) -> None:
     store = await world.store()
     first, second = await world.decode(), await world.decode()

@@ -103,6 +103,7 @@ def _report(args: argparse.Namespace, model: Path, trace: Trace, outcome: Outcom
     }
     ttft = Sample(tuple(each.result.ttft_ms for each in outcome.played))
     queue = Sample(tuple(each.queue_ms for each in outcome.played))
+    wait = Sample(tuple(each.wait_ms for each in outcome.played))
     late = Sample(tuple(each.late_ms for each in outcome.played))
     num_prompt = sum(each.result.num_prompt_tokens for each in outcome.played)
     num_reused = sum(each.result.reuse.num_reused_tokens for each in outcome.played)
@@ -120,7 +121,7 @@ def _report(args: argparse.Namespace, model: Path, trace: Trace, outcome: Outcom
         "requests_per_s": round(len(outcome.played) / outcome.duration_s, 3),
         "prompt_tokens": num_prompt,
     }
-    for name, sample in (("ttft", ttft), ("queue", queue), ("late", late)):
+    for name, sample in (("ttft", ttft), ("wait", wait), ("queue", queue), ("late", late)):
         report.figures |= {
             f"{name}_p{percent}_ms": round(sample.percentile_ms(percent / 100), 2) for percent in (50, 90, 99)
         }

@@ -13,6 +13,7 @@ from spolia import Result, ReuseMode, TokenIds
 from spolia.answers import Answer
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES, channel_options
 from spolia.requests import RequestBuilder
+from spolia.v1.common_pb2 import Timings
 from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
 from spolia_bench.replay.tokens import prompt_token_ids
 from spolia_bench.replay.trace import Trace, TraceRequest
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 class Played:
     """A request that was answered. `late_ms` is how long after it was due it was sent: its session was not ready.
 
-    `queue_ms` is from its arrival at the decode node to the start of work on it.
+    `queue_ms` is from its arrival at the decode node to its place there; `wait_ms` its TTFT less what the engine took:
+    every queue on its way, fetches and hand-overs.
     """
 
     result: Result
     queue_ms: float
+    wait_ms: float
     late_ms: float
 
 
@@ -60,11 +63,12 @@ async def play(address: str, trace: Trace, vocab_size: int, timeout_s: float) ->
                 late_ms = max(0.0, time.monotonic() - due_s) * 1e3
                 tokens = prompt_token_ids(request, number, trace.block_tokens, vocab_size)
                 try:
-                    result, queue_ms = await _generate(stub, builder, tokens, request.num_output_tokens)
+                    result, timings = await _generate(stub, builder, tokens, request.num_output_tokens)
                 except grpc.aio.AioRpcError as error:
                     outcome.failures[error.code().name] = outcome.failures.get(error.code().name, 0) + 1
                 else:
-                    outcome.played.append(Played(result, queue_ms, late_ms))
+                    wait_ms = result.ttft_ms - timings.compute_ms
+                    outcome.played.append(Played(result, timings.queue_ms, wait_ms, late_ms))
 
         async with asyncio.TaskGroup() as tasks:
             for number, request in enumerate(trace.requests):
@@ -75,17 +79,17 @@ async def play(address: str, trace: Trace, vocab_size: int, timeout_s: float) ->
 
 async def _generate(
     stub: GatewayServiceAsyncStub, builder: RequestBuilder, token_ids: list[int], max_tokens: int
-) -> tuple[Result, float]:
+) -> tuple[Result, Timings]:
     """As the SDK does, but for the node's own times, which its `Result` leaves out."""
     sent_s = time.monotonic()
     # Without a begin-of-sequence token in front, blocks of the trace and of the cache begin together.
     outgoing = builder.generate(
         [TokenIds(token_ids)], mode=ReuseMode.EXACT, max_tokens=max_tokens, ignore_eos=True, no_bos=True, seed=0
     )
-    answer, queue_ms = Answer(outgoing.request_id, sent_s), 0.0
+    answer, timings = Answer(outgoing.request_id, sent_s), Timings()
     call = stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
     async for response in call:
         answer.add(response, time.monotonic())
         if response.HasField("finish"):
-            queue_ms = response.finish.timings.queue_ms
-    return answer.result(), queue_ms
+            timings = response.finish.timings
+    return answer.result(), timings

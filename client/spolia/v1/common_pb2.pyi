@@ -479,22 +479,28 @@ class Timings(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     TTFT_MS_FIELD_NUMBER: _builtins.int
     E2E_MS_FIELD_NUMBER: _builtins.int
+    COMPUTE_MS_FIELD_NUMBER: _builtins.int
     queue_ms: _builtins.float
     """Arrival to the start of work, milliseconds."""
     ttft_ms: _builtins.float
     """Arrival to the first token, milliseconds."""
     e2e_ms: _builtins.float
     """Arrival to the last token, milliseconds."""
+    compute_ms: _builtins.float
+    """Engine time of the pass that made the context, on whichever node it ran, milliseconds. What compiling missing chunks
+    took is not in it. `ttft_ms` less this is waiting: for a place, for a turn of the engine, for bytes.
+    """
     def __init__(
         self,
         *,
         queue_ms: _builtins.float = ...,
         ttft_ms: _builtins.float = ...,
         e2e_ms: _builtins.float = ...,
+        compute_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["e2e_ms", b"e2e_ms", "queue_ms", b"queue_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ms", b"compute_ms", "e2e_ms", b"e2e_ms", "queue_ms", b"queue_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

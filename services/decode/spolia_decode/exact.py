@@ -117,7 +117,7 @@ class ExactPath:
         report.live_bytes += handed_off.num_bytes
         report.nodes.append(node_id)
         context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached))
-        return Prepared(context, handed_off.first_token, seconds_per_token=handed_off.seconds_per_token)
+        return Prepared(context, handed_off.first_token, None, handed_off.compute_s, handed_off.seconds_per_token)
 
     async def _prefill_at(
         self,

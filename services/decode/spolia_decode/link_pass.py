@@ -148,7 +148,7 @@ class LinkPasses:
         rows = Run(live, 0, num_rows, work.plan.positions[0])
         runs = self._retained(work, gathered)
         context = self._core.arrived_linked_context(work.plan, runs, work.held.runs, rows)
-        return Prepared(context, handed_off.first_token, seconds_per_token=handed_off.seconds_per_token)
+        return Prepared(context, handed_off.first_token, None, handed_off.compute_s, handed_off.seconds_per_token)
 
     async def _gather_all(self, work: ToLink, gathered: Gathered) -> None:
         """Returns when every chunk is here whole."""

@@ -17,6 +17,6 @@ class Prepared:
     continuation: Continuation | None = None
     """What the answer may complete; None where nothing of it is to be kept."""
     compute_s: float = 0.0
-    """What this node's engine took for it; 0 where another node computed it."""
+    """What an engine took for it, here or on the node that handed it over."""
     seconds_per_token: float = 0.0
     """What computing a token of the context took, on whichever node; 0 where that was not measured."""

@@ -76,7 +76,7 @@ class DecodeServer(DecodeServiceServicer):
             num_tokens = num_tokens_to_prepare(job, self._parts.core.resident)
             async with self._admission.place(deadline, num_tokens) as decodes:
                 times.work_began()
-                async with aclosing(self._answer(job, generation, report, deadline)) as deltas:
+                async with aclosing(self._answer(job, generation, report, times, deadline)) as deltas:
                     async for delta in deltas:
                         decodes()
                         times.token_came()
@@ -89,10 +89,11 @@ class DecodeServer(DecodeServiceServicer):
         return DropResponse(num_dropped=dropped)
 
     async def _answer(
-        self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
+        self, job: GenerateJob, generation: Generation, report: ReuseReport, times: RequestTimes, deadline: Deadline
     ) -> AsyncGenerator[Delta, None]:
         """The answer's deltas. Whatever ends it, everything it held is given back."""
         sequence, prepared = await self._start(job, generation, report, deadline)
+        times.computed(prepared.compute_s)
         owned = True
         try:
             yield generation.accept(prepared.first_token)
