@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_FLAGS ?=
 MODEL ?= models/demo
+WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
@@ -29,8 +30,9 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
 	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
-test: $(VENV)/dev.stamp  ## Everything that runs without a GPU.
-	$(BIN)/python -m pytest $(ARGS)
+# A file's tests run in one process: they share what its fixtures start.
+test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
