@@ -23,7 +23,7 @@ QUESTION = "How close does exact prefix reuse come to a cache that forgets nothi
 # A block of 512 tokens becomes one of 128, a prefix chunk: smaller, and what prompts share falls below a chunk. Agents'
 # prompts share tens of thousands of tokens. Arrivals are stretched to what two cores can serve.
 TOKEN_FACTOR = {"mooncake": 4, "agentic": 32}
-STRETCH = {"mooncake": 24.0, "agentic": 1.0}
+STRETCH = {"mooncake": 40.0, "agentic": 1.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--requests", type=int, default=60, help="how many of the trace's first requests")
     add("--token-factor", type=int, help="divide token counts by this; default: 4 for mooncake, 32 for agentic")
-    add("--stretch", type=float, help="multiply times by this; default: 24 for mooncake, 1 for agentic")
+    add("--stretch", type=float, help="multiply times by this; default: 40 for mooncake, 1 for agentic")
     add("--max-context-tokens", type=int, default=8192, help="leave out what is longer once scaled")
     add("--model", help="Hugging Face-format directory; default: a random-weight model of --shape")
     add("--shape", choices=sorted(SHAPES), default="llama-60m-random", help="shape of the random model")
