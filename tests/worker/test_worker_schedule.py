@@ -90,6 +90,24 @@ def arrivals(tenants: str) -> st.SearchStrategy[list[Job]]:
     )
 
 
+def test_what_a_tenant_used_while_it_was_alone_is_not_held_against_it() -> None:
+    """Its jobs were of one slice, with nobody ready between them."""
+    served = ServedTokens()
+    for _ in range(1000):
+        served.activate({"early"})
+        served.serve("early", 100)
+        served.activate(set())
+    served.activate({"early", "late"})
+    jobs = [ReadyJob("early", 100, 0.0), ReadyJob("late", BUSY, 0.0)]
+    order = []
+    for _ in range(3):
+        number = choose(jobs, served)
+        served.serve(jobs[number].tenant_id, SLICE)
+        order.append(number)
+    assert set(order[:2]) == {0, 1}
+    assert served.num_tenants == 2
+
+
 @PLAYS
 @given(arrivals("ab"), st.integers(0, 5000))
 def test_tenants_with_work_all_the_time_get_equal_shares_whatever_came_before(others: list[Job], ms: int) -> None:

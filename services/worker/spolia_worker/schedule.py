@@ -65,11 +65,13 @@ class ServedTokens:
     def activate(self, tenant_ids: AbstractSet[str]) -> None:
         """These tenants have ready jobs now, and no others. New ones start at the least of those that stayed.
 
-        Tenants that are gone and stand no higher than that are forgotten: they would start there anyway.
+        Where none stayed, at the least of those that left last: what a tenant used while nobody else wanted the engine
+        is not held against it. Tenants that are gone and stand no higher than that are forgotten: they would start
+        there anyway.
         """
-        stayed = self._active & tenant_ids
-        if stayed:
-            self._floor = max(self._floor, min(self[tenant_id] for tenant_id in stayed))
+        last = self._active & tenant_ids or self._active
+        if last:
+            self._floor = max(self._floor, min(self[tenant_id] for tenant_id in last))
         self._tokens = {
             tenant_id: max(tokens, self._floor)
             for tenant_id, tokens in self._tokens.items()
