@@ -23,6 +23,7 @@ from tiny_cluster import (
     ids_of,
     is_idle,
     prompt_of,
+    send,
     tokens,
 )
 
@@ -57,6 +58,18 @@ async def test_a_bad_prefill_node_costs_time_and_nothing_else(world: World, name
     assert NODE_ID not in answer.report.nodes
     assert (good.config.node_id in answer.report.nodes) == other_node
     assert (answer.report.live_bytes > 0) == other_node
+
+
+async def test_a_short_deadline_says_nothing_of_the_node_that_missed_it(world: World) -> None:
+    await world.store()
+    prefill = await world.prefill()
+    decode = await world.decode()
+    with held_engine(prefill.thread):
+        late = await send(decode, generate_request(decode, [tokens(200)], GREEDY), 2.0)
+    assert prefill.config.node_id not in late.report.nodes
+    answer = await ask(decode, [tokens(200, 3)], GREEDY)
+    assert prefill.config.node_id in answer.report.nodes
+    assert_same(answer, world.expect([tokens(200, 3)], GREEDY))
 
 
 async def test_a_bad_prefill_node_compiles_no_chunk_into_an_answer(world: World) -> None:

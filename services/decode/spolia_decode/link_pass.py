@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spolia.v1.directory_pb2 import NodeRecord
 from spolia.v1.prefill_pb2 import LinkWork, TokenRange
-from spolia_core.errors import DataCorrupt, DeadlineExceeded, SpoliaError, Unavailable
+from spolia_core.errors import DataCorrupt, SpoliaError
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseReport
 from spolia_decode.gather import ChunkGatherer, chunk_id_of
@@ -162,6 +162,8 @@ class LinkPasses:
     async def _hand_over(self, work: ToLink, node: NodeRecord, live: Extent) -> HandedOff | None:
         """Has a node compute the rows into `live`; None when it could not."""
         started = time.monotonic()
+        share = work.deadline.share(self._parts.config.prefill_share)
+        given_s = share.remaining()
         try:
             handed_off = await self._parts.prefill.link(
                 node.address,
@@ -169,14 +171,12 @@ class LinkPasses:
                 _message(work),
                 self._core.adapter.kv_shape,
                 lambda first, count, layer, key, value: write_layer(live, first, layer, count, key, value),
-                work.deadline.share(self._parts.config.prefill_share),
+                share,
             )
             if handed_off.first_token >= self._core.adapter.vocab_size:
                 raise DataCorrupt(f"{node.address} drew token {handed_off.first_token}, which this model does not have")
         except SpoliaError as error:
-            log.warning("prefill node could not link", node=node.node_id, address=node.address, error=repr(error))
-            if isinstance(error, Unavailable | DeadlineExceeded | DataCorrupt):
-                self._parts.prefill_nodes.mark_dead(node.node_id)
+            self._parts.prefill_nodes.failed(node, error, given_s)
             return None
         moving_s = time.monotonic() - started - handed_off.compute_s
         self._parts.costs.handed_over(handed_off.num_bytes, max(1e-4, moving_s))

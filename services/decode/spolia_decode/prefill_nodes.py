@@ -11,6 +11,9 @@ from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView
 
+LATE_S = 5.0
+"""A node that has had so long is late; one that has had less may have been asked too late."""
+
 T = TypeVar("T")
 log = get_log(__name__)
 
@@ -39,10 +42,15 @@ class PrefillNodes:
         ]
         return sorted(nodes, key=lambda n: (rank.get(n.address, len(hints)), n.load.queued_tokens, n.node_id))
 
-    def mark_dead(self, node_id: str) -> None:
-        """Hides a node that did not answer, or not as it should, for a while."""
-        if self._view is not None:
-            self._view.mark_dead(node_id)
+    def failed(self, node: NodeRecord, error: SpoliaError, given_s: float) -> None:
+        """Notes that a node did not do what it had `given_s` seconds for.
+
+        One that is dead, late, or answers nonsense is hidden for a while. A caller's short deadline is no sign of that.
+        """
+        log.warning("prefill node could not", node=node.node_id, address=node.address, error=repr(error))
+        is_late = isinstance(error, DeadlineExceeded) and given_s >= LATE_S
+        if self._view is not None and (is_late or isinstance(error, Unavailable | DataCorrupt)):
+            self._view.mark_dead(node.node_id)
 
     def spread(self, sizes: Mapping[bytes, int], hints: Sequence[str]) -> list[list[bytes]]:
         """Chunks, by their tokens, over the nodes: share i is for candidate i; none without nodes.
@@ -70,11 +78,11 @@ class PrefillNodes:
         """
         candidates = self.candidates(hints)
         for node in candidates[skip:] + candidates[:skip]:
+            share = deadline.share(self._share)
+            given_s = share.remaining()
             try:
-                return node.node_id, await work(node.address, deadline.share(self._share))
+                return node.node_id, await work(node.address, share)
             except SpoliaError as error:
-                log.warning("prefill node could not", node=node.node_id, address=node.address, error=repr(error))
-                if isinstance(error, Unavailable | DeadlineExceeded | DataCorrupt):
-                    self.mark_dead(node.node_id)
+                self.failed(node, error, given_s)
             deadline.check("prefill")
         return None
