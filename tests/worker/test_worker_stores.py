@@ -71,5 +71,5 @@ async def test_when_a_store_dies_what_it_held_is_computed_again_and_kept_by_the_
     assert_same(answer, expected)
     assert len(answer.report.misses) == num_lost
     assert answer.report.inline_bytes == 0, "the store that is left takes them"
-    await eventually(lambda: not prefill.claims._tasks)
+    await eventually(lambda: not prefill.claims._giving_back)
     assert await stored_at(decode, first) <= len(DOCUMENTS)

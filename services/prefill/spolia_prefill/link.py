@@ -57,7 +57,7 @@ class Linker:
     async def run(
         self, job: LinkJob, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
-        """As `PassRunner.run`. Raises `Busy` where there is no room, before anything is fetched.
+        """As `PassRunner.run`. Raises `Busy` where there is no room, which is looked for before anything is fetched.
 
         `NotFound` where a part of the prefix, or a chunk, is missing here and in the store, or lost on its way: the
         caller links where it has it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from enum import Enum
 from itertools import count
 from types import TracebackType
@@ -50,6 +51,7 @@ class Claim:
         self._owner = owner
         self._may_stand = True
         self._ended = asyncio.Event()
+        self._until = Deadline.after(0.0)
         self._renewing: asyncio.Task[None] | None = None
         self.outcome = ClaimOutcome.NO_STORE
 
@@ -72,16 +74,21 @@ class Claim:
 
     def keep(self, every_s: float, until: Deadline) -> None:
         """Keeps a granted claim from lapsing while its chunk waits for its turn; not beyond its request's deadline."""
-        self._renewing = self._claims.begin(self._renew(every_s, until), "renew claim")
+        self._until = until
+        self._renewing = self._claims.begin_renewing(self._renew(every_s))
 
-    async def _renew(self, every_s: float, until: Deadline) -> None:
-        while not until.expired:
-            try:
-                await asyncio.wait_for(self._ended.wait(), min(every_s, until.remaining()))
-            except TimeoutError:
-                if not await self._claims.renew(self._tenant_id, self._chunk_id, self._owner):
-                    return
-            else:
+    def keep_until(self, until: Deadline) -> None:
+        """Somebody else goes on with the work: it stands as long as they have time, if that is longer."""
+        self._until = max(self._until, until, key=lambda deadline: deadline.at)
+
+    async def _renew(self, every_s: float) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(every_s, self._until.remaining())):
+                    await self._ended.wait()
+            if self._ended.is_set() or self._until.expired:
+                return
+            if not await self._claims.renew(self._tenant_id, self._chunk_id, self._owner):
                 return
 
     def __enter__(self) -> Claim:
@@ -101,7 +108,8 @@ class ChunkClaims:
         self._node_id = node_id
         self._ttl_ms = round(ttl_s * 1000)
         self._numbers = count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._giving_back: set[asyncio.Task[None]] = set()
+        self._renewing: set[asyncio.Task[None]] = set()
 
     async def take(
         self, tenant_id: str, chunk_id: bytes, request_id: str, waiting: Deadline, deadline: Deadline
@@ -123,7 +131,7 @@ class ChunkClaims:
 
     def give_back(self, tenant_id: str, chunk_id: bytes, owner: str, after: asyncio.Task[None] | None) -> None:
         """Ends a claim in the background, after its last renewal; where that fails the claim lapses."""
-        self.begin(self._unclaim(tenant_id, chunk_id, owner, after), "unclaim")
+        _begin(self._unclaim(tenant_id, chunk_id, owner, after), "unclaim", self._giving_back)
 
     async def renew(self, tenant_id: str, chunk_id: bytes, owner: str) -> bool:
         """Asks for a claim again. False where it is not ours any more; a store that does not answer is asked again."""
@@ -136,17 +144,16 @@ class ChunkClaims:
             return True
         return bool(results) and results[0].state == ClaimState.CLAIM_STATE_GRANTED
 
-    def begin(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """Runs something of a claim's beside its request; `drain` waits for it."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def begin_renewing(self, renewing: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Runs a claim's renewals beside its request, until `drain` at the latest."""
+        return _begin(renewing, "renew claim", self._renewing)
 
     async def drain(self) -> None:
-        """Returns when every claim is given back; a few seconds at most."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Ends renewals, and returns when every claim that was to be given back is; a few seconds at most."""
+        for task in self._renewing:
+            task.cancel()
+        while self._renewing | self._giving_back:
+            await asyncio.gather(*self._renewing, *self._giving_back, return_exceptions=True)
 
     async def _ask(
         self, tenant_id: str, chunk_id: bytes, owner: str, waiting: Deadline, deadline: Deadline
@@ -172,3 +179,10 @@ class ChunkClaims:
             await self._store.unclaim(tenant_id, [chunk_id], owner, Deadline.after(GIVE_BACK_TIMEOUT_S))
         except SpoliaError as error:
             log.info("claim not given back, it will lapse", chunk_id=chunk_id.hex(), error=str(error))
+
+
+def _begin(work: Coroutine[None, None, None], name: str, tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task

@@ -92,8 +92,11 @@ class Publisher:
         for _, run in chunks:
             self._core.pool.retain(run.extent)
         self.num_pending += len(chunks)
+        deadline = Deadline.after(self._timeout_s)
+        if claim is not None:
+            claim.keep_until(deadline)
         task = asyncio.get_running_loop().create_task(
-            self._publish(tenant_id, kind, chunks, claim, seconds_per_token, Deadline.after(self._timeout_s)),
+            self._publish(tenant_id, kind, chunks, claim, seconds_per_token, deadline),
             name="publish",
         )
         self._tasks.add(task)
