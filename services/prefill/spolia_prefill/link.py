@@ -156,8 +156,10 @@ class Linker:
         finally:
             for task in gathered.tasks:
                 task.cancel()
-            await asyncio.gather(*gathered.tasks, return_exceptions=True)
-            release_runs(self._core.pool, [*gathered.held, *gathered.chunks.values()])
+            try:
+                await asyncio.gather(*gathered.tasks, return_exceptions=True)
+            finally:  # a second cancel, the caller's behind its deadline's, must not keep the runs
+                release_runs(self._core.pool, [*gathered.held, *gathered.chunks.values()])
 
 
 def _chunk_of(job: LinkJob, part_index: int) -> bytes:
