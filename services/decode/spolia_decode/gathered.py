@@ -80,6 +80,11 @@ class Gathered:
         for task in self._tasks.values():
             await task
 
+    @property
+    def is_whole(self) -> bool:
+        """After `settle`: whether all that arrived came whole."""
+        return all(chunk.is_complete for chunk in self.arriving.values())
+
     def drop_lost(self) -> None:
         """After `settle`: what was lost on its way is missing again."""
         for chunk_id, chunk in self.arriving.items():

@@ -41,7 +41,9 @@ class LinkMetrics:
             "spolia_decode_link_predicted_seconds", "What a link pass was expected to take where it ran.", "place"
         )
         self._actual = metrics.histogram(
-            "spolia_decode_link_seconds", "What it took: the engine's time here, or until the rows came.", "place"
+            "spolia_decode_link_seconds",
+            "What it took: the engine's time here, or until rows and chunks were here.",
+            "place",
         )
         self._gate = metrics.counter(
             "spolia_decode_cost_gate_total", "Stored chunks by tier and what the cost gate said.", "source", "decision"

@@ -103,7 +103,10 @@ class LinkPasses:
             except BaseException:
                 prepared.context.close()
                 raise
-            return prepared
+            if gathered.is_whole:
+                return prepared
+            prepared.context.close()  # the last that came of a chunk said that it is not what it was taken for
+            gathered.drop_lost()
 
     async def _compute(self, work: ToLink, gathered: Gathered) -> Prepared:
         """One try. The pass has references of its own, so that another try finds everything here."""
@@ -131,12 +134,14 @@ class LinkPasses:
         live = self._core.pool.allocate(num_rows, in_transfer=True)
         handing = asyncio.ensure_future(self._hand_over(work, node, live))
         try:
-            await self._gather_all(work, gathered)
+            await self._gather_all(work, gathered, handing)
             handed_off = await handing
         except BaseException:
             handing.cancel()
-            await asyncio.gather(handing, return_exceptions=True)
-            self._core.pool.release(live)
+            try:
+                await asyncio.gather(handing, return_exceptions=True)
+            finally:
+                self._core.pool.release(live)
             raise
         if handed_off is None:
             self._core.pool.release(live)
@@ -150,10 +155,12 @@ class LinkPasses:
         context = self._core.arrived_linked_context(work.plan, runs, work.held.runs, rows)
         return Prepared(context, handed_off.first_token, None, handed_off.compute_s, handed_off.seconds_per_token)
 
-    async def _gather_all(self, work: ToLink, gathered: Gathered) -> None:
-        """Returns when every chunk is here whole."""
+    async def _gather_all(self, work: ToLink, gathered: Gathered, handing: asyncio.Future[HandedOff | None]) -> None:
+        """Returns when every chunk is here whole; earlier where the node has given up, and this one is to compute."""
         while True:
             await self._gatherer.gather(gathered, work.job, work.report, work.deadline)
+            if handing.done() and handing.result() is None:
+                return
             await gathered.settle()
             gathered.drop_lost()
             if not gathered.missing:
