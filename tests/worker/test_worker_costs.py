@@ -60,6 +60,8 @@ def test_tiers_are_measured_apart_and_forgotten_when_old() -> None:
     assert costs.fetch_s(TokenSource.DISK, 1000) == pytest.approx(10.0)
     clock.now = FETCH_EXPIRES_S + 1
     assert costs.fetch_s(TokenSource.DISK, 1000) is None, "one that was slow is tried again"
+    costs.fetched(TokenSource.DISK, 1000, 0.5)
+    assert costs.fetch_s(TokenSource.DISK, 1000) == pytest.approx(0.5), "and what it was is forgotten"
 
 
 def test_costs_follow_a_machine_that_slows_down() -> None:

@@ -81,7 +81,8 @@ class _Bringing:
         self._report = report
         self._deadline = deadline
         self._ours: set[bytes] = set()
-        self._batches: dict[TokenSource, _Batch] = {}
+        self._batches: dict[tuple[TokenSource, bool], _Batch] = {}
+        self._not_worth_fetching: set[bytes] = set()
         self._busy: Busy | None = None
 
     async def run(self, ours: set[bytes]) -> None:
@@ -114,6 +115,7 @@ class _Bringing:
             if not entry.HasField("info"):
                 self._miss(chunk_id, miss_of(entry), Way.THROUGH_STORE)
             elif self._is_slower(chunk_id, entry):
+                self._not_worth_fetching.add(chunk_id)
                 self._miss(chunk_id, MissReason.SLOWER_THAN_COMPUTING, Way.HERE)
             else:
                 self._arrive(chunk_id, source_of(entry.tier))
@@ -147,7 +149,9 @@ class _Bringing:
     def _arrive(self, chunk_id: bytes, source: TokenSource, tier: TokenSource | None = None) -> None:
         """Begins to fetch a chunk; `tier` where a report calls its source otherwise. Raises `Busy` without room."""
         chunk = ArrivingChunk(self._core, chunk_id, len(self._gathered.wanted[chunk_id].token_ids))
-        batch = self._batches.setdefault(tier or source, _Batch())
+        # What was compiled for this request comes while others are computed: that says little of the way itself.
+        is_measured = self._gathered.way(chunk_id) is Way.FETCH
+        batch = self._batches.setdefault((tier or source, is_measured), _Batch(is_measured=is_measured))
         batch.begin()
         task = asyncio.get_running_loop().create_task(self._receive(chunk, batch), name="fetch")
         # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
@@ -169,13 +173,13 @@ class _Bringing:
     def _received(self, chunk: ArrivingChunk, tier: TokenSource, batch: _Batch) -> None:
         """The fetch has ended, one way or another."""
         if not chunk.is_complete:
+            batch.spoil()
             chunk.fail(DataCorrupt("its fetch ended early"))
         chunk.release()
         self._parts.arrivals.end(chunk.chunk_id)
         self._parts.thread.look_again()
         seconds = batch.end()
-        # What was compiled for this request comes while others are computed: that says little of the way itself.
-        if seconds is not None and batch.num_bytes and self._gathered.way(chunk.chunk_id) is Way.FETCH:
+        if seconds is not None:
             expected_s = self._parts.costs.fetch_s(tier, batch.num_bytes)
             self._parts.link_metrics.fetched(tier, expected_s, seconds)
             self._parts.costs.fetched(tier, batch.num_bytes, seconds)
@@ -262,7 +266,7 @@ class _Bringing:
 
     async def _compile_here(self, chunk_id: bytes) -> None:
         """No other node is to, or could: this one computes, unless another node does so already."""
-        if self._gathered.misses.get(chunk_id) is MissReason.SLOWER_THAN_COMPUTING:
+        if chunk_id in self._not_worth_fetching:
             await self._compile(chunk_id)  # it is stored: nothing to claim, nothing to store
             return
         waiting = self._deadline.share(self._parts.config.store_share)
@@ -290,14 +294,15 @@ class _Bringing:
     async def _compile(self, chunk_id: bytes) -> float:
         """Adds the chunk, and says how many seconds the engine took."""
         core, token_ids = self._core, self._gathered.wanted[chunk_id].token_ids
+        num_rows = core.recipe.num_sink_tokens + len(token_ids)
         options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
         compiling = self._parts.thread.run_steps(
             timed_steps(core.compile_steps(chunk_id, token_ids, options)),
-            EngineJob(self._job.tenant_id, len(token_ids), WorkKind.COMPILE),
+            EngineJob(self._job.tenant_id, num_rows, WorkKind.COMPILE),
             discard=lambda compiled: core.pool.release(compiled.result.extent),
         )
         compiled = await self._deadline.wait(compiling, "compiling a chunk")
-        self._parts.costs.computed(len(token_ids), len(token_ids), compiled.seconds)
+        self._parts.costs.computed(num_rows, num_rows, compiled.seconds)
         self._gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
         return compiled.seconds
 
@@ -314,9 +319,11 @@ class _Bringing:
 
 
 class _Batch:
-    """Fetches from one tier that run at once: what they take is measured together."""
+    """Fetches from one tier that run at once: what they take is measured together, where it is measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_measured: bool) -> None:
+        self._is_measured = is_measured
+        self._is_spoilt = False
         self._began_at = 0.0
         self._num_open = 0
         self.num_bytes = 0
@@ -324,13 +331,18 @@ class _Batch:
     def begin(self) -> None:
         """One more."""
         if self._num_open == 0:
-            self._began_at, self.num_bytes = time.monotonic(), 0
+            self._began_at, self.num_bytes, self._is_spoilt = time.monotonic(), 0, False
         self._num_open += 1
 
+    def spoil(self) -> None:
+        """One of them broke off: its time is in the measurement, its bytes are not."""
+        self._is_spoilt = True
+
     def end(self) -> float | None:
-        """One less; how long all of them took, when it was the last."""
+        """One less; how long all of them took, when it was the last and that says something."""
         self._num_open -= 1
-        return None if self._num_open else time.monotonic() - self._began_at
+        says_something = self._is_measured and not self._is_spoilt and self.num_bytes > 0
+        return time.monotonic() - self._began_at if says_something and not self._num_open else None
 
 
 _LOST = (MissReason.DIGEST, MissReason.UNREADABLE, MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)

@@ -91,8 +91,10 @@ class NodeCosts:
             self._compute.observe(num_rows, num_seen_keys(num_rows, num_context_tokens), seconds)
 
     def fetched(self, source: TokenSource, num_bytes: int, seconds: float) -> None:
-        """Chunks came from a tier: `num_bytes` in `seconds`, waiting included."""
-        self._fetch.setdefault(source, LinearCost()).observe(1.0, num_bytes, seconds)
+        """Chunks came from a tier: `num_bytes` in `seconds`, waiting included. What has expired is forgotten."""
+        if self._has_expired(source):
+            self._fetch[source] = LinearCost()
+        self._fetch[source].observe(1.0, num_bytes, seconds)
         self._fetched_at[source] = self._clock()
 
     def compute_s(self, num_rows: int, num_context_tokens: int) -> float | None:
@@ -101,9 +103,10 @@ class NodeCosts:
 
     def fetch_s(self, source: TokenSource, num_bytes: int) -> float | None:
         """What such a fetch would take now; None when none was measured lately."""
-        if source not in self._fetch or self._clock() - self._fetched_at[source] > FETCH_EXPIRES_S:
-            return None
-        return self._fetch[source].predict(1.0, num_bytes)
+        return None if self._has_expired(source) else self._fetch[source].predict(1.0, num_bytes)
+
+    def _has_expired(self, source: TokenSource) -> bool:
+        return source not in self._fetch or self._clock() - self._fetched_at[source] > FETCH_EXPIRES_S
 
     def handed_over(self, num_bytes: int, seconds: float) -> None:
         """Live KV came from another node: `num_bytes` in `seconds`, its computation not counted."""
