@@ -61,7 +61,9 @@ class SharedDocuments:
         until = Deadline(min(deadline.share(STORE_SHARE).at, Deadline.after(MAX_STORE_WAIT_S).at))
         fingerprint = request.model.fingerprint
         try:
-            entries = await self._store.lookup(SHARED_TENANT, list(shared_ids.values()), fingerprint, (), until)
+            entries = await self._store.lookup(
+                SHARED_TENANT, list(shared_ids.values()), fingerprint, (), until, ignore_cost=True
+            )
         except SpoliaError as error:
             log.info("no shared documents could be had", request_id=request.request_id, error=str(error))
             self._metrics.count_sharing(Sharing.UNASKED, len(shared_ids))

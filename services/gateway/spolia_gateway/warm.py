@@ -68,7 +68,10 @@ class Warmer:
         started = time.monotonic()
         ids = [chunk.chunk_id for chunk in chunks]
         with store_away_in_words():
-            entries = await self._store.lookup(request.tenant_id, ids, request.model.fingerprint, (), deadline)
+            # Also what is slow to read: it is stored.
+            entries = await self._store.lookup(
+                request.tenant_id, ids, request.model.fingerprint, (), deadline, ignore_cost=True
+            )
         waiting: deque[DocumentChunk] = deque()
         for chunk, entry in zip(chunks, entries, strict=True):
             if entry.HasField("info"):
