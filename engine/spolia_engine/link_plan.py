@@ -137,7 +137,7 @@ def _check_count(name: str, value: int) -> None:
 
 
 def _plan(prompt: Prompt, ranges: Iterable[tuple[int, int]], num_prefix_tokens: int) -> LinkPlan:
-    """`ranges` as (start, end), in any order. What it costs grows with R and the parts, not with the prompt."""
+    """`ranges` as (start, end), in any order. Beside one copy of the prompt, it costs what R and the parts do."""
     num_tokens = prompt.num_tokens
     assert num_prefix_tokens < num_tokens, "the last token is always recomputed"
     merged = _merged([*ranges, (num_tokens - 1, num_tokens)], num_prefix_tokens)

@@ -13,6 +13,7 @@ all of the context up to there is the same, and its KV may be used as if it had 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -103,17 +104,18 @@ def linked_chain(
     base = num_exact_tokens(plan)
     predecessor = chain[base // PREFIX_CHUNK_TOKENS - 1] if base else None
     placed = list(_placements(prompt, plan, num_link_tokens))
+    num_placed = 0
     blocks: list[LinkedBlock] = []
     for first_row, position, num_tokens in _cut(plan, base):
-        before = [placement for end, placement in placed if end <= position]
-        placed = placed[len(before) :]
+        first, num_placed = num_placed, bisect_right(placed, position, lo=num_placed, key=lambda item: item[0])
+        before = [placement for _, placement in placed[first:num_placed]]
         token_ids = plan.token_ids[first_row : first_row + num_tokens]
         predecessor = ids.linked(predecessor, before, profile, token_ids)
         blocks.append(LinkedBlock(predecessor, position, num_tokens, ChunkKind.LINKED, first_row))
     last_row, last_position, _ = list(plan.pieces())[-1]
     if blocks and blocks[-1].position >= last_position:
         last_row, last_position = blocks[-1].first_row + blocks[-1].num_tokens, blocks[-1].end
-    pending = tuple(placement for _, placement in placed)
+    pending = tuple(placement for _, placement in placed[num_placed:])
     end = OpenEnd(ids, profile, predecessor, pending, last_position, last_row, plan.token_ids[last_row:])
     return LinkedChain(tuple(blocks), end)
 

@@ -52,7 +52,7 @@ class CompiledChunk:
 
 @dataclass(frozen=True, slots=True)
 class HandedOff:
-    """What a prefill node did for an exact context."""
+    """What a prefill node computed and handed over, of an exact context or of a linked one."""
 
     first_token: int
     num_bytes: int
