@@ -265,8 +265,9 @@ async def test_a_node_that_ends_in_the_middle_of_a_check_leaves_nothing_held(
 ) -> None:
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=16)
     with held_slice(monkeypatch, 4) as (began, gate):
-        for index in range(2):
-            await ask(node, BEGINS, GREEDY, LINKED, request_id=f"{index}")
+        async with somebody_here(node):  # or the first answer's check could hold the second's engine
+            for index in range(2):
+                await ask(node, BEGINS, GREEDY, LINKED, request_id=f"{index}")
         await asyncio.to_thread(began.wait, WAIT_S)
         killing = asyncio.ensure_future(world.kill(node))
         await asyncio.sleep(0.05)
