@@ -191,7 +191,7 @@ async def test_ending_a_request_that_waits_for_a_place(world: World, how: str) -
     with held_engine(decode.thread):
         async with calling(decode, generate_request(decode, [tokens(5)], LONG)) as first:
             await eventually(lambda: decode.admission.num_running == 1)
-            is_waiting = lambda: decode.admission.num_waiting == 1  # noqa: E731
+            is_waiting = lambda: decode.admission.num_waiting == 1  # noqa: E731  (one of two conditions, chosen here)
             await end_by(how, decode, [tokens(5)], ReuseMode.EXACT, lambda: eventually(is_waiting))
             await eventually(lambda: decode.admission.num_waiting == 0)
             first.cancel()

@@ -12,11 +12,11 @@ import torch
 _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT))
 
-from models.demo import evaluate, samples  # noqa: E402
-from models.demo.tokenizer import BOS, EOS  # noqa: E402
+from models.demo import evaluate, samples  # noqa: E402  (as below)
+from models.demo.tokenizer import BOS, EOS  # noqa: E402  (as below)
 from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: E402  (the path must be set first)
 
-from spolia_fidelity.tasks import make_corpus  # noqa: E402
+from spolia_fidelity.tasks import make_corpus  # noqa: E402  (as below)
 
 _FOLDER = _ROOT / "models" / "demo"
 # Goals of the card, less what so small a sample may miss them by.
