@@ -1,8 +1,7 @@
-"""The one place that knows transformers: loads a model and runs its own modules with our attention.
+"""The one place that knows transformers: loads a model, takes its weights, and runs passes over them.
 
-transformers lets an attention function be registered by name (`AttentionInterface`). Ours receives queries, keys and
-values after projection, norm and RoPE, and hands them to the `LayerAttention` of the running pass. Layers are called
-one by one, so a layer's KV can leave the node while the next one runs.
+Layers run one by one, each calling the `LayerAttention` of the pass, so a layer's KV can leave the node while the next
+one runs.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
+from spolia_engine.decoder import Decoder, LayerAttention, Rotation
 from spolia_engine.fingerprint import fingerprint_model
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
@@ -26,67 +26,24 @@ from spolia_kernels import RotaryTable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-ATTENTION_NAME = "spolia"
-
-
-class LayerAttention(Protocol):
-    """Attention of one layer of a pass, and where its KV goes.
-
-    `query` [num_q_heads, num_rows, head_dim], `key` [num_kv_heads, num_rows, head_dim] (both rotated to the rows'
-    positions) and `value` [num_kv_heads, num_rows, v_dim] of the rows; returns [num_q_heads, num_rows, v_dim].
-    """
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
-        """Writes the rows' KV and attends."""
-        ...
-
-
-class _Stopped(Exception):
-    """Ends a pass whose purpose is reached."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-
-class _StopAt:
-    """Attends as `attention` does, up to a layer, and ends the pass with that layer's V."""
-
-    def __init__(self, layer: int, attention: LayerAttention) -> None:
-        self._layer = layer
-        self._attention = attention
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
-        """Raises `_Stopped` at the layer."""
-        if layer == self._layer:
-            raise _Stopped(value)
-        return self._attention(layer, query, key, value, sm_scale)
-
-
-def _attention_function(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    attend: LayerAttention = kwargs["spolia_attention"]
-    layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module types every attribute as Tensor | Module
-    out = attend(layer, query[0], key[0], value[0], scaling)
-    return out.transpose(0, 1).unsqueeze(0), None
-
-
-AttentionInterface.register(ATTENTION_NAME, _attention_function)
 
 
 class ModelAdapter:
     """A loaded causal language model of a supported kind. Immutable once built; used by one thread at a time."""
 
-    def __init__(self, model: Any, *, dtype: str = "float32", max_context_tokens: int | None = None) -> None:
-        """Wraps a transformers `…ForCausalLM`. Raises `NotSupported` for models that cannot be served."""
+    def __init__(
+        self,
+        model: Any,
+        *,
+        dtype: str = "float32",
+        max_context_tokens: int | None = None,
+        takes_weights: bool = False,
+    ) -> None:
+        """Of a transformers `…ForCausalLM`, whose weights are copied where this device wants another layout.
+
+        `takes_weights`: the model is of no use afterwards, and never twice in memory. Raises `NotSupported` for models
+        that cannot be served.
+        """
         config = model.config
         self.support = check_supported(config, max_context_tokens)
         self.compute_dtype = dtype
@@ -98,20 +55,20 @@ class ModelAdapter:
         bos = getattr(config, "bos_token_id", None)
         self.bos_token_id: int | None = bos if bos is not None and 0 <= bos < self.vocab_size else None
         self.num_layers = int(config.num_hidden_layers)
-        self._model = model.to(DTYPES[dtype]).eval()
-        self._model.config._attn_implementation = ATTENTION_NAME
+        model = model.to(DTYPES[dtype]).eval()
         # Made anew: the model's own frequencies follow `.to(dtype)` into 16 bits, or the length of what it ran before.
-        rope = type(self._model.model.rotary_emb)(config)
+        rope = type(model.model.rotary_emb)(config)
         self._rope_scaling = float(rope.attention_scaling)
-        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.device = next(model.parameters()).device
+        self.fingerprint = fingerprint_model(model, rope.inv_freq, self._rope_scaling)
+        self._decoder = Decoder.of(model, takes_weights=takes_weights)
+        head_dim = self._decoder.layers[0].head_dim
         self.rotary = RotaryTable(
             rope.inv_freq, head_dim=head_dim, max_position=min(self.max_context_tokens, 4096), device=self.device
         )
         self.kv_shape = KvShape(
             self.num_layers, int(config.num_key_value_heads), head_dim, head_dim, SAFETENSORS_DTYPE[DTYPES[dtype]]
         )
-        self.fingerprint = fingerprint_model(self._model, rope.inv_freq, self._rope_scaling)
 
     @classmethod
     def load(
@@ -125,7 +82,7 @@ class ModelAdapter:
         config = _read_config(Path(path))
         check_supported(config, max_context_tokens)
         model = _read_weights(Path(path), config, DTYPES[dtype])
-        return cls(model.to(device), dtype=dtype, max_context_tokens=max_context_tokens)
+        return cls(model.to(device), dtype=dtype, max_context_tokens=max_context_tokens, takes_weights=True)
 
     def forward(self, token_ids: Sequence[int], positions: Sequence[int], attention: LayerAttention) -> Tensor:
         """Runs the layers over rows of tokens standing at `positions` and returns hidden states [num_rows, hidden].
@@ -146,18 +103,16 @@ class ModelAdapter:
         """`forward`, which waits before layer l until `ready(l)`, and calls `on_layer(l)` when it has run, its KV
         written. It pauses only where it has to wait.
         """
-        inner = self._model.model
-        hidden = inner.embed_tokens(torch.tensor([list(token_ids)], device=self.device))
-        cos, sin = self._position_embeddings(torch.tensor(list(positions), device=self.device), hidden.dtype)
-        for index, layer in enumerate(inner.layers):
+        hidden, rotation = self._embed(token_ids), self._rotation(positions)
+        for index, layer in enumerate(self._decoder.layers):
             while ready is not None and not ready(index):
                 yield Pause(ready=partial(ready, index))
-            hidden = layer(hidden, position_embeddings=(cos, sin), attention_mask=None, spolia_attention=attention)
+            hidden = layer(hidden, rotation, attention)
             if on_layer:
                 on_layer(index)
-        normed: Tensor = inner.norm(hidden)
-        return normed[0]
+        return self._decoder.norm(hidden)
 
+    @torch.inference_mode()
     def values_at(
         self, layer: int, token_ids: Sequence[int], positions: Sequence[int], attention: LayerAttention
     ) -> Tensor:
@@ -165,26 +120,28 @@ class ModelAdapter:
 
         Runs the layers before `layer` as `forward` does and stops there: nothing behind V's projection is computed.
         """
-        try:
-            self.forward(token_ids, positions, _StopAt(layer, attention))
-        except _Stopped as stopped:
-            return stopped.value
-        raise IndexError(f"the model has {self.num_layers} layers, layer {layer} is not among them")
+        if not 0 <= layer < self.num_layers:
+            raise IndexError(f"the model has {self.num_layers} layers, layer {layer} is not among them")
+        hidden, rotation = self._embed(token_ids), self._rotation(positions)
+        for before in self._decoder.layers[:layer]:
+            hidden = before(hidden, rotation, attention)
+        return self._decoder.layers[layer].project(hidden, rotation).value
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [num_rows, vocab_size] in float32 of hidden states [num_rows, hidden]."""
-        logits: Tensor = self._model.lm_head(hidden)
-        return logits.float()
+        return self._decoder.head(hidden).float()
 
-    def _position_embeddings(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _embed(self, token_ids: Sequence[int]) -> Tensor:
+        return self._decoder.embedding[torch.tensor(list(token_ids), device=self.device)]
+
+    def _rotation(self, positions: Sequence[int]) -> Rotation:
         # From the same float64-exact table that rotates queries over spans, so both rotations agree to the last bit;
         # YaRN's temperature enters here, once, and never in the offset rotation.
-        cos, sin = (
-            (torch.cat((half, half), -1) * self._rope_scaling).to(dtype).unsqueeze(0)
-            for half in self.rotary.cos_sin(positions)
-        )
-        return cos, sin
+        cos, sin = self.rotary.cos_sin(torch.tensor(list(positions), device=self.device))
+        if self._rope_scaling != 1.0:
+            cos, sin = cos * self._rope_scaling, sin * self._rope_scaling
+        return Rotation(cos, sin)
 
 
 def _read_config(path: Path) -> Any:

@@ -11,6 +11,7 @@ parts' partial results (`Partial`, `merge`), so every part may be computed on it
 from spolia_kernels.append_kv import append_kv
 from spolia_kernels.attend import attend
 from spolia_kernels.attend_batch import attend_batch
+from spolia_kernels.linear import Linear
 from spolia_kernels.merge import merge, merge_into
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
@@ -18,6 +19,7 @@ from spolia_kernels.rotate import RotaryTable, apply_rotation, rotate
 
 __all__ = [
     "KeyValue",
+    "Linear",
     "Partial",
     "RotaryTable",
     "append_kv",

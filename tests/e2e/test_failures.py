@@ -43,7 +43,7 @@ def test_killed_prefill_in_mid_request(frail: LocalCluster, frail_client: Client
         )
         frail.kill(prefill)
         result = stream.result()
-    bos = oracle.engine.adapter._model.config.bos_token_id
+    bos = oracle.engine.adapter.bos_token_id
     num_equal(oracle.answer([bos, *token_ids], NUM_TOKENS), result.token_ids)
     assert not any(node.startswith("prefill") for node in result.reuse.nodes)
     wait_until("every ledger is empty", lambda: ledgers_are_empty(frail_client))
@@ -93,6 +93,6 @@ def test_killed_store_leaves_requests_running(frail: LocalCluster, frail_client:
     assert sum(t.inline_bytes for t in linked.reuse.transfers) > 0, linked.reuse
     token_ids = frail_client.tokenize(prompts(6, seed=14)[-1])
     exact = ask_exact(frail_client, token_ids, NUM_TOKENS)
-    bos = oracle.engine.adapter._model.config.bos_token_id
+    bos = oracle.engine.adapter.bos_token_id
     num_equal(oracle.answer([bos, *token_ids], NUM_TOKENS), exact.token_ids)
     assert not frail_client.cluster().directory_reachable

@@ -13,7 +13,7 @@ BLOCK = PREFIX_CHUNK_TOKENS
 
 
 def bos_of(oracle: Oracle) -> list[int]:
-    return [oracle.engine.adapter._model.config.bos_token_id]
+    return [oracle.engine.adapter.bos_token_id]
 
 
 def test_twenty_prompts_cold_and_warm_equal_the_oracle(client: Client, oracle: Oracle) -> None:

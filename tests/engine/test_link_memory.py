@@ -24,11 +24,15 @@ class AllocatedBytes(TorchDispatchMode):
         self.num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {_storage(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        before = _storages((args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
-        made = {_storage(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
-        self.num_bytes += sum(size for _, size in made - before)
+        self.num_bytes += sum(size for _, size in _storages(out) - before)
         return out
+
+
+def _storages(tree: Any) -> set[tuple[int, int]]:
+    """Of every tensor but packed weights, which have none and are made at load."""
+    return {_storage(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn}
 
 
 def _storage(tensor: torch.Tensor) -> tuple[int, int]:

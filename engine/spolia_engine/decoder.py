@@ -1,0 +1,167 @@
+"""The model's layers as we run them: Llama and its kin (Mistral, Qwen2, Qwen3).
+
+Taken from transformers' modules once, at load: Q, K and V become one product, so do gate and up, and every weight is
+laid out for this device (`spolia_kernels.linear`). transformers' own modules would do, and did: they cost 0.4 ms of
+Python a layer and read the weights in a layout that few rows are slow in (`docs/decode.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spolia_kernels import Linear, apply_rotation
+
+
+class LayerAttention(Protocol):
+    """Attention of one layer of a pass, and where its KV goes.
+
+    `query` [num_q_heads, num_rows, head_dim], `key` [num_kv_heads, num_rows, head_dim] (both rotated to the rows'
+    positions) and `value` [num_kv_heads, num_rows, v_dim] of the rows; returns [num_q_heads, num_rows, v_dim].
+    """
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Writes the rows' KV and attends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """Cosines and sines of the rows' positions, [num_rows, rotary_dim / 2], the model's temperature in them."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RmsNorm:
+    """y = w · x / sqrt(mean(x²) + eps), over the last dimension, as transformers rounds it in 16 bits."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> RmsNorm:
+        """From any of transformers' RMSNorm modules."""
+        return cls(module.weight.detach(), float(module.variance_epsilon))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x of any shape and strides."""
+        if x.dtype == torch.float32:
+            return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryKeyValue:
+    """What a layer hands to attention; shapes as in `LayerAttention`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderLayer:
+    """One layer: attention and MLP, each behind a norm, each added to what came in."""
+
+    index: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sm_scale: float
+    input_norm: RmsNorm
+    qkv: Linear
+    query_norm: RmsNorm | None
+    key_norm: RmsNorm | None
+    out: Linear
+    mlp_norm: RmsNorm
+    gate_up: Linear
+    down: Linear
+    activation: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, module: Any, config: Any, index: int) -> DecoderLayer:
+        """From one of transformers' decoder layers. Copies what it packs; the module is not kept."""
+        attention, mlp = module.self_attn, module.mlp
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        query_norm, key_norm = (None if norm is None else RmsNorm.of(norm) for norm in norms)
+        return cls(
+            index=index,
+            num_q_heads=int(config.num_attention_heads),
+            num_kv_heads=int(config.num_key_value_heads),
+            head_dim=int(attention.head_dim),
+            sm_scale=float(attention.scaling),
+            input_norm=RmsNorm.of(module.input_layernorm),
+            qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            out=_joined(attention.o_proj),
+            mlp_norm=RmsNorm.of(module.post_attention_layernorm),
+            gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+            down=_joined(mlp.down_proj),
+            activation=mlp.act_fn,
+        )
+
+    def project(self, hidden: Tensor, rotation: Rotation) -> QueryKeyValue:
+        """Queries, keys and values of hidden states [num_rows, width]."""
+        num_rows, num_q, num_kv = hidden.shape[0], self.num_q_heads, self.num_kv_heads
+        heads = self.qkv(self.input_norm(hidden)).view(num_rows, num_q + 2 * num_kv, self.head_dim)
+        rotated = heads[:, : num_q + num_kv]
+        if self.query_norm is not None and self.key_norm is not None:
+            rotated = torch.cat((self.query_norm(heads[:, :num_q]), self.key_norm(heads[:, num_q : num_q + num_kv])), 1)
+        turned = apply_rotation(rotated.transpose(0, 1), rotation.cos, rotation.sin)
+        return QueryKeyValue(turned[:num_q], turned[num_q:], heads[:, num_q + num_kv :].transpose(0, 1))
+
+    def __call__(self, hidden: Tensor, rotation: Rotation, attention: LayerAttention) -> Tensor:
+        """Hidden states [num_rows, width] behind the layer; `hidden` is left unchanged."""
+        projected = self.project(hidden, rotation)
+        seen = attention(self.index, projected.query, projected.key, projected.value, self.sm_scale)
+        hidden = hidden + self.out(seen.transpose(0, 1).reshape(hidden.shape[0], -1))
+        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
+        return hidden + self.down(self.activation(gate) * up)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoder:
+    """Embedding, layers, last norm and head of a causal language model."""
+
+    embedding: Tensor
+    layers: tuple[DecoderLayer, ...]
+    norm: RmsNorm
+    head: Linear
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any, *, takes_weights: bool = False) -> Decoder:
+        """From a transformers `…ForCausalLM` in its final dtype and on its device.
+
+        `takes_weights`: the model is of no use afterwards. Its layers go one by one, so that packing copies of them
+        never takes more memory than one layer.
+        """
+        inner = model.model
+        layers: list[DecoderLayer] = []
+        for index, module in enumerate(inner.layers):
+            layers.append(DecoderLayer.of(module, model.config, index))
+            if takes_weights:
+                module.to("meta")
+        embedding, head = inner.embed_tokens.weight.detach(), model.lm_head.weight
+        is_tied = head.data_ptr() == embedding.data_ptr()
+        return cls(
+            embedding, tuple(layers), RmsNorm.of(inner.norm), Linear.of(head, model.lm_head.bias, shared=is_tied)
+        )
+
+
+def _joined(*modules: Any) -> Linear:
+    """Products of the same rows as one: outputs side by side."""
+    if len(modules) == 1:
+        return Linear.of(modules[0].weight, modules[0].bias)
+    biases = [module.bias for module in modules if module.bias is not None]
+    weight = torch.cat([module.weight for module in modules])
+    return Linear.of(weight, torch.cat(biases) if biases else None)
