@@ -1,8 +1,9 @@
 """The one equation, per layer: out = merge over spans of attend(rotate(q, -offset), K, V).
 
 Three passes share it. A *context pass* runs many rows of one sequence (compile, prefill, link); a *fork pass* many rows
-of many tails behind one context (`fork_attention`); a *decode pass* one row each of many sequences. All write the rows'
-own KV and attend: stored KV is read where it lies, queries are rotated to meet it.
+of many tails behind one context (`fork_attention`); a *decode pass* one row each of many sequences
+(`decode_attention`). All write the rows' own KV and attend: stored KV is read where it lies, and queries rotate to meet
+it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from spolia_engine.pool import Extent
 from spolia_engine.run import SlotRange, Span, coalesce
-from spolia_engine.step_plan import StepPlan
-from spolia_kernels import Partial, RotaryTable, apply_rotation, attend, merge_into, rotate
+from spolia_kernels import Partial, RotaryTable, apply_rotation, attend, merge_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,14 @@ class VisibleRanges:
             adapted = query[:, rows]
             if v.slots.offset:
                 adapted = apply_rotation(adapted, *self._turns[v.slots.offset])
-            part = attend(adapted, *_memory(v.slots, layer), sm_scale=sm_scale)
+            part = attend(adapted, *memory_of(v.slots, layer), sm_scale=sm_scale)
             merge_into(result, part, rows)
+
+
+def memory_of(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a range, views of pool memory."""
+    extent = slots.extent
+    return extent.key[layer][:, slots.start : slots.end], extent.value[layer][:, slots.start : slots.end]
 
 
 class ContextAttention:
@@ -85,41 +91,3 @@ class ContextAttention:
         result = attend(query, key, value, sm_scale=sm_scale, causal=True)
         self._visible.merge_into(result, query, layer, sm_scale)
         return result.out.to(query.dtype)
-
-
-class DecodeAttention:
-    """One row each of many sequences: a group of rows attends a shared range once, whatever their offsets.
-
-    Source: Hydragen (2402.05099) §3, extended to ranges that stand at different positions in each sequence.
-    """
-
-    def __init__(self, plan: StepPlan, rotary: RotaryTable) -> None:
-        self._plan = plan
-        self._rotary = rotary
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
-        """Appends each row's KV to its tail and returns the rows' attention, as `ContextAttention` does."""
-        plan = self._plan
-        outs, lses = [], []
-        for row, tail in enumerate(plan.tails):
-            tail.extent.key[layer][:, tail.length] = key[:, row]
-            tail.extent.value[layer][:, tail.length] = value[:, row]
-            keys = tail.extent.key[layer][:, : tail.length + 1]
-            values = tail.extent.value[layer][:, : tail.length + 1]
-            private = attend(query[:, row : row + 1], keys, values, sm_scale=sm_scale)
-            outs.append(private.out)
-            lses.append(private.lse)
-        result = Partial(torch.cat(outs, 1), torch.cat(lses, 1))
-        for group in plan.groups:
-            adapted = query if group.rows is None else query[:, group.rows]
-            if group.shifts is not None:
-                adapted = rotate(adapted, group.shifts, self._rotary)
-            part = attend(adapted, *_memory(group.slots, layer), sm_scale=sm_scale)
-            merge_into(result, part, group.rows)
-        return result.out.to(query.dtype)
-
-
-def _memory(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a range, views of pool memory."""
-    extent = slots.extent
-    return extent.key[layer][:, slots.start : slots.end], extent.value[layer][:, slots.start : slots.end]

@@ -10,6 +10,7 @@ Functions that build a context take the references of the runs they are given, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,8 +20,8 @@ from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.attention import DecodeAttention
 from spolia_engine.context import Context, release_runs, whole
+from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.deviation import most_deviant
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
@@ -33,12 +34,20 @@ from spolia_engine.run import Run, Span
 from spolia_engine.sampler import sample
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sharing import Sharing, always_shared
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
 
 __all__ = ["EngineCore", "OnLayer", "PassOptions"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PlannedBatch:
+    sequences: tuple[DecodeSequence, ...]
+    plan: StepPlan
+    attention: DecodeAttention
 
 
 class EngineCore:
@@ -63,7 +72,8 @@ class EngineCore:
         self.resident = ResidentChunks(self.pool)
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
-        self._plan: tuple[tuple[DecodeSequence, ...], StepPlan] | None = None
+        self.sharing: Sharing = always_shared
+        self._plan: _PlannedBatch | None = None
 
     def id_space(self, tenant_key: bytes) -> IdSpace:
         """The ids of a tenant's chunks under this engine's model and recipe."""
@@ -263,16 +273,15 @@ class EngineCore:
         return Generation(params, self.adapter.eos_token_ids, self._decode)
 
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
-        """Makes a sequence of a context, with room for what the answer still lacks.
+        """Makes a sequence of a context. Takes the context, also when it raises.
 
-        Takes the context, also when it raises. Tokens a resumed answer has already are part of the context.
+        Tokens a resumed answer has already are part of the context. Memory for the others is taken as they come.
         """
         try:
-            tail = self.pool.allocate(generation.params.max_tokens - len(generation.token_ids))
+            return DecodeSequence(context, generation)
         except BaseException:
             context.close()
             raise
-        return DecodeSequence(context, generation, tail)
 
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0) -> int:
         """Draws the token after a context that was computed here."""
@@ -287,16 +296,29 @@ class EngineCore:
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
 
-        At least one sequence. When it raises, every sequence stands where it stood before.
+        At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
+        room for the KV of this step.
         """
         batch = tuple(sequences)
-        if self._plan is None or self._plan[0] != batch:
-            self._plan = (batch, plan_step([s.ranges for s in batch], [s.tail for s in batch]))
-        attention = DecodeAttention(self._plan[1], self.adapter.rotary)
-        hidden = self.adapter.forward([s.next_token for s in batch], [s.position for s in batch], attention)
+        for sequence in batch:
+            sequence.make_room()
+        if self._plan is None or self._plan.sequences != batch:
+            self._plan = self._planned(batch)
+        plan, attention = self._plan.plan, self._plan.attention
+        attention.begin()
+        rows = [batch[number] for number in plan.order]
+        hidden = self.adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)
         for sequence in batch:
             sequence.tail.length += 1
-        return self.adapter.logits(hidden)
+        logits = self.adapter.logits(hidden)
+        if plan.order == tuple(range(len(batch))):
+            return logits
+        return logits[torch.tensor(plan.order, device=logits.device).argsort()]
+
+    def _planned(self, batch: tuple[DecodeSequence, ...]) -> _PlannedBatch:
+        tails = [sequence.tail for sequence in batch]
+        plan = plan_step([sequence.ranges for sequence in batch], tails, self.sharing)
+        return _PlannedBatch(batch, plan, DecodeAttention(plan, tails, self.adapter.rotary))
 
     def forget_plan(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""

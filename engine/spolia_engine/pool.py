@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
+from spolia_engine.slab import Slabs, Slot
 
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -59,12 +60,13 @@ class Extent:
     """Contiguous KV memory for `capacity` tokens.
 
     `key` is [num_layers, num_kv_heads, capacity, head_dim], `value` the same with v_dim; both are empty once the extent
-    is free. The pool owns it; whoever holds a reference may use it.
+    is free. They may come to lie elsewhere, with the same numbers in them: look them up, do not keep them. The pool
+    owns it; whoever holds a reference may use it.
     """
 
-    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "state", "used_at", "value")
+    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "slot", "state", "used_at", "value")
 
-    def __init__(self, key: Tensor, value: Tensor, num_blocks: int) -> None:
+    def __init__(self, key: Tensor, value: Tensor, num_blocks: int, slot: Slot | None = None) -> None:
         self.key = key
         self.value = value
         self.capacity = key.shape[2]
@@ -75,6 +77,8 @@ class Extent:
         """When it was last released by somebody who counts (see `Pool.sparing_cache`), on the pool's own count."""
         self.chunk_ids: set[bytes] = set()
         """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
+        self.slot = slot
+        """Where a sequence writes it, or reads it beside what it writes; None for memory of its own."""
 
 
 class Pool:
@@ -101,6 +105,7 @@ class Pool:
         self._cached: OrderedDict[Extent, None] = OrderedDict()  # by `used_at`
         self._uses = count(1)
         self._sparing = threading.local()
+        self._slabs = Slabs(shape, self.dtype, self.device)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -156,9 +161,7 @@ class Pool:
             raise ValueError(f"an extent holds at least one token, not {num_tokens}")
         needed = self.blocks_for(num_tokens)
         with self.lock:
-            self.check_room(needed)
-            while self._counts[BlockState.FREE] < needed:
-                self._evict(next(iter(self._cached)))
+            self._make_room(needed)
             extent = Extent(
                 self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
             )
@@ -166,6 +169,44 @@ class Pool:
             self._extents.add(extent)
             self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
             return extent
+
+    def open_tail(self, num_tokens: int, head: Extent | None = None) -> Extent:
+        """An extent for `num_tokens` ≥ 1 tokens that takes its blocks as it is written: `grow` it before each.
+
+        It lies in a slot of a slab, right behind `head`, KV that the writer alone reads: that is moved there, and its
+        blocks stay as they are. Holds one reference, and no block yet.
+        """
+        if num_tokens < 1:
+            raise ValueError(f"a tail holds at least one token, not {num_tokens}")
+        with self.lock:
+            num_before = 0 if head is None else head.capacity
+            slot = self._slabs.take(num_before + num_tokens)
+            if head is not None:
+                self._move_into(head, slot)
+            end = num_before + num_tokens
+            extent = Extent(slot.key[:, :, num_before:end], slot.value[:, :, num_before:end], 0, slot)
+            slot.num_before = slot.num_used = num_before
+            extent.ref_count = 1
+            self._extents.add(extent)
+            self._move(extent, BlockState.REFERENCED)
+            return extent
+
+    def grow(self, extent: Extent, num_tokens: int) -> None:
+        """Takes the blocks that `num_tokens` tokens of a tail need, as many as it lacks.
+
+        Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
+        """
+        assert num_tokens <= extent.capacity, (num_tokens, extent.capacity)
+        with self.lock:
+            lacking = self.blocks_for(num_tokens) - extent.num_blocks
+            if lacking <= 0:
+                return
+            self._make_room(lacking)
+            extent.num_blocks += lacking
+            self._counts[BlockState.FREE] -= lacking
+            self._counts[extent.state] += lacking
+            assert extent.slot is not None, "only a tail grows"
+            extent.slot.num_used = extent.slot.num_before + min(extent.capacity, extent.num_blocks * self.block_size)
 
     def arrive(self, extent: Extent) -> None:
         """The transfer into `extent` ended well."""
@@ -193,6 +234,9 @@ class Pool:
             if extent.ref_count:
                 return
             if extent.chunk_ids and extent.state is BlockState.REFERENCED:
+                if extent.slot is not None:  # nobody reads it: it makes place for the next sequence
+                    extent.key, extent.value = extent.key.clone(), extent.value.clone()
+                    self._leave_slot(extent)
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
                 for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
@@ -224,6 +268,26 @@ class Pool:
             uses = [extent.used_at for extent in self._cached]
             assert uses == sorted(uses)
 
+    def _make_room(self, num_blocks: int) -> None:
+        self.check_room(num_blocks)
+        while self._counts[BlockState.FREE] < num_blocks:
+            self._evict(next(iter(self._cached)))
+
+    def _move_into(self, extent: Extent, slot: Slot) -> None:
+        """Moves an extent's KV to the beginning of a slot. Those who read where it was may go on: it stays as it is."""
+        assert extent.slot is None
+        assert extent.state is BlockState.REFERENCED
+        key, value = slot.key[:, :, : extent.capacity], slot.value[:, :, : extent.capacity]
+        key.copy_(extent.key)
+        value.copy_(extent.value)
+        extent.key, extent.value, extent.slot = key, value, slot
+        slot.users += 1
+
+    def _leave_slot(self, extent: Extent) -> None:
+        if extent.slot is not None:
+            slot, extent.slot = extent.slot, None
+            self._slabs.leave(slot)
+
     def _memory(self, width: int, num_tokens: int) -> Tensor:
         layers, heads = self.shape.num_layers, self.shape.num_kv_heads
         return torch.empty((layers, heads, num_tokens, width), dtype=self.dtype, device=self.device)
@@ -238,6 +302,7 @@ class Pool:
     def _free(self, extent: Extent) -> None:
         self._move(extent, BlockState.FREE)
         self._extents.discard(extent)
+        self._leave_slot(extent)
         empty = torch.empty(0)
         extent.key = extent.value = empty  # the memory goes now, whoever still holds the handle
 

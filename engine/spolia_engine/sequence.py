@@ -6,19 +6,26 @@ from spolia_core.errors import InternalError
 from spolia_engine.context import Context
 from spolia_engine.generation import Generation
 from spolia_engine.pool import Extent
-from spolia_engine.run import SlotRange
+from spolia_engine.run import SlotRange, coalesce
 from spolia_engine.step_plan import Tail
+
+MAX_HEAD_TOKENS = 1024
+"""Prompt tokens that a sequence takes with it into its slot. A longer run is read where it lies, by a call of its own:
+20 us beside at least 400 of reading."""
 
 
 class Sequence:
-    """Owns its context and its tail extent until `close`."""
+    """Owns its context and its tail until `close`."""
 
-    def __init__(self, context: Context, generation: Generation, tail_extent: Extent) -> None:
+    def __init__(self, context: Context, generation: Generation) -> None:
+        """Takes the context. KV that was computed for it alone moves beside the tail, to be attended with it."""
         self.context = context
         self.generation = generation
         self.num_context_tokens = context.num_tokens
-        self.ranges: list[SlotRange] = context.ranges
-        self.tail = Tail(tail_extent, rope_base=self.num_context_tokens)
+        head = _head_of(context)
+        most = max(1, generation.params.max_tokens - len(generation.token_ids))
+        self.tail = Tail(context.pool.open_tail(most, head), self.num_context_tokens, head=head)
+        self.ranges: list[SlotRange] = coalesce(span for span in context.spans if span.run.extent is not head)
         self._closed = False
 
     @property
@@ -38,9 +45,25 @@ class Sequence:
         """Whether the answer has ended."""
         return self.generation.finish_reason is not None
 
+    def make_room(self) -> None:
+        """Takes the memory that the next token's KV needs. Raises `Busy` when the pool has none."""
+        self.context.pool.grow(self.tail.extent, self.tail.length + 1)
+
     def close(self) -> None:
         """Releases context and tail. Safe to call twice."""
         if not self._closed:
             self._closed = True
             self.context.close()
             self.context.pool.release(self.tail.extent)
+
+
+def _head_of(context: Context) -> Extent | None:
+    """The extent of what was computed for this context, where it is short, whole and nobody else's to move."""
+    live = context.live
+    if live is None or live.num_tokens > MAX_HEAD_TOKENS or live.extent.slot is not None:
+        return None
+    is_whole = live.start == 0 and live.num_tokens == live.extent.capacity
+    is_all_read = is_whole and live.num_tokens == sum(
+        span.num_tokens for span in context.spans if span.run.extent is live.extent
+    )
+    return live.extent if is_all_read else None

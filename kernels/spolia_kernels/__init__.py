@@ -10,14 +10,16 @@ parts' partial results (`Partial`, `merge`), so every part may be computed on it
 
 from spolia_kernels.append_kv import append_kv
 from spolia_kernels.attend import attend
-from spolia_kernels.attend_batch import attend_batch
+from spolia_kernels.attend_batch import BatchLens, attend_batch
+from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import Linear
-from spolia_kernels.merge import merge, merge_into
+from spolia_kernels.merge import merge, merge_into, merge_rows
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, apply_rotation, rotate
 
 __all__ = [
+    "BatchLens",
     "KeyValue",
     "Linear",
     "Partial",
@@ -26,8 +28,10 @@ __all__ = [
     "apply_rotation",
     "attend",
     "attend_batch",
+    "attend_private",
     "merge",
     "merge_into",
+    "merge_rows",
     "read_kv",
     "rotate",
 ]

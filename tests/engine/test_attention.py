@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
-from spolia_engine.attention import ContextAttention, DecodeAttention, VisibleRange
+from spolia_engine.attention import ContextAttention, VisibleRange
+from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.run import SlotRange
+from spolia_engine.sharing import always_shared, never_shared
 from spolia_engine.step_plan import Tail, plan_step
 from spolia_kernels import RotaryTable
 
@@ -68,26 +70,56 @@ def test_groups_give_what_private_treatment_gives(batch: list[list[tuple[int, in
     pool = Pool(SHAPE, num_blocks=64, block_size=16)
     shared = [filled(pool, 16, generator) for _ in range(3)]
     contexts = [[SlotRange(shared[e], start, start + n, offset) for e, start, n, offset in row] for row in batch]
-    tails = [Tail(filled(pool, 6, generator), 0, length=row % 5) for row in range(len(batch))]
-    poison(tails)
-    attention = DecodeAttention(plan_step(contexts, tails), ROTARY)
+    tails = [opened(pool, generator, head_tokens=row % 3, length=row % 5) for row in range(len(batch))]
+    shuffled = torch.randperm(len(batch), generator=generator).tolist()
+    contexts, tails = [contexts[i] for i in shuffled], [tails[i] for i in shuffled]
+    sharing = always_shared if seed % 2 else never_shared
+    plan = plan_step(contexts, tails, sharing)
+    attention = DecodeAttention(plan, tails, ROTARY)
+    attention.begin()
     for layer in range(LAYERS):
         query, key, value = (torch.randn(h, len(batch), DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
         out = attention(layer, query, key, value, SCALE)
-        for row, (ranges, tail) in enumerate(zip(contexts, tails, strict=True)):
-            own = tail.extent.key[layer][:, : tail.length + 1], tail.extent.value[layer][:, : tail.length + 1]
+        for row, number in enumerate(plan.order):
+            ranges, tail = contexts[number], tails[number]
+            end = tail.num_before + tail.length + 1
+            own = tail.slot.key[layer][:, :end], tail.slot.value[layer][:, :end]
             assert torch.equal(own[0][:, -1], key[:, row])
             assert torch.equal(own[1][:, -1], value[:, row])
+            assert torch.equal(tail.extent.key[layer][:, tail.length], key[:, row])
             torch.testing.assert_close(
                 out[:, row].double(), alone(query[:, row], ranges, own, layer), atol=2e-5, rtol=0
             )
 
 
-def poison(tails: list[Tail]) -> None:
-    """What lies behind a tail's length must never count."""
-    for tail in tails:
-        tail.extent.key[:, :, tail.length :] = torch.nan
-        tail.extent.value[:, :, tail.length :] = torch.nan
+def test_a_head_that_others_read_is_read_with_them() -> None:
+    generator = torch.Generator().manual_seed(5)
+    pool = Pool(SHAPE, num_blocks=64, block_size=16)
+    owner = opened(pool, generator, head_tokens=5, length=2)
+    other = opened(pool, generator, head_tokens=0, length=3)
+    assert owner.head is not None
+    seen = SlotRange(owner.head, 1, 5, 7)
+    plan = plan_step([[], [seen]], [owner, other])
+    assert [(group.rows, group.slots.start, group.slots.end) for group in plan.groups] == [((0,), 0, 1), ((0, 1), 1, 5)]
+    attention = DecodeAttention(plan, [owner, other], ROTARY)
+    attention.begin()
+    query, key, value = (torch.randn(h, 2, DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
+    out = attention(0, query, key, value, SCALE)
+    for row, (tail, ranges) in enumerate([(owner, []), (other, [seen])]):
+        end = tail.num_before + tail.length + 1
+        own = tail.slot.key[0][:, :end], tail.slot.value[0][:, :end]
+        assert torch.equal(own[0][:, -1], key[:, row])
+        torch.testing.assert_close(out[:, row].double(), alone(query[:, row], ranges, own, 0), atol=2e-5, rtol=0)
+
+
+def opened(pool: Pool, generator: torch.Generator, *, head_tokens: int, length: int) -> Tail:
+    """A tail with KV in it and before it; what lies behind its length must never count."""
+    head = filled(pool, head_tokens, generator) if head_tokens else None
+    tail = Tail(pool.open_tail(6, head), 0, length=length, head=head)
+    for memory in (tail.extent.key, tail.extent.value):
+        memory.copy_(torch.randn(memory.shape, generator=generator))
+        memory[:, :, length:] = 50.0
+    return tail
 
 
 @pytest.mark.parametrize("first_row", [0, 1, 4])
@@ -112,9 +144,11 @@ def test_stored_kv_is_never_changed() -> None:
     pool = Pool(SHAPE, num_blocks=64, block_size=16)
     source = filled(pool, 16, generator)
     before = source.key.clone(), source.value.clone()
-    tail = Tail(pool.allocate(4), 0)
+    tail = Tail(pool.open_tail(4), 0)
     plan = plan_step([[SlotRange(source, 0, 16, 33)]], [tail])
     query, key, value = (torch.randn(h, 1, DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
-    DecodeAttention(plan, ROTARY)(0, query, key, value, SCALE)
+    attention = DecodeAttention(plan, [tail], ROTARY)
+    attention.begin()
+    attention(0, query, key, value, SCALE)
     assert torch.equal(source.key, before[0])
     assert torch.equal(source.value, before[1])

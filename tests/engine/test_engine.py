@@ -27,8 +27,9 @@ from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
-from spolia_engine.attention import ContextAttention, DecodeAttention
+from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, whole
+from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.engine import Engine
 from spolia_engine.kv_bytes import layer_of_run, write_layer
 from spolia_engine.passes import PassOptions

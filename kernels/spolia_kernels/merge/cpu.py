@@ -14,10 +14,14 @@ from spolia_kernels.partial import Partial
 def merge_cpu(partials: Sequence[Partial]) -> Partial:
     """Computes `merge` part by part; the parts are left unchanged."""
     weights, lse = merge_weights(torch.stack([part.lse for part in partials]))
-    out = _counted(partials[0].out, weights[0]) * weights[0][..., None]
-    for part, weight in zip(partials[1:], weights[1:], strict=True):
-        out.addcmul_(_counted(part.out, weight), weight[..., None])
-    return Partial(out, lse)
+    outs = [part.out for part in partials]
+    if bool((weights == 0.0).any()):
+        outs = [_counted(out, weight) for out, weight in zip(outs, weights, strict=True)]
+    wide = weights[..., None]
+    merged = outs[0] * wide[0]
+    for out, weight in zip(outs[1:], wide[1:], strict=True):
+        merged.addcmul_(out, weight)
+    return Partial(merged, lse)
 
 
 def merge_into_cpu(acc: Partial, part: Partial) -> None:

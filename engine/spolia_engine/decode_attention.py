@@ -1,0 +1,148 @@
+"""A decode step's attention: tails slot by slot, each shared range once, one merge.
+
+    out[row] = merge( its slot, every range it reads, each with the query rotated by the range's offset )
+
+What a layer does does not depend on the number of sequences: it loops over stretches of slots and over distinct ranges,
+never over rows. Everything that the plan and the tails' lengths decide is looked up once a step, or once a batch.
+
+Source: Hydragen (2402.05099) §3, extended to ranges that stand at different positions in each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spolia_engine.attention import memory_of
+from spolia_engine.step_plan import Group, StepPlan, Stretch, Tail
+from spolia_kernels import (
+    BatchLens,
+    Partial,
+    RotaryTable,
+    apply_rotation,
+    attend,
+    attend_batch,
+    attend_private,
+    merge,
+    merge_rows,
+)
+
+
+class DecodeAttention:
+    """One row each of many sequences, in the order of a plan. `begin` each step, then call it for every layer."""
+
+    def __init__(self, plan: StepPlan, tails: Sequence[Tail], rotary: RotaryTable) -> None:
+        """`tails[i]` is that of sequence i of the batch that was planned."""
+        self._tails = [tails[number] for number in plan.order]
+        self._slots = [_SlotRows(stretch, rotary.device) for stretch in plan.stretches]
+        self._ranges = [_RangeRows(group, plan.num_rows, rotary.device) for group in plan.groups]
+        self._queries = _Queries(self._ranges, rotary)
+        self._parts_of_row = _parts_of_row(self._ranges, plan.num_rows, rotary.device)
+
+    def begin(self) -> None:
+        """Reads the tails' lengths: this step writes behind them."""
+        for slots in self._slots:
+            slots.begin(self._tails)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Appends each row's KV to its tail and returns the rows' attention; see `LayerAttention`."""
+        own = [slots.attend(layer, query, key, value, sm_scale) for slots in self._slots]
+        parts = [own[0] if len(own) == 1 else _side_by_side(own)]
+        queries = self._queries.adapted(query)
+        parts += [r.attend(layer, q, sm_scale) for r, q in zip(self._ranges, queries, strict=True)]
+        if len(parts) == 1:
+            merged = parts[0]
+        elif self._parts_of_row is None:
+            merged = merge(parts)
+        else:
+            merged = merge_rows(_side_by_side(parts), self._parts_of_row)
+        return merged.out.to(query.dtype)
+
+
+class _SlotRows:
+    """Rows over what stands in their slots, and the places their new KV goes to."""
+
+    def __init__(self, stretch: Stretch, device: torch.device) -> None:
+        slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
+        self._rows = slice(stretch.first_row, stretch.first_row + stretch.num_rows)
+        self._first_token = stretch.first_token
+        self._key, self._value = (
+            memory[slots, :, :, stretch.first_token :] for memory in (stretch.slab.key, stretch.slab.value)
+        )
+        self._number = torch.arange(stretch.num_rows, device=device)
+        self._places: tuple[Tensor, Tensor] | None = None
+        self._lens: BatchLens | None = None
+
+    def begin(self, tails: Sequence[Tail]) -> None:
+        lens = [tail.num_before - self._first_token + tail.length + 1 for tail in tails[self._rows]]
+        key, value = self._key, self._value
+        key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
+        self._lens = BatchLens.of(lens, key_bytes=key_bytes, dtype=key.dtype, device=key.device)
+        self._places = (self._number, self._lens.lens - 1)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
+        assert self._lens is not None, "begin comes first"
+        keys, values = self._key[:, layer], self._value[:, layer]  # [num_rows, num_kv_heads, capacity, …]
+        rows = self._rows
+        keys.transpose(1, 2).index_put_(self._places, key[:, rows].transpose(0, 1))
+        values.transpose(1, 2).index_put_(self._places, value[:, rows].transpose(0, 1))
+        return attend_batch(query[:, rows].transpose(0, 1), keys, values, self._lens, sm_scale=sm_scale)
+
+
+class _RangeRows:
+    """Rows that read one range. `rows` is None where they are all rows of the step in order."""
+
+    def __init__(self, group: Group, num_rows: int, device: torch.device) -> None:
+        self.num_rows = len(group.rows)
+        self.is_every_row = group.rows == tuple(range(num_rows))
+        self.row_numbers = group.rows
+        self.offsets = group.offsets
+        self._kernel = attend if group.shared or self.num_rows == 1 else attend_private
+        self._memory = group.slots
+
+    def attend(self, layer: int, query: Tensor, sm_scale: float) -> Partial:
+        key, value = memory_of(self._memory, layer)
+        return self._kernel(query, key, value, sm_scale=sm_scale)
+
+
+class _Queries:
+    """The queries of every range, each rotated by where the range stands: one gather and one rotation for all."""
+
+    def __init__(self, ranges: Sequence[_RangeRows], rotary: RotaryTable) -> None:
+        self._as_they_are = [r.is_every_row and not any(r.offsets) for r in ranges]
+        others = [r for r, same in zip(ranges, self._as_they_are, strict=True) if not same]
+        self._counts = [r.num_rows for r in others]
+        device = rotary.device
+        self._rows = torch.tensor([row for r in others for row in r.row_numbers], dtype=torch.int64, device=device)
+        offsets = torch.tensor([o for r in others for o in r.offsets], dtype=torch.int64, device=device)
+        self._turns = rotary.cos_sin(-offsets) if bool(offsets.any()) else None
+
+    def adapted(self, query: Tensor) -> list[Tensor]:
+        """[num_q_heads, rows of the range, head_dim] for each range."""
+        if not self._counts:
+            return [query] * len(self._as_they_are)
+        gathered = query.index_select(1, self._rows)
+        if self._turns is not None:
+            gathered = apply_rotation(gathered, *self._turns)
+        turned = iter(torch.split(gathered, self._counts, 1))
+        return [query if same else next(turned) for same in self._as_they_are]
+
+
+def _side_by_side(parts: Sequence[Partial]) -> Partial:
+    return Partial(torch.cat([part.out for part in parts], 1), torch.cat([part.lse for part in parts], 1))
+
+
+def _parts_of_row(ranges: Sequence[_RangeRows], num_rows: int, device: torch.device) -> Tensor | None:
+    """Which rows of all parts side by side belong to each row, the slots' being the first. None where all have all."""
+    if all(r.is_every_row for r in ranges):
+        return None
+    found = [[row] for row in range(num_rows)]
+    first = num_rows
+    for r in ranges:
+        for number, row in enumerate(r.row_numbers):
+            found[row].append(first + number)
+        first += r.num_rows
+    most = max(map(len, found))
+    return torch.tensor([parts + [-1] * (most - len(parts)) for parts in found], device=device)

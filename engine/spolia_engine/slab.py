@@ -1,0 +1,103 @@
+"""Memory for what sequences write: equal slots side by side, so that one attention call reads many sequences.
+
+A slot holds what one sequence alone reads: KV of its own prompt tokens, moved in when it begins to decode, and behind
+it the answer's. Slots of a slab stand at equal distances, which is what makes them a batch. A slab's memory is zero
+where nothing was written yet: no pages are taken for it, and attention behind a mask meets no numbers that are not.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+from torch import Tensor
+
+from spolia_core.chunk_object import KvShape
+
+MIN_CAPACITY = 64
+MAX_SLOTS = 64
+MAX_SLAB_BYTES = 1 << 30
+"""Of addresses, not of memory: pages are taken as they are written."""
+
+
+class Slot:
+    """Room for `capacity` tokens of one sequence; `users` extents lie in it, and it is free when none does."""
+
+    __slots__ = ("index", "num_before", "num_used", "slab", "users")
+
+    def __init__(self, slab: Slab, index: int) -> None:
+        self.slab = slab
+        self.index = index
+        self.users = 0
+        self.num_before = 0
+        """Tokens of the sequence's own prompt in it; what it writes comes behind."""
+        self.num_used = 0
+        """Tokens from the first on that may have been written."""
+
+    @property
+    def key(self) -> Tensor:
+        """[num_layers, num_kv_heads, capacity, head_dim], a view."""
+        return self.slab.key[self.index]
+
+    @property
+    def value(self) -> Tensor:
+        """[num_layers, num_kv_heads, capacity, v_dim], a view."""
+        return self.slab.value[self.index]
+
+
+class Slab:
+    """`key` [num_slots, num_layers, num_kv_heads, capacity, head_dim], `value` the same with v_dim."""
+
+    def __init__(self, shape: KvShape, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        slot_bytes = shape.bytes_per_token * capacity
+        self.num_slots = max(1, min(MAX_SLOTS, MAX_SLAB_BYTES // slot_bytes))
+        self.capacity = capacity
+        size = (self.num_slots, shape.num_layers, shape.num_kv_heads, capacity)
+        self.key = torch.zeros((*size, shape.head_dim), dtype=dtype, device=device)
+        self.value = torch.zeros((*size, shape.v_dim), dtype=dtype, device=device)
+        self.free = list(range(self.num_slots))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no slot is taken."""
+        return len(self.free) == self.num_slots
+
+
+class Slabs:
+    """Slabs by capacity, a power of two. Not thread-safe: its owner is."""
+
+    def __init__(self, shape: KvShape, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._device = device
+        self._slabs: dict[int, list[Slab]] = {}
+
+    @property
+    def num_slabs(self) -> int:
+        """Slabs with at least one slot taken."""
+        return sum(map(len, self._slabs.values()))
+
+    def take(self, num_tokens: int) -> Slot:
+        """The lowest free slot for so many tokens: those of a batch lie side by side. The caller is its first user."""
+        capacity = max(MIN_CAPACITY, 1 << (num_tokens - 1).bit_length())
+        slabs = self._slabs.setdefault(capacity, [])
+        slab = next((slab for slab in slabs if slab.free), None)
+        if slab is None:
+            slab = Slab(self._shape, capacity, self._dtype, self._device)
+            slabs.append(slab)
+        slot = Slot(slab, heapq.heappop(slab.free))
+        slot.users = 1
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        """One user less. A slot without any is zero again; a slab without any is gone, its pages with it."""
+        slot.users -= 1
+        if slot.users:
+            return
+        slab = slot.slab
+        heapq.heappush(slab.free, slot.index)
+        if slab.is_empty:
+            self._slabs[slab.capacity].remove(slab)
+        else:
+            slot.key[:, :, : slot.num_used] = 0
+            slot.value[:, :, : slot.num_used] = 0
