@@ -51,14 +51,8 @@ class VisibleRanges:
             adapted = query[:, rows]
             if v.slots.offset:
                 adapted = apply_rotation(adapted, *self._turns[v.slots.offset])
-            part = attend(adapted, *memory_of(v.slots, layer), sm_scale=sm_scale)
+            part = attend(adapted, *_memory(v.slots, layer), sm_scale=sm_scale)
             merge_into(result, part, rows)
-
-
-def memory_of(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a range, views of pool memory."""
-    extent = slots.extent
-    return extent.key[layer][:, slots.start : slots.end], extent.value[layer][:, slots.start : slots.end]
 
 
 class ContextAttention:
@@ -91,3 +85,9 @@ class ContextAttention:
         result = attend(query, key, value, sm_scale=sm_scale, causal=True)
         self._visible.merge_into(result, query, layer, sm_scale)
         return result.out.to(query.dtype)
+
+
+def _memory(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a range, views of pool memory."""
+    extent = slots.extent
+    return extent.key[layer][:, slots.start : slots.end], extent.value[layer][:, slots.start : slots.end]

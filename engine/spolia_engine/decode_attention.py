@@ -15,18 +15,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spolia_engine.attention import memory_of
 from spolia_engine.step_plan import Group, StepPlan, Stretch, Tail
 from spolia_kernels import (
     BatchLens,
     Partial,
     RotaryTable,
+    RowParts,
     apply_rotation,
     attend,
     attend_batch,
     attend_private,
-    merge,
-    merge_rows,
+    merge_seen,
 )
 
 
@@ -39,7 +38,7 @@ class DecodeAttention:
         self._slots = [_SlotRows(stretch, rotary.device) for stretch in plan.stretches]
         self._ranges = [_RangeRows(group, plan.num_rows, rotary.device) for group in plan.groups]
         self._queries = _Queries(self._ranges, rotary)
-        self._parts_of_row = _parts_of_row(self._ranges, plan.num_rows, rotary.device)
+        self._row_parts = _row_parts(self._ranges, plan.num_rows, rotary.device)
 
     def begin(self) -> None:
         """Reads the tails' lengths: this step writes behind them."""
@@ -53,12 +52,10 @@ class DecodeAttention:
         queries = self._queries.adapted(query)
         parts += [r.attend(layer, q, sm_scale) for r, q in zip(self._ranges, queries, strict=True)]
         if len(parts) == 1:
-            merged = parts[0]
-        elif self._parts_of_row is None:
-            merged = merge(parts)
-        else:
-            merged = merge_rows(_side_by_side(parts), self._parts_of_row)
-        return merged.out.to(query.dtype)
+            return parts[0].out.to(query.dtype)
+        if self._row_parts is None:
+            return merge_seen(parts).to(query.dtype)
+        return self._row_parts.merge(_side_by_side(parts)).to(query.dtype)
 
 
 class _SlotRows:
@@ -68,8 +65,12 @@ class _SlotRows:
         slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
         self._rows = slice(stretch.first_row, stretch.first_row + stretch.num_rows)
         self._first_token = stretch.first_token
-        self._key, self._value = (
-            memory[slots, :, :, stretch.first_token :] for memory in (stretch.slab.key, stretch.slab.value)
+        memory = [m[slots, :, :, stretch.first_token :] for m in (stretch.slab.key, stretch.slab.value)]
+        key, value = memory
+        self._key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
+        self._keys, self._values = (m.unbind(1) for m in memory)  # by layer, [num_rows, num_kv_heads, capacity, …]
+        self._new_keys, self._new_values = (
+            [m.transpose(1, 2) for m in layers] for layers in (self._keys, self._values)
         )
         self._number = torch.arange(stretch.num_rows, device=device)
         self._places: tuple[Tensor, Tensor] | None = None
@@ -77,18 +78,17 @@ class _SlotRows:
 
     def begin(self, tails: Sequence[Tail]) -> None:
         lens = [tail.num_before - self._first_token + tail.length + 1 for tail in tails[self._rows]]
-        key, value = self._key, self._value
-        key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
-        self._lens = BatchLens.of(lens, key_bytes=key_bytes, dtype=key.dtype, device=key.device)
+        key = self._keys[0]
+        self._lens = BatchLens.of(lens, key_bytes=self._key_bytes, dtype=key.dtype, device=key.device)
         self._places = (self._number, self._lens.lens - 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
         assert self._lens is not None, "begin comes first"
-        keys, values = self._key[:, layer], self._value[:, layer]  # [num_rows, num_kv_heads, capacity, …]
         rows = self._rows
-        keys.transpose(1, 2).index_put_(self._places, key[:, rows].transpose(0, 1))
-        values.transpose(1, 2).index_put_(self._places, value[:, rows].transpose(0, 1))
-        return attend_batch(query[:, rows].transpose(0, 1), keys, values, self._lens, sm_scale=sm_scale)
+        self._new_keys[layer].index_put_(self._places, key[:, rows].transpose(0, 1))
+        self._new_values[layer].index_put_(self._places, value[:, rows].transpose(0, 1))
+        by_row = query[:, rows].transpose(0, 1)
+        return attend_batch(by_row, self._keys[layer], self._values[layer], self._lens, sm_scale=sm_scale)
 
 
 class _RangeRows:
@@ -100,11 +100,14 @@ class _RangeRows:
         self.row_numbers = group.rows
         self.offsets = group.offsets
         self._kernel = attend if group.shared or self.num_rows == 1 else attend_private
-        self._memory = group.slots
+        slots = slice(group.slots.start, group.slots.end)
+        # Views of where it lies now: should it move, it stays there as it is for as long as somebody looks at it.
+        self._keys, self._values = (
+            m[:, :, slots].unbind(0) for m in (group.slots.extent.key, group.slots.extent.value)
+        )
 
     def attend(self, layer: int, query: Tensor, sm_scale: float) -> Partial:
-        key, value = memory_of(self._memory, layer)
-        return self._kernel(query, key, value, sm_scale=sm_scale)
+        return self._kernel(query, self._keys[layer], self._values[layer], sm_scale=sm_scale)
 
 
 class _Queries:
@@ -134,7 +137,7 @@ def _side_by_side(parts: Sequence[Partial]) -> Partial:
     return Partial(torch.cat([part.out for part in parts], 1), torch.cat([part.lse for part in parts], 1))
 
 
-def _parts_of_row(ranges: Sequence[_RangeRows], num_rows: int, device: torch.device) -> Tensor | None:
+def _row_parts(ranges: Sequence[_RangeRows], num_rows: int, device: torch.device) -> RowParts | None:
     """Which rows of all parts side by side belong to each row, the slots' being the first. None where all have all."""
     if all(r.is_every_row for r in ranges):
         return None
@@ -144,5 +147,4 @@ def _parts_of_row(ranges: Sequence[_RangeRows], num_rows: int, device: torch.dev
         for number, row in enumerate(r.row_numbers):
             found[row].append(first + number)
         first += r.num_rows
-    most = max(map(len, found))
-    return torch.tensor([parts + [-1] * (most - len(parts)) for parts in found], device=device)
+    return RowParts(found, device)

@@ -128,4 +128,4 @@ def _fork_of(context: Context, extent: Extent, hidden: Tensor) -> Context:
     shared = list(dict.fromkeys(context.extents))
     for held in shared:
         context.pool.retain(held)
-    return Context(context.pool, spans, [*shared, extent], last, extent.capacity, context.behind_sinks)
+    return Context(context.pool, spans, [*shared, extent], last, extent.capacity, context.behind_sinks, tail)

@@ -13,7 +13,7 @@ from spolia_kernels.attend import attend
 from spolia_kernels.attend_batch import BatchLens, attend_batch
 from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import Linear
-from spolia_kernels.merge import merge, merge_into, merge_rows
+from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, apply_rotation, rotate
@@ -24,6 +24,7 @@ __all__ = [
     "Linear",
     "Partial",
     "RotaryTable",
+    "RowParts",
     "append_kv",
     "apply_rotation",
     "attend",
@@ -31,7 +32,7 @@ __all__ = [
     "attend_private",
     "merge",
     "merge_into",
-    "merge_rows",
+    "merge_seen",
     "read_kv",
     "rotate",
 ]

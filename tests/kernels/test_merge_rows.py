@@ -1,4 +1,4 @@
-"""Each row's own parts, merged at once, equal the merge of that row alone."""
+"""Merges of a decode step, where every row has its own parts and none is empty, equal the merge of each row alone."""
 
 from __future__ import annotations
 
@@ -6,50 +6,39 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import LAWFUL, assert_same
+from kernel_worlds import LAWFUL
 
-from spolia_kernels import Partial, merge_rows
+from spolia_kernels import Partial, RowParts, merge, merge_seen
 from spolia_kernels.merge import merge_rows_ref
 
 
-def parts(num_parts: int, *, empty: tuple[int, ...] = (), seed: int = 0) -> Partial:
+def parts(num_parts: int, seed: int = 0) -> Partial:
     generator = torch.Generator().manual_seed(seed)
-    out = torch.randn(3, num_parts, 4, generator=generator)
-    lse = 5 * torch.randn(3, num_parts, generator=generator)
-    for part in empty:
-        lse[:, part] = float("-inf")
-        out[:, part] = float("nan")
-    return Partial(out, lse)
+    return Partial(
+        torch.randn(3, num_parts, 4, generator=generator), 5 * torch.randn(3, num_parts, generator=generator)
+    )
 
 
 @LAWFUL
 @given(
-    rows=st.lists(st.lists(st.integers(-1, 7), min_size=3, max_size=3), min_size=1, max_size=6),
-    empty=st.sets(st.integers(0, 7), max_size=3),
+    rows=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True), min_size=1, max_size=6),
     seed=st.integers(0, 99),
 )
-def test_equals_row_by_row(rows, empty, seed):
-    world, chosen = parts(8, empty=tuple(empty), seed=seed), torch.tensor(rows)
-    assert_same(merge_rows(world, chosen), merge_rows_ref(world, chosen))
+def test_rows_with_parts_of_their_own(rows, seed):
+    world = parts(8, seed)
+    torch.testing.assert_close(RowParts(rows).merge(world), merge_rows_ref(world, rows))
 
 
-def test_a_row_without_parts_is_empty():
-    got = merge_rows(parts(2), torch.tensor([[-1, -1], [0, -1]]))
-    assert (got.out[:, 0] == 0).all()
-    assert (got.lse[:, 0] == float("-inf")).all()
-    assert torch.equal(got.out[:, 1], parts(2).out[:, 0])
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 9])
+def test_parts_of_all_rows(num_parts):
+    world = [parts(5, seed) for seed in range(num_parts)]
+    torch.testing.assert_close(merge_seen(world), merge(world).out)
 
 
 def test_huge_sums_keep_their_weights():
-    world = Partial(torch.randn(1, 2, 4), torch.tensor([[1e4, 1e4 + 1]]))
-    got = merge_rows(world, torch.tensor([[0, 1]]))
-    wanted = torch.softmax(torch.tensor([0.0, 1.0]), 0) @ world.out[0]
-    torch.testing.assert_close(got.out[0, 0], wanted)
-
-
-@pytest.mark.parametrize("bad", [[[2]], [[-2]]])
-def test_parts_there_are_not_are_refused(bad):
-    with pytest.raises(IndexError):
-        merge_rows(parts(2), torch.tensor(bad))
-    with pytest.raises(ValueError, match="parts_of_row"):
-        merge_rows(parts(2), torch.tensor([0]))
+    for low, high in ((1e4, 1e4 + 1), (-3e4, 3e4)):
+        world = Partial(torch.randn(1, 2, 4), torch.tensor([[low, high]]))
+        wanted = torch.softmax(torch.tensor([low - high, 0.0]), 0) @ world.out[0]
+        torch.testing.assert_close(RowParts([[0, 1]]).merge(world)[0, 0], wanted)
+        halves = [Partial(world.out[:, i : i + 1], world.lse[:, i : i + 1]) for i in range(2)]
+        torch.testing.assert_close(merge_seen(halves)[0, 0], wanted)
