@@ -55,6 +55,7 @@ class ModelAdapter:
         bos = getattr(config, "bos_token_id", None)
         self.bos_token_id: int | None = bos if bos is not None and 0 <= bos < self.vocab_size else None
         self.num_layers = int(config.num_hidden_layers)
+        self.num_q_heads = int(config.num_attention_heads)
         model = model.to(DTYPES[dtype]).eval()
         # Made anew: the model's own frequencies follow `.to(dtype)` into 16 bits, or the length of what it ran before.
         rope = type(model.model.rotary_emb)(config)

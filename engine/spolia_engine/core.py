@@ -35,6 +35,7 @@ from spolia_engine.sampler import sample
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, always_shared
+from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.steps import Steps, finish
@@ -44,7 +45,9 @@ __all__ = ["EngineCore", "OnLayer", "PassOptions"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _PlannedBatch:
+class PlannedBatch:
+    """Sequences that decode together, and their step as data and as what runs it."""
+
     sequences: tuple[DecodeSequence, ...]
     plan: StepPlan
     attention: DecodeAttention
@@ -73,11 +76,17 @@ class EngineCore:
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
         self.sharing: Sharing = always_shared
-        self._plan: _PlannedBatch | None = None
+        self._plan: PlannedBatch | None = None
 
     def id_space(self, tenant_key: bytes) -> IdSpace:
         """The ids of a tenant's chunks under this engine's model and recipe."""
         return IdSpace(tenant_key, self.adapter.fingerprint, self.recipe)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """What decides whether rows of this model attend together (`sharing_table`)."""
+        shape = self.adapter.kv_shape
+        return AttentionShape(self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype)
 
     def meta(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkMeta:
         """Metadata of the chunk object a run would make."""
@@ -300,11 +309,22 @@ class EngineCore:
         room for the KV of this step.
         """
         batch = tuple(sequences)
+        if self._plan is None or self._plan.sequences != batch:
+            self._plan = self.plan_batch(batch, self.sharing)
+        return self.run_step(self._plan)
+
+    def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
+        """What steps of these sequences do, good while all of them are open."""
+        batch = tuple(sequences)
+        tails = [sequence.tail for sequence in batch]
+        plan = plan_step([sequence.ranges for sequence in batch], tails, sharing)
+        return PlannedBatch(batch, plan, DecodeAttention(plan, tails, self.adapter.rotary))
+
+    def run_step(self, planned: PlannedBatch) -> torch.Tensor:
+        """`step_logits` of a planned batch."""
+        batch, plan, attention = planned.sequences, planned.plan, planned.attention
         for sequence in batch:
             sequence.make_room()
-        if self._plan is None or self._plan.sequences != batch:
-            self._plan = self._planned(batch)
-        plan, attention = self._plan.plan, self._plan.attention
         attention.begin()
         rows = [batch[number] for number in plan.order]
         hidden = self.adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)
@@ -314,11 +334,6 @@ class EngineCore:
         if plan.order == tuple(range(len(batch))):
             return logits
         return logits[torch.tensor(plan.order, device=logits.device).argsort()]
-
-    def _planned(self, batch: tuple[DecodeSequence, ...]) -> _PlannedBatch:
-        tails = [sequence.tail for sequence in batch]
-        plan = plan_step([sequence.ranges for sequence in batch], tails, self.sharing)
-        return _PlannedBatch(batch, plan, DecodeAttention(plan, tails, self.adapter.rotary))
 
     def forget_plan(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""

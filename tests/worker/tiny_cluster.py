@@ -186,7 +186,7 @@ class World:
 
         Nothing depends on how long things take, unless asked for: a tiny model computes faster than a store answers.
         """
-        untimed = {"cost_gate": False, "link_on_prefill": False}
+        untimed = {"cost_gate": False, "link_on_prefill": False, "sharing": "always"}
         config = DecodeConfig(**self._settings(untimed | settings))
         node: DecodeNode = await self._started(DecodeNode(config, self._engine(config, num_blocks)))
         await self.sees_prefill(node, sum(isinstance(worker, PrefillNode) for worker in self.workers))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from spolia_core.link_policy import MAX_LINK_TOKENS
 from spolia_core.reuse import DEFAULT_MIN_REUSED_TOKENS
-from spolia_node.config import at_least, between, setting
+from spolia_node.config import at_least, between, one_of, setting
 from spolia_worker.config import WorkerConfig
+
+DEFAULT_TABLES_DIR = Path("~/.cache/spolia")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class DecodeConfig(WorkerConfig):
         True,
         "Let prefill nodes that hold the documents link prompts with long live parts, where that is expected to cost "
         "less than keeping those that decode here waiting.",
+    )
+    sharing: str = setting(
+        "measured",
+        "Whether sequences that read the same KV attend it together. measured: where that was measured to be faster "
+        "on this device; always; never.",
+        check=one_of("measured", "always", "never"),
+    )
+    tables_dir: Path = setting(
+        DEFAULT_TABLES_DIR,
+        "Directory that keeps what was measured of this device, so that a start need not measure it again.",
     )
     publish: bool = setting(True, "Store the prefix chunks of prompts and answers, so that next turns start warm.")
     shadow_share: float = setting(

@@ -19,6 +19,7 @@ from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.server import DecodeServer
 from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
+from spolia_decode.sharing import load_switch
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
 from spolia_node.membership import ClusterView, Registration
@@ -47,6 +48,7 @@ class DecodeNode:
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
+        engine.sharing = load_switch(config, engine)
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None

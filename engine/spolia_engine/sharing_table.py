@@ -1,0 +1,159 @@
+"""The switch between shared and private treatment, measured on this device for this model's heads.
+
+Whether one product for all rows beats each row reading for itself depends on how a device reads, multiplies and
+schedules, and models of that are wrong. So both are timed, by turns, over rows × shared tokens, and what was measured
+decides. The table is kept on disk, by device and shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spolia_kernels import Partial, attend, attend_private
+
+ROWS = (2, 4, 8, 16, 32, 64)
+TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+NUM_PAIRS = 5
+MIN_STRETCH_S = 0.0005
+"""Of one timing: a call takes 20 us and more."""
+NUM_COPIES = 4
+"""Sets of keys and values read by turns, as layers are: none is in the nearest cache when its turn comes."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What decides the crossing on one device."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Microseconds of one attention over a range, both ways, the medians of pairs measured by turns."""
+
+    shared_us: float
+    private_us: float
+
+    @property
+    def shared_pays(self) -> bool:
+        """Whether the rows attend together."""
+        return self.shared_us <= self.private_us
+
+
+class SharingTable:
+    """Answers for any number of rows and tokens by the measured cell below it, or the first one."""
+
+    def __init__(self, cells: Mapping[tuple[int, int], Cell]) -> None:
+        """`cells` by (rows, tokens): every number of rows with every number of tokens. Raises ValueError for none."""
+        if not cells:
+            raise ValueError("a table of no cells")
+        self.cells = dict(cells)
+        self._rows = sorted({rows for rows, _ in cells})
+        self._tokens = sorted({tokens for _, tokens in cells})
+
+    def __call__(self, num_rows: int, num_tokens: int) -> bool:
+        """See `Sharing`."""
+        rows = self._rows[max(0, bisect_right(self._rows, num_rows) - 1)]
+        tokens = self._tokens[max(0, bisect_right(self._tokens, num_tokens) - 1)]
+        return self.cells[rows, tokens].shared_pays
+
+
+@torch.inference_mode()
+def measure_sharing(shape: AttentionShape, device: torch.device | str = "cpu") -> SharingTable:
+    """Times every cell now, with torch's present number of threads: a second on two cores."""
+    dtype: torch.dtype = getattr(torch, shape.dtype)
+    keys, values = (
+        torch.randn(NUM_COPIES, shape.num_kv_heads, max(TOKENS), shape.head_dim, device=device).to(dtype)
+        for _ in range(2)
+    )
+    queries = torch.randn(shape.num_q_heads, max(ROWS), shape.head_dim, device=device).to(dtype)
+    cells: dict[tuple[int, int], Cell] = {}
+    for tokens in TOKENS:
+        memory = [(key[:, :tokens], value[:, :tokens]) for key, value in zip(keys, values, strict=True)]
+        for rows in ROWS:
+            ways = [partial(_attend_all, way, queries[:, :rows], memory) for way in (attend, attend_private)]
+            cells[rows, tokens] = Cell(*(1e6 * statistics.median(t) / NUM_COPIES for t in _by_turns(*ways)))
+    return SharingTable(cells)
+
+
+def _attend_all(way: Callable[..., Partial], query: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for key, value in memory:
+        way(query, key, value, sm_scale=query.shape[2] ** -0.5)
+
+
+def _by_turns(first: Callable[[], None], second: Callable[[], None]) -> tuple[list[float], list[float]]:
+    """Seconds of one call of each, in `NUM_PAIRS` stretches by turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for work in (first, second):
+        work()
+    for _ in range(NUM_PAIRS):
+        for work, found in zip((first, second), times, strict=True):
+            count, spent, started = 0, 0.0, time.perf_counter()
+            while spent < MIN_STRETCH_S:
+                work()
+                count, spent = count + 1, time.perf_counter() - started
+            found.append(spent / count)
+    return times
+
+
+def load_sharing(shape: AttentionShape, folder: Path, device: torch.device | str = "cpu") -> SharingTable:
+    """The table kept in `folder` for this device and shape, else one measured now and kept there.
+
+    A folder that cannot be written costs a measurement at each start, nothing else; a file that cannot be read is
+    written anew.
+    """
+    file = folder / f"{_key(shape, device)}.json"
+    try:
+        record = json.loads(file.read_text())
+        return SharingTable({(rows, tokens): Cell(*times) for rows, tokens, *times in record["cells"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    table = measure_sharing(shape, device)
+    cells = [[rows, tokens, cell.shared_us, cell.private_us] for (rows, tokens), cell in table.cells.items()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        building = file.with_suffix(f".{os.getpid()}")
+        building.write_text(json.dumps({"shape": asdict(shape), "device": _device_name(device), "cells": cells}))
+        building.replace(file)
+    except OSError:
+        pass
+    return table
+
+
+def _key(shape: AttentionShape, device: torch.device | str) -> str:
+    words = [f"v{FORMAT}", _device_name(device), torch.__version__, f"t{torch.get_num_threads()}"]
+    words += [f"{shape.num_q_heads}x{shape.num_kv_heads}x{shape.head_dim}", shape.dtype]
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(words))
+
+
+def _device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_name()
+
+
+def _cpu_name() -> str:
+    """As the kernel calls it, where it says."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
