@@ -256,7 +256,7 @@ class EngineCore:
     def arrived_context(self, prefix: Sequence[Run], live: Run) -> Context:
         """A context whose live run another node computed. Takes the references of all runs."""
         runs = [*prefix, live]
-        return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs])
+        return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs], live=live)
 
     def register_prefix(self, context: Context, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
         """Registers the full prefix chunks of an exact context's live run; returns the newly registered ones.

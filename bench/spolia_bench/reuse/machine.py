@@ -7,7 +7,6 @@ beside it; and, the stricter way, against the rates that any round reached.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from spolia_bench.reuse.floor import Floor, Kind, Operator, Rates, floor_of
@@ -22,8 +21,8 @@ K = TypeVar("K")
 class Machine:
     """Rates at the shapes of the passes that were asked for, and their floors."""
 
-    def __init__(self, model: Path, num_threads: int) -> None:
-        self.shape = ModelShape.of(model)
+    def __init__(self, shape: ModelShape, num_threads: int) -> None:
+        self.shape = shape
         self._num_threads = num_threads
         self._rates = Rates({}, {}, 0.0)
         self._now = self._rates

@@ -54,13 +54,15 @@ class Pass:
     """Rows that run through the model together.
 
     `causal_rows` are the sizes of groups whose rows see each other up to themselves: one group of all rows in a link
-    pass or a prefill, none in a decode step, whose rows' own tails are in `seen`. `num_logits` rows get logits.
+    pass or a prefill, none in a decode step. `num_logits` rows get logits.
     """
 
     num_rows: int
     seen: tuple[Seen, ...]
     causal_rows: tuple[int, ...] = ()
     num_logits: int = 1
+    num_own_keys: int = 0
+    """Keys that one row each sees, over all rows: read as bytes, which is all that one row does with them."""
 
 
 def link_pass(plan: LinkPlan) -> Pass:
@@ -68,6 +70,12 @@ def link_pass(plan: LinkPlan) -> Pass:
     num_rows = len(plan.positions)
     seen = tuple(Seen(num_rows - f.first_row, f.end - f.start) for f in plan.fragments if f.first_row < num_rows)
     return Pass(num_rows, seen, (num_rows,))
+
+
+def decode_step(num_rows: int, num_shared: int, num_own: int) -> Pass:
+    """One row each of sequences that share `num_shared` tokens and have `num_own` of their own."""
+    seen = (Seen(num_rows, num_shared),) if num_shared else ()
+    return Pass(num_rows, seen, num_logits=num_rows, num_own_keys=num_rows * num_own)
 
 
 def prefill_pass(num_tokens: int) -> Pass:
@@ -92,6 +100,9 @@ def operators_of(work: Pass, shape: ModelShape) -> list[Operator]:
         _attention(Kind.CAUSAL, size, size, size * (size + 1) // 2, count, shape)
         for size, count in Counter(work.causal_rows).items()
     ]
+    if work.num_own_keys:
+        size = 2 * kv_width * work.num_own_keys * shape.item_bytes
+        operators.append(Operator("own keys", Kind.BYTES, (size,), size, 0, shape.layers))
     return operators + _moves(rows, q_width, kv_width, shape)
 
 

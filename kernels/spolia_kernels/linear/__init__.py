@@ -3,8 +3,8 @@
 CPU, float32, oneDNN present: packed by `onednn.py`. A decode step has few rows, so a product is as fast as the weights
 are read, and torch's own layout, [num_out, num_in], is read badly. 512 → 4096, weights from memory, float32, 2 threads,
 ms of MKL plain, transposed, and packed: 1 row 0.71, 0.41, 0.40; 4 rows 1.5, 1.6, 0.53; 32 rows 1.8, 1.6, 1.2. Many rows
-lose nothing: 1024 rows 16.6 plain, 12.8 packed. CPU otherwise: plain, as weight · xᵀ from 2 to 64 rows, which MKL does
-as fast as the packed product up to 4 rows (0.52) and a fifth slower at 32. CUDA and all else: plain.
+lose nothing: 1024 rows 16.6 plain, 12.8 packed. CPU otherwise: plain, as weight · xᵀ up to 64 rows, which MKL does as
+fast as the packed product from 2 to 4 rows (0.52) and a fifth slower at 32. CUDA and all else: plain.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Linear:
         """x [num_rows, num_in] to [num_rows, num_out], in x's dtype; strides of the result are free."""
         if self.is_packed:
             return packed_linear(x, self.weight, self.bias)
-        if x.device.type == "cpu" and 1 < x.shape[0] <= _FEW_ROWS:
-            out = (self.weight @ x.mT).mT
+        if x.device.type == "cpu" and 0 < x.shape[0] <= _FEW_ROWS:
+            # One row goes twice: MKL multiplies by two columns faster than by one.
+            columns = x.mT if x.shape[0] > 1 else x.mT.expand(-1, 2)
+            out = (self.weight @ columns).mT[: x.shape[0]]
             return out if self.bias is None else out + self.bias
         return torch.nn.functional.linear(x, self.weight, self.bias)

@@ -1,0 +1,1 @@
+"""`spolia bench shared`: decode steps that share what their sequences read, against those that do not."""

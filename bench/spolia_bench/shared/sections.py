@@ -1,0 +1,214 @@
+"""What `spolia bench shared` measures, a function per claim."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from spolia_bench.frame import Report, Table, progress
+from spolia_bench.reuse.machine import Machine
+from spolia_bench.reuse.operators import decode_step
+from spolia_bench.shared.batches import QUESTION_TOKENS, Batch, permuted_batch, prefix_batch, random_run
+from spolia_bench.shared.models import SHAPES, engine_of, random_model
+from spolia_bench.shared.options import Options
+from spolia_bench.shared.pairs import Ratio, by_turns, ratio
+from spolia_bench.shared.transformers_decode import TransformersDecode
+from spolia_engine.core import EngineCore
+from spolia_engine.pool import BlockState
+from spolia_engine.sharing import Sharing, never_shared
+from spolia_engine.sharing_table import ROWS, TOKENS, SharingTable, measure_sharing
+from spolia_kernels import attend, attend_private
+
+
+class World:
+    """An engine, its measured switch, and where figures go."""
+
+    def __init__(self, report: Report, options: Options, model: Any, name: str, *, takes_weights: bool = True) -> None:
+        self.report = report
+        self.options = options
+        self.name = name
+        self.core: EngineCore = engine_of(model, options.pool_bytes, takes_weights=takes_weights)
+        self.table: SharingTable = measure_sharing(self.core.attention_shape)
+
+    def figure(self, name: str, value: float) -> None:
+        """Adds a figure of the JSON line."""
+        self.report.figures[name] = round(value, 4)
+        progress(f"{name} {value:.3f}")
+
+    def ratio(self, name: str, value: Ratio) -> None:
+        """Adds a ratio with its interval."""
+        self.figure(name, value.median)
+        self.report.figures[f"{name}_interval"] = [round(value.low, 4), round(value.high, 4)]
+
+    @contextmanager
+    def batch(self, batch: Batch) -> Iterator[Batch]:
+        """A batch, given back at the end: nothing is held."""
+        try:
+            yield batch
+        finally:
+            batch.close()
+            self.core.forget_plan()
+            for chunk_ids in [set(extent.chunk_ids) for extent in list(self.core.pool._cached)]:
+                for chunk_id in chunk_ids:
+                    self.core.resident.drop(chunk_id)
+            counts = self.core.pool.counts()
+            assert counts[BlockState.FREE] == self.core.pool.num_blocks, counts
+
+
+def table_of(switch: SharingTable) -> Table:
+    """The measured switch: microseconds shared / private, and which is used."""
+    rows: list[Sequence[str]] = []
+    for num_rows in ROWS:
+        cells = [switch.cells[num_rows, tokens] for tokens in TOKENS]
+        rows.append(
+            [
+                str(num_rows),
+                *(f"{c.shared_us:.0f} / {c.private_us:.0f}{'' if c.shared_pays else ' private'}" for c in cells),
+            ]
+        )
+    return Table(("rows", *(f"{tokens} tokens" for tokens in TOKENS)), rows)
+
+
+def prefix(world: World, sizes: Sequence[int]) -> None:
+    """Rows behind one prefix: shared against private, attention alone and whole steps, and against the floor."""
+    options = world.options
+    rows: list[Sequence[str]] = []
+    tag = world.options.tag_of(world.name)
+    for tokens in sizes:
+        label = f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
+        alone = _attention_alone(world, tokens)
+        world.ratio(f"ratio_shared_over_private_attention{tag}_{label}", alone)
+        with world.batch(prefix_batch(world.core, options.rows, tokens)) as batch:
+            steps = {"shared": batch.step(world.table), "private": batch.step(never_shared)}
+            machine = Machine(SHAPES[world.name], options.threads)
+            times = by_turns(steps, options.rounds)
+            work = decode_step(options.rows, tokens, QUESTION_TOKENS + batch.num_tail_tokens)
+            machine.observe([work])
+            floors = [machine.floor_now(work).total_ms]
+            shared_only = by_turns({"shared": steps["shared"]}, 5)["shared"]
+            machine.observe([work])
+            floors.append(machine.floor_now(work).total_ms)
+        found = ratio(times["private"], times["shared"])
+        world.ratio(f"ratio_shared_over_private{tag}_{label}", found)
+        over_floor = statistics.median(shared_only) / statistics.fmean(floors)
+        world.figure(f"step_over_floor{tag}_{label}", over_floor)
+        rows.append(
+            [
+                world.name,
+                str(tokens),
+                f"{statistics.median(times['shared']):.1f}",
+                f"{statistics.median(times['private']):.1f}",
+                str(found),
+                str(alone),
+                f"{statistics.fmean(floors):.1f}",
+                f"{over_floor:.2f}",
+            ]
+        )
+    header = (
+        "model",
+        "shared tokens",
+        "shared ms",
+        "private ms",
+        "private ÷ shared",
+        "attention alone",
+        "floor ms",
+        "÷ floor",
+    )
+    world.report.tables.append(Table(header, rows))
+
+
+def _attention_alone(world: World, tokens: int) -> Ratio:
+    """One layer's attention over the shared range, both ways; layers by turns, so that none stays in a cache."""
+    shape, core = world.core.attention_shape, world.core
+    run = random_run(core, tokens)
+    query = torch.randn(shape.num_q_heads, world.options.rows, shape.head_dim)
+    layers = list(zip(run.extent.key, run.extent.value, strict=True))
+
+    @torch.inference_mode()
+    def all_layers(kernel: Any) -> None:
+        for key, value in layers:
+            kernel(query, key, value, sm_scale=shape.head_dim**-0.5)
+
+    times = by_turns(
+        {"shared": partial(all_layers, attend), "private": partial(all_layers, attend_private)}, world.options.rounds
+    )
+    core.pool.release(run.extent)
+    return ratio(times["private"], times["shared"])
+
+
+def permuted(world: World) -> None:
+    """The same documents, each row in an order of its own, against one common prefix of as many tokens."""
+    options = world.options
+    documents, length = options.documents, options.document_tokens
+    rows: list[Sequence[str]] = []
+    for k in (0, 16):
+        batches = [
+            prefix_batch(world.core, options.rows, documents * length),
+            permuted_batch(world.core, options.rows, documents, length, k),
+        ]
+        held = world.core.pool.counts()[BlockState.REFERENCED] * world.core.pool.block_size
+        distinct = 2 * documents * length + options.rows * (2 * QUESTION_TOKENS + 1 + documents * k)
+        steps = {"prefix": batches[0].step(world.table), "permuted": batches[1].step(world.table)}
+        times = by_turns(steps, options.rounds)
+        for batch in batches[1:]:
+            batch.close()
+        with world.batch(batches[0]):
+            pass
+        found = ratio(times["permuted"], times["prefix"])
+        world.ratio(f"ratio_permuted_over_prefix_k{k}", found)
+        world.figure(f"kv_tokens_over_distinct_k{k}", held / distinct)
+        rows.append([str(k), *(f"{statistics.median(times[n]):.1f}" for n in ("prefix", "permuted")), str(found)])
+    world.report.tables.append(Table(("link tokens", "common prefix ms", "permuted ms", "permuted ÷ prefix"), rows))
+
+
+def grid(world: World) -> None:
+    """Never slower than not sharing: the switch's plan against the private plan, everywhere."""
+    worst = Ratio(0.0, 0.0, 0.0)
+    rows: list[Sequence[str]] = []
+    for num_rows in world.options.grid_rows:
+        cells = []
+        for tokens in world.options.grid_tokens:
+            with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
+                switches: dict[str, Sharing] = {"switched": world.table, "private": never_shared}
+                steps = {name: batch.step(sharing) for name, sharing in switches.items()}
+                times = by_turns(steps, world.options.grid_rounds)
+            found = ratio(times["switched"], times["private"])
+            cells.append(f"{found.median:.2f} ({found.low:.2f} …)")
+            worst = max(worst, found, key=lambda r: r.low)
+        rows.append([str(num_rows), *cells])
+        progress(f"grid of {num_rows} rows: {cells}")
+    world.figure("grid_worst_slowdown_low", worst.low - 1)
+    world.report.tables.append(Table(("rows", *(f"{t} tokens" for t in world.options.grid_tokens)), rows))
+
+
+def against_transformers(world: World, model: Any) -> None:
+    """transformers' decode step of the same model, rows and tokens."""
+    options = world.options
+    rows: list[Sequence[str]] = []
+    tokens = options.baseline_tokens
+    for num_rows in (1, options.rows):
+        with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
+            held = world.core.pool.counts()[BlockState.REFERENCED] * world.core.pool.block_size
+            distinct = tokens + num_rows * QUESTION_TOKENS
+            # transformers' rows have a question too, of the same length, in their cache.
+            baseline = TransformersDecode(model, num_rows, tokens + QUESTION_TOKENS)
+            steps = {"ours": batch.step(world.table), "transformers": baseline.step()}
+            times = by_turns(steps, options.rounds)
+            del baseline, steps
+        found = ratio(times["transformers"], times["ours"])
+        world.ratio(f"ratio_vs_transformers_{num_rows}", found)
+        world.figure(f"kv_tokens_over_distinct_{num_rows}", held / distinct)
+        rows.append(
+            [str(num_rows), *(f"{statistics.median(times[n]):.1f}" for n in ("ours", "transformers")), str(found)]
+        )
+    world.report.tables.append(Table(("rows", "ours ms", "transformers ms", "transformers ÷ ours"), rows))
+
+
+def world_of(report: Report, options: Options, name: str) -> World:
+    """A world of a shape whose weights nobody else needs."""
+    return World(report, options, random_model(name, options.seed), name)
