@@ -62,22 +62,21 @@ class _SlotRows:
     """Rows over what stands in their slots, and the places their new KV goes to."""
 
     def __init__(self, stretch: Stretch, device: torch.device) -> None:
-        slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
         self._rows = slice(stretch.first_row, stretch.first_row + stretch.num_rows)
-        self._first_token = stretch.first_token
-        memory = [m[slots, :, :, stretch.first_token :] for m in (stretch.slab.key, stretch.slab.value)]
-        key, value = memory
+        self._stretch = stretch
+        slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
+        key, value = stretch.slab.key, stretch.slab.value
         self._key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
-        self._keys, self._values = (m.unbind(1) for m in memory)  # by layer, [num_rows, num_kv_heads, capacity, …]
-        self._new_keys, self._new_values = (
-            [m.transpose(1, 2) for m in layers] for layers in (self._keys, self._values)
-        )
+        # By layer: what the rows read, [num_rows, num_kv_heads, capacity, …], and the same with a token's heads together.
+        self._keys, self._values = (m[:, slots, :, stretch.first_token :].unbind(0) for m in (key, value))
+        self._key_lines, self._value_lines = ([m.transpose(1, 2) for m in x] for x in (self._keys, self._values))
         self._number = torch.arange(stretch.num_rows, device=device)
-        self._places: tuple[Tensor, Tensor] | None = None
+        self._places = (self._number, self._number)
         self._lens: BatchLens | None = None
 
     def begin(self, tails: Sequence[Tail]) -> None:
-        lens = [tail.num_before - self._first_token + tail.length + 1 for tail in tails[self._rows]]
+        first = self._stretch.first_token
+        lens = [tail.num_before - first + tail.length + 1 for tail in tails[self._rows]]
         key = self._keys[0]
         self._lens = BatchLens.of(lens, key_bytes=self._key_bytes, dtype=key.dtype, device=key.device)
         self._places = (self._number, self._lens.lens - 1)
@@ -85,8 +84,8 @@ class _SlotRows:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
         assert self._lens is not None, "begin comes first"
         rows = self._rows
-        self._new_keys[layer].index_put_(self._places, key[:, rows].transpose(0, 1))
-        self._new_values[layer].index_put_(self._places, value[:, rows].transpose(0, 1))
+        self._key_lines[layer].index_put_(self._places, key[:, rows].transpose(0, 1))
+        self._value_lines[layer].index_put_(self._places, value[:, rows].transpose(0, 1))
         by_row = query[:, rows].transpose(0, 1)
         return attend_batch(by_row, self._keys[layer], self._values[layer], self._lens, sm_scale=sm_scale)
 

@@ -37,22 +37,22 @@ class Slot:
     @property
     def key(self) -> Tensor:
         """[num_layers, num_kv_heads, capacity, head_dim], a view."""
-        return self.slab.key[self.index]
+        return self.slab.key[:, self.index]
 
     @property
     def value(self) -> Tensor:
         """[num_layers, num_kv_heads, capacity, v_dim], a view."""
-        return self.slab.value[self.index]
+        return self.slab.value[:, self.index]
 
 
 class Slab:
-    """`key` [num_slots, num_layers, num_kv_heads, capacity, head_dim], `value` the same with v_dim."""
+    """`key` [num_layers, num_slots, num_kv_heads, capacity, head_dim], `value` the same with v_dim."""
 
     def __init__(self, shape: KvShape, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         slot_bytes = shape.bytes_per_token * capacity
         self.num_slots = max(1, min(MAX_SLOTS, MAX_SLAB_BYTES // slot_bytes))
         self.capacity = capacity
-        size = (self.num_slots, shape.num_layers, shape.num_kv_heads, capacity)
+        size = (shape.num_layers, self.num_slots, shape.num_kv_heads, capacity)
         self.key = torch.zeros((*size, shape.head_dim), dtype=dtype, device=device)
         self.value = torch.zeros((*size, shape.v_dim), dtype=dtype, device=device)
         self.free = list(range(self.num_slots))

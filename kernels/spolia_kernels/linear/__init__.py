@@ -48,7 +48,7 @@ class Linear:
             return packed_linear(x, self.weight, self.bias)
         if x.device.type == "cpu" and 0 < x.shape[0] <= _FEW_ROWS:
             # One row goes twice: MKL multiplies by two columns faster than by one.
-            columns = x.mT if x.shape[0] > 1 else x.mT.expand(-1, 2)
-            out = (self.weight @ columns).mT[: x.shape[0]]
+            rows = x if x.shape[0] > 1 else x.expand(2, -1).contiguous()
+            out = (self.weight @ rows.mT).mT[: x.shape[0]]
             return out if self.bias is None else out + self.bias
         return torch.nn.functional.linear(x, self.weight, self.bias)
