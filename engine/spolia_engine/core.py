@@ -284,13 +284,20 @@ class EngineCore:
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
         """Makes a sequence of a context. Takes the context, also when it raises.
 
-        Tokens a resumed answer has already are part of the context. Memory for the others is taken as they come.
+        Tokens a resumed answer has already are part of the context; memory for all it may still get is taken now.
+        Raises `Busy` when the pool has no room for it.
         """
         try:
-            return DecodeSequence(context, generation)
+            sequence = DecodeSequence(context, generation)
         except BaseException:
             context.close()
             raise
+        try:
+            sequence.take_room()
+        except BaseException:
+            sequence.close()
+            raise
+        return sequence
 
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0) -> int:
         """Draws the token after a context that was computed here."""
@@ -305,8 +312,7 @@ class EngineCore:
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
 
-        At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
-        room for the KV of this step.
+        At least one sequence. When it raises, every sequence stands where it stood before.
         """
         batch = tuple(sequences)
         if self._plan is None or self._plan.sequences != batch:
@@ -323,8 +329,6 @@ class EngineCore:
     def run_step(self, planned: PlannedBatch) -> torch.Tensor:
         """`step_logits` of a planned batch."""
         batch, plan, attention = planned.sequences, planned.plan, planned.attention
-        for sequence in batch:
-            sequence.make_room()
         attention.begin()
         rows = [batch[number] for number in plan.order]
         hidden = self.adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)

@@ -67,7 +67,7 @@ class _SlotRows:
         slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
         key, value = stretch.slab.key, stretch.slab.value
         self._key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
-        # By layer: what the rows read, [num_rows, num_kv_heads, capacity, …], and the same with a token's heads together.
+        # By layer: what the rows read, [num_rows, num_kv_heads, capacity, …], and the same a token's heads together.
         self._keys, self._values = (m[:, slots, :, stretch.first_token :].unbind(0) for m in (key, value))
         self._key_lines, self._value_lines = ([m.transpose(1, 2) for m in x] for x in (self._keys, self._values))
         self._number = torch.arange(stretch.num_rows, device=device)

@@ -1,8 +1,8 @@
 """The model's layers as we run them: Llama and its kin (Mistral, Qwen2, Qwen3).
 
 Taken from transformers' modules once, at load: Q, K and V become one product, so do gate and up, and every weight is
-laid out for this device (`spolia_kernels.linear`). transformers' own modules would do, and did: they cost 0.4 ms of
-Python a layer and read the weights in a layout that few rows are slow in (`docs/decode.md`).
+laid out for this device (`spolia_kernels.linear`). transformers' own modules would do, and did; but they read weights
+in a layout that is slow for few rows (`docs/decode.md`).
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class Pool:
                 self._move_into(head, slot)
             end = num_before + num_tokens
             extent = Extent(slot.key[:, :, num_before:end], slot.value[:, :, num_before:end], 0, slot)
-            slot.num_before = slot.num_used = num_before
+            slot.num_used = num_before
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.REFERENCED)
@@ -196,6 +196,7 @@ class Pool:
 
         Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
         """
+        assert extent.slot is not None, "only a tail grows"
         assert num_tokens <= extent.capacity, (num_tokens, extent.capacity)
         with self.lock:
             lacking = self.blocks_for(num_tokens) - extent.num_blocks
@@ -205,8 +206,6 @@ class Pool:
             extent.num_blocks += lacking
             self._counts[BlockState.FREE] -= lacking
             self._counts[extent.state] += lacking
-            assert extent.slot is not None, "only a tail grows"
-            extent.slot.num_used = extent.slot.num_before + min(extent.capacity, extent.num_blocks * self.block_size)
 
     def arrive(self, extent: Extent) -> None:
         """The transfer into `extent` ended well."""

@@ -45,14 +45,16 @@ class Sequence:
         """Whether the answer has ended."""
         return self.generation.finish_reason is not None
 
-    def make_room(self) -> None:
-        """Takes the memory that the next token's KV needs. Raises `Busy` when the pool has none."""
-        self.context.pool.grow(self.tail.extent, self.tail.length + 1)
+    def take_room(self) -> None:
+        """Takes the memory of the whole tail. Raises `Busy` when the pool has not as much."""
+        self.context.pool.grow(self.tail.extent, self.tail.extent.capacity)
 
     def close(self) -> None:
         """Releases context and tail. Safe to call twice."""
         if not self._closed:
             self._closed = True
+            # A step that failed may have written one token more than it counted.
+            self.tail.slot.num_used = min(self.tail.slot.slab.capacity, self.tail.num_before + self.tail.length + 1)
             self.context.close()
             self.context.pool.release(self.tail.extent)
 

@@ -23,16 +23,14 @@ MAX_SLAB_BYTES = 1 << 30
 class Slot:
     """Room for `capacity` tokens of one sequence; `users` extents lie in it, and it is free when none does."""
 
-    __slots__ = ("index", "num_before", "num_used", "slab", "users")
+    __slots__ = ("index", "num_used", "slab", "users")
 
     def __init__(self, slab: Slab, index: int) -> None:
         self.slab = slab
         self.index = index
         self.users = 0
-        self.num_before = 0
-        """Tokens of the sequence's own prompt in it; what it writes comes behind."""
         self.num_used = 0
-        """Tokens from the first on that may have been written."""
+        """Tokens from the first on that may have been written; whoever writes keeps it."""
 
     @property
     def key(self) -> Tensor:

@@ -13,11 +13,13 @@ import torch
 from spolia_bench.frame import Report, Table, progress
 from spolia_bench.reuse.machine import Machine
 from spolia_bench.reuse.operators import decode_step
+from spolia_bench.reuse.rates import NUM_STRETCHES
 from spolia_bench.shared.batches import QUESTION_TOKENS, Batch, permuted_batch, prefix_batch, random_run
 from spolia_bench.shared.models import SHAPES, engine_of, random_model
 from spolia_bench.shared.options import Options
 from spolia_bench.shared.pairs import Ratio, by_turns, ratio
 from spolia_bench.shared.transformers_decode import TransformersDecode
+from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
 from spolia_engine.pool import BlockState
 from spolia_engine.sharing import Sharing, never_shared
@@ -53,9 +55,8 @@ class World:
         finally:
             batch.close()
             self.core.forget_plan()
-            for chunk_ids in [set(extent.chunk_ids) for extent in list(self.core.pool._cached)]:
-                for chunk_id in chunk_ids:
-                    self.core.resident.drop(chunk_id)
+            for chunk_id in self.core.resident.held(ChunkKind.LOCAL):
+                self.core.resident.drop(chunk_id)
             counts = self.core.pool.counts()
             assert counts[BlockState.FREE] == self.core.pool.num_blocks, counts
 
@@ -85,7 +86,7 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
         world.ratio(f"ratio_shared_over_private_attention{tag}_{label}", alone)
         with world.batch(prefix_batch(world.core, options.rows, tokens)) as batch:
             steps = {"shared": batch.step(world.table), "private": batch.step(never_shared)}
-            machine = Machine(SHAPES[world.name], options.threads)
+            machine = Machine(SHAPES[world.name], options.threads, num_stretches=1 if options.quick else NUM_STRETCHES)
             times = by_turns(steps, options.rounds)
             work = decode_step(options.rows, tokens, QUESTION_TOKENS + batch.num_tail_tokens)
             machine.observe([work])
@@ -151,8 +152,6 @@ def permuted(world: World) -> None:
             prefix_batch(world.core, options.rows, documents * length),
             permuted_batch(world.core, options.rows, documents, length, k),
         ]
-        held = world.core.pool.counts()[BlockState.REFERENCED] * world.core.pool.block_size
-        distinct = 2 * documents * length + options.rows * (2 * QUESTION_TOKENS + 1 + documents * k)
         steps = {"prefix": batches[0].step(world.table), "permuted": batches[1].step(world.table)}
         times = by_turns(steps, options.rounds)
         for batch in batches[1:]:
@@ -161,7 +160,6 @@ def permuted(world: World) -> None:
             pass
         found = ratio(times["permuted"], times["prefix"])
         world.ratio(f"ratio_permuted_over_prefix_k{k}", found)
-        world.figure(f"kv_tokens_over_distinct_k{k}", held / distinct)
         rows.append([str(k), *(f"{statistics.median(times[n]):.1f}" for n in ("prefix", "permuted")), str(found)])
     world.report.tables.append(Table(("link tokens", "common prefix ms", "permuted ms", "permuted ÷ prefix"), rows))
 
@@ -193,8 +191,6 @@ def against_transformers(world: World, model: Any) -> None:
     tokens = options.baseline_tokens
     for num_rows in (1, options.rows):
         with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
-            held = world.core.pool.counts()[BlockState.REFERENCED] * world.core.pool.block_size
-            distinct = tokens + num_rows * QUESTION_TOKENS
             # transformers' rows have a question too, of the same length, in their cache.
             baseline = TransformersDecode(model, num_rows, tokens + QUESTION_TOKENS)
             steps = {"ours": batch.step(world.table), "transformers": baseline.step()}
@@ -202,7 +198,6 @@ def against_transformers(world: World, model: Any) -> None:
             del baseline, steps
         found = ratio(times["transformers"], times["ours"])
         world.ratio(f"ratio_vs_transformers_{num_rows}", found)
-        world.figure(f"kv_tokens_over_distinct_{num_rows}", held / distinct)
         rows.append(
             [str(num_rows), *(f"{statistics.median(times[n]):.1f}" for n in ("ours", "transformers")), str(found)]
         )
