@@ -103,6 +103,13 @@ class ReuseReport:
     forced: bool = False
     sink_tokens_per_chunk: int = 0
 
+    def count_transfers(self, later: ReuseReport) -> None:
+        """Adds bytes and nodes of a context that was built once more; what `sources` says of the first stands."""
+        self.chunk_bytes += later.chunk_bytes
+        self.live_bytes += later.live_bytes
+        self.inline_bytes += later.inline_bytes
+        self.nodes += [node for node in later.nodes if node not in self.nodes]
+
     @property
     def num_prompt_tokens(self) -> int:
         """Prompt tokens accounted for."""

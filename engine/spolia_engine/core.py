@@ -284,8 +284,8 @@ class EngineCore:
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
         """Makes a sequence of a context. Takes the context, also when it raises.
 
-        Tokens a resumed answer has already are part of the context; memory for all it may still get is taken now.
-        Raises `Busy` when the pool has no room for it.
+        Tokens a resumed answer has already are part of the context. Memory for the next one is taken now, for others as
+        they come. Raises `Busy` when the pool has no room.
         """
         try:
             sequence = DecodeSequence(context, generation)
@@ -293,7 +293,7 @@ class EngineCore:
             context.close()
             raise
         try:
-            sequence.take_room()
+            sequence.make_room()
         except BaseException:
             sequence.close()
             raise
@@ -312,7 +312,8 @@ class EngineCore:
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
 
-        At least one sequence. When it raises, every sequence stands where it stood before.
+        At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
+        room for the KV of this step.
         """
         batch = tuple(sequences)
         if self._plan is None or self._plan.sequences != batch:
@@ -329,6 +330,8 @@ class EngineCore:
     def run_step(self, planned: PlannedBatch) -> torch.Tensor:
         """`step_logits` of a planned batch."""
         batch, plan, attention = planned.sequences, planned.plan, planned.attention
+        for sequence in batch:
+            sequence.make_room()
         attention.begin()
         rows = [batch[number] for number in plan.order]
         hidden = self.adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)

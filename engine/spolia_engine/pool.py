@@ -99,6 +99,8 @@ class Pool:
         self.device = torch.device(device)
         self.dtype = TORCH_DTYPE[shape.dtype]
         self.on_evict = on_evict
+        self.on_room: Callable[[], None] | None = None
+        """Called under the lock when blocks came free, or may be evicted now."""
         self.lock = threading.RLock()
         self._counts: Counter[BlockState] = Counter({BlockState.FREE: num_blocks})
         self._extents: set[Extent] = set()
@@ -242,6 +244,7 @@ class Pool:
                     self._cached.move_to_end(later)
             else:
                 self._free(extent)
+            self._say_room()
 
     def forget_chunk(self, extent: Extent, chunk_id: bytes) -> None:
         """`chunk_id` no longer lives in `extent`; a cached extent without chunks is freed."""
@@ -304,6 +307,10 @@ class Pool:
         self._leave_slot(extent)
         empty = torch.empty(0)
         extent.key = extent.value = empty  # the memory goes now, whoever still holds the handle
+
+    def _say_room(self) -> None:
+        if self.on_room is not None:
+            self.on_room()
 
     def _move(self, extent: Extent, state: BlockState) -> None:
         if (extent.state, state) not in ALLOWED_MOVES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from spolia_core.errors import InternalError
 from spolia_engine.context import Context
 from spolia_engine.generation import Generation
@@ -45,9 +47,29 @@ class Sequence:
         """Whether the answer has ended."""
         return self.generation.finish_reason is not None
 
-    def take_room(self) -> None:
-        """Takes the memory of the whole tail. Raises `Busy` when the pool has not as much."""
-        self.context.pool.grow(self.tail.extent, self.tail.extent.capacity)
+    @property
+    def num_new_blocks(self) -> int:
+        """Blocks that the next token's KV needs."""
+        pool, extent = self.context.pool, self.tail.extent
+        return max(0, pool.blocks_for(self.tail.length + 1) - extent.num_blocks)
+
+    @property
+    def num_own_blocks(self) -> int:
+        """Blocks that come free, or may be evicted, when the sequence is closed."""
+        return self.tail.extent.num_blocks + sum(extent.num_blocks for extent in self._own_extents())
+
+    @property
+    def num_own_tokens(self) -> int:
+        """Tokens whose KV only this sequence holds."""
+        return self.tail.length + sum(extent.capacity for extent in self._own_extents())
+
+    def _own_extents(self) -> list[Extent]:
+        held = Counter(self.context.extents)
+        return [extent for extent, count in held.items() if extent.ref_count == count]
+
+    def make_room(self) -> None:
+        """Takes the memory that the next token's KV needs. Raises `Busy` when the pool has none."""
+        self.context.pool.grow(self.tail.extent, self.tail.length + 1)
 
     def close(self) -> None:
         """Releases context and tail. Safe to call twice."""

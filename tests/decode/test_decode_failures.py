@@ -285,20 +285,41 @@ async def test_a_deadline_that_passes_while_decoding(world: World, monkeypatch: 
             await read_all(call)
 
 
-async def test_a_pool_without_room_is_busy_and_room_comes_back(world: World) -> None:
-    decode = await world.decode(num_blocks=12)
-    holding_room = SamplingParams(max_tokens=96)
+async def test_a_request_waits_for_room_within_its_deadline(world: World) -> None:
+    decode = await world.decode(num_blocks=12, max_waiting=1)
+    pool, holding_room = decode.engine.pool, SamplingParams(max_tokens=96)
     with held_engine(decode.thread) as release:
         async with calling(decode, generate_request(decode, [tokens(16)], holding_room)) as call:
             await eventually(lambda: decode.admission.num_running == 1)
-            release()
-            await call.read()
-            with pytest.raises(Busy) as caught:
-                await ask(decode, [tokens(90)], SamplingParams(max_tokens=16))
-            assert caught.value.retry_after_ms > 0
+            held = pool.allocate(7 * pool.block_size)
+            with pytest.raises(DeadlineExceeded):
+                async with calling(decode, generate_request(decode, [tokens(90)], GREEDY), 0.3) as late:
+                    await read_all(late)
+            async with calling(decode, generate_request(decode, [tokens(90)], SamplingParams(max_tokens=1))) as waits:
+                await eventually(lambda: decode.admission.num_waiting == 1)
+                with pytest.raises(Busy) as caught:
+                    await ask(decode, [tokens(90)], SamplingParams(max_tokens=16))
+                assert caught.value.retry_after_ms > 0
+                pool.release(held)
+                release()
+                await read_all(waits)
             await read_all(call)
     await world.nothing_held()
-    await ask(decode, [tokens(90)], SamplingParams(max_tokens=16))
+
+
+async def test_the_preempted_go_on_where_they_stood(world: World) -> None:
+    """Memory for two answers of three: all are given whole, and as they are where there is room."""
+    prompts = [tokens(40, seed) for seed in range(3)]
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    roomy = await world.decode(num_blocks=400)
+    expected = [await ask(roomy, [prompt], params) for prompt in prompts]
+    decode = await world.decode(num_blocks=22)
+    found = await asyncio.gather(*(ask(decode, [prompt], params) for prompt in prompts))
+    assert decode.batch.num_preempted > 0
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    assert [sum(answer.sources.values()) for answer in found] == [40, 40, 40]
+    await world.nothing_held()
 
 
 @MODES

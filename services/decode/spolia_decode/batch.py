@@ -1,9 +1,11 @@
 """The sequences that decode together, stepped by the engine's thread.
 
-    joining ──step──▶ decoding ──finished──▶ (sealed, closed)
-        └────────────────┴──────cancelled──▶ (closed)
+    joining ──step──▶ decoding ──finished───▶ (sealed, closed)
+        │                ├──────preempted───▶ (closed; its reader is told, and comes back)
+        └────────────────┴──────cancelled───▶ (closed)
 
-Entries are closed in the engine's thread only, between steps, so no step ever reads memory that was given back.
+Entries are closed in the engine's thread only, between steps, so no step ever reads memory that was given back. Who
+decodes and who is preempted is what `scheduler.plan` says.
 """
 
 from __future__ import annotations
@@ -14,25 +16,35 @@ from collections.abc import AsyncGenerator, Callable
 
 from torch import Tensor
 
-from spolia_core.errors import InternalError, SpoliaError
+from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Delta
+from spolia_engine.scheduler import Decoding, State, plan
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
 
+MAX_TRIES_FOR_ROOM = 8
+"""Plans made for one step while other threads take the blocks each of them counts on."""
+
+
+class Preempted(Exception):
+    """A sequence gave its blocks to others. What it said stands; its request may go on when there is room."""
+
 
 class _Entry:
-    def __init__(self, sequence: Sequence, on_finish: Callable[[Sequence], None]) -> None:
+    def __init__(self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int) -> None:
         self.sequence = sequence
         self.on_finish = on_finish
+        self.number = number
         self.cancelled = False
         self._loop = asyncio.get_running_loop()
-        self.deltas: asyncio.Queue[Delta | SpoliaError | None] = asyncio.Queue()  # bounded by max_tokens + 1
+        # Bounded by max_tokens + 1.
+        self.deltas: asyncio.Queue[Delta | SpoliaError | Preempted | None] = asyncio.Queue()
 
-    def post(self, item: Delta | SpoliaError | None) -> None:
+    def post(self, item: Delta | SpoliaError | Preempted | None) -> None:
         """From the engine's thread. None says that the sequence is closed."""
         self._loop.call_soon_threadsafe(self.deltas.put_nowait, item)
 
@@ -40,13 +52,24 @@ class _Entry:
 class DecodeBatch:
     """Owns sequences from `stream` until they finish or their reader goes."""
 
-    def __init__(self, core: EngineCore, notify: Callable[[], None]) -> None:
-        """`notify` wakes the engine's thread, which then calls `step`."""
+    def __init__(
+        self, core: EngineCore, notify: Callable[[], None], make_room: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`notify` wakes the engine's thread, which then calls `step`.
+
+        `make_room` gives back what is held for less than a request, and says whether anything was: it is asked before a
+        sequence is preempted.
+        """
+        self._make_room = make_room
         self._core = core
         self._notify = notify
         self._lock = threading.Lock()
         self._joining: list[_Entry] = []
         self._decoding: list[_Entry] = []
+        self.num_preempted = 0
+        """Sequences preempted since the start."""
+        self.waits_for_room = False
+        """Whether some sequence could not take its next step: `notify` when blocks come free."""
 
     @property
     def num_sequences(self) -> int:
@@ -54,20 +77,21 @@ class DecodeBatch:
         return len(self._joining) + len(self._decoding)
 
     async def stream(
-        self, sequence: Sequence, on_finish: Callable[[Sequence], None], deadline: Deadline
+        self, sequence: Sequence, on_finish: Callable[[Sequence], None], deadline: Deadline, number: int = 0
     ) -> AsyncGenerator[Delta, None]:
         """Decodes a sequence that has its first token, yielding each further one. Takes the sequence.
 
         `on_finish` is called in the engine's thread, before the sequence is closed, when the answer ended by itself.
-        The generator ends after the sequence is closed. Closing it earlier cancels the sequence.
+        The generator ends after the sequence is closed; it raises `Preempted` when that was to make room for others,
+        requests of a smaller `number` going first. Closing it earlier cancels the sequence.
         """
-        entry = _Entry(sequence, on_finish)
+        entry = _Entry(sequence, on_finish, number)
         with self._lock:
             self._joining.append(entry)
         self._notify()
         try:
             while (item := await deadline.wait(entry.deltas.get(), "decoding")) is not None:
-                if isinstance(item, SpoliaError):
+                if isinstance(item, SpoliaError | Preempted):
                     raise item
                 yield item
         finally:
@@ -80,17 +104,41 @@ class DecodeBatch:
             self._decoding += self._joining
             self._joining = []
         self._drop([entry for entry in self._decoding if entry.cancelled], None)
-        batch = self._decoding
+        batch = self._with_room()
         if not batch:
             return False
         try:
             logits = self._core.step_logits([entry.sequence for entry in batch])
         except Exception as error:
             self._fail(batch, error)
-            return False
+            return bool(self._decoding)
         for entry, row in zip(batch, logits, strict=True):
             self._accept(entry, row)
         return bool(self._decoding)
+
+    def _with_room(self) -> list[_Entry]:
+        """Those that decode now, with memory for their next token; makes room where there is none."""
+        pool = self._core.pool
+        for _ in range(MAX_TRIES_FOR_ROOM):
+            state = State(available_blocks=pool.available_blocks, decoding=[_as_decoding(e) for e in self._decoding])
+            chosen = plan(state)
+            if len(chosen.decode) < len(self._decoding) and self._make_room():
+                continue
+            self._preempt([entry for entry in self._decoding if entry.number in chosen.preempt])
+            batch = [entry for entry in self._decoding if entry.number in chosen.decode]
+            self.waits_for_room = len(batch) < len(self._decoding)
+            try:
+                for entry in batch:
+                    entry.sequence.make_room()
+            except Busy:  # another thread took what the plan counted on
+                continue
+            return batch
+        self.waits_for_room = True
+        return []
+
+    def _preempt(self, entries: list[_Entry]) -> None:
+        self.num_preempted += len(entries)
+        self._drop(entries, Preempted())
 
     def _accept(self, entry: _Entry, logits: Tensor) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
@@ -113,7 +161,7 @@ class DecodeBatch:
         except Exception:  # the answer is complete; what is lost is reuse
             log.exception("sealing the answer failed")
 
-    def _drop(self, entries: list[_Entry], error: SpoliaError | None) -> None:
+    def _drop(self, entries: list[_Entry], error: SpoliaError | Preempted | None) -> None:
         if not entries:
             return
         self._core.forget_plan()
@@ -123,3 +171,8 @@ class DecodeBatch:
             if error is not None:
                 entry.post(error)
             entry.post(None)
+
+
+def _as_decoding(entry: _Entry) -> Decoding:
+    sequence = entry.sequence
+    return Decoding(entry.number, sequence.num_new_blocks, sequence.num_own_blocks, sequence.num_own_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spolia.v1.decode_pb2 import DecodeServiceGenerateRequest
 from spolia_core.errors import InvalidRequest
@@ -38,6 +38,10 @@ class GenerateJob:
         if not self.received_ids:
             return self.prompt
         return Prompt((*self.prompt.parts, Part(self.received_ids)))
+
+    def resumed(self, token_ids: Sequence[int]) -> GenerateJob:
+        """The job of an answer that stands at `token_ids` and lost its KV."""
+        return replace(self, received_ids=tuple(token_ids))
 
     @property
     def max_new_tokens(self) -> int:

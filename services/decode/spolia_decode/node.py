@@ -52,12 +52,18 @@ class DecodeNode:
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
-        self.batch = DecodeBatch(engine, lambda: self.thread.notify())
+        self.batch = DecodeBatch(engine, lambda: self.thread.notify(), self._make_room)
         self.server = NodeServer(config, "decode")
         self.thread = EngineThread(
             "decode-engine", self._step, turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
         )
-        self.admission = Admission(config.max_running, config.max_waiting, on_idle=self._on_idle)
+        self.admission = Admission(
+            config.max_running,
+            config.max_waiting,
+            on_idle=self._on_idle,
+            available_blocks=self._available_blocks,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.shadow = self._make_shadow() if config.shadow_share > 0 else None
         self.parts = self._make_parts()
         service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
@@ -98,12 +104,29 @@ class DecodeNode:
         """What the engine's thread does between tasks: requests first."""
         return self.batch.step() or (self.shadow is not None and self.shadow.step())
 
+    def _available_blocks(self) -> int:
+        """What a request can have: checks give way to it."""
+        return self.engine.pool.available_blocks + (self.shadow.num_held_blocks if self.shadow is not None else 0)
+
+    def _make_room(self) -> bool:
+        return self.shadow is not None and self.shadow.make_room()
+
     def _on_idle(self) -> None:
         if self.shadow is not None:
             self.thread.notify()
 
+    def _on_room(self) -> None:
+        """From whichever thread gave blocks back, under the pool's lock."""
+        if self.batch.waits_for_room:
+            self.thread.notify()
+        if self.admission.has_waiters and self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                self._loop.call_soon_threadsafe(self.admission.look_again)
+
     async def start(self) -> None:
         """Serves, and registers where there is a directory."""
+        self._loop = asyncio.get_running_loop()
+        self.engine.pool.on_room = self._on_room
         self.thread.start()
         await self.server.start()
         if self.view is not None:

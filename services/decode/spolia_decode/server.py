@@ -19,8 +19,8 @@ from spolia.v1.decode_pb2 import (
 from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
 from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.reuse import ReuseMode, ReuseReport
-from spolia_decode.admission import Admission
-from spolia_decode.batch import DecodeBatch
+from spolia_decode.admission import Admission, Place
+from spolia_decode.batch import DecodeBatch, Preempted
 from spolia_decode.exact import ExactPath
 from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
@@ -74,11 +74,11 @@ class DecodeServer(DecodeServiceServicer):
         else:
             _check_fits(self._paths[job.mode].min_blocks(job), job, self._parts.core.pool)
             num_tokens = num_tokens_to_prepare(job, self._parts.core.resident)
-            async with self._admission.place(deadline, num_tokens) as decodes:
+            async with self._admission.place(deadline, num_tokens, self._num_blocks(job)) as place:
                 times.work_began()
-                async with aclosing(self._answer(job, generation, report, times, deadline)) as deltas:
+                async with aclosing(self._answer(job, generation, report, times, deadline, place)) as deltas:
                     async for delta in deltas:
-                        decodes()
+                        place.decodes()
                         times.token_came()
                         yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
         yield DecodeServiceGenerateResponse(finish=_finish_message(job, generation, report, times))
@@ -88,10 +88,45 @@ class DecodeServer(DecodeServiceServicer):
         dropped = sum(self._parts.core.resident.drop(chunk_id) for chunk_id in request.chunk_ids)
         return DropResponse(num_dropped=dropped)
 
+    def _num_blocks(self, job: GenerateJob) -> int:
+        """Blocks that a request takes at most until its first token."""
+        return self._paths[job.mode].blocks_to_take(job) + 1
+
     async def _answer(
-        self, job: GenerateJob, generation: Generation, report: ReuseReport, times: RequestTimes, deadline: Deadline
+        self,
+        job: GenerateJob,
+        generation: Generation,
+        report: ReuseReport,
+        times: RequestTimes,
+        deadline: Deadline,
+        place: Place,
     ) -> AsyncGenerator[Delta, None]:
-        """The answer's deltas. Whatever ends it, everything it held is given back."""
+        """The answer's deltas, over every time that it is preempted and resumed."""
+        current = report
+        while True:
+            try:
+                async with aclosing(self._decode(job, generation, current, times, deadline, place)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                return
+            except Preempted:
+                job = job.resumed(generation.token_ids)
+            finally:
+                if current is not report:
+                    report.count_transfers(current)
+            current = ReuseReport(job.mode)
+            await place.wait_again(self._num_blocks(job), deadline)
+
+    async def _decode(
+        self,
+        job: GenerateJob,
+        generation: Generation,
+        report: ReuseReport,
+        times: RequestTimes,
+        deadline: Deadline,
+        place: Place,
+    ) -> AsyncGenerator[Delta, None]:
+        """The answer's deltas until it ends, or `Preempted`. Whatever ends it, everything it held is given back."""
         sequence, prepared = await self._start(job, generation, report, deadline)
         times.computed(prepared.compute_s)
         owned = True
@@ -102,7 +137,7 @@ class DecodeServer(DecodeServiceServicer):
             else:
                 owned = False  # the batch closes it, between two steps
                 seal = AnswerSealer(job, self._parts, prepared.continuation)
-                async with aclosing(self._batch.stream(sequence, seal, deadline)) as deltas:
+                async with aclosing(self._batch.stream(sequence, seal, deadline, place.number)) as deltas:
                     async for delta in deltas:
                         yield delta
         finally:
@@ -119,9 +154,7 @@ class DecodeServer(DecodeServiceServicer):
         shadow = self._parts.shadow
         if shadow is None:
             return await self._try_start(job, generation, report, deadline)
-        path, pool = self._paths[job.mode], self._parts.core.pool
-        num_blocks = path.blocks_to_take(job) + pool.blocks_for(job.max_new_tokens)
-        async with shadow.starting(num_blocks, deadline):
+        async with shadow.starting(self._num_blocks(job), deadline):
             while True:
                 num_ended = shadow.num_ended
                 try:

@@ -135,6 +135,12 @@ class ShadowChecks:
         await deadline.wait(dropping, "waiting for the memory of shadow checks")
         return self.num_ended != num_ended_before
 
+    def make_room(self) -> bool:
+        """Drops every check for sequences whose next token finds no room; whether any was. Engine's thread only."""
+        before = self.num_ended
+        self._drop_all(Outcome.GAVE_WAY)
+        return self.num_ended != before
+
     async def close(self) -> None:
         """Takes no more checks, and has the engine's thread drop those there are. Waits for nothing."""
         self._closed = True
@@ -212,10 +218,15 @@ class ShadowChecks:
         )
         return Outcome.DONE
 
-    def _held_bytes(self) -> int:
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that checks hold, those that others hold too among them. Any thread."""
         with self._lock:
             extents = {extent for check in self._waiting for extent in check.context.extents}
             if self._running is not None:
                 extents.update(self._running.extents)
+        return sum(extent.num_blocks for extent in extents)
+
+    def _held_bytes(self) -> int:
         pool = self._core.pool
-        return sum(extent.num_blocks for extent in extents) * pool.block_size * pool.shape.bytes_per_token
+        return self.num_held_blocks * pool.block_size * pool.shape.bytes_per_token
