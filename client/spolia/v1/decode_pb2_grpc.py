@@ -57,7 +57,8 @@ class DecodeServiceServicer:
         INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
         "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
         the last may succeed on another node.
-        RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
+        RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
+        elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

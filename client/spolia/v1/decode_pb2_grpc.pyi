@@ -39,7 +39,8 @@ class DecodeServiceStub:
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
     "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
     the last may succeed on another node.
-    RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
+    RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
+    elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
     """
     Drop: _grpc.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -55,7 +56,8 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
     "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
     the last may succeed on another node.
-    RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
+    RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
+    elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
     """
     Drop: _aio.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]  # type: ignore[assignment]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -74,7 +76,8 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
         "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
         the last may succeed on another node.
-        RESOURCE_EXHAUSTED: the pool has no room for the prompt; retry later or elsewhere. UNAVAILABLE: draining.
+        RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
+        elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
         """
 
     @_abc_1.abstractmethod
