@@ -17,7 +17,9 @@ DEFAULT_TABLES_DIR = Path("~/.cache/spolia")
 class DecodeConfig(WorkerConfig):
     """What a decode node may be told."""
 
-    max_running: int = setting(64, "Requests that run at once, as far as the pool has blocks for them; more wait.", check=at_least(1))
+    max_running: int = setting(
+        64, "Requests that run at once, as far as the pool has blocks for them; more wait.", check=at_least(1)
+    )
     max_waiting: int = setting(256, "Requests that may wait for a place; more are refused.", check=at_least(0))
     link_tokens: int | None = setting(
         None,
