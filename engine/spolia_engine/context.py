@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -49,6 +49,12 @@ class Context:
     def closed(self) -> bool:
         """Whether the context has given back what it held."""
         return self._closed
+
+    def shared(self) -> Context:
+        """The same context once more, with a reference of its own on everything it names. This one stays open."""
+        for extent in self.extents:
+            self.pool.retain(extent)
+        return replace(self, spans=list(self.spans), extents=list(self.extents))
 
     def close(self) -> None:
         """Releases everything the context holds. Safe to call twice."""

@@ -30,10 +30,11 @@ from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
-from spolia_engine.run import Run, Span
+from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sequence import close_all
 from spolia_engine.sharing import Sharing, always_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
@@ -277,9 +278,9 @@ class EngineCore:
 
     # Decoding
 
-    def generation(self, params: SamplingParams) -> Generation:
-        """An answer with no tokens yet."""
-        return Generation(params, self.adapter.eos_token_ids, self._decode)
+    def generation(self, params: SamplingParams, sample_index: int = 0) -> Generation:
+        """An answer with no tokens yet; `sample_index` tells the samples of one prompt apart."""
+        return Generation(params, self.adapter.eos_token_ids, self._decode, sample_index)
 
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
         """Makes a sequence of a context. Takes the context, also when it raises.
@@ -299,15 +300,57 @@ class EngineCore:
             raise
         return sequence
 
-    def first_token(self, context: Context, params: SamplingParams, token_index: int = 0) -> int:
+    def start_samples(self, context: Context, generations: Sequence[Generation]) -> list[DecodeSequence]:
+        """Makes a sequence of each generation, at least one, all of one context: its KV is held once.
+
+        Takes the context, also when it raises: `Busy`, with nothing held, when the pool has no room for all.
+        """
+        started: list[DecodeSequence] = []
+        try:
+            for generation in generations[:-1]:
+                started.append(self.start(context.shared(), generation))
+        except BaseException:
+            context.close()
+            close_all(started)
+            raise
+        try:
+            started.append(self.start(context, generations[-1]))
+        except BaseException:
+            close_all(started)
+            raise
+        return started
+
+    def branch(self, sequence: DecodeSequence, sample_indices: Sequence[int]) -> list[DecodeSequence]:
+        """Goes on from where a sequence stands in more ways than one; `sequence` goes on too.
+
+        The tail's KV is copied once, and every branch reads the copy; what any of them writes is its own. With that,
+        prompts and answers branch into trees. Raises `Busy`, with nothing held, when the pool has no room.
+        """
+        tail, base = sequence.tail, sequence.context
+        context = base.shared()
+        if tail.length:
+            try:
+                extent = self.pool.allocate(tail.length)
+            except BaseException:
+                context.close()
+                raise
+            copy_kv([tail.span], extent, tail.rope_base, tail.rope_base + tail.length)
+            run = Run(extent, 0, tail.length, tail.rope_base)
+            context.spans.append(whole(run))
+            context.extents.append(extent)
+        context.live = None  # the sequence's own, who reads it in its slot
+        return self.start_samples(context, [sequence.generation.branch(index) for index in sample_indices])
+
+    def first_token(self, context: Context, params: SamplingParams, token_index: int = 0, sample_index: int = 0) -> int:
         """Draws the token after a context that was computed here."""
         assert context.last_hidden is not None, "another node drew this context's first token"
-        return sample(self.adapter.logits(context.last_hidden[None])[0], params, token_index)
+        return sample(self.adapter.logits(context.last_hidden[None])[0], params, token_index, sample_index)
 
     def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
         """Draws a sequence's next token from `logits` [vocab_size] and adds it to the answer."""
         generation = sequence.generation
-        return generation.accept(sample(logits, generation.params, len(generation.token_ids)))
+        token_index = len(generation.token_ids)
+        return generation.accept(sample(logits, generation.params, token_index, generation.sample_index))
 
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].

@@ -29,10 +29,12 @@ from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.generation import Generation
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sequence import close_all
 from spolia_engine.text import Decode, load_decode
 
 LOCAL_TENANT_KEY = bytes(32)
@@ -48,6 +50,14 @@ class Completion:
     finish_reason: FinishReason
     reuse: ReuseReport
     margins: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReuseOptions:
+    mode: ReuseMode
+    num_link_tokens: int | None
+    min_reused_tokens: int
+    force_linked: bool
 
 
 class Engine(EngineCore):
@@ -157,10 +167,37 @@ class Engine(EngineCore):
         Raises `InvalidRequest` for bad input before memory is held, `NotSupported` for LINKED on a model that has none,
         or one whose profile forbids it unless `force_linked`; `Busy` when the pool has no room.
         """
-        terms, forced = self.terms(num_link_tokens), False
+        options = _ReuseOptions(mode, num_link_tokens, min_reused_tokens, force_linked)
+        return self._generate(prompt, params, 1, options)[0]
+
+    def generate_samples(
+        self,
+        prompt: Prompt,
+        num_samples: int,
+        params: SamplingParams | None = None,
+        *,
+        mode: ReuseMode = ReuseMode.EXACT,
+        num_link_tokens: int | None = None,
+        min_reused_tokens: int = DEFAULT_MIN_REUSED_TOKENS,
+        force_linked: bool = False,
+    ) -> list[Completion]:
+        """Several answers to one prompt, decoded together over one copy of its KV; otherwise as `generate`.
+
+        Sample i draws numbers of its own; sample 0 is the answer that `generate` gives. All have the same report.
+        """
+        if num_samples < 1:
+            raise InvalidRequest(f"num_samples must be ≥ 1, got {num_samples}", field="num_samples", limit="≥ 1")
+        options = _ReuseOptions(mode, num_link_tokens, min_reused_tokens, force_linked)
+        return self._generate(prompt, params, num_samples, options)
+
+    def _generate(
+        self, prompt: Prompt, params: SamplingParams | None, num_samples: int, options: _ReuseOptions
+    ) -> list[Completion]:
+        mode, min_reused_tokens = options.mode, options.min_reused_tokens
+        terms, forced = self.terms(options.num_link_tokens), False
         if mode is ReuseMode.LINKED:
             self.adapter.support.require_linked()
-            forced = terms.check(force_linked=force_linked)
+            forced = terms.check(force_linked=options.force_linked)
         prompt.validate(vocab_size=self.adapter.vocab_size, max_context_tokens=self.adapter.max_context_tokens)
         params = params or self._default_params(prompt)
         params.validate()
@@ -175,19 +212,18 @@ class Engine(EngineCore):
             context = self._linked(prompt, plan, report)
         else:
             context = self._exact(prompt.token_ids, report)
-        sequence = self.start(context, self.generation(params))
+        hidden = context.last_hidden
+        assert hidden is not None
+        generations = [self.generation(params, index) for index in range(num_samples)]
+        sequences = self.start_samples(context, generations)
         try:
-            margins = self._run(sequence)
+            margins = self._run(sequences, self.adapter.logits(hidden[None])[0])
             if mode is ReuseMode.EXACT:
-                self._seal(prompt, sequence)
+                self._seal(prompt, sequences[0])
         finally:
             self.forget_plan()
-            sequence.close()
-        generation = sequence.generation
-        assert generation.finish_reason is not None
-        return Completion(
-            generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins)
-        )
+            close_all(sequences)
+        return [_completion(g, report, found) for g, found in zip(generations, margins, strict=True)]
 
     def _default_params(self, prompt: Prompt) -> SamplingParams:
         room = self.adapter.max_context_tokens - prompt.num_tokens
@@ -230,16 +266,15 @@ class Engine(EngineCore):
         report.misses.append(Miss(part.chunk_id, ChunkKind.LOCAL, MissReason.NOT_FOUND, len(part.token_ids)))
         return self.compile(part.chunk_id, part.token_ids)
 
-    def _run(self, sequence: DecodeSequence) -> list[float]:
-        params = sequence.generation.params
-        hidden = sequence.context.last_hidden
-        assert hidden is not None
-        margins = [_margin(self.adapter.logits(hidden[None])[0])]
-        sequence.generation.accept(self.first_token(sequence.context, params))
-        while not sequence.finished:
-            logits = self.step_logits([sequence])[0]
-            margins.append(_margin(logits))
-            self.accept(sequence, logits)
+    def _run(self, sequences: Sequence[DecodeSequence], first: torch.Tensor) -> list[list[float]]:
+        """Decodes all to their ends, `first` being the logits [vocab_size] of their first token; returns margins."""
+        margins: list[list[float]] = [[_margin(first)] for _ in sequences]
+        for sequence in sequences:
+            self.accept(sequence, first)
+        while going := [i for i, sequence in enumerate(sequences) if not sequence.finished]:
+            for i, logits in zip(going, self.step_logits([sequences[i] for i in going]), strict=True):
+                margins[i].append(_margin(logits))
+                self.accept(sequences[i], logits)
         return margins
 
     def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:
@@ -255,6 +290,11 @@ def linked_sources(prompt: Prompt, plan: LinkPlan) -> dict[TokenSource, int]:
     num_link = sum(len(p.token_ids) for p in prompt.parts if p.chunk_id is not None)
     num_link -= sum(f.end - f.start for f in plan.fragments)
     return {TokenSource.LINK: num_link, TokenSource.COMPUTED: len(plan.positions) - num_link}
+
+
+def _completion(generation: Generation, report: ReuseReport, margins: Sequence[float]) -> Completion:
+    assert generation.finish_reason is not None
+    return Completion(generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins))
 
 
 def _margin(logits: torch.Tensor) -> float:

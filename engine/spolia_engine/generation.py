@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from spolia_core.errors import InvalidRequest
@@ -24,8 +25,12 @@ class Delta:
 class Generation:
     """Generated tokens of one sequence. Pure bookkeeping: knows no tensors."""
 
-    def __init__(self, params: SamplingParams, eos_token_ids: frozenset[int], decode: Decode) -> None:
+    def __init__(
+        self, params: SamplingParams, eos_token_ids: frozenset[int], decode: Decode, sample_index: int = 0
+    ) -> None:
+        """`sample_index` tells samples of one prompt apart: each draws numbers of its own."""
         self.params = params
+        self.sample_index = sample_index
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
@@ -35,6 +40,14 @@ class Generation:
     def text(self) -> str:
         """Text that has become final."""
         return self._text.emitted
+
+    def branch(self, sample_index: int) -> Generation:
+        """Another answer that begins as this one stands: the same tokens, the same text given out."""
+        other = copy(self)
+        other.sample_index = sample_index
+        other.token_ids = list(self.token_ids)
+        other._text = self._text.branch()
+        return other
 
     def resume(self, token_ids: Sequence[int], num_text_code_points: int) -> Delta | None:
         """Takes the ids another node generated; text up to `num_text_code_points` was given out by it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from spolia_core.errors import InternalError
 from spolia_engine.context import Context
@@ -79,6 +80,12 @@ class Sequence:
             self.tail.slot.num_used = min(self.tail.slot.slab.capacity, self.tail.num_before + self.tail.length + 1)
             self.context.close()
             self.context.pool.release(self.tail.extent)
+
+
+def close_all(sequences: Iterable[Sequence]) -> None:
+    """Closes each."""
+    for sequence in sequences:
+        sequence.close()
 
 
 def _head_of(context: Context) -> Extent | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -74,6 +75,12 @@ class IncrementalText:
         if not self.stopped:
             self._append(self._decode(self._ids[self._window :]))
         return self._take(len(self._decoded))
+
+    def branch(self) -> IncrementalText:
+        """Another text that begins as this one stands."""
+        other = copy(self)
+        other._ids = list(self._ids)
+        return other
 
     def skip(self, num_code_points: int) -> None:
         """Marks text as given out already: a replay goes on after it."""

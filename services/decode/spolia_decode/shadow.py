@@ -28,7 +28,7 @@ from spolia_core.errors import Busy
 from spolia_core.reuse import ReuseMode
 from spolia_decode.config import DecodeConfig
 from spolia_decode.job import GenerateJob
-from spolia_decode.shadow_check import ShadowCheck, ShadowComparison, shared
+from spolia_decode.shadow_check import ShadowCheck, ShadowComparison
 from spolia_decode.shadow_metrics import Outcome, ShadowMetrics
 from spolia_engine.core import EngineCore
 from spolia_engine.pool import BlockState
@@ -85,7 +85,7 @@ class ShadowChecks:
         with self._lock:
             refusal = self._refusal(len(token_ids), len(answer_ids)) if was_linked_here else Outcome.LINKED_ELSEWHERE
             if refusal is None:
-                context = shared(sequence.context)
+                context = sequence.context.shared()
                 self._waiting.append(ShadowCheck(job.request_id, token_ids, answer_ids, context))
         if refusal is not None:
             self._metrics.count(refusal)

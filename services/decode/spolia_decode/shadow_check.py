@@ -8,7 +8,7 @@ linked   [link rows and chunk runs as served][answer ........]    the request's 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -29,13 +29,6 @@ class ShadowCheck:
     token_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     context: Context
-
-
-def shared(context: Context) -> Context:
-    """The same context once more, with a reference of its own on everything it names. `context` stays open."""
-    for extent in context.extents:
-        context.pool.retain(extent)
-    return replace(context, spans=list(context.spans), extents=list(context.extents))
 
 
 class ShadowComparison:
