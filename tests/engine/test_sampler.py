@@ -12,6 +12,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from spolia_core.errors import InternalError
 from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
+from spolia_engine import sampler
 from spolia_engine.sampler import sample
 
 NUM_DRAWS = 4000
@@ -120,3 +121,16 @@ def test_logits_that_are_no_numbers_are_an_error_never_a_token(temperature: floa
     scores[5] = torch.nan
     with pytest.raises(InternalError, match="not numbers"):
         sample(scores, SamplingParams(temperature=temperature), 0)
+
+
+@pytest.mark.parametrize("few", [1, 3, 17])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [0, 1, 10])
+def test_looking_at_the_likeliest_first_draws_what_looking_at_all_does(
+    few: int, temperature: float, top_p: float, top_k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, seed=5)
+    expected = [sample(logits(3), params, index) for index in range(60)]
+    monkeypatch.setattr(sampler, "FEW_CANDIDATES", few)
+    assert [sample(logits(3), params, index) for index in range(60)] == expected
