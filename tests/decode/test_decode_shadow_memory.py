@@ -29,7 +29,7 @@ from spolia_core.reuse import ChunkKind, ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
 from spolia_decode.shadow import is_chosen
-from spolia_decode.shadow_check import ShadowComparison, shared
+from spolia_decode.shadow_check import ShadowComparison
 from spolia_engine.context import Context
 from spolia_engine.pool import BlockState
 from spolia_node.deadline import Deadline
@@ -194,7 +194,7 @@ async def test_a_request_that_names_a_document_twice_is_checked_and_holds_it_as_
 async def test_a_shared_context_says_of_itself_what_the_context_does(world: World) -> None:
     pool = (await world.decode()).engine.pool
     context = Context(pool, [], [pool.allocate(5)], torch.ones(3), 5, behind_sinks=True)
-    again = shared(context)
+    again = context.shared()
     context.close()
     assert (again.behind_sinks, again.is_exact, again.num_computed_tokens) == (True, False, 5)
     assert again.last_hidden is context.last_hidden

@@ -38,6 +38,9 @@ from spolia_node.rpc_messages import report_to_pb
 GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
 DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
 
+MAX_STARTS = 16
+"""Times a context is prepared while others take the room for it each time."""
+
 
 class DecodeServer(DecodeServiceServicer):
     """Runs requests: admit, prepare, decode, seal."""
@@ -127,7 +130,7 @@ class DecodeServer(DecodeServiceServicer):
         place: Place,
     ) -> AsyncGenerator[Delta, None]:
         """The answer's deltas until it ends, or `Preempted`. Whatever ends it, everything it held is given back."""
-        sequence, prepared = await self._start(job, generation, report, deadline)
+        sequence, prepared = await self._start_when_there_is_room(job, generation, report, deadline, place)
         times.computed(prepared.compute_s)
         owned = True
         try:
@@ -143,6 +146,23 @@ class DecodeServer(DecodeServiceServicer):
         finally:
             if owned:
                 sequence.close()
+
+    async def _start_when_there_is_room(
+        self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline, place: Place
+    ) -> tuple[Sequence, Prepared]:
+        """`_start`, once more in its turn where sequences that decode took the blocks it was promised.
+
+        Raises `Busy` where nobody else is here to give any back, or too often in a row.
+        """
+        for _ in range(MAX_STARTS - 1):
+            try:
+                return await self._start(job, generation, report, deadline)
+            except Busy:
+                if self._admission.num_running == 1:
+                    raise
+            _begin_again(report)
+            await place.wait_again(self._num_blocks(job), deadline)
+        return await self._start(job, generation, report, deadline)
 
     async def _start(
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
@@ -162,14 +182,19 @@ class DecodeServer(DecodeServiceServicer):
                 except Busy:
                     if not await shadow.give_way(num_ended, deadline):
                         raise
-                report.sources.clear()  # of the try that came to nothing; the bytes it moved stay counted
-                report.misses.clear()
+                _begin_again(report)
 
     async def _try_start(
         self, job: GenerateJob, generation: Generation, report: ReuseReport, deadline: Deadline
     ) -> tuple[Sequence, Prepared]:
         prepared = await self._paths[job.mode].prepare(job, report, deadline)
         return self._parts.core.start(prepared.context, generation), prepared
+
+
+def _begin_again(report: ReuseReport) -> None:
+    """Forgets what a try that came to nothing found. The bytes it moved stay counted."""
+    report.sources.clear()
+    report.misses.clear()
 
 
 def _new_report(job: GenerateJob, parts: NodeParts) -> ReuseReport:
