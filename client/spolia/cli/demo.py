@@ -68,12 +68,13 @@ def demo(
 
 def _ask_all(client: Client, samples: Samples, max_tokens: int, seed: int, *, quiet: bool) -> list[_Answered]:
     given = samples.documents
-    shuffled = tuple(random.Random(seed).sample(given, len(given)))
-    if shuffled == given:
-        shuffled = given[1:] + given[:1]
+    # Rounds begin with different documents, else they would share a prefix, and show that.
+    turned_once, shuffled = given[1:] + given[:1], tuple(random.Random(seed).sample(given, len(given)))
+    if shuffled[0] in (given[0], turned_once[0]):
+        shuffled = given[2:] + given[:2]
     rounds = (
         _Round("exact: computed once; a prefix that repeats is reused", ReuseMode.EXACT, given),
-        _Round("linked, first time: each document is computed on its own", ReuseMode.LINKED, given),
+        _Round("linked, first time: each document is computed on its own", ReuseMode.LINKED, turned_once),
         _Round("linked, another order: documents are reused where they now stand", ReuseMode.LINKED, shuffled),
     )
     answers: list[_Answered] = []
