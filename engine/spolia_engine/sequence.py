@@ -29,6 +29,7 @@ class Sequence:
         most = max(1, generation.params.max_tokens - len(generation.token_ids))
         self.tail = Tail(context.pool.open_tail(most, head), self.num_context_tokens, head=head)
         self.ranges: list[SlotRange] = coalesce(span for span in context.spans if span.run.extent is not head)
+        self._num_held = Counter(context.extents)
         self._closed = False
 
     @property
@@ -65,8 +66,7 @@ class Sequence:
         return self.tail.length + sum(extent.capacity for extent in self._own_extents())
 
     def _own_extents(self) -> list[Extent]:
-        held = Counter(self.context.extents)
-        return [extent for extent, count in held.items() if extent.ref_count == count]
+        return [extent for extent, count in self._num_held.items() if extent.ref_count == count]
 
     def make_room(self) -> None:
         """Takes the memory that the next token's KV needs. Raises `Busy` when the pool has none."""

@@ -6,9 +6,11 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spolia_bench.models import SHAPES
+from spolia_bench.sections import some_of
 
 SECTIONS = ("ttft", "growth", "loop", "transformers", "demo")
 DEMO_MODEL = Path("models/demo")
@@ -70,14 +72,6 @@ def parse(argv: Sequence[str] | None) -> Options:
     return options
 
 
-def _sections(text: str) -> tuple[str, ...]:
-    named = tuple(name.strip() for name in text.split(","))
-    for name in named:
-        if name not in SECTIONS:
-            raise argparse.ArgumentTypeError(f'no section "{name}"; there are {", ".join(SECTIONS)}')
-    return named
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spolia bench reuse", description="What does reuse save, and how far is it from the hardware's floor?"
@@ -86,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="Hugging Face-format directory; default: a random-weight model of --shape")
     add("--shape", choices=sorted(SHAPES), default="llama-60m-random", help="shape of the random model")
     add("--demo-model", type=Path, default=DEMO_MODEL, help="trained model of the demo section, with its profile")
-    add("--sections", type=_sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)}; default: all")
+    add(
+        "--sections",
+        type=partial(some_of, names=SECTIONS),
+        default=SECTIONS,
+        help=f"some of {','.join(SECTIONS)}; default: all",
+    )
     add("--documents", type=int, default=8, help="documents per prompt")
     add("--document-bytes", type=int, default=512, help="length of each; a token each in random models")
     add("--question-bytes", type=int, default=32, help="length of the question")

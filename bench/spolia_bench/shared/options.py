@@ -6,7 +6,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from spolia_bench.sections import some_of
 
 SECTIONS = ("prefix", "gqa", "permuted", "grid", "transformers")
 QUICK = {
@@ -63,14 +66,6 @@ def parse(argv: Sequence[str] | None) -> Options:
     return Options(**vars(parser.parse_args(argv)))
 
 
-def _sections(text: str) -> tuple[str, ...]:
-    named = tuple(name.strip() for name in text.split(","))
-    for name in named:
-        if name not in SECTIONS:
-            raise argparse.ArgumentTypeError(f'no section "{name}"; there are {", ".join(SECTIONS)}')
-    return named
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
@@ -83,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="llama-60m", help="shape without GQA, random weights")
     add("--gqa-model", default="qwen2.5-0.5b", help="shape with GQA, random weights")
-    add("--sections", type=_sections, default=SECTIONS, help=f"some of {','.join(SECTIONS)}; default: all")
+    add(
+        "--sections",
+        type=partial(some_of, names=SECTIONS),
+        default=SECTIONS,
+        help=f"some of {','.join(SECTIONS)}; default: all",
+    )
     add("--rows", type=int, default=32, help="sequences that decode together")
     add("--prefix-tokens", type=_numbers, default=(4096, 16384), help="tokens of the common prefix, comma-separated")
     add("--documents", type=int, default=8, help="documents of the permuted rows")
