@@ -1,0 +1,126 @@
+"""Attention of decode rows over paged KV: spans that many rows read, then every row's own tail.
+
+    attend_spans   each row's partial over each span it reads, at the row's own offset
+    append_paged   the rows' new KV into their tails
+    attend_tails   each row over its own tail, merged with its partials: the layer's attention
+
+CUDA: Triton kernels, fit for CUDA graphs: what changes from step to step is read on the device. Elsewhere, and for a
+model that rotates only a part of its heads: `reference.py`. Queries and keys come unrotated; kernels rotate them on the
+way, once, by the distance that counts. Source: Hydragen (2402.05099) §3, EPIC (2410.15332) §4, and the running softmax
+of FlashAttention (2205.14135) §3.1; persistent programs over a work list as in Stream-K (2301.03598).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spolia_kernels.paged.memory import PagedKv
+from spolia_kernels.paged.reference import (
+    Angles,
+    Tails,
+    append_paged_ref,
+    attend_spans_ref,
+    attend_tails_ref,
+)
+from spolia_kernels.paged.tuning import Tuning, tuning
+from spolia_kernels.paged.work import PagedRange, PagedWork, WorkShape, plan_work
+from spolia_kernels.partial import Partial
+
+__all__ = [
+    "Angles",
+    "PagedKv",
+    "PagedRange",
+    "PagedWork",
+    "Tails",
+    "Tuning",
+    "WorkShape",
+    "append_paged",
+    "attend_spans",
+    "attend_tails",
+    "plan_work",
+    "tuning",
+]
+
+
+def attend_spans(
+    query: Tensor,
+    kv: PagedKv,
+    work: PagedWork,
+    positions: Tensor,
+    angles: Angles,
+    *,
+    sm_scale: float,
+    into: Partial | None = None,
+    tuned: Tuning | None = None,
+) -> Partial:
+    """Partials of every part of `work`: `out` float32 [num_parts, num_q_heads, head_dim], `lse` [num_parts, num_q_heads].
+
+    `query` [num_rows, num_q_heads, head_dim], unrotated, rows at any stride; `positions` int32 [num_rows]. Reading i
+    of row r sees its keys as a query at position positions[r] - offsets[i] would, which must not be negative. `into`
+    has room for at least num_parts and is written and returned; without it memory is taken.
+    """
+    if into is None:
+        shape = (max(1, work.num_parts), query.shape[1])
+        into = Partial(
+            torch.zeros(*shape, kv.head_dim, dtype=torch.float32, device=query.device),
+            torch.full(shape, float("-inf"), dtype=torch.float32, device=query.device),
+        )
+    if not uses_triton(query):
+        found = attend_spans_ref(query, kv, work, positions, angles, sm_scale=sm_scale)
+        into.out[: work.num_parts], into.lse[: work.num_parts] = found.out, found.lse
+        return into
+    from spolia_kernels.paged import launch  # Triton is there where a CUDA device is
+
+    launch.attend_spans(query, kv, work, positions, angles, sm_scale, into, tuned or tuning(query, kv, work.tile))
+    return into
+
+
+def attend_tails(
+    query: Tensor,
+    kv: PagedKv,
+    tails: Tails,
+    partials: Partial,
+    work: PagedWork,
+    angles: Angles,
+    *,
+    sm_scale: float,
+    into: Tensor | None = None,
+    num_rows: Tensor | None = None,
+    tuned: Tuning | None = None,
+) -> Tensor:
+    """Attention [num_rows, num_q_heads, head_dim] of every row over its tail and, by their partials, its spans.
+
+    `query` as for `attend_spans`. `num_rows` int32 [1]: only so many rows are there, read on the device; all of them
+    where it is None. `into` is written and returned.
+    """
+    if into is None:
+        into = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if not uses_triton(query):
+        into.copy_(attend_tails_ref(query, kv, tails, partials, work, angles, sm_scale=sm_scale))
+        return into
+    from spolia_kernels.paged import launch
+
+    launch.attend_tails(
+        query, kv, tails, partials, work, angles, sm_scale, into, num_rows, tuned or tuning(query, kv, 16)
+    )
+    return into
+
+
+def append_paged(
+    key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, *, num_rows: Tensor | None = None
+) -> None:
+    """Writes the rows' new KV behind their tails, at their positions: `key` unrotated, both [num_rows, num_kv_heads,
+    head_dim], rows of both at one stride.
+    """
+    if not uses_triton(key):
+        append_paged_ref(key, value, kv, tails, angles)
+        return
+    from spolia_kernels.paged import launch
+
+    launch.append_paged(key, value, kv, tails, angles, num_rows)
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether the kernels run for this tensor: on CUDA, with a head size that Triton's tiles have."""
+    return tensor.device.type == "cuda" and tensor.shape[-1] in (64, 128, 256)

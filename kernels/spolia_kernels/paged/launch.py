@@ -1,0 +1,146 @@
+"""Launches the paged kernels. Imports Triton."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from spolia_kernels.paged.append_triton import append_paged_kernel
+from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
+from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
+from spolia_kernels.paged.memory import PagedKv
+from spolia_kernels.paged.reference import Angles, Tails
+from spolia_kernels.paged.tuning import Tuning
+from spolia_kernels.paged.work import PagedWork
+from spolia_kernels.partial import Partial
+
+
+def attend_spans(
+    query: Tensor,
+    kv: PagedKv,
+    work: PagedWork,
+    positions: Tensor,
+    angles: Angles,
+    sm_scale: float,
+    into: Partial,
+    tuned: Tuning,
+) -> None:
+    """See `spolia_kernels.paged.attend_spans`."""
+    capacity = work.items.shape[0]
+    if not capacity:
+        return
+    num_programs = min(capacity, _num_processors(query.device) * tuned.per_processor)
+    attend_spans_kernel[(num_programs,)](
+        query,
+        kv.key,
+        kv.value,
+        work.items,
+        work.num_items,
+        work.rows,
+        work.offsets,
+        work.pages,
+        positions,
+        angles.cos,
+        angles.sin,
+        into.out,
+        into.lse,
+        sm_scale,
+        query.stride(0),
+        kv.key.stride(0),
+        NUM_Q_HEADS=query.shape[1],
+        GROUP=query.shape[1] // kv.num_kv_heads,
+        HALF=kv.head_dim // 2,
+        PAGE=kv.page_size,
+        TILE=work.tile,
+        KEYS=tuned.keys,
+        PRECISION=_precision(query),
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+    )
+
+
+def attend_tails(
+    query: Tensor,
+    kv: PagedKv,
+    tails: Tails,
+    partials: Partial,
+    work: PagedWork,
+    angles: Angles,
+    sm_scale: float,
+    into: Tensor,
+    num_rows: Tensor | None,
+    tuned: Tuning,
+) -> None:
+    """See `spolia_kernels.paged.attend_tails`."""
+    group = query.shape[1] // kv.num_kv_heads
+    attend_tails_kernel[(query.shape[0], kv.num_kv_heads)](
+        query,
+        kv.key,
+        kv.value,
+        tails.pages,
+        tails.starts,
+        tails.positions,
+        _all_rows(query.shape[0], query.device) if num_rows is None else num_rows,
+        work.part_starts,
+        work.parts,
+        partials.out,
+        partials.lse,
+        angles.cos,
+        angles.sin,
+        into,
+        sm_scale,
+        query.stride(0),
+        kv.key.stride(0),
+        tails.pages.stride(0),
+        NUM_KV_HEADS=kv.num_kv_heads,
+        GROUP=group,
+        HALF=kv.head_dim // 2,
+        PAGE=kv.page_size,
+        TILE=max(16, 1 << (group - 1).bit_length()),
+        KEYS=tuned.keys,
+        PRECISION=_precision(query),
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+    )
+
+
+def append_paged(key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, num_rows: Tensor | None) -> None:
+    """See `spolia_kernels.paged.append_paged`."""
+    assert key.stride(0) == value.stride(0), "new keys and values lie at one stride"
+    append_paged_kernel[(key.shape[0], kv.num_kv_heads)](
+        key,
+        value,
+        kv.key,
+        kv.value,
+        tails.pages,
+        tails.starts,
+        tails.positions,
+        _all_rows(key.shape[0], key.device) if num_rows is None else num_rows,
+        angles.cos,
+        angles.sin,
+        key.stride(0),
+        kv.key.stride(0),
+        tails.pages.stride(0),
+        HALF=kv.head_dim // 2,
+        PAGE=kv.page_size,
+        num_warps=1,
+    )
+
+
+def _precision(query: Tensor) -> str:
+    """Float32 is computed as such; 16-bit products are exact anyway."""
+    return "ieee" if query.dtype == torch.float32 else "tf32"
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # the interpreter runs one program after the other
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _all_rows(num_rows: int, device: torch.device) -> Tensor:
+    return torch.tensor([num_rows], dtype=torch.int32, device=device)
