@@ -81,16 +81,12 @@ class World:
             torch.full((parts, heads, self.kv.head_dim), float("nan"), device=DEVICE),
             torch.full((parts, heads), float("nan"), device=DEVICE),
         )
-        launch.attend_spans(
-            self.query, self.kv, self.work, self.tails.positions, self.angles, SM_SCALE, into, tuned
-        )
+        launch.attend_spans(self.query, self.kv, self.work, self.tails.positions, self.angles, SM_SCALE, into, tuned)
         return into
 
     def spans_ref(self) -> Partial:
         """What it should give."""
-        return attend_spans_ref(
-            self.query, self.kv, self.work, self.tails.positions, self.angles, sm_scale=SM_SCALE
-        )
+        return attend_spans_ref(self.query, self.kv, self.work, self.tails.positions, self.angles, sm_scale=SM_SCALE)
 
 
 SHAPES = [

@@ -97,7 +97,8 @@ def attend_tails(
     if into is None:
         into = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if not uses_triton(query):
-        into.copy_(attend_tails_ref(query, kv, tails, partials, work, angles, sm_scale=sm_scale))
+        there = slice(query.shape[0] if num_rows is None else int(num_rows))
+        into[there] = attend_tails_ref(query[there], kv, tails, partials, work, angles, sm_scale=sm_scale)
         return into
     from spolia_kernels.paged import launch
 
@@ -114,7 +115,8 @@ def append_paged(
     head_dim], rows of both at one stride.
     """
     if not uses_triton(key):
-        append_paged_ref(key, value, kv, tails, angles)
+        there = slice(key.shape[0] if num_rows is None else int(num_rows))
+        append_paged_ref(key[there], value[there], kv, tails, angles)
         return
     from spolia_kernels.paged import launch
 

@@ -106,7 +106,9 @@ def attend_tails(
     )
 
 
-def append_paged(key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, num_rows: Tensor | None) -> None:
+def append_paged(
+    key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, num_rows: Tensor | None
+) -> None:
     """See `spolia_kernels.paged.append_paged`."""
     assert key.stride(0) == value.stride(0), "new keys and values lie at one stride"
     append_paged_kernel[(key.shape[0], kv.num_kv_heads)](

@@ -87,8 +87,9 @@ def attend_tails_ref(
 
 def append_paged_ref(key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles) -> None:
     """Computes `append_paged`; see there."""
-    turned = rotated(key.transpose(0, 1), tails.positions, angles).transpose(0, 1)
-    for row, (position, start) in enumerate(zip(tails.positions.tolist(), tails.starts.tolist(), strict=True)):
+    positions = tails.positions[: key.shape[0]]
+    turned = rotated(key.transpose(0, 1), positions, angles).transpose(0, 1)
+    for row, (position, start) in enumerate(zip(positions.tolist(), tails.starts.tolist(), strict=False)):
         page, slot = divmod(position - start, kv.page_size)
         index = int(tails.pages[row, page])
         kv.key[index, :, slot] = turned[row].to(kv.key.dtype)

@@ -1,0 +1,1 @@
+"""`make gpu`: what a CUDA device can check and time of this release."""

@@ -1,0 +1,194 @@
+"""Whole decode steps of two known shapes with random weights: shared, private, and without attention."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spolia_bench.gpu.attention import GRID
+from spolia_bench.gpu.batches import (
+    PAGE,
+    Heads,
+    Point,
+    angles,
+    num_pages,
+    planned,
+    private_ranges,
+    shared_ranges,
+    tails_of,
+    tile_for,
+)
+from spolia_bench.gpu.rates import Rates
+from spolia_bench.gpu.timing import graphed, timed
+from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
+from spolia_kernels.paged import PagedKv, PagedRange
+
+NEW_TOKENS = 32
+QUESTION = 16
+DOCUMENTS = 8
+SLOW_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Llama's sizes."""
+
+    name: str
+    layers: int
+    width: int
+    mlp: int
+    heads: Heads
+    vocab: int
+
+    @property
+    def linear_weights(self) -> int:
+        """Numbers that every step multiplies by."""
+        joined = (self.heads.num_q_heads + 2 * self.heads.num_kv_heads) * self.heads.head_dim
+        per_layer = joined + self.heads.num_q_heads * self.heads.head_dim + 3 * self.mlp
+        return self.width * (self.layers * per_layer + self.vocab)
+
+
+SHAPES = (
+    Shape("llama-3-8b", 32, 4096, 14336, Heads(32, 8), 128256),
+    Shape("codellama-13b", 40, 5120, 13824, Heads(40, 40), 32016),
+)
+POINTS = [point for point in GRID if point.suffix == 0]
+
+
+def random_model(shape: Shape) -> DeviceModel:
+    """Normal weights in bfloat16, scaled so that numbers stay of one size."""
+    heads = shape.heads
+
+    def weight(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=torch.bfloat16, device="cuda").normal_(std=columns**-0.5)
+
+    def norm() -> Tensor:
+        return torch.ones(shape.width, dtype=torch.bfloat16, device="cuda")
+
+    joined = (heads.num_q_heads + 2 * heads.num_kv_heads) * heads.head_dim
+    layers = tuple(
+        DeviceLayer(
+            norm(),
+            weight(joined, shape.width),
+            weight(shape.width, heads.num_q_heads * heads.head_dim),
+            norm(),
+            weight(2 * shape.mlp, shape.width),
+            weight(shape.width, shape.mlp),
+        )
+        for _ in range(shape.layers)
+    )
+    embedding = weight(shape.vocab, shape.width)
+    head = weight(shape.vocab, shape.width)
+    return DeviceModel(layers, embedding, norm(), head, heads.num_q_heads, heads.num_kv_heads, heads.head_dim, 1e-5)
+
+
+class Bench:
+    """A model and its paged KV, taken once."""
+
+    def __init__(self, shape: Shape, points: Sequence[Point]) -> None:
+        self.shape = shape
+        self.model = random_model(shape)
+        most = max(num_pages(_with_question(point), NEW_TOKENS) for point in points)
+        heads = shape.heads
+        size = (most, heads.num_kv_heads, PAGE, heads.head_dim)
+        self.kv = tuple(
+            PagedKv(*(torch.empty(size, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2)))
+            for _ in range(shape.layers)
+        )
+        self.angles = angles(heads.head_dim, max(point.shared for point in points) + 2 * PAGE)
+        self.processors = torch.cuda.get_device_properties(0).multi_processor_count
+
+    def step(self, point: Point, ranges: Sequence[PagedRange], rows_of_range: int) -> DeviceStep:
+        """A captured step of a batch, loaded."""
+        point = _with_question(point)
+        heads = self.shape.heads
+        tile = tile_for(rows_of_range, heads.group)
+        work = planned(ranges, point.rows, heads, tile, self.processors)
+        tails = tails_of(point, -(-point.shared // PAGE), NEW_TOKENS)
+        capacity = StepCapacity(
+            rows=point.rows,
+            items=work.items.shape[0],
+            readings=work.rows.shape[0],
+            pages=work.pages.shape[0],
+            parts=work.num_parts,
+            tail_pages=tails.pages.shape[1],
+            tile=tile,
+        )
+        step = DeviceStep(self.model, self.kv, self.angles, capacity)
+        token_ids = torch.ones(point.rows, dtype=torch.int64, device="cuda")
+        step.load(work, tails, token_ids)
+        step.capture()
+        step.load(work, tails, token_ids)
+        return step
+
+    def floor_ms(self, point: Point, rates: Rates) -> float:
+        """Sum over operators of bytes or operations, whichever takes longer; one weight product as one operator."""
+        linear = rates.floor_ms(2.0 * self.shape.linear_weights, 2.0 * self.shape.linear_weights * point.rows)
+        own = Point(point.rows, point.shared, QUESTION + NEW_TOKENS // 2)
+        return linear + self.shape.layers * rates.floor_ms(*own.floor(self.shape.heads))
+
+    def no_attention_ms(self, rows: int) -> float:
+        """All of a step but attention and the writing of KV."""
+        capacity = StepCapacity(rows, 1, 1, 1, 1, 1, 16)
+        step = DeviceStep(self.model, self.kv, self.angles, capacity)
+        num_q_heads = self.shape.heads.num_q_heads
+        run = graphed(lambda: step.logits(lambda layer, qkv: qkv[:, :num_q_heads].contiguous()).argmax(-1))
+        return timed(run, repeats=10).median_ms
+
+
+def compare(shape: Shape, rates: Rates, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
+    """One row of figures per point, and one for a single sequence."""
+    bench = Bench(shape, points)
+    for point in points:
+        row: dict[str, Any] = {"model": shape.name, "point": f"{point.rows}x{point.shared}"}
+        row["floor_ms"] = bench.floor_ms(point, rates)
+        row["no_attention_ms"] = bench.no_attention_ms(point.rows)
+        row["shared_ms"] = _steps_ms(bench.step(point, shared_ranges(point), point.rows), NEW_TOKENS)
+        orders = _orders(point.rows)
+        permuted = bench.step(point, shared_ranges(point, orders), point.rows)
+        row["permuted_ms"] = _steps_ms(permuted, NEW_TOKENS)
+        slow = point.rows * point.shared >= 1 << 20
+        private = bench.step(point, private_ranges(point), 1)
+        row["private_ms"] = _steps_ms(private, SLOW_STEPS if slow else NEW_TOKENS)
+        row["private_over_shared"] = row["private_ms"] / row["shared_ms"]
+        row["permuted_over_shared"] = row["permuted_ms"] / row["shared_ms"]
+        row["step_over_floor"] = row["shared_ms"] / row["floor_ms"]
+        yield row
+    alone = Point(1, 1024, 0)
+    one = _steps_ms(bench.step(alone, private_ranges(alone), 1), NEW_TOKENS)
+    num_bytes = 2 * shape.linear_weights + shape.layers * shape.heads.key_bytes * (1024 + QUESTION + NEW_TOKENS // 2)
+    yield {
+        "model": shape.name,
+        "point": "1x1024",
+        "floor_ms": bench.floor_ms(alone, rates),
+        "shared_ms": one,
+        "bandwidth_share": num_bytes / one * 1e3 / rates.copy,
+    }
+
+
+def _steps_ms(step: DeviceStep, num_steps: int) -> float:
+    """Median of steps that each go one token further; the tails have room for no more than NEW_TOKENS."""
+    pairs = []
+    for _ in range(num_steps):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step.run()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+
+
+def _with_question(point: Point) -> Point:
+    return Point(point.rows, point.shared, QUESTION)
+
+
+def _orders(rows: int) -> list[list[int]]:
+    order = random.Random(0)
+    return [order.sample(range(DOCUMENTS), DOCUMENTS) for _ in range(rows)]

@@ -1,0 +1,119 @@
+"""The step that a graph can hold against transformers, in float32, by the kernels' references or on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
+from spolia_kernels.paged import Angles, PagedKv, PagedRange, Tails, WorkShape, plan_work
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PAGE = 16
+SHARED = 37
+OWN = (3, 20, 1)
+STEPS = 6
+
+
+def _model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=256,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=256,
+    )
+    return LlamaForCausalLM(config).float().eval().to(DEVICE)
+
+
+def _weights(model: Any) -> DeviceModel:
+    layers = tuple(
+        DeviceLayer(
+            layer.input_layernorm.weight,
+            torch.cat([p.weight for p in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)]),
+            layer.self_attn.o_proj.weight,
+            layer.post_attention_layernorm.weight,
+            torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
+            layer.mlp.down_proj.weight,
+        )
+        for layer in model.model.layers
+    )
+    inner = model.model
+    return DeviceModel(layers, inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight, 4, 2, 64, 1e-6)
+
+
+@torch.no_grad()
+def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
+    model = _model()
+    shared = torch.randint(97, (SHARED,)).tolist()
+    prompts = [shared + torch.randint(97, (n,)).tolist() for n in OWN]
+    expected, caches = zip(*(_alone(model, prompt) for prompt in prompts), strict=True)
+
+    pages_of_span = tuple(range(-(-SHARED // PAGE)))
+    per_row = -(-(max(OWN) + STEPS) // PAGE)
+    first = len(pages_of_span)
+    kv = tuple(PagedKv.empty(first + len(OWN) * per_row, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
+    tail_pages = torch.arange(first, first + len(OWN) * per_row, dtype=torch.int32).reshape(len(OWN), per_row)
+    for layer, memory in enumerate(kv):
+        _write(memory, range(first), caches[0][layer], 0, SHARED)
+        for row, own in enumerate(OWN):
+            _write(memory, tail_pages[row].tolist(), caches[row][layer], SHARED, own - 1)
+    work = plan_work(
+        [PagedRange(pages_of_span, 0, SHARED, (0, 1, 2), (0, 0, 0))], 3, WorkShape(2, 2, PAGE, 16, 32), DEVICE
+    )
+    starts = torch.full((3,), SHARED, dtype=torch.int32)
+    positions = starts + torch.tensor(OWN, dtype=torch.int32) - 1
+    tails = Tails(tail_pages.to(DEVICE), starts.to(DEVICE), positions.to(DEVICE))
+
+    capacity = StepCapacity(rows=4, items=64, readings=16, pages=16, parts=16, tail_pages=per_row + 1, tile=16)
+    step = DeviceStep(_weights(model), kv, _angles(), capacity)
+    last = torch.tensor([prompt[-1] for prompt in prompts], device=DEVICE)
+    if DEVICE == "cuda":
+        step.load(work, tails, last)
+        step.capture()
+    step.load(work, tails, last)
+    found = []
+    for _ in range(STEPS):
+        step.run()
+        found.append(step.token_ids[:3].tolist())
+    assert [list(tokens) for tokens in zip(*found, strict=True)] == list(expected)
+
+
+def test_a_batch_larger_than_its_buffers_is_refused() -> None:
+    model = _model()
+    kv = tuple(PagedKv.empty(4, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
+    step = DeviceStep(_weights(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 8, 1, 16))
+    two = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    tails = Tails(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), two, two)
+    with pytest.raises(ValueError, match="fit"):
+        step.load(plan_work([], 2, WorkShape(2, 2, PAGE, 16, 32), DEVICE), tails, two.long())
+
+
+def _alone(model: Any, prompt: list[int]) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What transformers goes on with, and the prompt's KV by layer."""
+    found = model(torch.tensor([prompt], device=DEVICE), use_cache=True)
+    caches = [(layer.keys[0].clone(), layer.values[0].clone()) for layer in found.past_key_values.layers]
+    tokens = list(prompt)
+    for _ in range(STEPS):
+        tokens.append(int(model(torch.tensor([tokens], device=DEVICE)).logits[0, -1].argmax()))
+    return tokens[len(prompt) :], caches
+
+
+def _write(memory: PagedKv, pages: Any, cache: tuple[torch.Tensor, torch.Tensor], start: int, count: int) -> None:
+    for index in range(count):
+        page, slot = pages[index // PAGE], index % PAGE
+        memory.key[page, :, slot] = cache[0][:, start + index]
+        memory.value[page, :, slot] = cache[1][:, start + index]
+
+
+def _angles() -> Angles:
+    inv_freq = 10000.0 ** -(torch.arange(32, dtype=torch.float64) / 32)
+    turned = torch.outer(torch.arange(256, dtype=torch.float64), inv_freq)
+    return Angles(turned.cos().float().to(DEVICE), turned.sin().float().to(DEVICE))
