@@ -20,8 +20,8 @@ from spolia_kernels.paged import (
     Angles,
     PagedKv,
     PagedWork,
+    Rows,
     Tails,
-    append_paged,
     attend_spans,
     attend_tails,
 )
@@ -61,7 +61,6 @@ class StepCapacity:
     rows: int
     items: int
     readings: int
-    pages: int
     parts: int
     tail_pages: int
     tile: int
@@ -86,7 +85,6 @@ class DeviceStep:
             num_items=ints(1),
             rows=ints(capacity.readings),
             offsets=ints(capacity.readings),
-            pages=ints(capacity.pages),
             part_starts=ints(capacity.rows + 1),
             parts=ints(capacity.parts),
             num_parts=capacity.parts,
@@ -112,7 +110,6 @@ class DeviceStep:
             (self._work.items, work.items),
             (self._work.rows, work.rows),
             (self._work.offsets, work.offsets),
-            (self._work.pages, work.pages),
             (self._work.part_starts, work.part_starts),
             (self._work.parts, work.parts),
             (self._tails.pages, tails.pages),
@@ -168,15 +165,13 @@ class DeviceStep:
 
     def _attend(self, layer: int, qkv: Tensor) -> Tensor:
         model, kv = self._model, self._kv[layer]
-        query = qkv[:, : model.num_q_heads]
-        key, value = qkv[:, model.num_q_heads :].chunk(2, 1)
+        rows = Rows.of(qkv, model.num_q_heads)
         sm_scale = model.head_dim**-0.5
-        append_paged(key, value, kv, self._tails, self._angles, num_rows=self._num_rows)
         partials = attend_spans(
-            query, kv, self._work, self._tails.positions, self._angles, sm_scale=sm_scale, into=self._partials
+            rows.query, kv, self._work, self._tails.positions, self._angles, sm_scale=sm_scale, into=self._partials
         )
         return attend_tails(
-            query,
+            rows,
             kv,
             self._tails,
             partials,

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
-from spolia_kernels.paged import Angles, PagedKv, PagedRange, Tails, WorkShape, plan_work
+from spolia_kernels.paged import Angles, PagedKv, SlotSpan, Tails, WorkShape, plan_work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAGE = 16
@@ -56,23 +56,20 @@ def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
     prompts = [shared + torch.randint(97, (n,)).tolist() for n in OWN]
     expected, caches = zip(*(_alone(model, prompt) for prompt in prompts), strict=True)
 
-    pages_of_span = tuple(range(-(-SHARED // PAGE)))
     per_row = -(-(max(OWN) + STEPS) // PAGE)
-    first = len(pages_of_span)
-    kv = tuple(PagedKv.empty(first + len(OWN) * per_row, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
+    first = -(-SHARED // PAGE)
+    kv = tuple(PagedKv.zeros(first + len(OWN) * per_row, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
     tail_pages = torch.arange(first, first + len(OWN) * per_row, dtype=torch.int32).reshape(len(OWN), per_row)
     for layer, memory in enumerate(kv):
         _write(memory, range(first), caches[0][layer], 0, SHARED)
         for row, own in enumerate(OWN):
             _write(memory, tail_pages[row].tolist(), caches[row][layer], SHARED, own - 1)
-    work = plan_work(
-        [PagedRange(pages_of_span, 0, SHARED, (0, 1, 2), (0, 0, 0))], 3, WorkShape(2, 2, PAGE, 16, 32), DEVICE
-    )
+    work = plan_work([SlotSpan(0, SHARED, (0, 1, 2), (0, 0, 0))], 3, WorkShape(2, 2, 16, 32), DEVICE)
     starts = torch.full((3,), SHARED, dtype=torch.int32)
     positions = starts + torch.tensor(OWN, dtype=torch.int32) - 1
     tails = Tails(tail_pages.to(DEVICE), starts.to(DEVICE), positions.to(DEVICE))
 
-    capacity = StepCapacity(rows=4, items=64, readings=16, pages=16, parts=16, tail_pages=per_row + 1, tile=16)
+    capacity = StepCapacity(rows=4, items=64, readings=16, parts=16, tail_pages=per_row + 1, tile=16)
     step = DeviceStep(_weights(model), kv, _angles(), capacity)
     last = torch.tensor([prompt[-1] for prompt in prompts], device=DEVICE)
     if DEVICE == "cuda":
@@ -88,12 +85,12 @@ def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
 
 def test_a_batch_larger_than_its_buffers_is_refused() -> None:
     model = _model()
-    kv = tuple(PagedKv.empty(4, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
-    step = DeviceStep(_weights(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 8, 1, 16))
+    kv = tuple(PagedKv.zeros(4, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
+    step = DeviceStep(_weights(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 1, 16))
     two = torch.zeros(2, dtype=torch.int32, device=DEVICE)
     tails = Tails(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), two, two)
     with pytest.raises(ValueError, match="fit"):
-        step.load(plan_work([], 2, WorkShape(2, 2, PAGE, 16, 32), DEVICE), tails, two.long())
+        step.load(plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE), tails, two.long())
 
 
 def _alone(model: Any, prompt: list[int]) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -108,9 +105,9 @@ def _alone(model: Any, prompt: list[int]) -> tuple[list[int], list[tuple[torch.T
 
 def _write(memory: PagedKv, pages: Any, cache: tuple[torch.Tensor, torch.Tensor], start: int, count: int) -> None:
     for index in range(count):
-        page, slot = pages[index // PAGE], index % PAGE
-        memory.key[page, :, slot] = cache[0][:, start + index]
-        memory.value[page, :, slot] = cache[1][:, start + index]
+        slot = pages[index // PAGE] * PAGE + index % PAGE
+        memory.key[:, slot] = cache[0][:, start + index]
+        memory.value[:, slot] = cache[1][:, start + index]
 
 
 def _angles() -> Angles:

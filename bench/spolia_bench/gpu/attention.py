@@ -13,17 +13,17 @@ from spolia_bench.gpu.batches import (
     angles,
     num_pages,
     planned,
-    private_ranges,
+    private_spans,
     random_kv,
-    random_query,
-    shared_ranges,
+    random_rows,
+    shared_spans,
     tails_of,
     tile_for,
 )
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_kernels import Partial
-from spolia_kernels.paged import PagedWork, append_paged, attend_spans, attend_tails
+from spolia_kernels.paged import PagedWork, attend_spans, attend_tails
 
 MHA, GQA = Heads(32, 32), Heads(32, 4)
 NAMED = [
@@ -49,7 +49,7 @@ class Layer:
     def __init__(self, point: Point, heads: Heads) -> None:
         self.point, self.heads = point, heads
         self.kv = random_kv(num_pages(point, 0), heads)
-        self.query, self.key, self.value = random_query(point.rows, heads)
+        self.rows = random_rows(point.rows, heads)
         self.tails = tails_of(point, -(-point.shared // self.kv.page_size), 0)
         self.angles = angles(heads.head_dim, point.shared + point.suffix + 2)
         self.sm_scale = heads.head_dim**-0.5
@@ -57,23 +57,22 @@ class Layer:
     def work(self, *, shared: bool) -> PagedWork:
         """Items for one treatment."""
         tile = tile_for(self.point.rows if shared else 1, self.heads.group)
-        ranges = shared_ranges(self.point) if shared else private_ranges(self.point)
+        spans = shared_spans(self.point) if shared else private_spans(self.point)
         processors = torch.cuda.get_device_properties(0).multi_processor_count
-        return planned(ranges, self.point.rows, self.heads, tile, processors)
+        return planned(spans, self.point.rows, self.heads, tile, processors)
 
     def step(self, work: PagedWork) -> Callable[[], object]:
-        """Append, spans, tails: what a decode step runs in a layer."""
+        """Spans, then tails: what a decode step runs in a layer."""
         shape = (max(1, work.num_parts), self.heads.num_q_heads)
         into = Partial(torch.zeros(*shape, self.heads.head_dim, device="cuda"), torch.zeros(*shape, device="cuda"))
-        result = torch.empty(self.query.shape, dtype=self.query.dtype, device="cuda")
+        result = torch.empty(self.rows.query.shape, dtype=self.rows.query.dtype, device="cuda")
 
         def run() -> torch.Tensor:
-            append_paged(self.key, self.value, self.kv, self.tails, self.angles)
             part = attend_spans(
-                self.query, self.kv, work, self.tails.positions, self.angles, sm_scale=self.sm_scale, into=into
+                self.rows.query, self.kv, work, self.tails.positions, self.angles, sm_scale=self.sm_scale, into=into
             )
             return attend_tails(
-                self.query, self.kv, self.tails, part, work, self.angles, sm_scale=self.sm_scale, into=result
+                self.rows, self.kv, self.tails, part, work, self.angles, sm_scale=self.sm_scale, into=result
             )
 
         return run
@@ -110,11 +109,8 @@ def _others(layer: Layer) -> Iterator[tuple[str, Callable[[], object]]]:
     Only what is shared is asked of them, with no rotation, no tail and no merge: less than what ours does.
     """
     heads, point = layer.heads, layer.point
-    query = layer.query.transpose(0, 1).contiguous()[None]
-    memory = [
-        layer.kv.gather(torch.arange(-(-point.shared // layer.kv.page_size), device="cuda"), 0, point.shared)[i]
-        for i in range(2)
-    ]
+    query = layer.rows.query.transpose(0, 1).contiguous()[None]
+    memory = (held[:, : point.shared] for held in (layer.kv.key, layer.kv.value))
     key, value = (m.repeat_interleave(heads.group, 0)[None].contiguous() for m in memory)
     aten = torch.ops.aten
     yield "flash2_span_only", lambda: aten._scaled_dot_product_flash_attention(query, key, value)

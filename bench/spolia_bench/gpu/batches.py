@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from spolia_kernels.paged import Angles, PagedKv, PagedRange, PagedWork, Tails, WorkShape, plan_work
+from spolia_kernels.paged import Angles, PagedKv, PagedWork, Rows, SlotSpan, Tails, WorkShape, plan_work
 
 DEVICE = "cuda"
 PAGE = 64
@@ -61,9 +60,9 @@ def angles(head_dim: int, max_position: int) -> Angles:
 
 def random_kv(num_pages: int, heads: Heads) -> PagedKv:
     """Pages of normal numbers."""
-    shape = (num_pages, heads.num_kv_heads, PAGE, heads.head_dim)
+    shape = (heads.num_kv_heads, num_pages * PAGE, heads.head_dim)
     key, value = (torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_() for _ in range(2))
-    return PagedKv(key, value)
+    return PagedKv(key, value, PAGE)
 
 
 def tails_of(point: Point, first_page: int, room: int) -> Tails:
@@ -79,29 +78,21 @@ def num_pages(point: Point, room: int) -> int:
     return -(-point.shared // PAGE) + point.rows * -(-(point.suffix + 1 + room) // PAGE)
 
 
-def shared_ranges(point: Point, documents: Sequence[Sequence[int]] | None = None) -> list[PagedRange]:
-    """What all rows read. `documents[r]` is row r's order of as many equal documents; without it there is one."""
+def shared_spans(point: Point, orders: Sequence[Sequence[int]] | None = None) -> list[SlotSpan]:
+    """What all rows read. `orders[r]` is row r's order of as many equal documents; without it there is one prefix."""
     rows = tuple(range(point.rows))
-    if documents is None:
-        return [PagedRange(tuple(range(-(-point.shared // PAGE))), 0, point.shared, rows, (0,) * point.rows)]
-    length = point.shared // len(documents[0])
-    per = length // PAGE
+    if orders is None:
+        return [SlotSpan(0, point.shared, rows, (0,) * point.rows)]
+    length = point.shared // len(orders[0])
     return [
-        PagedRange(
-            tuple(range(d * per, (d + 1) * per)),
-            0,
-            length,
-            rows,
-            tuple(order.index(d) * length for order in documents),
-        )
-        for d in range(len(documents[0]))
+        SlotSpan(d * length, (d + 1) * length, rows, tuple(order.index(d) * length for order in orders))
+        for d in range(len(orders[0]))
     ]
 
 
-def private_ranges(point: Point) -> list[PagedRange]:
+def private_spans(point: Point) -> list[SlotSpan]:
     """The same, every row reading for itself."""
-    pages = tuple(range(-(-point.shared // PAGE)))
-    return [PagedRange(pages, 0, point.shared, (row,), (0,)) for row in range(point.rows)]
+    return [SlotSpan(0, point.shared, (row,), (0,)) for row in range(point.rows)]
 
 
 def tile_for(rows: int, group: int) -> int:
@@ -109,20 +100,17 @@ def tile_for(rows: int, group: int) -> int:
     return min(128, max(16, 1 << (rows * group - 1).bit_length()))
 
 
-def planned(ranges: Sequence[PagedRange], rows: int, heads: Heads, tile: int, num_processors: int) -> PagedWork:
-    """Work in pieces that keep every processor busy a few times over, where the keys suffice for that."""
+def planned(spans: Sequence[SlotSpan], rows: int, heads: Heads, tile: int, num_processors: int) -> PagedWork:
+    """Work in pieces that keep every processor busy, where the keys suffice for that."""
     per_tile = tile // heads.group
-    tiles = sum(-(-len(r.rows) // per_tile) for r in ranges) * heads.num_kv_heads
-    longest = max(r.end - r.start for r in ranges)
-    wanted = max(1, (4 if tile <= 16 else 2) * num_processors // tiles)
-    piece = max(512 if tile > 16 else 256, -(-longest // wanted))
-    shape = WorkShape(heads.num_kv_heads, heads.group, PAGE, tile, piece)
-    return plan_work(ranges, rows, shape, DEVICE)
+    tiles = sum(-(-len(span.rows) // per_tile) for span in spans) * heads.num_kv_heads
+    longest = max(span.end - span.start for span in spans)
+    wanted = max(1, 2 * num_processors // tiles)
+    piece = max(128, -(-longest // wanted))
+    return plan_work(spans, rows, WorkShape(heads.num_kv_heads, heads.group, tile, piece), DEVICE)
 
 
-def random_query(rows: int, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of the rows as the model's one product gives them: side by side, key unrotated."""
+def random_rows(rows: int, heads: Heads) -> Rows:
+    """Queries and new KV as a model's one product gives them."""
     total = heads.num_q_heads + 2 * heads.num_kv_heads
-    joined = torch.randn(rows, total, heads.head_dim, device=DEVICE).to(torch.bfloat16)
-    key, value = joined[:, heads.num_q_heads :].chunk(2, 1)
-    return joined[:, : heads.num_q_heads], key, value
+    return Rows.of(torch.randn(rows, total, heads.head_dim, device=DEVICE).to(torch.bfloat16), heads.num_q_heads)

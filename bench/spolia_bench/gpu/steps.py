@@ -19,15 +19,15 @@ from spolia_bench.gpu.batches import (
     angles,
     num_pages,
     planned,
-    private_ranges,
-    shared_ranges,
+    private_spans,
+    shared_spans,
     tails_of,
     tile_for,
 )
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
-from spolia_kernels.paged import PagedKv, PagedRange
+from spolia_kernels.paged import PagedKv, SlotSpan
 
 NEW_TOKENS = 32
 QUESTION = 16
@@ -96,26 +96,25 @@ class Bench:
         self.model = random_model(shape)
         most = max(num_pages(_with_question(point), NEW_TOKENS) for point in points)
         heads = shape.heads
-        size = (most, heads.num_kv_heads, PAGE, heads.head_dim)
+        size = (heads.num_kv_heads, most * PAGE, heads.head_dim)
         self.kv = tuple(
-            PagedKv(*(torch.empty(size, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2)))
+            PagedKv(*(torch.empty(size, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2)), PAGE)
             for _ in range(shape.layers)
         )
         self.angles = angles(heads.head_dim, max(point.shared for point in points) + 2 * PAGE)
         self.processors = torch.cuda.get_device_properties(0).multi_processor_count
 
-    def step(self, point: Point, ranges: Sequence[PagedRange], rows_of_range: int) -> DeviceStep:
+    def step(self, point: Point, spans: Sequence[SlotSpan], rows_of_span: int) -> DeviceStep:
         """A captured step of a batch, loaded."""
         point = _with_question(point)
         heads = self.shape.heads
-        tile = tile_for(rows_of_range, heads.group)
-        work = planned(ranges, point.rows, heads, tile, self.processors)
+        tile = tile_for(rows_of_span, heads.group)
+        work = planned(spans, point.rows, heads, tile, self.processors)
         tails = tails_of(point, -(-point.shared // PAGE), NEW_TOKENS)
         capacity = StepCapacity(
             rows=point.rows,
             items=work.items.shape[0],
             readings=work.rows.shape[0],
-            pages=work.pages.shape[0],
             parts=work.num_parts,
             tail_pages=tails.pages.shape[1],
             tile=tile,
@@ -135,7 +134,7 @@ class Bench:
 
     def no_attention_ms(self, rows: int) -> float:
         """All of a step but attention and the writing of KV."""
-        capacity = StepCapacity(rows, 1, 1, 1, 1, 1, 16)
+        capacity = StepCapacity(rows, 1, 1, 1, 1, 16)
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
         num_q_heads = self.shape.heads.num_q_heads
         run = graphed(lambda: step.logits(lambda layer, qkv: qkv[:, :num_q_heads].contiguous()).argmax(-1))
@@ -149,19 +148,19 @@ def compare(shape: Shape, rates: Rates, points: Sequence[Point]) -> Iterator[dic
         row: dict[str, Any] = {"model": shape.name, "point": f"{point.rows}x{point.shared}"}
         row["floor_ms"] = bench.floor_ms(point, rates)
         row["no_attention_ms"] = bench.no_attention_ms(point.rows)
-        row["shared_ms"] = _steps_ms(bench.step(point, shared_ranges(point), point.rows), NEW_TOKENS)
+        row["shared_ms"] = _steps_ms(bench.step(point, shared_spans(point), point.rows), NEW_TOKENS)
         orders = _orders(point.rows)
-        permuted = bench.step(point, shared_ranges(point, orders), point.rows)
+        permuted = bench.step(point, shared_spans(point, orders), point.rows)
         row["permuted_ms"] = _steps_ms(permuted, NEW_TOKENS)
         slow = point.rows * point.shared >= 1 << 20
-        private = bench.step(point, private_ranges(point), 1)
+        private = bench.step(point, private_spans(point), 1)
         row["private_ms"] = _steps_ms(private, SLOW_STEPS if slow else NEW_TOKENS)
         row["private_over_shared"] = row["private_ms"] / row["shared_ms"]
         row["permuted_over_shared"] = row["permuted_ms"] / row["shared_ms"]
         row["step_over_floor"] = row["shared_ms"] / row["floor_ms"]
         yield row
     alone = Point(1, 1024, 0)
-    one = _steps_ms(bench.step(alone, private_ranges(alone), 1), NEW_TOKENS)
+    one = _steps_ms(bench.step(alone, private_spans(alone), 1), NEW_TOKENS)
     num_bytes = 2 * shape.linear_weights + shape.layers * shape.heads.key_bytes * (1024 + QUESTION + NEW_TOKENS // 2)
     yield {
         "model": shape.name,

@@ -1,4 +1,4 @@
-"""How the span kernel is best cut: every setting at points that are bound by memory and by products.
+"""How the paged kernels are best cut: every setting at points that are bound by memory, by products and by latency.
 
 `python -m spolia_bench.gpu.tune PART NUM_PARTS` runs each setting of a part once, so that several processes fill
 Triton's cache together; without arguments all are timed.
@@ -9,74 +9,106 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from spolia_bench.gpu.attention import GQA, MHA, Layer
-from spolia_bench.gpu.batches import Heads, Point, planned, private_ranges, shared_ranges
+from spolia_bench.gpu.batches import Heads, Point, planned, private_spans, shared_spans
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_kernels import Partial
-from spolia_kernels.paged import attend_spans
-from spolia_kernels.paged.tuning import Tuning
+from spolia_kernels.paged import Tuning, attend_spans, attend_tails
 
-CASES: list[tuple[str, Heads, Point, int, list[Tuning]]] = []
-for warps, keys, stages in itertools.product((4, 8), (64, 128), (2, 3, 4)):
-    CASES.append(("mha 1024x16384 tile 128", MHA, Point(1024, 16384, 0), 128, [Tuning(keys, warps, stages, 1)]))
-for keys, stages, per in ((64, 2, 2), (64, 3, 2), (64, 3, 3), (64, 4, 2), (128, 2, 2)):
-    CASES.append(("mha 1024x16384 tile 64", MHA, Point(1024, 16384, 0), 64, [Tuning(keys, 4, stages, per)]))
-for keys, stages, per in ((32, 3, 4), (64, 2, 3), (64, 3, 2), (64, 4, 2), (64, 4, 1), (128, 2, 2), (128, 3, 1)):
-    CASES.append(("mha 32x16384 tile 32", MHA, Point(32, 16384, 0), 32, [Tuning(keys, 4, stages, per)]))
-for keys, stages, per in ((32, 3, 4), (32, 4, 4), (64, 2, 3), (64, 3, 2), (64, 4, 2), (128, 2, 2), (128, 3, 1)):
-    CASES.append(("mha private 32x4096 tile 16", MHA, Point(32, 4096, 0), 16, [Tuning(keys, 4, stages, per)]))
-for keys, warps, stages in ((64, 4, 3), (64, 8, 3), (128, 8, 2), (128, 4, 2)):
-    CASES.append(("gqa8 1024x16384 tile 128", GQA, Point(1024, 16384, 0), 128, [Tuning(keys, warps, stages, 1)]))
+Case = tuple[str, Heads, Point, int, Tuning]
+
+SPANS = {
+    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 128): [(128, 8, 2, 1), (128, 8, 3, 1), (64, 8, 3, 1), (64, 8, 2, 1)],
+    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 64): [(64, 4, 2, 2), (64, 4, 3, 2), (128, 4, 2, 1), (64, 4, 2, 3)],
+    ("gqa8 1024x16384", GQA, Point(1024, 16384, 0), 128): [(128, 8, 2, 1), (64, 8, 3, 1)],
+    ("mha 32x16384", MHA, Point(32, 16384, 0), 32): [(64, 4, 2, 3), (64, 4, 3, 2), (128, 4, 2, 2), (128, 4, 3, 1)],
+    ("mha private 32x4096", MHA, Point(32, 4096, 0), 16): [(64, 4, 2, 3), (64, 4, 3, 2), (128, 4, 2, 2), (32, 2, 3, 4)],
+    ("gqa8 32x1024", GQA, Point(32, 1024, 0), 128): [(128, 8, 2, 1), (64, 8, 3, 1)],
+    ("gqa8 32x1024", GQA, Point(32, 1024, 0), 64): [(64, 4, 3, 2), (64, 4, 2, 2)],
+}
+SPECIAL = [(128, 8, 2, 1), (128, 8, 3, 1), (128, 4, 2, 1)]
+TAILS = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 3)))
 
 
-def _runs(
-    cases: list[tuple[str, Heads, Point, int, list[Tuning]]],
-) -> Iterator[tuple[str, Tuning, float, Callable[[], object]]]:
-    """Name, setting, floor operations and bytes as milliseconds are the caller's; what runs it."""
-    for name, heads, point, tile, tunings in cases:
-        layer = Layer(point, heads)
-        ranges = private_ranges(point) if "private" in name else shared_ranges(point)
-        processors = torch.cuda.get_device_properties(0).multi_processor_count
-        work = planned(ranges, point.rows, heads, tile, processors)
-        shape = (work.num_parts, heads.num_q_heads)
-        into = Partial(torch.zeros(*shape, heads.head_dim, device="cuda"), torch.zeros(*shape, device="cuda"))
-        flops = 4.0 * point.rows * heads.num_q_heads * heads.head_dim * point.shared
-        for t in tunings:
+def _cases() -> Iterator[Case]:
+    for joined in (False, True):
+        for (name, heads, point, tile), settings in SPANS.items():
+            for keys, warps, stages, per in settings:
+                yield name, heads, point, tile, Tuning(keys, warps, stages, per, joined)
+    for name, heads, point in (
+        ("tails mha 1024+128", MHA, Point(1024, 1024, 128)),
+        ("tails mha 1024+0", MHA, Point(1024, 1024, 0)),
+        ("tails gqa8 1024+128", GQA, Point(1024, 1024, 128)),
+    ):
+        for keys, warps, stages in TAILS:
+            if keys < 64 or warps > 1:
+                yield name, heads, point, 0, Tuning(keys, warps, stages)
+    for keys, warps, stages, per in SPECIAL:
+        yield "mha 1024x16384", MHA, Point(1024, 16384, 0), 128, Tuning(keys, warps, stages, per, True, True)
+
+
+def _runs(cases: list[Case]) -> Iterator[tuple[Case, Callable[[], object]]]:
+    before, layer, made = None, None, None
+    for case in cases:
+        name, heads, point, tile, tuned = case
+        if (name, tile) != before:
+            layer = made = None
+            torch.cuda.empty_cache()
+            layer = Layer(point, heads)
+            spans = private_spans(point) if "private" in name else shared_spans(point)
+            processors = torch.cuda.get_device_properties(0).multi_processor_count
+            work = planned(spans, point.rows, heads, tile or 128, processors)
+            shape = (work.num_parts, heads.num_q_heads)
+            into = Partial(torch.zeros(*shape, heads.head_dim, device="cuda"), torch.zeros(*shape, device="cuda"))
+            made, before = (work, into), (name, tile)
+        assert layer is not None and made is not None
+        work, into = made
+        common = {"sm_scale": layer.sm_scale, "tuned": tuned}
+        if tile:
             yield (
-                name,
-                t,
-                flops,
-                lambda t=t, layer=layer, work=work, into=into: attend_spans(
-                    layer.query, layer.kv, work, layer.tails.positions, layer.angles,
-                    sm_scale=layer.sm_scale, into=into, tuned=t,
+                case,
+                partial(
+                    attend_spans,
+                    layer.rows.query,
+                    layer.kv,
+                    work,
+                    layer.tails.positions,
+                    layer.angles,
+                    into=into,
+                    **common,
                 ),
-            )  # fmt: skip
-        torch.cuda.empty_cache()
+            )
+        else:
+            yield case, partial(attend_tails, layer.rows, layer.kv, layer.tails, into, work, layer.angles, **common)
 
 
 def main(argv: list[str]) -> None:
     """See the module."""
+    cases = list(_cases())
     if argv:
         part, num_parts = map(int, argv)
-        for name, t, _, run in _runs(CASES[part::num_parts]):
+        for _, run in _runs(cases[part::num_parts]):
             try:
                 run()
                 torch.cuda.synchronize()
-            except Exception as error:  # noqa: BLE001 - a setting that does not fit is said below
-                print("cannot", name, t, str(error)[:80])
+            except Exception as error:  # noqa: BLE001 - said again when it is timed
+                print("cannot", str(error)[:60])
         return
-    for name, t, flops, run in _runs(CASES):
+    for (name, heads, point, tile, t), run in _runs(cases):
         try:
             ms = timed(graphed(run), repeats=10).median_ms
         except Exception as error:  # noqa: BLE001 - a setting may not fit shared memory
-            print(name, t, "fails:", str(error)[:80])
+            print(name, t, "fails:", str(error)[:60])
             continue
+        flops = 4.0 * point.rows * heads.num_q_heads * heads.head_dim * point.shared
+        rate = f"{flops / ms * 1e-9:.0f} TFLOP/s" if tile else ""
+        kind = f"{'joined' if t.joined else 'halves'}{' ws' if t.special else ''}"
         print(
-            f"{name} {t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor}: {ms:.4f} ms, {flops / ms * 1e-9:.0f} TFLOP/s",
-            flush=True,
+            f"{name} {tile} {t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor} {kind} {ms:.4f} {rate}", flush=True
         )
 
 

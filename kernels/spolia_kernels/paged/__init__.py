@@ -1,13 +1,13 @@
-"""Attention of decode rows over paged KV: spans that many rows read, then every row's own tail.
+"""Attention of decode rows over KV in slots: spans that many rows read, then every row's own tail.
 
     attend_spans   each row's partial over each span it reads, at the row's own offset
-    append_paged   the rows' new KV into their tails
-    attend_tails   each row over its own tail, merged with its partials: the layer's attention
+    attend_tails   the rows' new KV into their tails, and each row over its own, merged with its partials
+    append_paged   new KV into slots: what a prefill pass does
 
-CUDA: Triton kernels, fit for CUDA graphs: what changes from step to step is read on the device. Elsewhere, and for a
-model that rotates only a part of its heads: `reference.py`. Queries and keys come unrotated; kernels rotate them on the
-way, once, by the distance that counts. Source: Hydragen (2402.05099) §3, EPIC (2410.15332) §4, and the running softmax
-of FlashAttention (2205.14135) §3.1; persistent programs over a work list as in Stream-K (2301.03598).
+CUDA: Triton kernels, fit for CUDA graphs: what changes from step to step is read on the device. Elsewhere, and for
+heads of other sizes than 64, 128 and 256: `reference.py`. Queries and keys come unrotated; kernels rotate them on the
+way, once, by the distance that counts. Source: Hydragen (2402.05099) §3, EPIC (2410.15332) §4, the running softmax of
+FlashAttention (2205.14135) §3.1; persistent programs over a work list as in Stream-K (2301.03598).
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.paged.memory import PagedKv
-from spolia_kernels.paged.reference import (
-    Angles,
-    Tails,
-    append_paged_ref,
-    attend_spans_ref,
-    attend_tails_ref,
-)
-from spolia_kernels.paged.tuning import Tuning, tuning
-from spolia_kernels.paged.work import PagedRange, PagedWork, WorkShape, plan_work
+from spolia_kernels.paged.reference import Angles, Rows, Tails, append_paged_ref, attend_spans_ref, attend_tails_ref
+from spolia_kernels.paged.tuning import Tuning, span_tuning, tail_tuning
+from spolia_kernels.paged.work import PagedWork, SlotSpan, WorkShape, plan_work
 from spolia_kernels.partial import Partial
 
 __all__ = [
     "Angles",
     "PagedKv",
-    "PagedRange",
     "PagedWork",
+    "Rows",
+    "SlotSpan",
     "Tails",
     "Tuning",
     "WorkShape",
@@ -39,7 +34,6 @@ __all__ = [
     "attend_spans",
     "attend_tails",
     "plan_work",
-    "tuning",
 ]
 
 
@@ -72,12 +66,12 @@ def attend_spans(
         return into
     from spolia_kernels.paged import launch  # Triton is there where a CUDA device is
 
-    launch.attend_spans(query, kv, work, positions, angles, sm_scale, into, tuned or tuning(query, kv, work.tile))
+    launch.attend_spans(query, kv, work, positions, angles, sm_scale, into, tuned or span_tuning(query, work.tile))
     return into
 
 
 def attend_tails(
-    query: Tensor,
+    rows: Rows,
     kv: PagedKv,
     tails: Tails,
     partials: Partial,
@@ -89,38 +83,35 @@ def attend_tails(
     num_rows: Tensor | None = None,
     tuned: Tuning | None = None,
 ) -> Tensor:
-    """Attention [num_rows, num_q_heads, head_dim] of every row over its tail and, by their partials, its spans.
+    """Writes every row's KV behind its tail and returns its attention over the tail and, by their partials, its spans.
 
-    `query` as for `attend_spans`. `num_rows` int32 [1]: only so many rows are there, read on the device; all of them
-    where it is None. `into` is written and returned.
+    [num_rows, num_q_heads, head_dim] in the query's dtype; `into` is written and returned. `num_rows` int32 [1]: only
+    so many rows are there, which is read on the device; all of them where it is None.
     """
+    query = rows.query
     if into is None:
         into = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if not uses_triton(query):
-        there = slice(query.shape[0] if num_rows is None else int(num_rows))
-        into[there] = attend_tails_ref(query[there], kv, tails, partials, work, angles, sm_scale=sm_scale)
+        there = query.shape[0] if num_rows is None else int(num_rows)
+        into[:there] = attend_tails_ref(rows.first(there), kv, tails, partials, work, angles, sm_scale=sm_scale)
         return into
     from spolia_kernels.paged import launch
 
-    launch.attend_tails(
-        query, kv, tails, partials, work, angles, sm_scale, into, num_rows, tuned or tuning(query, kv, 16)
-    )
+    launch.attend_tails(rows, kv, tails, partials, work, angles, sm_scale, into, num_rows, tuned or tail_tuning(query))
     return into
 
 
-def append_paged(
-    key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, *, num_rows: Tensor | None = None
-) -> None:
-    """Writes the rows' new KV behind their tails, at their positions: `key` unrotated, both [num_rows, num_kv_heads,
-    head_dim], rows of both at one stride.
+def append_paged(key: Tensor, value: Tensor, kv: PagedKv, slots: Tensor, positions: Tensor, angles: Angles) -> None:
+    """Writes KV of rows into `slots`, the keys turned to `positions` (int32 [num_rows] both; slots are distinct).
+
+    `key`, unrotated, and `value` [num_rows, num_kv_heads, head_dim], rows of both at one stride.
     """
     if not uses_triton(key):
-        there = slice(key.shape[0] if num_rows is None else int(num_rows))
-        append_paged_ref(key[there], value[there], kv, tails, angles)
+        append_paged_ref(key, value, kv, slots, positions, angles)
         return
     from spolia_kernels.paged import launch
 
-    launch.append_paged(key, value, kv, tails, angles, num_rows)
+    launch.append_paged(key, value, kv, slots, positions, angles)
 
 
 def uses_triton(tensor: Tensor) -> bool:

@@ -1,8 +1,8 @@
-"""Attention over shared spans on a CUDA device: persistent programs that walk a list of items.
+"""Attention over spans on a CUDA device: persistent programs that walk a list of items.
 
 The query tile is gathered by row, rotated in registers by each row's own distance from the span, and scaled for base 2;
-the keys come page by page. How many items there are is read on the device, so that one CUDA graph serves every batch
-that fits its buffers.
+the keys come by the device's tensor copies, in halves as rotation has them. How many items there are is read on the
+device, so that one CUDA graph serves every batch that fits its buffers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spolia_kernels.paged.device_code import load_turned, scan
+from spolia_kernels.paged.device_code import soften, turned_halves
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -21,11 +21,11 @@ def attend_spans_kernel(
     query,
     key,
     value,
+    num_slots,
     items,
     num_items,
     rows,
     offsets,
-    pages,
     positions,
     cos,
     sin,
@@ -33,59 +33,62 @@ def attend_spans_kernel(
     part_lse,
     sm_scale,
     stride_row,
-    stride_page,
     NUM_Q_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HALF: tl.constexpr,
-    PAGE: tl.constexpr,
     TILE: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
+    JOINED: tl.constexpr = False,
+    SPECIAL: tl.constexpr = False,
 ):
-    count = tl.load(num_items)
-    for index in range(tl.program_id(0), count, tl.num_programs(0)):
+    for index in range(tl.program_id(0), tl.load(num_items), tl.num_programs(0)):
         item = items + index * 8
         head = tl.load(item)
         first_reading = tl.load(item + 1)
         num_readings = tl.load(item + 2)
-        first_page = tl.load(item + 3)
-        start = tl.load(item + 4)
-        end = tl.load(item + 5)
-        part = tl.load(item + 6)
+        low = head * num_slots + tl.load(item + 3)
+        high = head * num_slots + tl.load(item + 4)
+        part = tl.load(item + 5)
 
         m = tl.arange(0, TILE)
+        d = tl.arange(0, HALF)
         reading = m // GROUP
         q_head = head * GROUP + m % GROUP
         seen = reading < num_readings
         row = tl.load(rows + first_reading + reading, mask=seen, other=0)
         offset = tl.load(offsets + first_reading + reading, mask=seen, other=0)
-        position = tl.load(positions + row, mask=seen, other=0) - offset
-        q1, q2 = load_turned(query, stride_row, row, q_head, position, cos, sin, sm_scale * LOG2_E, seen, HALF)
+        distance = tl.load(positions + row, mask=seen, other=0) - offset
+        at = query + (row.to(tl.int64) * stride_row + q_head * (2 * HALF))[:, None] + d[None, :]
+        angle = distance[:, None] * HALF + d[None, :]
+        first, second = turned_halves(at, angle, cos, sin, sm_scale * LOG2_E, seen[:, None], HALF)
+        first, second = first.to(query.dtype.element_ty), second.to(query.dtype.element_ty)
+
+        if JOINED:
+            both = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (TILE, 2 * HALF))
 
         top = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE], tl.float32)
         out = tl.zeros([TILE, 2 * HALF], tl.float32)
-        in_head = head.to(tl.int64) * (PAGE * 2 * HALF)
-        # Whole steps between the first and the last need no mask. The first sees at least one key: no row is empty.
-        low = start // KEYS * KEYS
-        inner = tl.minimum(low + KEYS, end)
-        if start % KEYS == 0:
-            inner = low
-        whole = tl.maximum(inner, end // KEYS * KEYS)
-        top, total, out = scan(
-            q1, q2, top, total, out, key + in_head, value + in_head, pages + first_page, low, inner, start, end,
-            stride_page, HALF, PAGE, KEYS, True, PRECISION,
-        )  # fmt: skip
-        top, total, out = scan(
-            q1, q2, top, total, out, key + in_head, value + in_head, pages + first_page, inner, whole, start, end,
-            stride_page, HALF, PAGE, KEYS, False, PRECISION,
-        )  # fmt: skip
-        top, total, out = scan(
-            q1, q2, top, total, out, key + in_head, value + in_head, pages + first_page, whole, end, start, end,
-            stride_page, HALF, PAGE, KEYS, True, PRECISION,
-        )  # fmt: skip
+        whole = low + (high - low) // KEYS * KEYS
+        for n in tl.range(low, whole, KEYS, warp_specialize=SPECIAL):
+            if JOINED:
+                scores = tl.dot(both, key.load([n, 0]).T, input_precision=PRECISION)
+            else:
+                scores = tl.dot(first, key.load([n, 0]).T, input_precision=PRECISION)
+                scores = tl.dot(second, key.load([n, HALF]).T, scores, input_precision=PRECISION)
+            top, total, out = soften(scores, top, total, out, value.load([n, 0]), PRECISION)
+        if whole < high:
+            if JOINED:
+                scores = tl.dot(both, key.load([whole, 0]).T, input_precision=PRECISION)
+            else:
+                scores = tl.dot(first, key.load([whole, 0]).T, input_precision=PRECISION)
+                scores = tl.dot(second, key.load([whole, HALF]).T, scores, input_precision=PRECISION)
+            inside = whole + tl.arange(0, KEYS) < high  # at least one key is: no row is empty
+            scores = tl.where(inside[None, :], scores, float("-inf"))
+            top, total, out = soften(scores, top, total, out, value.load([whole, 0]), PRECISION)
 
-        at = (part + reading).to(tl.int64) * NUM_Q_HEADS + q_head
-        tl.store(part_lse + at, (top + tl.math.log2(total)) * LN_2, mask=seen)
-        d = tl.arange(0, 2 * HALF)
-        tl.store(part_out + at[:, None] * (2 * HALF) + d[None, :], out / total[:, None], mask=seen[:, None])
+        to = (part + reading).to(tl.int64) * NUM_Q_HEADS + q_head
+        tl.store(part_lse + to, (top + tl.math.log2(total)) * LN_2, mask=seen)
+        wide = tl.arange(0, 2 * HALF)
+        tl.store(part_out + to[:, None] * (2 * HALF) + wide[None, :], out / total[:, None], mask=seen[:, None])

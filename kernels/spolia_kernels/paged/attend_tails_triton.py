@@ -1,7 +1,8 @@
-"""Attention over private tails on a CUDA device, and the merge with what the spans gave: one program per row and KV head.
+"""Attention over private tails on a CUDA device, writing the row's own KV first and merging with what the spans gave.
 
-The running softmax begins with the row's partials in the place of nothing, so the merge costs no launch and no memory
-of its own, and what is written is the answer.
+One program per row and KV head. The running softmax begins with the row's own key, which is in registers anyway, goes
+on with the row's partials, and then reads the tail: append and merge cost no launch and no memory of their own, no row
+is ever empty, and what is written is the layer's answer.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spolia_kernels.paged.device_code import load_turned, scan
+from spolia_kernels.paged.device_code import soften, turned_halves
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -17,8 +18,11 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 @triton.jit
 def attend_tails_kernel(
     query,
+    new_key,
+    new_value,
     key,
     value,
+    num_slots,
     tail_pages,
     tail_starts,
     positions,
@@ -32,7 +36,6 @@ def attend_tails_kernel(
     result,
     sm_scale,
     stride_row,
-    stride_page,
     max_pages,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -42,55 +45,62 @@ def attend_tails_kernel(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     if row < tl.load(num_rows):
-        d = tl.arange(0, 2 * HALF)
+        d = tl.arange(0, HALF)
+        wide = tl.arange(0, 2 * HALF)
         m = tl.arange(0, TILE)
         seen = m < GROUP
         q_head = head * GROUP + m
         position = tl.load(positions + row)
-        length = position - tl.load(tail_starts + row) + 1
-        q1, q2 = load_turned(
-            query, stride_row, row + m * 0, q_head, position + m * 0, cos, sin, sm_scale * LOG2_E, seen, HALF
-        )
+        length = position - tl.load(tail_starts + row)
+        pages = tail_pages + row * max_pages
+        in_head = head.to(tl.int64) * num_slots
+        angle = (position * HALF + d)[None, :]
 
-        top = tl.full([TILE], float("-inf"), tl.float32)
-        total = tl.zeros([TILE], tl.float32)
-        out = tl.zeros([TILE, 2 * HALF], tl.float32)
-        in_head = head.to(tl.int64) * (PAGE * 2 * HALF)
-        pages = tail_pages + row.to(tl.int64) * max_pages
-        whole = length // KEYS * KEYS
-        top, total, out = scan(
-            q1, q2, top, total, out, key + in_head, value + in_head, pages, 0, whole, 0, length,
-            stride_page, HALF, PAGE, KEYS, False, PRECISION,
-        )  # fmt: skip
-        top, total, out = scan(
-            q1, q2, top, total, out, key + in_head, value + in_head, pages, whole, length, 0, length,
-            stride_page, HALF, PAGE, KEYS, True, PRECISION,
-        )  # fmt: skip
+        at = query + row * stride_row + q_head[:, None] * (2 * HALF) + d[None, :]
+        q1, q2 = turned_halves(at, angle, cos, sin, sm_scale * LOG2_E, seen[:, None], HALF)
+        q1, q2 = q1.to(query.dtype.element_ty), q2.to(query.dtype.element_ty)
+        at = new_key + row * stride_row + head * (2 * HALF) + d[None, :]
+        k1, k2 = turned_halves(at, angle, cos, sin, 1.0, angle >= 0, HALF)
+        k1, k2 = k1.to(key.dtype.element_ty), k2.to(key.dtype.element_ty)
+        v = tl.load(new_value + row * stride_row + head * (2 * HALF) + wide).to(value.dtype.element_ty)
+        slot = in_head + tl.load(pages + length // PAGE) * PAGE + length % PAGE
+        tl.store(key + slot * (2 * HALF) + d[None, :], k1)
+        tl.store(key + slot * (2 * HALF) + HALF + d[None, :], k2)
+        tl.store(value + slot * (2 * HALF) + wide, v)
+
+        own = q1.to(tl.float32) * k1.to(tl.float32) + q2.to(tl.float32) * k2.to(tl.float32)
+        top = tl.sum(own, 1)
+        total = tl.full([TILE], 1.0, tl.float32)
+        out = tl.zeros([TILE, 2 * HALF], tl.float32) + v.to(tl.float32)[None, :]
 
         for index in range(tl.load(part_starts + row), tl.load(part_starts + row + 1)):
-            at = tl.load(parts + index).to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
-            lse = tl.load(part_lse + at, mask=seen, other=float("-inf")) * LOG2_E
-            # The row's own key is always there, so the maximum is a number, whatever a partial is.
+            part = tl.load(parts + index).to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
+            lse = tl.load(part_lse + part, mask=seen, other=float("-inf")) * LOG2_E
             new_top = tl.maximum(top, lse)
             keep = tl.math.exp2(top - new_top)
             weight = tl.math.exp2(lse - new_top)
-            part = tl.load(part_out + at[:, None] * (2 * HALF) + d[None, :], mask=seen[:, None], other=0.0)
+            told = tl.load(part_out + part[:, None] * (2 * HALF) + wide[None, :], mask=seen[:, None], other=0.0)
             total = total * keep + weight
-            out = out * keep[:, None] + tl.where(weight[:, None] > 0.0, part * weight[:, None], 0.0)
+            out = out * keep[:, None] + tl.where(weight[:, None] > 0.0, told * weight[:, None], 0.0)
             top = new_top
 
-        at = row.to(tl.int64) * stride_row_out(NUM_KV_HEADS, GROUP, HALF) + q_head * (2 * HALF)
-        tl.store(
-            result + at[:, None] + d[None, :],
-            (out / total[:, None]).to(result.dtype.element_ty),
-            mask=seen[:, None],
-        )
+        j = tl.arange(0, KEYS)
+        for n in range(0, length, KEYS):
+            there = n + j < length
+            if PAGE % KEYS == 0:
+                slots = in_head + tl.load(pages + n // PAGE) * PAGE + n % PAGE + j
+            else:
+                slots = in_head + tl.load(pages + (n + j) // PAGE, mask=there, other=0) * PAGE + (n + j) % PAGE
+            at = key + slots[:, None] * (2 * HALF) + d[None, :]
+            scores = tl.dot(q1, tl.load(at, mask=there[:, None], other=0.0).T, input_precision=PRECISION)
+            scores = tl.dot(q2, tl.load(at + HALF, mask=there[:, None], other=0.0).T, scores, input_precision=PRECISION)
+            scores = tl.where(there[None, :], scores, float("-inf"))
+            at = value + slots[:, None] * (2 * HALF) + wide[None, :]
+            values = tl.load(at, mask=there[:, None], other=0.0)
+            top, total, out = soften(scores, top, total, out, values, PRECISION)
 
-
-@triton.jit
-def stride_row_out(NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr):
-    """Numbers of one row of the result."""
-    return NUM_KV_HEADS * GROUP * 2 * HALF
+        at = result + (row * (NUM_KV_HEADS * GROUP) + q_head)[:, None] * (2 * HALF) + wide[None, :]
+        tl.store(at, (out / total[:, None]).to(result.dtype.element_ty), mask=seen[:, None])

@@ -6,12 +6,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spolia_kernels.paged.append_triton import append_paged_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
 from spolia_kernels.paged.memory import PagedKv
-from spolia_kernels.paged.reference import Angles, Tails
+from spolia_kernels.paged.reference import Angles, Rows, Tails
 from spolia_kernels.paged.tuning import Tuning
 from spolia_kernels.paged.work import PagedWork
 from spolia_kernels.partial import Partial
@@ -31,16 +32,17 @@ def attend_spans(
     capacity = work.items.shape[0]
     if not capacity:
         return
+    half = kv.head_dim // 2
     num_programs = min(capacity, _num_processors(query.device) * tuned.per_processor)
     attend_spans_kernel[(num_programs,)](
         query,
-        kv.key,
-        kv.value,
+        TensorDescriptor.from_tensor(kv.key.view(-1, kv.head_dim), [tuned.keys, 2 * half if tuned.joined else half]),
+        TensorDescriptor.from_tensor(kv.value.view(-1, kv.head_dim), [tuned.keys, 2 * half]),
+        kv.num_slots,
         work.items,
         work.num_items,
         work.rows,
         work.offsets,
-        work.pages,
         positions,
         angles.cos,
         angles.sin,
@@ -48,13 +50,13 @@ def attend_spans(
         into.lse,
         sm_scale,
         query.stride(0),
-        kv.key.stride(0),
         NUM_Q_HEADS=query.shape[1],
         GROUP=query.shape[1] // kv.num_kv_heads,
-        HALF=kv.head_dim // 2,
-        PAGE=kv.page_size,
+        HALF=half,
         TILE=work.tile,
         KEYS=tuned.keys,
+        JOINED=tuned.joined,
+        SPECIAL=tuned.special,
         PRECISION=_precision(query),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
@@ -62,7 +64,7 @@ def attend_spans(
 
 
 def attend_tails(
-    query: Tensor,
+    rows: Rows,
     kv: PagedKv,
     tails: Tails,
     partials: Partial,
@@ -74,11 +76,16 @@ def attend_tails(
     tuned: Tuning,
 ) -> None:
     """See `spolia_kernels.paged.attend_tails`."""
+    query = rows.query
     group = query.shape[1] // kv.num_kv_heads
+    assert query.stride(0) == rows.key.stride(0) == rows.value.stride(0), "queries, keys and values at one stride"
     attend_tails_kernel[(query.shape[0], kv.num_kv_heads)](
         query,
+        rows.key,
+        rows.value,
         kv.key,
         kv.value,
+        kv.num_slots,
         tails.pages,
         tails.starts,
         tails.positions,
@@ -92,7 +99,6 @@ def attend_tails(
         into,
         sm_scale,
         query.stride(0),
-        kv.key.stride(0),
         tails.pages.stride(0),
         NUM_KV_HEADS=kv.num_kv_heads,
         GROUP=group,
@@ -106,9 +112,7 @@ def attend_tails(
     )
 
 
-def append_paged(
-    key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles, num_rows: Tensor | None
-) -> None:
+def append_paged(key: Tensor, value: Tensor, kv: PagedKv, slots: Tensor, positions: Tensor, angles: Angles) -> None:
     """See `spolia_kernels.paged.append_paged`."""
     assert key.stride(0) == value.stride(0), "new keys and values lie at one stride"
     append_paged_kernel[(key.shape[0], kv.num_kv_heads)](
@@ -116,17 +120,13 @@ def append_paged(
         value,
         kv.key,
         kv.value,
-        tails.pages,
-        tails.starts,
-        tails.positions,
-        _all_rows(key.shape[0], key.device) if num_rows is None else num_rows,
+        kv.num_slots,
+        slots,
+        positions,
         angles.cos,
         angles.sin,
         key.stride(0),
-        kv.key.stride(0),
-        tails.pages.stride(0),
         HALF=kv.head_dim // 2,
-        PAGE=kv.page_size,
         num_warps=1,
     )
 

@@ -23,15 +23,34 @@ class Angles:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """A layer's queries and new KV, unrotated, [num_rows, heads, head_dim]; rows of all three at one stride."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, joined: Tensor, num_q_heads: int) -> Rows:
+        """Views of [num_rows, num_q_heads + 2 · num_kv_heads, head_dim]: queries, keys, values side by side."""
+        key, value = joined[:, num_q_heads:].chunk(2, 1)
+        return cls(joined[:, :num_q_heads], key, value)
+
+    def first(self, num_rows: int) -> Rows:
+        """The first rows."""
+        return Rows(self.query[:num_rows], self.key[:num_rows], self.value[:num_rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tails:
-    """What each row alone reads: its own pages, up to and with the key it writes in this step."""
+    """What each row alone reads: its own pages, behind which it writes a key and value in this step."""
 
     pages: Tensor
     """int32 [num_rows, max_pages]."""
     starts: Tensor
     """int32 [num_rows]: position of the first page's first token."""
     positions: Tensor
-    """int32 [num_rows]: of the row; its tail holds keys starts … positions, both included."""
+    """int32 [num_rows]: of the row; its pages hold the keys of starts … positions - 1, and then its own."""
 
 
 def rotated(x: Tensor, positions: Tensor, angles: Angles) -> Tensor:
@@ -50,47 +69,38 @@ def attend_spans_ref(
     group = num_q_heads // kv.num_kv_heads
     out = query.new_zeros((work.num_parts, num_q_heads, kv.head_dim), dtype=torch.float32)
     lse = query.new_full((work.num_parts, num_q_heads), float("-inf"), dtype=torch.float32)
-    for head, first, count, page, start, end, part, _ in work.items[: int(work.num_items)].tolist():
+    for head, first, count, start, end, part, *_ in work.items[: int(work.num_items)].tolist():
         readings = slice(first, first + count)
         rows = work.rows[readings].long()
         heads = slice(head * group, head * group + group)
         turned = rotated(query[rows][:, heads].transpose(0, 1), positions[rows] - work.offsets[readings], angles)
-        key, value = kv.gather(work.pages[page : page + -(-end // kv.page_size)], start, end)
-        found = attend_ref(turned, key[head, None], value[head, None], sm_scale=sm_scale)
+        key, value = (memory[head, None, start:end] for memory in (kv.key, kv.value))
+        found = attend_ref(turned, key, value, sm_scale=sm_scale)
         out[part : part + count, heads] = found.out.transpose(0, 1)
         lse[part : part + count, heads] = found.lse.t()
     return Partial(out, lse)
 
 
 def attend_tails_ref(
-    query: Tensor,
-    kv: PagedKv,
-    tails: Tails,
-    partials: Partial,
-    work: PagedWork,
-    angles: Angles,
-    *,
-    sm_scale: float,
+    rows: Rows, kv: PagedKv, tails: Tails, partials: Partial, work: PagedWork, angles: Angles, *, sm_scale: float
 ) -> Tensor:
     """Computes `attend_tails`; see there."""
-    rows: list[Tensor] = []
-    for row in range(query.shape[0]):
-        position, start = int(tails.positions[row]), int(tails.starts[row])
-        turned = rotated(query[row, :, None], tails.positions[row, None], angles)
-        key, value = kv.gather(tails.pages[row], 0, position - start + 1)
+    num_rows = rows.query.shape[0]
+    positions = tails.positions[:num_rows]
+    new_slots = [int(kv.slots_of(tails.pages[row])[positions[row] - tails.starts[row]]) for row in range(num_rows)]
+    append_paged_ref(rows.key, rows.value, kv, torch.tensor(new_slots, device=positions.device), positions, angles)
+    answers: list[Tensor] = []
+    for row in range(num_rows):
+        turned = rotated(rows.query[row, :, None], positions[row, None], angles)
+        held = kv.slots_of(tails.pages[row])[: positions[row] - tails.starts[row] + 1]
         parts = work.parts[int(work.part_starts[row]) : int(work.part_starts[row + 1])].tolist()
-        found = [attend_ref(turned, key, value, sm_scale=sm_scale)]
+        found = [attend_ref(turned, kv.key[:, held], kv.value[:, held], sm_scale=sm_scale)]
         found += [Partial(partials.out[part, :, None], partials.lse[part, :, None]) for part in parts]
-        rows.append(merge_ref(found).out[:, 0])
-    return torch.stack(rows).to(query.dtype)
+        answers.append(merge_ref(found).out[:, 0])
+    return torch.stack(answers).to(rows.query.dtype)
 
 
-def append_paged_ref(key: Tensor, value: Tensor, kv: PagedKv, tails: Tails, angles: Angles) -> None:
+def append_paged_ref(key: Tensor, value: Tensor, kv: PagedKv, slots: Tensor, positions: Tensor, angles: Angles) -> None:
     """Computes `append_paged`; see there."""
-    positions = tails.positions[: key.shape[0]]
-    turned = rotated(key.transpose(0, 1), positions, angles).transpose(0, 1)
-    for row, (position, start) in enumerate(zip(positions.tolist(), tails.starts.tolist(), strict=False)):
-        page, slot = divmod(position - start, kv.page_size)
-        index = int(tails.pages[row, page])
-        kv.key[index, :, slot] = turned[row].to(kv.key.dtype)
-        kv.value[index, :, slot] = value[row].to(kv.value.dtype)
+    kv.key[:, slots.long()] = rotated(key.transpose(0, 1), positions, angles).to(kv.key.dtype)
+    kv.value[:, slots.long()] = value.transpose(0, 1).to(kv.value.dtype)

@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 ITEM_FIELDS = 8
-"""kv_head, first reading, number of readings, first page, first key, end key, first part; one number to spare."""
+"""kv_head, first reading, number of readings, first slot, end slot, first part; two numbers to spare."""
 
 
 @dataclass(frozen=True, slots=True)
-class PagedRange:
-    """Keys `start` … `end` of `pages`, counted from the first page's first token, read by rows.
+class SlotSpan:
+    """Slots `start` … `end`, read by distinct rows, standing `offsets[i]` further on for row `rows[i]`."""
 
-    Key j was rotated to `base` + j; it counts as standing at `offsets[i]` + base + j for row `rows[i]`. `base` is the
-    reader's matter: queries rotate by position - offset.
-    """
-
-    pages: tuple[int, ...]
     start: int
     end: int
     rows: tuple[int, ...]
@@ -34,7 +30,7 @@ class PagedRange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedWork:
-    """Items over paged memory and where their partials go. All int32, on one device."""
+    """Items over slots and where their partials go. All int32, on one device."""
 
     items: Tensor
     """[num_items, ITEM_FIELDS]."""
@@ -44,7 +40,6 @@ class PagedWork:
     """[num_readings]."""
     offsets: Tensor
     """[num_readings]."""
-    pages: Tensor
     part_starts: Tensor
     """[num_rows + 1]: row r's partials are `parts[part_starts[r] : part_starts[r + 1]]`."""
     parts: Tensor
@@ -55,46 +50,48 @@ class PagedWork:
 
 @dataclass(frozen=True, slots=True)
 class WorkShape:
-    """What work is cut by. `tile` query rows, a multiple of 16; pieces of at most `piece_keys` keys."""
+    """What work is cut by: tiles of `tile` query rows, a multiple of 16; pieces of about `piece_keys` keys."""
 
     num_kv_heads: int
     group_size: int
-    page_size: int
     tile: int
     piece_keys: int
 
+    @property
+    def readings(self) -> int:
+        """Readings that a tile holds."""
+        return self.tile // self.group_size
+
 
 def plan_work(
-    ranges: Sequence[PagedRange], num_rows: int, shape: WorkShape, device: torch.device | str = "cpu"
+    spans: Sequence[SlotSpan], num_rows: int, shape: WorkShape, device: torch.device | str = "cpu"
 ) -> PagedWork:
-    """Cuts ranges into items. Tiles of one range over one piece and head follow each other: they read the same keys.
+    """Cuts spans into items. Tiles of one span over one piece and head follow each other: they read the same keys.
 
-    Raises ValueError for an empty range, a row outside 0 … num_rows, or a GQA group that no tile holds.
+    Raises ValueError for an empty span, a row outside 0 … num_rows, or a GQA group that no tile holds.
     """
-    per_tile = shape.tile // shape.group_size
-    if per_tile < 1:
+    if shape.readings < 1:
         raise ValueError(f"a GQA group of {shape.group_size} does not fit a tile of {shape.tile}")
     items: list[tuple[int, ...]] = []
     rows: list[int] = []
     offsets: list[int] = []
-    pages: list[int] = []
     parts_of_row: list[list[int]] = [[] for _ in range(num_rows)]
     num_parts = 0
-    for r in ranges:
-        _check(r, num_rows, shape)
-        for start, end in pieces(r.start, r.end, shape):
-            tiles = [(first, min(per_tile, len(r.rows) - first)) for first in range(0, len(r.rows), per_tile)]
-            for head in range(shape.num_kv_heads):
-                items += [
-                    (head, len(rows) + first, count, len(pages), start, end, num_parts + first, 0)
-                    for first, count in tiles
-                ]
-            for i, row in enumerate(r.rows):
+    for span in spans:
+        _check(span, num_rows)
+        count = len(span.rows)
+        tiles = [(first, min(shape.readings, count - first)) for first in range(0, count, shape.readings)]
+        for start, end in pieces(span.start, span.end, shape.piece_keys):
+            items += [
+                (head, len(rows) + first, size, start, end, num_parts + first, 0, 0)
+                for head in range(shape.num_kv_heads)
+                for first, size in tiles
+            ]
+            for i, row in enumerate(span.rows):
                 parts_of_row[row].append(num_parts + i)
-            num_parts += len(r.rows)
-        rows += r.rows
-        offsets += r.offsets
-        pages += r.pages
+            num_parts += count
+        rows += span.rows
+        offsets += span.offsets
     starts = [0]
     for parts in parts_of_row:
         starts.append(starts[-1] + len(parts))
@@ -107,7 +104,6 @@ def plan_work(
         num_items=ints([len(items)]),
         rows=ints(rows),
         offsets=ints(offsets),
-        pages=ints(pages),
         part_starts=ints(starts),
         parts=ints([part for parts in parts_of_row for part in parts]),
         num_parts=num_parts,
@@ -115,19 +111,17 @@ def plan_work(
     )
 
 
-def pieces(start: int, end: int, shape: WorkShape) -> list[tuple[int, int]]:
-    """Keys `start` … `end` in pieces of about equal length, cut between pages."""
-    num_pieces = -(-(end - start) // shape.piece_keys)
-    page = shape.page_size
-    cuts = [(start + (end - start) * i // num_pieces) // page * page for i in range(1, num_pieces)]
-    bounds = [start, *(cut for cut in dict.fromkeys(cuts) if start < cut < end), end]
-    return list(zip(bounds, bounds[1:], strict=False))
+def pieces(start: int, end: int, piece_keys: int) -> list[tuple[int, int]]:
+    """Slots `start` … `end` in pieces of about equal length, at most `piece_keys` and 16; all but the last in 16s."""
+    num_pieces = -(-(end - start) // piece_keys)
+    cuts = [(start + (end - start) * i // num_pieces) // 16 * 16 for i in range(1, num_pieces)]
+    return list(pairwise([start, *(cut for cut in dict.fromkeys(cuts) if cut > start), end]))
 
 
-def _check(r: PagedRange, num_rows: int, shape: WorkShape) -> None:
-    if not 0 <= r.start < r.end <= len(r.pages) * shape.page_size:
-        raise ValueError(f"keys {r.start} … {r.end} of {len(r.pages)} pages of {shape.page_size}")
-    if len(r.rows) != len(r.offsets) or not r.rows:
-        raise ValueError(f"{len(r.rows)} rows at {len(r.offsets)} offsets")
-    if min(r.rows) < 0 or max(r.rows) >= num_rows:
-        raise ValueError(f"rows {min(r.rows)} … {max(r.rows)} of {num_rows}")
+def _check(span: SlotSpan, num_rows: int) -> None:
+    if not 0 <= span.start < span.end:
+        raise ValueError(f"slots {span.start} … {span.end}")
+    if len(span.rows) != len(span.offsets) or not span.rows:
+        raise ValueError(f"{len(span.rows)} rows at {len(span.offsets)} offsets")
+    if min(span.rows) < 0 or max(span.rows) >= num_rows:
+        raise ValueError(f"rows {min(span.rows)} … {max(span.rows)} of {num_rows}")
