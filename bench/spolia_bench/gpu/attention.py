@@ -20,6 +20,7 @@ from spolia_bench.gpu.batches import (
     tails_of,
     tile_for,
 )
+from spolia_bench.gpu.flashinfer_cascade import cascade
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_kernels import Partial
@@ -83,7 +84,7 @@ def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
     for name, heads in (("mha", MHA), ("gqa8", GQA)):
         for point in points:
             layer = Layer(point, heads)
-            floor = rates.floor_ms(*point.floor(heads))
+            floor = sum(rates.floor_ms(*each) for each in point.floors(heads))
             row: dict[str, Any] = {"heads": name, "point": str(point), "floor_ms": floor}
             shared = layer.step(layer.work(shared=True))
             answer = shared()
@@ -97,6 +98,10 @@ def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
                     row[f"{other}_ms"] = timed(graphed(run), repeats=10).median_ms
                 except RuntimeError as error:  # a backend that does not take this shape
                     row[f"{other}_error"] = str(error).splitlines()[0][:120]
+            try:
+                row["flashinfer_ms"] = timed(cascade(point, heads), repeats=10, inner=5).median_ms
+            except (ImportError, RuntimeError) as error:
+                row["flashinfer_error"] = str(error).splitlines()[0][:120]
             row["roofline"] = floor / row["shared_ms"]
             del layer
             torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spolia_kernels.paged import Angles, PagedKv, PagedWork, Rows, SlotSpan, Tails, WorkShape, plan_work
+from spolia_kernels.paged import Angles, PagedKv, PagedWork, Rows, SlotSpan, Tails, WorkShape, piece_keys, plan_work
 
 DEVICE = "cuda"
 PAGE = 64
@@ -43,12 +43,15 @@ class Point:
     def __str__(self) -> str:
         return f"{self.rows}x{self.shared}+{self.suffix}"
 
-    def floor(self, heads: Heads) -> tuple[float, float]:
-        """Bytes and operations of one layer's attention: every key once, queries and answers once."""
+    def floors(self, heads: Heads) -> list[tuple[float, float]]:
+        """Bytes and operations of one layer's attention, over what is shared and over what is not: every key once."""
+        rows, per_key = self.rows * heads.num_q_heads, 4.0 * heads.head_dim
+        travelling = 2.0 * rows * heads.head_dim * 2  # queries in, answers out
         own = self.suffix + 1
-        num_bytes = heads.key_bytes * (self.shared + self.rows * own)
-        num_bytes += 2 * self.rows * heads.num_q_heads * heads.head_dim * 2
-        return num_bytes, 4.0 * self.rows * heads.num_q_heads * heads.head_dim * (self.shared + own)
+        return [
+            (heads.key_bytes * self.shared, per_key * rows * self.shared),
+            (heads.key_bytes * self.rows * own + travelling, per_key * rows * own),
+        ]
 
 
 def angles(head_dim: int, max_position: int) -> Angles:
@@ -97,16 +100,16 @@ def private_spans(point: Point) -> list[SlotSpan]:
 
 def tile_for(rows: int, group: int) -> int:
     """Tile height for a range that so many rows read."""
-    return min(128, max(16, 1 << (rows * group - 1).bit_length()))
+    return min(64, max(16, 1 << (rows * group - 1).bit_length()))
 
 
 def planned(spans: Sequence[SlotSpan], rows: int, heads: Heads, tile: int, num_processors: int) -> PagedWork:
     """Work in pieces that keep every processor busy, where the keys suffice for that."""
     per_tile = tile // heads.group
-    tiles = sum(-(-len(span.rows) // per_tile) for span in spans) * heads.num_kv_heads
+    num_tiles = sum(-(-len(span.rows) // per_tile) for span in spans) * heads.num_kv_heads
     longest = max(span.end - span.start for span in spans)
-    wanted = max(1, 2 * num_processors // tiles)
-    piece = max(128, -(-longest // wanted))
+    per_processor = 4 if tile <= 16 else 2
+    piece = piece_keys(num_tiles, longest, per_processor * num_processors)
     return plan_work(spans, rows, WorkShape(heads.num_kv_heads, heads.group, tile, piece), DEVICE)
 
 

@@ -130,7 +130,7 @@ class Bench:
         """Sum over operators of bytes or operations, whichever takes longer; one weight product as one operator."""
         linear = rates.floor_ms(2.0 * self.shape.linear_weights, 2.0 * self.shape.linear_weights * point.rows)
         own = Point(point.rows, point.shared, QUESTION + NEW_TOKENS // 2)
-        return linear + self.shape.layers * rates.floor_ms(*own.floor(self.shape.heads))
+        return linear + self.shape.layers * sum(rates.floor_ms(*each) for each in own.floors(self.shape.heads))
 
     def no_attention_ms(self, rows: int) -> float:
         """All of a step but attention and the writing of KV."""

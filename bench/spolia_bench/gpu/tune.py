@@ -22,23 +22,17 @@ from spolia_kernels.paged import Tuning, attend_spans, attend_tails
 Case = tuple[str, Heads, Point, int, Tuning]
 
 SPANS = {
-    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 128): [(128, 8, 2, 1), (128, 8, 3, 1), (64, 8, 3, 1), (64, 8, 2, 1)],
-    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 64): [(64, 4, 2, 2), (64, 4, 3, 2), (128, 4, 2, 1), (64, 4, 2, 3)],
-    ("gqa8 1024x16384", GQA, Point(1024, 16384, 0), 128): [(128, 8, 2, 1), (64, 8, 3, 1)],
-    ("mha 32x16384", MHA, Point(32, 16384, 0), 32): [(64, 4, 2, 3), (64, 4, 3, 2), (128, 4, 2, 2), (128, 4, 3, 1)],
-    ("mha private 32x4096", MHA, Point(32, 4096, 0), 16): [(64, 4, 2, 3), (64, 4, 3, 2), (128, 4, 2, 2), (32, 2, 3, 4)],
-    ("gqa8 32x1024", GQA, Point(32, 1024, 0), 128): [(128, 8, 2, 1), (64, 8, 3, 1)],
-    ("gqa8 32x1024", GQA, Point(32, 1024, 0), 64): [(64, 4, 3, 2), (64, 4, 2, 2)],
+    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 64): [(64, 4, 3, 2), (32, 4, 4, 2), (32, 4, 6, 2)],
+    ("mha 32x16384", MHA, Point(32, 16384, 0), 32): [(64, 4, 3, 2), (32, 4, 4, 2), (64, 2, 3, 2)],
+    ("mha private 32x4096", MHA, Point(32, 4096, 0), 16): [(64, 4, 3, 2), (32, 2, 3, 4), (32, 1, 3, 6), (64, 2, 3, 2)],
 }
-SPECIAL = [(128, 8, 2, 1), (128, 8, 3, 1), (128, 4, 2, 1)]
-TAILS = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 3)))
+TAILS = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2)))
 
 
 def _cases() -> Iterator[Case]:
-    for joined in (False, True):
-        for (name, heads, point, tile), settings in SPANS.items():
-            for keys, warps, stages, per in settings:
-                yield name, heads, point, tile, Tuning(keys, warps, stages, per, joined)
+    for (name, heads, point, tile), settings in SPANS.items():
+        for keys, warps, stages, per in settings:
+            yield name, heads, point, tile, Tuning(keys, warps, stages, per)
     for name, heads, point in (
         ("tails mha 1024+128", MHA, Point(1024, 1024, 128)),
         ("tails mha 1024+0", MHA, Point(1024, 1024, 0)),
@@ -47,8 +41,6 @@ def _cases() -> Iterator[Case]:
         for keys, warps, stages in TAILS:
             if keys < 64 or warps > 1:
                 yield name, heads, point, 0, Tuning(keys, warps, stages)
-    for keys, warps, stages, per in SPECIAL:
-        yield "mha 1024x16384", MHA, Point(1024, 16384, 0), 128, Tuning(keys, warps, stages, per, True, True)
 
 
 def _runs(cases: list[Case]) -> Iterator[tuple[Case, Callable[[], object]]]:
@@ -106,10 +98,7 @@ def main(argv: list[str]) -> None:
             continue
         flops = 4.0 * point.rows * heads.num_q_heads * heads.head_dim * point.shared
         rate = f"{flops / ms * 1e-9:.0f} TFLOP/s" if tile else ""
-        kind = f"{'joined' if t.joined else 'halves'}{' ws' if t.special else ''}"
-        print(
-            f"{name} {tile} {t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor} {kind} {ms:.4f} {rate}", flush=True
-        )
+        print(f"{name} {tile} {t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor} {ms:.4f} {rate}", flush=True)
 
 
 if __name__ == "__main__":

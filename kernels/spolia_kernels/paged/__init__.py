@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spolia_kernels.paged.memory import PagedKv
 from spolia_kernels.paged.reference import Angles, Rows, Tails, append_paged_ref, attend_spans_ref, attend_tails_ref
-from spolia_kernels.paged.tuning import Tuning, span_tuning, tail_tuning
+from spolia_kernels.paged.tuning import Tuning, piece_keys, span_tuning, tail_tuning
 from spolia_kernels.paged.work import PagedWork, SlotSpan, WorkShape, plan_work
 from spolia_kernels.partial import Partial
 
@@ -33,6 +33,7 @@ __all__ = [
     "append_paged",
     "attend_spans",
     "attend_tails",
+    "piece_keys",
     "plan_work",
 ]
 

@@ -1,7 +1,7 @@
 """Attention over spans on a CUDA device: persistent programs that walk a list of items.
 
 The query tile is gathered by row, rotated in registers by each row's own distance from the span, and scaled for base 2;
-the keys come by the device's tensor copies, in halves as rotation has them. How many items there are is read on the
+the keys come by the device's tensor copies. How many items there are is read on the
 device, so that one CUDA graph serves every batch that fits its buffers.
 """
 
@@ -39,8 +39,6 @@ def attend_spans_kernel(
     TILE: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
-    JOINED: tl.constexpr = False,
-    SPECIAL: tl.constexpr = False,
 ):
     for index in range(tl.program_id(0), tl.load(num_items), tl.num_programs(0)):
         item = items + index * 8
@@ -62,28 +60,18 @@ def attend_spans_kernel(
         at = query + (row.to(tl.int64) * stride_row + q_head * (2 * HALF))[:, None] + d[None, :]
         angle = distance[:, None] * HALF + d[None, :]
         first, second = turned_halves(at, angle, cos, sin, sm_scale * LOG2_E, seen[:, None], HALF)
-        first, second = first.to(query.dtype.element_ty), second.to(query.dtype.element_ty)
-
-        if JOINED:
-            both = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (TILE, 2 * HALF))
+        turned = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (TILE, 2 * HALF))
+        turned = turned.to(query.dtype.element_ty)
 
         top = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE], tl.float32)
         out = tl.zeros([TILE, 2 * HALF], tl.float32)
         whole = low + (high - low) // KEYS * KEYS
-        for n in tl.range(low, whole, KEYS, warp_specialize=SPECIAL):
-            if JOINED:
-                scores = tl.dot(both, key.load([n, 0]).T, input_precision=PRECISION)
-            else:
-                scores = tl.dot(first, key.load([n, 0]).T, input_precision=PRECISION)
-                scores = tl.dot(second, key.load([n, HALF]).T, scores, input_precision=PRECISION)
+        for n in range(low, whole, KEYS):
+            scores = tl.dot(turned, key.load([n, 0]).T, input_precision=PRECISION)
             top, total, out = soften(scores, top, total, out, value.load([n, 0]), PRECISION)
         if whole < high:
-            if JOINED:
-                scores = tl.dot(both, key.load([whole, 0]).T, input_precision=PRECISION)
-            else:
-                scores = tl.dot(first, key.load([whole, 0]).T, input_precision=PRECISION)
-                scores = tl.dot(second, key.load([whole, HALF]).T, scores, input_precision=PRECISION)
+            scores = tl.dot(turned, key.load([whole, 0]).T, input_precision=PRECISION)
             inside = whole + tl.arange(0, KEYS) < high  # at least one key is: no row is empty
             scores = tl.where(inside[None, :], scores, float("-inf"))
             top, total, out = soften(scores, top, total, out, value.load([whole, 0]), PRECISION)

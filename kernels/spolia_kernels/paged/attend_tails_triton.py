@@ -59,11 +59,11 @@ def attend_tails_kernel(
         in_head = head.to(tl.int64) * num_slots
         angle = (position * HALF + d)[None, :]
 
-        at = query + row * stride_row + q_head[:, None] * (2 * HALF) + d[None, :]
-        q1, q2 = turned_halves(at, angle, cos, sin, sm_scale * LOG2_E, seen[:, None], HALF)
+        from_query = query + row * stride_row + q_head[:, None] * (2 * HALF) + d[None, :]
+        q1, q2 = turned_halves(from_query, angle, cos, sin, sm_scale * LOG2_E, seen[:, None], HALF)
         q1, q2 = q1.to(query.dtype.element_ty), q2.to(query.dtype.element_ty)
-        at = new_key + row * stride_row + head * (2 * HALF) + d[None, :]
-        k1, k2 = turned_halves(at, angle, cos, sin, 1.0, angle >= 0, HALF)
+        from_key = new_key + row * stride_row + head * (2 * HALF) + d[None, :]
+        k1, k2 = turned_halves(from_key, angle, cos, sin, 1.0, angle >= 0, HALF)
         k1, k2 = k1.to(key.dtype.element_ty), k2.to(key.dtype.element_ty)
         v = tl.load(new_value + row * stride_row + head * (2 * HALF) + wide).to(value.dtype.element_ty)
         slot = in_head + tl.load(pages + length // PAGE) * PAGE + length % PAGE
@@ -94,13 +94,13 @@ def attend_tails_kernel(
                 slots = in_head + tl.load(pages + n // PAGE) * PAGE + n % PAGE + j
             else:
                 slots = in_head + tl.load(pages + (n + j) // PAGE, mask=there, other=0) * PAGE + (n + j) % PAGE
-            at = key + slots[:, None] * (2 * HALF) + d[None, :]
-            scores = tl.dot(q1, tl.load(at, mask=there[:, None], other=0.0).T, input_precision=PRECISION)
-            scores = tl.dot(q2, tl.load(at + HALF, mask=there[:, None], other=0.0).T, scores, input_precision=PRECISION)
+            held = key + slots[:, None] * (2 * HALF) + d[None, :]
+            scores = tl.dot(q1, tl.load(held, mask=there[:, None], other=0.0).T, input_precision=PRECISION)
+            second = tl.load(held + HALF, mask=there[:, None], other=0.0)
+            scores = tl.dot(q2, second.T, scores, input_precision=PRECISION)
             scores = tl.where(there[None, :], scores, float("-inf"))
-            at = value + slots[:, None] * (2 * HALF) + wide[None, :]
-            values = tl.load(at, mask=there[:, None], other=0.0)
+            values = tl.load(value + slots[:, None] * (2 * HALF) + wide[None, :], mask=there[:, None], other=0.0)
             top, total, out = soften(scores, top, total, out, values, PRECISION)
 
-        at = result + (row * (NUM_KV_HEADS * GROUP) + q_head)[:, None] * (2 * HALF) + wide[None, :]
-        tl.store(at, (out / total[:, None]).to(result.dtype.element_ty), mask=seen[:, None])
+        to = result + (row * (NUM_KV_HEADS * GROUP) + q_head)[:, None] * (2 * HALF) + wide[None, :]
+        tl.store(to, (out / total[:, None]).to(result.dtype.element_ty), mask=seen[:, None])

@@ -36,7 +36,7 @@ def attend_spans(
     num_programs = min(capacity, _num_processors(query.device) * tuned.per_processor)
     attend_spans_kernel[(num_programs,)](
         query,
-        TensorDescriptor.from_tensor(kv.key.view(-1, kv.head_dim), [tuned.keys, 2 * half if tuned.joined else half]),
+        TensorDescriptor.from_tensor(kv.key.view(-1, kv.head_dim), [tuned.keys, 2 * half]),
         TensorDescriptor.from_tensor(kv.value.view(-1, kv.head_dim), [tuned.keys, 2 * half]),
         kv.num_slots,
         work.items,
@@ -55,8 +55,6 @@ def attend_spans(
         HALF=half,
         TILE=work.tile,
         KEYS=tuned.keys,
-        JOINED=tuned.joined,
-        SPECIAL=tuned.special,
         PRECISION=_precision(query),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,

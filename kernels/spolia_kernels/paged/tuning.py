@@ -15,21 +15,40 @@ class Tuning:
     num_warps: int
     num_stages: int
     per_processor: int = 1
-    joined: bool = False
-    special: bool = False
 
 
 def span_tuning(query: Tensor, tile: int) -> Tuning:
-    """For a tile of query rows over spans. Wide numbers and heads halve what fits in shared memory."""
-    if query.dtype.itemsize == 4:
+    """For a tile of query rows over spans. Wide numbers and heads fill shared memory with fewer keys.
+
+    H200, bfloat16, head_dim 128, 1,024 rows over 16,384 keys, 32 heads, TFLOP/s: a tile of 64 with 64 keys, 4 warps and 3
+    stages twice on a multiprocessor 522, with 2 stages 400; a tile of 128 with 128 keys, 8 warps and 3 stages 468. Keys
+    and queries loaded by pointers in the place of tensor copies: 345 at best.
+    """
+    if query.dtype.itemsize == 4 or query.shape[-1] > 128:
         return Tuning(32, 4, 2)
-    if query.shape[-1] > 128:
-        return Tuning(32, 4, 2, 1)
-    if tile <= 32:
-        return Tuning(64, 4, 3, 2)
-    return Tuning(64, 4, 3, 2) if tile <= 64 else Tuning(128, 8, 2, 1)
+    return Tuning(64, 4, 3, 2) if tile > 16 else Tuning(32, 2, 3, 4)
 
 
 def tail_tuning(query: Tensor) -> Tuning:
     """For the rows' own tails."""
     return Tuning(32, 2, 2) if query.dtype.itemsize == 2 else Tuning(16, 2, 2)
+
+
+def piece_keys(num_tiles: int, longest: int, num_programs: int) -> int:
+    """Keys of one piece, for `num_tiles` tiles over spans of up to `longest` keys on as many programs as run at once.
+
+    Programs walk the items round by round; a piece more fills the last round better and costs its start and its
+    partials, as much as some keys.
+    """
+    most = max(1, longest // MIN_PIECE)
+
+    def cost(num_pieces: int) -> float:
+        rounds = -(-num_tiles * num_pieces // num_programs)
+        return rounds * (longest / num_pieces + ITEM_KEYS)
+
+    return -(-longest // min(range(1, min(most, 64) + 1), key=cost))
+
+
+MIN_PIECE = 128
+ITEM_KEYS = 96
+"""What starting an item and writing its partials costs, in keys."""

@@ -1,0 +1,55 @@
+"""The Triton kernels compile for a device that this machine need not have: the interpreter forgives what the compiler
+does not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+
+SCRIPT = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from spolia_kernels.fused.launch import add_rms_norm_kernel, silu_mul_kernel
+from spolia_kernels.paged.append_triton import append_paged_kernel
+from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
+from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
+
+POINTERS = {name: "*i32" for name in "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts".split()}
+POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse".split()}
+POINTERS |= {name: "i32" for name in "num_slots stride_row max_pages width".split()} | {"sm_scale": "fp32", "eps": "fp32"}
+
+def compiles(kernel, tensors="*bf16", options={}, descriptors={}, **constants):
+    signature = {name: POINTERS.get(name, tensors) for name in kernel.arg_names} | descriptors
+    signature |= dict.fromkeys(constants, "constexpr")
+    built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
+    print(kernel.__name__, constants, "shared", built.metadata.shared)
+    return built.asm["ptx"]
+
+WIDTH = {64: 32, 128: 64, 256: 128}
+for head_dim, keys, tile in ((128, 64, 64), (64, 64, 64), (256, 32, 16)):
+    kind = {name: f"tensordesc<bf16[{keys}, {head_dim}]>" for name in ("key", "value")}
+    common = dict(GROUP=4, HALF=head_dim // 2, PRECISION="tf32", KEYS=keys)
+    ptx = compiles(attend_spans_kernel, descriptors=kind, options={"num_warps": 4, "num_stages": 3 if keys == 64 else 2},
+                   NUM_Q_HEADS=8, TILE=tile, **common)
+    assert "cp.async.bulk.tensor" in ptx
+    assert ("wgmma.mma_async" in ptx) == (tile >= 64)
+for page in (16, 64):
+    compiles(attend_tails_kernel, NUM_KV_HEADS=2, GROUP=1, HALF=64, PAGE=page, TILE=16, KEYS=32, PRECISION="tf32")
+compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16, TILE=16, KEYS=16, PRECISION="ieee")
+compiles(append_paged_kernel, HALF=64)
+compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)
+compiles(silu_mul_kernel, BLOCK=1024)
+"""
+
+
+def test_every_kernel_compiles_for_hopper() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
