@@ -38,7 +38,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, marked when it has changes; "unknown" outside a checkout."""
+    """The commit of the working tree, marked when it has changes; outside a checkout `SPOLIA_COMMIT`, or "unknown"."""
     root = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
@@ -49,4 +49,4 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("SPOLIA_COMMIT", "unknown")

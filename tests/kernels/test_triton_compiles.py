@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from spolia_kernels.fused.launch import add_rms_norm_kernel, silu_mul_kernel
 from spolia_kernels.paged.append_triton import append_paged_kernel
+from spolia_kernels.paged.attend_own_triton import attend_own_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
 
@@ -41,7 +42,8 @@ for head_dim, keys, tile in ((128, 64, 64), (64, 64, 64), (256, 32, 16)):
     assert "cp.async.bulk.tensor" in ptx
     assert ("wgmma.mma_async" in ptx) == (tile >= 64)
 for page in (16, 64):
-    compiles(attend_tails_kernel, NUM_KV_HEADS=2, GROUP=1, HALF=64, PAGE=page, TILE=16, KEYS=32, PRECISION="tf32")
+    compiles(attend_tails_kernel, NUM_KV_HEADS=2, GROUP=8, HALF=64, PAGE=page, TILE=16, KEYS=32, PRECISION="tf32")
+    compiles(attend_own_kernel, options={"num_warps": 1}, NUM_HEADS=2, HALF=64, PAGE=page, KEYS=16)
 compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16, TILE=16, KEYS=16, PRECISION="ieee")
 compiles(append_paged_kernel, HALF=64)
 compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)

@@ -52,16 +52,16 @@ def _time(result: dict[str, Any], options: argparse.Namespace, path: Path) -> No
     rates = measure()
     result["rates"] = {"copy_tb_per_s": rates.copy / 1e12, "matrix_tflop_per_s": rates.matrix / 1e12}
     print(f"copy {rates.copy / 1e12:.2f} TB/s, bfloat16 products {rates.matrix / 1e12:.0f} TFLOP/s", flush=True)
-    if options.only in (None, "attention"):
-        rows = result["attention"] = []
-        for row in attention.compare(rates, attention.GRID if options.grid else attention.NAMED):
-            _say(rows, row, result, path)
     if options.only in (None, "steps"):
         rows = result["steps"] = []
         for shape in steps.SHAPES:
             for row in steps.compare(shape, rates, steps.POINTS):
                 _say(rows, row, result, path)
             torch.cuda.empty_cache()
+    if options.only in (None, "attention"):
+        rows = result["attention"] = []
+        for row in attention.compare(rates, attention.GRID if options.grid else attention.NAMED):
+            _say(rows, row, result, path)
 
 
 def _say(rows: list[dict[str, Any]], row: dict[str, Any], result: dict[str, Any], path: Path) -> None:

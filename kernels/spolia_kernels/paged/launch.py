@@ -9,6 +9,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spolia_kernels.paged.append_triton import append_paged_kernel
+from spolia_kernels.paged.attend_own_triton import attend_own_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
 from spolia_kernels.paged.memory import PagedKv
@@ -77,7 +78,7 @@ def attend_tails(
     query = rows.query
     group = query.shape[1] // kv.num_kv_heads
     assert query.stride(0) == rows.key.stride(0) == rows.value.stride(0), "queries, keys and values at one stride"
-    attend_tails_kernel[(query.shape[0], kv.num_kv_heads)](
+    common = (
         query,
         rows.key,
         rows.value,
@@ -98,16 +99,26 @@ def attend_tails(
         sm_scale,
         query.stride(0),
         tails.pages.stride(0),
-        NUM_KV_HEADS=kv.num_kv_heads,
-        GROUP=group,
-        HALF=kv.head_dim // 2,
-        PAGE=kv.page_size,
-        TILE=max(16, 1 << (group - 1).bit_length()),
-        KEYS=tuned.keys,
-        PRECISION=_precision(query),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
     )
+    sizes = {
+        "HALF": kv.head_dim // 2,
+        "PAGE": kv.page_size,
+        "KEYS": tuned.keys,
+        "num_warps": tuned.num_warps,
+        "num_stages": tuned.num_stages,
+    }
+    grid = (query.shape[0], kv.num_kv_heads)
+    if group == 1:
+        attend_own_kernel[grid](*common, NUM_HEADS=kv.num_kv_heads, **sizes)
+    else:
+        attend_tails_kernel[grid](
+            *common,
+            NUM_KV_HEADS=kv.num_kv_heads,
+            GROUP=group,
+            TILE=max(16, 1 << (group - 1).bit_length()),
+            PRECISION=_precision(query),
+            **sizes,
+        )
 
 
 def append_paged(key: Tensor, value: Tensor, kv: PagedKv, slots: Tensor, positions: Tensor, angles: Angles) -> None:
