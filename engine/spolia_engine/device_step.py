@@ -150,7 +150,7 @@ class DeviceStep:
         self._tails.positions.add_(1)
 
     def logits(self, attention: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
-        """Logits [rows, vocab] of the newest tokens, whose KV is written. `attention` may stand in for it, in timings."""
+        """Logits [rows, vocab] of the newest tokens, whose KV is written. Timings put another for `attention`."""
         model, rows = self._model, self.capacity.rows
         attend = attention or self._attend
         hidden = model.embedding[self.token_ids]

@@ -16,15 +16,17 @@ SCRIPT = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from spolia_kernels.fused.launch import add_rms_norm_kernel, silu_mul_kernel
+from spolia_kernels.fused.fused_triton import add_rms_norm_kernel, silu_mul_kernel
 from spolia_kernels.paged.append_triton import append_paged_kernel
 from spolia_kernels.paged.attend_own_triton import attend_own_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
 
-POINTERS = {name: "*i32" for name in "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts".split()}
+INTS = "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts"
+POINTERS = {name: "*i32" for name in INTS.split()}
 POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse".split()}
-POINTERS |= {name: "i32" for name in "num_slots stride_row max_pages width".split()} | {"sm_scale": "fp32", "eps": "fp32"}
+POINTERS |= {name: "i32" for name in "num_slots stride_row max_pages width".split()}
+POINTERS |= {"sm_scale": "fp32", "eps": "fp32"}
 
 def compiles(kernel, tensors="*bf16", options={}, descriptors={}, **constants):
     signature = {name: POINTERS.get(name, tensors) for name in kernel.arg_names} | descriptors
@@ -33,12 +35,11 @@ def compiles(kernel, tensors="*bf16", options={}, descriptors={}, **constants):
     print(kernel.__name__, constants, "shared", built.metadata.shared)
     return built.asm["ptx"]
 
-WIDTH = {64: 32, 128: 64, 256: 128}
 for head_dim, keys, tile in ((128, 64, 64), (64, 64, 64), (256, 32, 16)):
     kind = {name: f"tensordesc<bf16[{keys}, {head_dim}]>" for name in ("key", "value")}
     common = dict(GROUP=4, HALF=head_dim // 2, PRECISION="tf32", KEYS=keys)
-    ptx = compiles(attend_spans_kernel, descriptors=kind, options={"num_warps": 4, "num_stages": 3 if keys == 64 else 2},
-                   NUM_Q_HEADS=8, TILE=tile, **common)
+    options = {"num_warps": 4, "num_stages": 3 if keys == 64 else 2}
+    ptx = compiles(attend_spans_kernel, descriptors=kind, options=options, NUM_Q_HEADS=8, TILE=tile, **common)
     assert "cp.async.bulk.tensor" in ptx
     assert ("wgmma.mma_async" in ptx) == (tile >= 64)
 for page in (16, 64):

@@ -29,7 +29,7 @@ Found = tuple[str, float, float]
 
 
 def errors() -> list[Found]:
-    """Everything that is checked before anything is timed; in as many processes as there are cores, as kernels compile."""
+    """Everything that is checked before anything is timed; kernels compile in as many processes as there are cores."""
     checks = [(dtype, 0, 0, 0, 0) for dtype in LIMITS]
     checks += list(itertools.product(LIMITS, (64, 128, 256), (2,), (1, 8), (16, 128)))
     with ProcessPoolExecutor(min(14, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
@@ -37,6 +37,7 @@ def errors() -> list[Found]:
 
 
 def _check(check: tuple[torch.dtype, int, int, int, int]) -> Found:
+    torch.set_num_threads(1)  # as many processes as cores
     dtype, head_dim, num_kv_heads, group, tile = check
     name = str(dtype).removeprefix("torch.")
     if not head_dim:

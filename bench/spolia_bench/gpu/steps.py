@@ -20,6 +20,7 @@ from spolia_bench.gpu.batches import (
     num_pages,
     planned,
     private_spans,
+    random_kv,
     shared_spans,
     tails_of,
     tile_for,
@@ -27,7 +28,7 @@ from spolia_bench.gpu.batches import (
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
-from spolia_kernels.paged import PagedKv, SlotSpan
+from spolia_kernels.paged import SlotSpan
 
 NEW_TOKENS = 32
 QUESTION = 16
@@ -96,11 +97,7 @@ class Bench:
         self.model = random_model(shape)
         most = max(num_pages(_with_question(point), NEW_TOKENS) for point in points)
         heads = shape.heads
-        size = (heads.num_kv_heads, most * PAGE, heads.head_dim)
-        self.kv = tuple(
-            PagedKv(*(torch.empty(size, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2)), PAGE)
-            for _ in range(shape.layers)
-        )
+        self.kv = tuple(random_kv(most, heads) for _ in range(shape.layers))
         self.angles = angles(heads.head_dim, max(point.shared for point in points) + 2 * PAGE)
         self.processors = torch.cuda.get_device_properties(0).multi_processor_count
 
@@ -181,7 +178,7 @@ def _steps_ms(step: DeviceStep, num_steps: int) -> float:
         end.record()
         pairs.append((start, end))
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+    return statistics.median(float(start.elapsed_time(end)) for start, end in pairs)
 
 
 def _with_question(point: Point) -> Point:

@@ -57,7 +57,8 @@ def _runs(cases: list[Case]) -> Iterator[tuple[Case, Callable[[], object]]]:
             shape = (work.num_parts, heads.num_q_heads)
             into = Partial(torch.zeros(*shape, heads.head_dim, device="cuda"), torch.zeros(*shape, device="cuda"))
             made, before = (work, into), (name, tile)
-        assert layer is not None and made is not None
+        assert layer is not None
+        assert made is not None
         work, into = made
         common = {"sm_scale": layer.sm_scale, "tuned": tuned}
         if tile:
@@ -87,13 +88,13 @@ def main(argv: list[str]) -> None:
             try:
                 run()
                 torch.cuda.synchronize()
-            except Exception as error:  # noqa: BLE001 - said again when it is timed
+            except Exception as error:  # said again when it is timed
                 print("cannot", str(error)[:60])
         return
     for (name, heads, point, tile, t), run in _runs(cases):
         try:
             ms = timed(graphed(run), repeats=10).median_ms
-        except Exception as error:  # noqa: BLE001 - a setting may not fit shared memory
+        except Exception as error:  # a setting may not fit shared memory
             print(name, t, "fails:", str(error)[:60])
             continue
         flops = 4.0 * point.rows * heads.num_q_heads * heads.head_dim * point.shared

@@ -14,7 +14,7 @@ __all__ = ["add_rms_norm", "silu_mul"]
 
 
 def add_rms_norm(hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    """Adds `delta` to `hidden` in place and returns weight · hidden / sqrt(mean(hidden²) + eps), as transformers rounds.
+    """Adds `delta` to `hidden` in place; returns weight · hidden / sqrt(mean(hidden²) + eps), as transformers rounds.
 
     `hidden` and `delta` [num_rows, width], contiguous; `weight` [width]. Without `delta` nothing is added.
     """

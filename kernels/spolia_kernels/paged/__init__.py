@@ -49,7 +49,7 @@ def attend_spans(
     into: Partial | None = None,
     tuned: Tuning | None = None,
 ) -> Partial:
-    """Partials of every part of `work`: `out` float32 [num_parts, num_q_heads, head_dim], `lse` [num_parts, num_q_heads].
+    """Partials of every part of `work`, float32: `out` [num_parts, num_q_heads, head_dim], `lse` without the last.
 
     `query` [num_rows, num_q_heads, head_dim], unrotated, rows at any stride; `positions` int32 [num_rows]. Reading i
     of row r sees its keys as a query at position positions[r] - offsets[i] would, which must not be negative. `into`

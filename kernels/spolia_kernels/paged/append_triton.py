@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spolia_kernels.paged.device_code import turned_halves
+from spolia_kernels.paged.shared_triton import turned_halves
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spolia_kernels.paged.device_code import soften, turned_halves
+from spolia_kernels.paged.shared_triton import soften, turned_halves
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

@@ -1,4 +1,4 @@
-"""Paged attention in the words of its definition: gather, rotate, attend, merge. For tests, and where nothing else runs."""
+"""Paged attention by its definition: gather, rotate, attend, merge. For tests, and where nothing else runs."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ class Tuning:
 def span_tuning(query: Tensor, tile: int) -> Tuning:
     """For a tile of query rows over spans. Wide numbers and heads fill shared memory with fewer keys.
 
-    H200, bfloat16, head_dim 128, 1,024 rows over 16,384 keys, 32 heads, TFLOP/s: a tile of 64 with 64 keys, 4 warps and 3
-    stages twice on a multiprocessor 522, with 2 stages 400; a tile of 128 with 128 keys, 8 warps and 3 stages 468. Keys
-    and queries loaded by pointers in the place of tensor copies: 345 at best.
+    H200, bfloat16, head_dim 128, 1,024 rows over 16,384 keys, 32 heads, TFLOP/s: a tile of 64 with 64 keys, 4 warps
+    and 3 stages, twice on a multiprocessor, 522; with 2 stages 400; a tile of 128 with 128 keys, 8 warps and 3 stages
+    468. Keys loaded by pointers in the place of tensor copies: 345 at best.
     """
     if query.dtype.itemsize == 4 or query.shape[-1] > 128:
         return Tuning(32, 4, 2)
