@@ -12,7 +12,20 @@ from spolia.async_client import AsyncClient
 from spolia.client import Client
 from spolia.options import GenerateOptions, Mode, SplitterName
 from spolia.parts import Document, Documents, Part, Parts, TokenIds
-from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
+from spolia.results import (
+    Cluster,
+    Delta,
+    Forgotten,
+    Model,
+    Node,
+    Result,
+    Reuse,
+    Sample,
+    TierDropped,
+    TokenLogprobs,
+    Transfer,
+    WarmedDocument,
+)
 from spolia.stream import AsyncStream, Stream
 from spolia.version import __version__
 from spolia_core.errors import (
@@ -62,12 +75,14 @@ __all__ = [
     "Result",
     "Reuse",
     "ReuseMode",
+    "Sample",
     "Splitter",
     "SplitterName",
     "SpoliaError",
     "Stream",
     "TierDropped",
     "TokenIds",
+    "TokenLogprobs",
     "TokenSource",
     "Transfer",
     "Unavailable",

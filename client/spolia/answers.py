@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
 
 from spolia.enum_names import enum_name
 from spolia.errors import InternalError
 from spolia.parts import Document
-from spolia.results import Cluster, Delta, Forgotten, Model, Node, Result, Reuse, TierDropped, Transfer, WarmedDocument
+from spolia.results import (
+    Cluster,
+    Delta,
+    Forgotten,
+    Model,
+    Node,
+    Result,
+    Reuse,
+    Sample,
+    TierDropped,
+    TokenLogprobs,
+    Transfer,
+    WarmedDocument,
+)
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
 
@@ -27,9 +41,7 @@ class Answer:
         self._request_id = request_id
         self._sent_s = sent_s
         self._first_token_s: float | None = None
-        self._token_ids: list[int] = []
-        self._texts: list[str] = []
-        self._num_code_points = 0
+        self._samples: dict[int, _GrowingSample] = {}
         self._result: Result | None = None
 
     @property
@@ -55,30 +67,42 @@ class Answer:
         return self._result
 
     def _add_delta(self, delta: common_pb2.TokenDelta, now_s: float) -> Delta:
+        sample = self._samples.setdefault(delta.sample_index, _GrowingSample())
         if delta.token_ids:
-            self._check_continues("token", delta.token_index, len(self._token_ids))
+            self._check_continues("token", delta.token_index, len(sample.token_ids))
             self._first_token_s = now_s if self._first_token_s is None else self._first_token_s
         if delta.text:
-            self._check_continues("code point", delta.text_offset, self._num_code_points)
-        self._token_ids.extend(delta.token_ids)
-        self._texts.append(delta.text)
-        self._num_code_points += len(delta.text)
-        return Delta(delta.text, tuple(delta.token_ids), delta.token_index)
+            self._check_continues("code point", delta.text_offset, sample.num_code_points)
+        told = tuple(TokenLogprobs(t.logprob, tuple((p.token_id, p.logprob) for p in t.top)) for t in delta.logprobs)
+        sample.token_ids.extend(delta.token_ids)
+        sample.texts.append(delta.text)
+        sample.logprobs.extend(told)
+        sample.num_code_points += len(delta.text)
+        return Delta(delta.text, tuple(delta.token_ids), delta.token_index, delta.sample_index, told)
 
     def _finish(self, finish: common_pb2.Finish, now_s: float) -> Result:
-        self._check_continues("token", finish.num_generated_tokens, len(self._token_ids))
+        ended = finish.samples or [_only_sample(finish)]
+        newest = max(self._samples, default=0)
+        if newest >= len(ended):
+            self._check_continues("sample", newest, len(ended) - 1)
+        samples = []
+        for index, told in enumerate(ended):
+            sample = self._samples.get(index, _GrowingSample())
+            self._check_continues("token", told.num_generated_tokens, len(sample.token_ids))
+            samples.append(sample.ended(_member(FinishReason, told.reason)))
         first_s = now_s if self._first_token_s is None else self._first_token_s
         return Result(
             request_id=self._request_id,
-            text="".join(self._texts),
-            token_ids=tuple(self._token_ids),
-            finish_reason=_member(FinishReason, finish.reason),
+            text=samples[0].text,
+            token_ids=samples[0].token_ids,
+            finish_reason=samples[0].finish_reason,
             num_prompt_tokens=finish.num_prompt_tokens,
             num_generated_tokens=finish.num_generated_tokens,
             ttft_ms=(first_s - self._sent_s) * 1e3,
             e2e_ms=(now_s - self._sent_s) * 1e3,
             seed=finish.seed,
             reuse=reuse_of(finish.reuse),
+            samples=tuple(samples),
         )
 
     def _check_continues(self, unit: str, index: int, expected: int) -> None:
@@ -89,6 +113,22 @@ class Answer:
                 limit=str(expected),
                 actual=str(index),
             )
+
+
+@dataclass(slots=True)
+class _GrowingSample:
+    token_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_code_points: int = 0
+
+    def ended(self, reason: FinishReason) -> Sample:
+        return Sample("".join(self.texts), tuple(self.token_ids), reason, tuple(self.logprobs))
+
+
+def _only_sample(finish: common_pb2.Finish) -> common_pb2.SampleFinish:
+    """What a gateway that knows of one sample only says of it."""
+    return common_pb2.SampleFinish(reason=finish.reason, num_generated_tokens=finish.num_generated_tokens)
 
 
 class WarmProgress:

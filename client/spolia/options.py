@@ -43,6 +43,10 @@ class GenerateOptions(TypedDict, total=False):
     `Result.seed` says which."""
     stop: str | Sequence[str]
     """Generation ends before the first of these appears in the text. At most 16 strings of 1 … 256 bytes."""
+    n: int
+    """Answers to draw, 1 … 64; 1 (default). The prompt's KV is held once for all; `Result.samples` has them."""
+    logprobs: int | None
+    """How likely each token was, and this many of the likeliest in its place, 0 … 20; None (default): not told."""
     ignore_eos: bool
     """Go on past end-of-sequence tokens, up to `max_tokens`."""
     force_linked: bool

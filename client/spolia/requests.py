@@ -88,6 +88,8 @@ class RequestBuilder:
         top_k: int = 0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        n: int = 1,
+        logprobs: int | None = None,
         ignore_eos: bool = False,
         force_linked: bool = False,
         no_bos: bool = False,
@@ -102,7 +104,7 @@ class RequestBuilder:
             parts=_prompt_parts(parts),
             mode=common_pb2.ReuseMode.ValueType(_reuse_mode(mode)),
             force_linked=checked_bool(force_linked, "force_linked"),
-            sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos),
+            sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, n, logprobs, ignore_eos),
             no_bos=checked_bool(no_bos, "no_bos"),
             splitting=_splitting(splitter, split_max_tokens),
         )
@@ -230,6 +232,8 @@ def _sampling(
     seed: int | None,
     max_tokens: int | None,
     stop: str | Sequence[str],
+    n: int,
+    logprobs: int | None,
     ignore_eos: bool,
 ) -> common_pb2.SamplingParams:
     given = (stop,) if isinstance(stop, str) else checked_items(stop, "sampling.stop", "str or a sequence of str")
@@ -241,6 +245,8 @@ def _sampling(
         max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else checked_int(max_tokens, "sampling.max_tokens"),
         stop=tuple(checked_text(text, "sampling.stop") for text in given),
         ignore_eos=checked_bool(ignore_eos, "sampling.ignore_eos"),
+        num_samples=checked_int(n, "sampling.num_samples"),
+        num_top_logprobs=None if logprobs is None else checked_int(logprobs, "sampling.num_top_logprobs"),
     )
     params.validate()
     return common_pb2.SamplingParams(
@@ -251,6 +257,8 @@ def _sampling(
         max_tokens=None if max_tokens is None else checked_uint32(params.max_tokens, "sampling.max_tokens"),
         stop=params.stop,
         ignore_eos=params.ignore_eos,
+        num_samples=0 if params.num_samples == 1 else params.num_samples,
+        num_top_logprobs=params.num_top_logprobs,
     )
 
 

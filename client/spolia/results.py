@@ -14,12 +14,36 @@ class Delta:
     """Newly generated tokens and newly final text.
 
     Ids run ahead of text while text is held back for a stop string or an unfinished character, so either may be empty.
-    `token_index` is the index of `token_ids[0]` among the generated tokens.
+    `token_index` is the index of `token_ids[0]` among the generated tokens of sample `sample_index`. `logprobs` has one
+    entry for each id where they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     token_index: int
+    sample_index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was: natural logarithms of the model's probabilities, before temperature, top-k and top-p.
+
+    `logprob` is that of the token; `top` has (token id, log-probability) of the likeliest in its place.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One of the answers to a prompt. `token_ids` are every generated id, the end-of-sequence token included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +101,8 @@ class Reuse:
 class Result:
     """A whole answer.
 
-    `token_ids` are every generated id, the end-of-sequence token included. `ttft_ms` and `e2e_ms` are measured here,
+    `samples` are all answers that were asked for (`n`); `text`, `token_ids` and `finish_reason` are those of the first,
+    `num_generated_tokens` counts the tokens of all. `ttft_ms` and `e2e_ms` are measured here,
     from the moment the request was sent to the moment this process read the first token and the end.
     """
 
@@ -91,6 +116,12 @@ class Result:
     e2e_ms: float
     seed: int
     reuse: Reuse
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """Of the first sample's tokens; empty where they were not asked for."""
+        return self.samples[0].logprobs if self.samples else ()
 
     @property
     def mode(self) -> ReuseMode:

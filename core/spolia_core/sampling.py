@@ -10,6 +10,8 @@ from spolia_core.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
+MAX_SAMPLES = 64
+MAX_TOP_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -24,6 +26,10 @@ class SamplingParams:
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    num_samples: int = 1
+    """Answers drawn from one prompt; sample i draws the numbers of index i."""
+    num_top_logprobs: int | None = None
+    """Likeliest tokens told beside each one drawn, all with their log-probabilities; None tells none."""
 
     def validate(self) -> None:
         """Raises `InvalidRequest` naming the first bad field, its limit and its value."""
@@ -33,6 +39,9 @@ class SamplingParams:
         _check(self.top_k >= 0, "sampling.top_k", "≥ 0", self.top_k)
         _check(0 <= self.seed < 2**64, "sampling.seed", "0 … 2^64 - 1", self.seed)
         _check(self.max_tokens >= 1, "sampling.max_tokens", "≥ 1", self.max_tokens)
+        _check(1 <= self.num_samples <= MAX_SAMPLES, "sampling.num_samples", f"1 … {MAX_SAMPLES}", self.num_samples)
+        top = self.num_top_logprobs
+        _check(top is None or 0 <= top <= MAX_TOP_LOGPROBS, "sampling.num_top_logprobs", f"0 … {MAX_TOP_LOGPROBS}", top)
         _check(
             len(self.stop) <= MAX_STOP_STRINGS,
             "sampling.stop",

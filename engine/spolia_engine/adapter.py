@@ -20,6 +20,7 @@ from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
 from spolia_engine.decoder import Decoder, LayerAttention, Rotation
 from spolia_engine.fingerprint import fingerprint_model
+from spolia_engine.kv_bytes import hidden_from_bytes
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable
@@ -129,6 +130,11 @@ class ModelAdapter:
         return self._decoder.layers[layer].project(hidden, rotation).value
 
     @torch.inference_mode()
+    def hidden_from_bytes(self, data: bytes) -> Tensor:
+        """A hidden state [hidden] that another node of this model kept. Raises `DataCorrupt` for another length."""
+        embedding = self._decoder.embedding
+        return hidden_from_bytes(data, embedding.shape[1], embedding.dtype).to(embedding.device)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [num_rows, vocab_size] in float32 of hidden states [num_rows, hidden]."""
         return self._decoder.head(hidden).float()

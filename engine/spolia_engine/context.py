@@ -16,7 +16,7 @@ class Context:
     """Spans covering positions 0 … `num_tokens`, in order, each token once.
 
     Holds a reference on every extent it names, once per entry of `extents`; `close` gives them back. `last_hidden`
-    [hidden] is the final hidden state of the last token, None where another node drew the first token. `behind_sinks`
+    [hidden] is the final hidden state of the last token, None where no token is to be drawn after it. `behind_sinks`
     says that some KV was compiled behind dummy sinks that are not part of the context. `live` is the run of what was
     computed for this context, None where nothing was.
     """

@@ -27,6 +27,7 @@ from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
+from spolia_engine.logprobs import logprobs_of
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.resident import ResidentChunks
@@ -200,17 +201,26 @@ class EngineCore:
         except BaseException:
             release_runs(self.pool, [*runs.values(), *held])
             raise
-        return self._joined(plan, fragments, [*runs.values()], held, ran.run, ran.last_hidden)
+        num_computed = ran.run.num_tokens
+        return self._joined(
+            plan, fragments, [*runs.values()], held, ran.run, ran.last_hidden, num_computed=num_computed
+        )
 
     def arrived_linked_context(
-        self, plan: LinkPlan, runs: Mapping[int, Run], held: Sequence[Run], live: Run
+        self,
+        plan: LinkPlan,
+        runs: Mapping[int, Run],
+        held: Sequence[Run],
+        live: Run,
+        last_hidden: torch.Tensor | None = None,
     ) -> Context:
         """A linked context whose rows another node computed: `live` holds their KV, row after row.
 
-        `runs` and `held` as for `linked_context_steps`; takes the references of all runs.
+        `last_hidden` as for `arrived_context`, `runs` and `held` as for `linked_context_steps`; takes the references of
+        all runs.
         """
         fragments = [Span(runs[f.part_index], f.start, f.end, f.offset) for f in plan.fragments]
-        return self._joined(plan, fragments, [*runs.values()], held, live, None)
+        return self._joined(plan, fragments, [*runs.values()], held, live, last_hidden, num_computed=0)
 
     def _joined(
         self,
@@ -220,6 +230,8 @@ class EngineCore:
         held: Sequence[Run],
         live: Run,
         last_hidden: torch.Tensor | None,
+        *,
+        num_computed: int,
     ) -> Context:
         """The context of what was held, what was reused, and the rows of `live`."""
         pieces = [
@@ -229,7 +241,6 @@ class EngineCore:
         spans = sorted([*before, *pieces, *fragments], key=lambda span: span.first_position)
         extents = [*(run.extent for run in (*chunks, *held)), live.extent]
         behind_sinks = bool(self._sinks and fragments)
-        num_computed = live.num_tokens if last_hidden is not None else 0
         return Context(self.pool, spans, extents, last_hidden, num_computed, behind_sinks, live)
 
     def most_deviant(self, prompt: Prompt, runs: Mapping[int, Run], share: float) -> tuple[int, ...]:
@@ -254,10 +265,12 @@ class EngineCore:
         """
         return fork(self.adapter, context, tails, max_rows)
 
-    def arrived_context(self, prefix: Sequence[Run], live: Run) -> Context:
-        """A context whose live run another node computed. Takes the references of all runs."""
+    def arrived_context(self, prefix: Sequence[Run], live: Run, last_hidden: torch.Tensor | None = None) -> Context:
+        """A context whose live run another node computed, and the hidden state of its last token. Takes the references
+        of all runs.
+        """
         runs = [*prefix, live]
-        return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs], live=live)
+        return Context(self.pool, [whole(run) for run in runs], [run.extent for run in runs], last_hidden, live=live)
 
     def register_prefix(self, context: Context, chain: Sequence[bytes]) -> list[tuple[bytes, Run]]:
         """Registers the full prefix chunks of an exact context's live run; returns the newly registered ones.
@@ -341,16 +354,26 @@ class EngineCore:
         context.live = None  # the sequence's own, who reads it in its slot
         return self.start_samples(context, [sequence.generation.branch(index) for index in sample_indices])
 
+    def logits_after(self, contexts: Sequence[Context]) -> torch.Tensor:
+        """Logits [num_contexts, vocab_size] of the token after each context, computed here or handed over."""
+        hidden = [context.last_hidden for context in contexts if context.last_hidden is not None]
+        assert len(hidden) == len(contexts), "nobody computed the last token of one"
+        return self.adapter.logits(torch.stack(hidden))
+
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0, sample_index: int = 0) -> int:
-        """Draws the token after a context that was computed here."""
-        assert context.last_hidden is not None, "another node drew this context's first token"
-        return sample(self.adapter.logits(context.last_hidden[None])[0], params, token_index, sample_index)
+        """Draws the token after a context."""
+        return sample(self.logits_after([context])[0], params, token_index, sample_index)
+
+    def draw(self, generation: Generation, logits: torch.Tensor) -> Delta:
+        """Draws an answer's next token from `logits` [vocab_size] and adds it."""
+        params = generation.params
+        token_id = sample(logits, params, len(generation.token_ids), generation.sample_index)
+        told = params.num_top_logprobs
+        return generation.accept(token_id, None if told is None else logprobs_of(logits, token_id, told))
 
     def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
-        """Draws a sequence's next token from `logits` [vocab_size] and adds it to the answer."""
-        generation = sequence.generation
-        token_index = len(generation.token_ids)
-        return generation.accept(sample(logits, generation.params, token_index, generation.sample_index))
+        """`draw` for a sequence."""
+        return self.draw(sequence.generation, logits)
 
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].

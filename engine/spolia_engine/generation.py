@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import FinishReason
 from spolia_core.sampling import SamplingParams
+from spolia_engine.logprobs import TokenLogprobs
 from spolia_engine.text import Decode, IncrementalText
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New ids and newly final text. `token_index` is the index of the first id, `text_offset` counts code points."""
+    """New ids and newly final text. `token_index` is the index of the first id, `text_offset` counts code points.
+
+    `logprobs` has one entry for each id where the request asked for them.
+    """
 
     token_index: int
     token_ids: tuple[int, ...]
     text: str
     text_offset: int
+    sample_index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Generation:
@@ -70,10 +76,10 @@ class Generation:
                 return self._delta(())
         return None
 
-    def accept(self, token_id: int) -> Delta:
+    def accept(self, token_id: int, logprobs: TokenLogprobs | None = None) -> Delta:
         """Adds a token, decides whether the answer ends with it, and says what to stream."""
         self._add(token_id)
-        return self._delta((token_id,))
+        return self._delta((token_id,), () if logprobs is None else (logprobs,))
 
     def _add(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -86,8 +92,8 @@ class Generation:
         elif len(self.token_ids) >= self.params.max_tokens:
             self.finish_reason = FinishReason.LENGTH
 
-    def _delta(self, token_ids: tuple[int, ...]) -> Delta:
+    def _delta(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] = ()) -> Delta:
         """The newest `token_ids` with all text that has become final and was not given out."""
         offset = self._text.num_emitted
         text = self._text.take() if self.finish_reason is None else self._text.finish()
-        return Delta(len(self.token_ids) - len(token_ids), token_ids, text, offset)
+        return Delta(len(self.token_ids) - len(token_ids), token_ids, text, offset, self.sample_index, logprobs)

@@ -53,6 +53,18 @@ def write_layer(
         _copy_bytes(target, data)
 
 
+def hidden_to_bytes(hidden: Tensor) -> bytes:
+    """A hidden state [hidden] as it is kept, in the model's dtype."""
+    return _to_bytes(hidden)
+
+
+def hidden_from_bytes(data: bytes, width: int, dtype: torch.dtype) -> Tensor:
+    """The hidden state [width] that these bytes are. Raises `DataCorrupt` for another length."""
+    if len(data) != width * dtype.itemsize:
+        raise DataCorrupt(f"a hidden state of {len(data)} bytes, this model's has {width * dtype.itemsize}")
+    return torch.frombuffer(bytearray(data), dtype=dtype)
+
+
 def _copy_bytes(target: Tensor, data: bytes | memoryview) -> None:
     # Through numpy, which reads what it must not write; torch warns of every read-only buffer.
     source = np.frombuffer(data, dtype=np.uint8)

@@ -9,9 +9,11 @@ from typing import Any
 import grpc
 from tiny_cluster import World
 
+from spolia.v1.common_pb2 import Frame
 from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord
 from spolia.v1.prefill_pb2 import PrefillRequest, PrefillResponse
 from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer, PrefillServiceStub, add_PrefillServiceServicer_to_server
+from spolia_core.digests import digest
 from spolia_core.errors import Unavailable
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import ErrorInterceptor
@@ -99,16 +101,24 @@ async def dies_after_a_slice(responses: AsyncIterator[PrefillResponse]) -> Async
         yield response
 
 
-async def draws_an_unknown_token(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+async def sends_a_short_hidden_state(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
     async for response in responses:
-        if response.HasField("first_token"):
-            response.first_token.token_id = 10_000
+        if response.HasField("last_hidden"):
+            short = response.last_hidden.data[:-4]
+            response.last_hidden.CopyFrom(Frame(data=short, digest=digest(short)))
+        yield response
+
+
+async def breaks_the_hidden_state(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
+    async for response in responses:
+        if response.HasField("last_hidden"):
+            response.last_hidden.data = bytes(len(response.last_hidden.data))
         yield response
 
 
 async def ends_early(responses: AsyncIterator[PrefillResponse]) -> AsyncIterator[PrefillResponse]:
     async for response in responses:
-        if response.HasField("first_token") or response.HasField("done"):
+        if response.HasField("last_hidden") or response.HasField("done"):
             return
         yield response
 
@@ -138,7 +148,8 @@ SPOILERS: dict[str, Spoil] = {
         announces_an_empty_slice,
         announces_twice,
         dies_after_a_slice,
-        draws_an_unknown_token,
+        sends_a_short_hidden_state,
+        breaks_the_hidden_state,
         ends_early,
         raises_what_it_should_not,
     )

@@ -409,7 +409,10 @@ BAD_REQUESTS = {
     ),
     "parts[0].chunk_id": ({"parts": [common_pb2.TokenPart(token_ids=[1], chunk_id=b"i" * 32)]}, InvalidRequest),
     "sampling.max_tokens": ({"parts": [common_pb2.TokenPart(token_ids=[1] * 1530)]}, InvalidRequest),
-    "resume.token_ids": ({"resume": decode_pb2.Resume(token_ids=[1] * 13)}, InvalidRequest),
+    "resume.samples[0].token_ids": (
+        {"resume": decode_pb2.Resume(samples=[decode_pb2.ResumedSample(token_ids=[1] * 13)])},
+        InvalidRequest,
+    ),
 }
 
 

@@ -25,8 +25,11 @@ async def one(decode: DecodeNode, number: int) -> str:
     mode = draw.choice(list(ReuseMode))
     parts = [tokens(3), doc(60, draw.randrange(3)), tokens(draw.randint(5, 40), number)]
     num_tokens = draw.randint(1, 60)
-    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=draw.choice([0.0, 1.0]), seed=number)
-    reads = draw.randint(0, num_tokens) if draw.random() < 0.3 else None  # and then goes away
+    n = draw.choice([1, 1, 1, 4])
+    params = SamplingParams(
+        max_tokens=num_tokens, ignore_eos=True, temperature=draw.choice([0.0, 1.0]), seed=number, num_samples=n
+    )
+    reads = draw.randint(0, n * num_tokens) if draw.random() < 0.3 else None  # and then goes away
     timeout = draw.uniform(0.02, 1.0) if draw.random() < 0.2 else 120.0
     received = 0
     try:
@@ -37,7 +40,7 @@ async def one(decode: DecodeNode, number: int) -> str:
                     return "cancelled"
     except (Busy, DeadlineExceeded) as error:
         return type(error).__name__
-    assert received == num_tokens
+    assert received == n * num_tokens
     return "answered"
 
 

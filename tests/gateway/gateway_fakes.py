@@ -155,8 +155,8 @@ class Answer:
 
     def deltas(self, resume: decode_pb2.Resume | None) -> list[decode_pb2.DecodeServiceGenerateResponse]:
         """One delta per token from where `resume` stands; the first also carries text that was held back until then."""
-        start = len(resume.token_ids) if resume is not None else 0
-        sent = resume.num_text_code_points if resume is not None else 0
+        stood = resume.samples[0] if resume is not None else decode_pb2.ResumedSample()
+        start, sent = len(stood.token_ids), stood.num_text_code_points
         steps = []
         for index in range(start, len(self.token_ids)):
             final = self.text_after[index]

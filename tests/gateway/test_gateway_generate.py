@@ -26,7 +26,7 @@ from gateway_fakes import (
 from gateway_worlds import World, document_part, text_request, world
 
 from spolia.errors import error_from_rpc
-from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
+from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import (
     Busy,
     DeadlineExceeded,
@@ -88,9 +88,9 @@ async def test_a_broken_answer_goes_on_elsewhere(model: Path, num_received: int,
         assert (streamed.token_ids, streamed.text) == (list(UTF8_ANSWER.token_ids), WHOLE_TEXT)
         (first,), (second,) = a.requests, b.requests
         assert second.HasField("resume") == (num_received > 0)
-        assert list(second.resume.token_ids) == list(UTF8_ANSWER.token_ids[:num_received])
+        assert resumed_ids(second) == list(UTF8_ANSWER.token_ids[:num_received])
         text = UTF8_ANSWER.text_after[num_received - 1] if num_received else ""
-        assert second.resume.num_text_code_points == len(text)
+        assert sum(sample.num_text_code_points for sample in second.resume.samples) == len(text)
         assert (second.request_id, second.sampling.seed) == (first.request_id, first.sampling.seed)
         assert second.parts == first.parts
         assert streamed.finish is not None
@@ -108,7 +108,7 @@ async def test_an_answer_goes_on_when_the_server_is_stopped(model: Path) -> None
         async for response in stream:
             ids.extend(response.delta.token_ids)
         assert ids == list(UTF8_ANSWER.token_ids)
-        assert list(b.requests[0].resume.token_ids) == [UTF8_ANSWER.token_ids[0]]
+        assert resumed_ids(b.requests[0]) == [UTF8_ANSWER.token_ids[0]]
 
 
 async def test_an_answer_survives_several_deaths(model: Path) -> None:
@@ -117,7 +117,7 @@ async def test_an_answer_survives_several_deaths(model: Path) -> None:
     async with world(model, decodes=nodes) as w:
         streamed = await w.generate(text_request("the stones"))
         assert (streamed.token_ids, streamed.text) == (list(UTF8_ANSWER.token_ids), WHOLE_TEXT)
-        assert list(nodes[-1].requests[0].resume.token_ids) == list(UTF8_ANSWER.token_ids[:4])
+        assert resumed_ids(nodes[-1].requests[0]) == list(UTF8_ANSWER.token_ids[:4])
         assert streamed.finish is not None
         assert list(streamed.finish.reuse.nodes) == ["n0", "n1", "last"]
 
@@ -353,3 +353,8 @@ async def test_a_burst_does_not_fall_on_one_node(model: Path) -> None:
         assert [node.num_running for node in nodes] == [2, 2, 2, 2]
         for call in calls:
             call.cancel()
+
+
+def resumed_ids(request: decode_pb2.DecodeServiceGenerateRequest) -> list[int]:
+    """What a node is told of the only sample."""
+    return [token_id for sample in request.resume.samples for token_id in sample.token_ids]

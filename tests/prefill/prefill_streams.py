@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tiny_cluster import TENANT, WAIT_S, Doc, ids_of
 
-from spolia.v1.common_pb2 import SamplingParams
 from spolia.v1.prefill_pb2 import (
     ChunkToCompile,
     CompileWork,
@@ -50,9 +49,8 @@ def compile_work(node: PrefillNode, documents: Sequence[Doc], inline: Sequence[D
 
 
 def context_work(token_ids: Sequence[int], num_cached: int = 0, **fields: Any) -> ContextWork:
-    """A context to prefill, its first token drawn greedily."""
-    sampling = SamplingParams(max_tokens=4, seed=0, top_p=1.0)
-    good = {"token_ids": token_ids, "num_cached_tokens": num_cached, "sampling": sampling, "accepts_slices": True}
+    """A context to prefill."""
+    good = {"token_ids": token_ids, "num_cached_tokens": num_cached, "accepts_slices": True}
     return ContextWork(**{**good, **fields})
 
 
@@ -154,3 +152,9 @@ def _joined(pieces: Sequence[bytearray], slices: Sequence[int], header: LiveKvHe
         keys.append(numbers[:num_key].reshape(header.num_kv_heads, num_tokens, header.head_dim))
         values.append(numbers[num_key:].reshape(header.num_kv_heads, num_tokens, header.v_dim))
     return np.concatenate(keys, 1).tobytes() + np.concatenate(values, 1).tobytes()
+
+
+def token_after(node: PrefillNode, responses: Sequence[PrefillResponse]) -> int:
+    """The likeliest token after the context whose last hidden state a whole stream brought."""
+    adapter = node.engine.adapter
+    return int(adapter.logits(adapter.hidden_from_bytes(responses[-2].last_hidden.data)[None])[0].argmax())

@@ -217,10 +217,6 @@ BAD_STARTS = {
     ),
     "context.token_ids": ({"context": context_work([])}, InvalidRequest),
     "context.num_cached_tokens": ({"context": context_work(GOOD, 100)}, InvalidRequest),
-    "sampling.top_p": (
-        {"context": context_work(GOOD, sampling={"max_tokens": 1, "top_p": 3.0})},
-        InvalidRequest,
-    ),
     "parts": ({"context": context_work(tokens(1536))}, InvalidRequest),
 }
 

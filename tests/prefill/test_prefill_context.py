@@ -8,12 +8,21 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from prefill_streams import acknowledge, context_work, layers_of, leave, read_until, start_of, streaming, whole
+from prefill_streams import (
+    acknowledge,
+    context_work,
+    layers_of,
+    leave,
+    read_until,
+    start_of,
+    streaming,
+    token_after,
+    whole,
+)
 from tiny_cluster import NUM_LAYERS, World, ask, eventually, held_engine, is_idle, tokens
 
 from spolia.errors import error_from_rpc
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
-from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
@@ -47,14 +56,14 @@ async def test_live_kv_is_what_a_single_process_computes(world: World, num_cache
     for _ in range(2):  # cold: the node computes all of it; then it has the prefix, and what is sent stays the same
         responses = await whole(node, start_of(node, context=context_work(PROMPT, num_cached)))
         kinds = [r.WhichOneof("message") for r in responses]
-        assert (kinds[0], kinds[-2], kinds[-1]) == ("live_header", "first_token", "done")
+        assert (kinds[0], kinds[-2], kinds[-1]) == ("live_header", "last_hidden", "done")
         header = responses[0].live_header
         assert (header.first_position, header.num_tokens) == (num_cached, len(PROMPT) - num_cached)
         layers = layers_of(responses)
         assert_close(layers, expected)
         # 512 cached tokens and 40 new ones: 40 tokens' worth of bytes, wherever the 512 come from.
         assert sum(map(len, layers)) == (len(PROMPT) - num_cached) * per_token
-        assert responses[-2].first_token.token_id == token
+        assert token_after(node, responses) == token
     assert responses[-1].done.num_cached_tokens == 512
     assert responses[-1].done.num_computed_tokens == 40
 
@@ -69,22 +78,7 @@ async def test_a_prefix_is_fetched_rather_than_computed(world: World) -> None:
     responses = await whole(first, start_of(first, context=context_work(PROMPT, 512)))
     assert_close(layers_of(responses), expected)
     assert responses[-1].done.num_computed_tokens == 40
-    assert responses[-2].first_token.token_id == token
-
-
-async def test_a_replayed_draw_is_that_of_its_index(world: World) -> None:
-    node = await world.prefill()
-    params = SamplingParams(temperature=1.3, seed=5, max_tokens=6)
-    ids = tokens(40)
-    answer = list(world.oracle().generate(Prompt.live(ids), params).token_ids)
-    for index in range(6):
-        work = context_work(
-            ids + answer[:index],
-            sampling={"temperature": 1.3, "seed": 5, "max_tokens": 6, "top_p": 1.0},
-            token_index=index,
-        )
-        responses = await whole(node, start_of(node, context=work))
-        assert responses[-2].first_token.token_id == answer[index]
+    assert token_after(first, responses) == token
 
 
 class Held:
@@ -146,7 +140,7 @@ async def test_live_kv_is_held_until_the_last_acknowledgement_and_no_longer(worl
         await world.nothing_held()
 
 
-@pytest.mark.parametrize("when", ["before it began", "header", "layer_frame", "first_token", "done"])
+@pytest.mark.parametrize("when", ["before it began", "header", "layer_frame", "last_hidden", "done"])
 @pytest.mark.parametrize("how", ["drop", "cancel", "half-close"])
 async def test_a_caller_that_goes_leaves_nothing(world: World, when: str, how: str) -> None:
     await world.store()
@@ -203,7 +197,7 @@ async def test_a_pass_that_fails_fails_its_job_alone(world: World, monkeypatch: 
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("broken")
 
-        patch.setattr(node.engine, "first_token", fail)
+        patch.setattr(node.engine.adapter, "forward_steps", fail)
         with pytest.raises(SpoliaError):
             await whole(node, start_of(node, context=context_work(PROMPT)))
     await world.nothing_held()

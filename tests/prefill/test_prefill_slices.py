@@ -21,6 +21,7 @@ from prefill_streams import (
     slices_of,
     start_of,
     streaming,
+    token_after,
     whole,
 )
 from tiny_cluster import NUM_LAYERS, TENANT, World, doc, eventually, held_engine, is_idle, tokens
@@ -58,13 +59,13 @@ class Slices:
         self._gate.set()
 
 
-def handed_off(responses: list[PrefillResponse]) -> tuple[list[int], list[bytes], int]:
+def handed_off(node: PrefillNode, responses: list[PrefillResponse]) -> tuple[list[int], list[bytes], int]:
     """Slices, layers and first token of a whole stream."""
-    return slices_of(responses[0]), layers_of(responses), responses[-2].first_token.token_id
+    return slices_of(responses[0]), layers_of(responses), token_after(node, responses)
 
 
 async def prefilled(node: PrefillNode, num_cached: int = 0, **fields: Any) -> tuple[list[int], list[bytes], int]:
-    return handed_off(await whole(node, start_of(node, context=context_work(PROMPT, num_cached, **fields))))
+    return handed_off(node, await whole(node, start_of(node, context=context_work(PROMPT, num_cached, **fields))))
 
 
 @asynccontextmanager
@@ -102,7 +103,7 @@ async def test_a_caller_that_knows_no_slices_gets_one(world: World, num_cached: 
         assert not responses[0].live_header.slice_tokens
         assert all(r.layer_frame.slice == 0 for r in responses if r.HasField("layer_frame"))
         expected = await prefilled(await world.prefill(slice_tokens=1000), num_cached)
-        assert_same(handed_off(responses), expected)
+        assert_same(handed_off(node, responses), expected)
 
 
 async def test_a_slice_leaves_before_the_next_is_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,9 @@ async def resume(node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequ
     """What a replay adds to the tokens already `seen`, all of whose text was, too: a letter each."""
     replay = decode_pb2.DecodeServiceGenerateRequest()
     replay.CopyFrom(request)
-    replay.resume.CopyFrom(decode_pb2.Resume(token_ids=seen, num_text_code_points=len(seen)))
+    replay.resume.CopyFrom(
+        decode_pb2.Resume(samples=[decode_pb2.ResumedSample(token_ids=seen, num_text_code_points=len(seen))])
+    )
     answer = Answer(list(seen))  # so that indices are checked
     async with calling(node, replay) as call:
         async for response in call:

@@ -57,6 +57,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of the draws; default: the gateway draws one.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of sequence.")] = False,
+    n: Annotated[int, typer.Option("-n", help="Answers to draw; with more than one, each is printed whole.")] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Tell, in --json, how likely each token and this many others were.")
+    ] = None,
     force_linked: Annotated[
         bool, typer.Option("--force-linked", help="Serve linked where the model's calibration forbids it.")
     ] = False,
@@ -80,6 +84,8 @@ def generate(
         "top_k": top_k,
         "seed": seed,
         "stop": stop or (),
+        "n": n,
+        "logprobs": logprobs,
         "ignore_eos": ignore_eos,
         "force_linked": force_linked,
     }
@@ -88,7 +94,10 @@ def generate(
         if as_json:
             print_json(_report(answer.result()))
             return
-        _print_text(answer, as_it_comes=stream)
+        if n == 1:
+            _print_text(answer, as_it_comes=stream)
+        else:
+            _print_samples(answer.result())
         notes().print(_summary(answer.result()), style="dim", markup=False)
 
 
@@ -106,6 +115,11 @@ def _print_text(answer: Stream, *, as_it_comes: bool) -> None:
             sys.stdout.write(delta.text)
             sys.stdout.flush()
     print("" if as_it_comes else answer.result().text, flush=True)
+
+
+def _print_samples(result: Result) -> None:
+    for index, sample in enumerate(result.samples):
+        print(f"[{index}] {sample.text}", flush=True)
 
 
 def _summary(result: Result) -> str:

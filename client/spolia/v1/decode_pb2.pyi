@@ -25,6 +25,30 @@ class Resume(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedSample]:
+        """By index: each sample. Those behind the last that is named have nothing yet."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___ResumedSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resume: _TypeAlias = Resume  # noqa: Y015
+
+@_typing.final
+class ResumedSample(_message.Message):
+    """Where a sample stood."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NUM_TEXT_CODE_POINTS_FIELD_NUMBER: _builtins.int
     num_text_code_points: _builtins.int
@@ -45,7 +69,7 @@ class Resume(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Resume: _TypeAlias = Resume  # noqa: Y015
+Global___ResumedSample: _TypeAlias = ResumedSample  # noqa: Y015
 
 @_typing.final
 class DecodeServiceGenerateRequest(_message.Message):

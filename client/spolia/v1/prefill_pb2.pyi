@@ -212,15 +212,11 @@ class ContextWork(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
-    TOKEN_INDEX_FIELD_NUMBER: _builtins.int
     ACCEPTS_SLICES_FIELD_NUMBER: _builtins.int
     num_cached_tokens: _builtins.int
     """Leading tokens whose KV the caller has or gets from the store: a multiple of 128, less than the prompt. Live KV is
     handed off from this position on, so its bytes do not grow with reused text.
     """
-    token_index: _builtins.int
-    """Index of the token to draw: 0, or more when a replay prefills prompt and answer."""
     accepts_slices: _builtins.bool
     """Whether the caller takes live KV in slices, the bytes of one while the next is computed. Without, all of it is one
     slice, sent once the last token is computed.
@@ -229,22 +225,16 @@ class ContextWork(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Every prompt token from position 0."""
 
-    @_builtins.property
-    def sampling(self) -> _common_pb2.SamplingParams:
-        """How to draw the first token."""
-
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         num_cached_tokens: _builtins.int = ...,
-        sampling: _common_pb2.SamplingParams | None = ...,
-        token_index: _builtins.int = ...,
         accepts_slices: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_slices", b"accepts_slices", "num_cached_tokens", b"num_cached_tokens", "sampling", b"sampling", "token_ids", b"token_ids", "token_index", b"token_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_slices", b"accepts_slices", "num_cached_tokens", b"num_cached_tokens", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,12 +252,8 @@ class LinkWork(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     NUM_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
-    TOKEN_INDEX_FIELD_NUMBER: _builtins.int
     num_prefix_tokens: _builtins.int
     """Leading tokens that are an exact prefix, a multiple of 128: this node takes their prefix chunks."""
-    token_index: _builtins.int
-    """Index of the token to draw: 0, or more when a replay links prompt and answer."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenPart]:
         """What the model reads, first to last; chunks by the tenant's id or that of "shared"."""
@@ -276,22 +262,16 @@ class LinkWork(_message.Message):
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenRange]:
         """The rows: ascending, apart from each other. All live tokens behind the prefix are among them, and the last token."""
 
-    @_builtins.property
-    def sampling(self) -> _common_pb2.SamplingParams:
-        """How to draw the first token."""
-
     def __init__(
         self,
         *,
         parts: _abc.Iterable[_common_pb2.TokenPart] | None = ...,
         rows: _abc.Iterable[Global___TokenRange] | None = ...,
         num_prefix_tokens: _builtins.int = ...,
-        sampling: _common_pb2.SamplingParams | None = ...,
-        token_index: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefix_tokens", b"num_prefix_tokens", "parts", b"parts", "rows", b"rows", "sampling", b"sampling", "token_index", b"token_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_prefix_tokens", b"num_prefix_tokens", "parts", b"parts", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,7 +360,7 @@ class PrefillResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     LIVE_HEADER_FIELD_NUMBER: _builtins.int
     LAYER_FRAME_FIELD_NUMBER: _builtins.int
-    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    LAST_HIDDEN_FIELD_NUMBER: _builtins.int
     INLINE_FRAME_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -396,8 +376,10 @@ class PrefillResponse(_message.Message):
         """Bytes of one layer of one slice of live KV: slices in order, in each its layers in order."""
 
     @_builtins.property
-    def first_token(self) -> Global___FirstToken:
-        """The token after the context; sent after the last layer of the last slice."""
+    def last_hidden(self) -> _common_pb2.Frame:
+        """Final hidden state of the context's last token, in the model's dtype; sent after the last layer of the last slice.
+        The caller draws from it, as many samples as it likes.
+        """
 
     @_builtins.property
     def inline_frame(self) -> _common_pb2.Frame:
@@ -413,15 +395,15 @@ class PrefillResponse(_message.Message):
         chunk: Global___ChunkReady | None = ...,
         live_header: Global___LiveKvHeader | None = ...,
         layer_frame: Global___LayerFrame | None = ...,
-        first_token: Global___FirstToken | None = ...,
+        last_hidden: _common_pb2.Frame | None = ...,
         inline_frame: _common_pb2.Frame | None = ...,
         done: Global___PrefillDone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "first_token", b"first_token", "inline_frame", b"inline_frame", "layer_frame", b"layer_frame", "live_header", b"live_header", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "inline_frame", b"inline_frame", "last_hidden", b"last_hidden", "layer_frame", b"layer_frame", "live_header", b"live_header", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "first_token", b"first_token", "inline_frame", b"inline_frame", "layer_frame", b"layer_frame", "live_header", b"live_header", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "done", b"done", "inline_frame", b"inline_frame", "last_hidden", b"last_hidden", "layer_frame", b"layer_frame", "live_header", b"live_header", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["chunk", "live_header", "layer_frame", "first_token", "inline_frame", "done"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["chunk", "live_header", "layer_frame", "last_hidden", "inline_frame", "done"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -546,28 +528,6 @@ class LayerFrame(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerFrame: _TypeAlias = LayerFrame  # noqa: Y015
-
-@_typing.final
-class FirstToken(_message.Message):
-    """The token after the context."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOKEN_ID_FIELD_NUMBER: _builtins.int
-    token_id: _builtins.int
-    """Its id."""
-    def __init__(
-        self,
-        *,
-        token_id: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_id", b"token_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FirstToken: _TypeAlias = FirstToken  # noqa: Y015
 
 @_typing.final
 class PrefillDone(_message.Message):

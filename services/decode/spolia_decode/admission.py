@@ -33,6 +33,16 @@ class Place:
             self.is_preparing = False
             self._admission.look_again()
 
+    @contextmanager
+    def another(self) -> Iterator[Place]:
+        """A place beside this one, for a sequence that was made with this one's: it holds its blocks already."""
+        with self._admission.joined() as place:
+            yield place
+
+    def leave(self) -> None:
+        """Says that nothing is held under this place any more. Says nothing new the second time."""
+        self._admission.left(self)
+
     async def wait_again(self, num_blocks: int, deadline: Deadline) -> None:
         """Waits for blocks after it was preempted, before all who came later. Raises `DeadlineExceeded`."""
         await self._admission.admitted(self, num_blocks, deadline, has_place=True)
@@ -72,7 +82,7 @@ class Admission:
 
     @property
     def num_running(self) -> int:
-        """Requests that have a place, the preempted among them."""
+        """Answers that have a place, the preempted among them."""
         return len(self._running)
 
     @property
@@ -110,6 +120,14 @@ class Admission:
             await self.admitted(place, num_blocks, deadline, has_place=False)
             yield place
 
+    @contextmanager
+    def joined(self) -> Iterator[Place]:
+        """Holds a place at once, whatever the rules say. Those who ask have what it stands for."""
+        place = Place(self, next(self._numbers), 0)
+        self._running.append(place)
+        with self._present(place, 0):
+            yield place
+
     async def admitted(self, place: Place, num_blocks: int, deadline: Deadline, *, has_place: bool) -> None:
         """Returns when `place` may take its blocks. Raises `DeadlineExceeded`."""
         waiter = _Waiter(place, Waiting(place.number, num_blocks, has_place))
@@ -121,6 +139,12 @@ class Admission:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
                 self.look_again()  # it may have stood before others
+
+    def left(self, place: Place) -> None:
+        """`place` stands for nothing any more."""
+        if place in self._running:
+            self._running.remove(place)
+        self.look_again()
 
     def look_again(self) -> None:
         """Admits whom the rules admit now."""
@@ -159,8 +183,6 @@ class Admission:
         finally:
             place.decodes()
             self._num_present -= 1
-            if place in self._running:
-                self._running.remove(place)
-            self.look_again()
+            self.left(place)
             if self.is_idle:
                 self._on_idle()

@@ -34,23 +34,48 @@ class Preempted(Exception):
     """A sequence gave its blocks to others. What it said stands; its request may go on when there is room."""
 
 
-class _Entry:
-    def __init__(self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int) -> None:
+class Joined:
+    """A sequence in a batch, as its reader sees it. One event loop's."""
+
+    def __init__(
+        self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int, notify: Callable[[], None]
+    ) -> None:
+        self._notify = notify
         self.sequence = sequence
         self.on_finish = on_finish
         self.number = number
         self.cancelled = False
+        self.begins = True
+        """Its first token is still to be drawn, from its context's last hidden state."""
         self._loop = asyncio.get_running_loop()
         # Bounded by max_tokens + 1.
-        self.deltas: asyncio.Queue[Delta | SpoliaError | Preempted | None] = asyncio.Queue()
+        self._deltas: asyncio.Queue[Delta | SpoliaError | Preempted | None] = asyncio.Queue()
 
     def post(self, item: Delta | SpoliaError | Preempted | None) -> None:
         """From the engine's thread. None says that the sequence is closed."""
-        self._loop.call_soon_threadsafe(self.deltas.put_nowait, item)
+        self._loop.call_soon_threadsafe(self._deltas.put_nowait, item)
+
+    async def deltas(self, deadline: Deadline) -> AsyncGenerator[Delta, None]:
+        """Each token as it is drawn; ends after the sequence is closed, which leaving earlier brings about.
+
+        Raises `Preempted` when it was closed to make room for others, `DeadlineExceeded`, or what decoding raised.
+        """
+        try:
+            while (item := await deadline.wait(self._deltas.get(), "decoding")) is not None:
+                if isinstance(item, SpoliaError | Preempted):
+                    raise item
+                yield item
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Nobody reads any more. Says nothing new of a sequence that is closed already."""
+        self.cancelled = True
+        self._notify()
 
 
 class DecodeBatch:
-    """Owns sequences from `stream` until they finish or their reader goes."""
+    """Owns sequences from `join` until they finish or their reader goes."""
 
     def __init__(
         self, core: EngineCore, notify: Callable[[], None], make_room: Callable[[], bool] = lambda: False
@@ -64,8 +89,8 @@ class DecodeBatch:
         self._core = core
         self._notify = notify
         self._lock = threading.Lock()
-        self._joining: list[_Entry] = []
-        self._decoding: list[_Entry] = []
+        self._joining: list[Joined] = []
+        self._decoding: list[Joined] = []
         self.num_preempted = 0
         """Sequences preempted since the start."""
         self.waits_for_room = False
@@ -76,27 +101,23 @@ class DecodeBatch:
         """Sequences decoding or about to."""
         return len(self._joining) + len(self._decoding)
 
-    async def stream(
-        self, sequence: Sequence, on_finish: Callable[[Sequence], None], deadline: Deadline, number: int = 0
-    ) -> AsyncGenerator[Delta, None]:
-        """Decodes a sequence that has its first token, yielding each further one. Takes the sequence.
+    def join(self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int = 0) -> Joined:
+        """Takes a sequence that was just made of its context, and decodes it from its first token on.
 
         `on_finish` is called in the engine's thread, before the sequence is closed, when the answer ended by itself.
-        The generator ends after the sequence is closed; it raises `Preempted` when that was to make room for others,
-        requests of a smaller `number` going first. Closing it earlier cancels the sequence.
+        Where there is no room for all, requests of a smaller `number` go first.
         """
-        entry = _Entry(sequence, on_finish, number)
+        joined = Joined(sequence, on_finish, number, self._notify)
         with self._lock:
-            self._joining.append(entry)
+            self._joining.append(joined)
         self._notify()
-        try:
-            while (item := await deadline.wait(entry.deltas.get(), "decoding")) is not None:
-                if isinstance(item, SpoliaError | Preempted):
-                    raise item
-                yield item
-        finally:
-            entry.cancelled = True  # says nothing new of a sequence that is closed already
-            self._notify()
+        return joined
+
+    def stream(
+        self, sequence: Sequence, on_finish: Callable[[Sequence], None], deadline: Deadline, number: int = 0
+    ) -> AsyncGenerator[Delta, None]:
+        """`join`, and the deltas."""
+        return self.join(sequence, on_finish, number).deltas(deadline)
 
     def step(self) -> bool:
         """One decode step of everything that is here; whether there may be more to do. Engine's thread only."""
@@ -104,6 +125,7 @@ class DecodeBatch:
             self._decoding += self._joining
             self._joining = []
         self._drop([entry for entry in self._decoding if entry.cancelled], None)
+        self._begin([entry for entry in self._decoding if entry.begins])
         batch = self._with_room()
         if not batch:
             return False
@@ -116,7 +138,20 @@ class DecodeBatch:
             self._accept(entry, row)
         return bool(self._decoding)
 
-    def _with_room(self) -> list[_Entry]:
+    def _begin(self, entries: list[Joined]) -> None:
+        """Draws the first tokens of those that joined."""
+        if not entries:
+            return
+        try:
+            logits = self._core.logits_after([entry.sequence.context for entry in entries])
+        except Exception as error:
+            self._fail(entries, error)
+            return
+        for entry, row in zip(entries, logits, strict=True):
+            entry.begins = False
+            self._accept(entry, row)
+
+    def _with_room(self) -> list[Joined]:
         """Those that decode now, with memory for their next token; makes room where there is none."""
         pool = self._core.pool
         for _ in range(MAX_TRIES_FOR_ROOM):
@@ -136,11 +171,11 @@ class DecodeBatch:
         self.waits_for_room = True
         return []
 
-    def _preempt(self, entries: list[_Entry]) -> None:
+    def _preempt(self, entries: list[Joined]) -> None:
         self.num_preempted += len(entries)
         self._drop(entries, Preempted())
 
-    def _accept(self, entry: _Entry, logits: Tensor) -> None:
+    def _accept(self, entry: Joined, logits: Tensor) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
         try:
             entry.post(self._core.accept(entry.sequence, logits))
@@ -151,17 +186,17 @@ class DecodeBatch:
             self._finish(entry)
             self._drop([entry], None)
 
-    def _fail(self, entries: list[_Entry], error: Exception) -> None:
+    def _fail(self, entries: list[Joined], error: Exception) -> None:
         log.error("decoding failed", num_sequences=len(entries), exc_info=error)
         self._drop(entries, error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}"))
 
-    def _finish(self, entry: _Entry) -> None:
+    def _finish(self, entry: Joined) -> None:
         try:
             entry.on_finish(entry.sequence)
         except Exception:  # the answer is complete; what is lost is reuse
             log.exception("sealing the answer failed")
 
-    def _drop(self, entries: list[_Entry], error: SpoliaError | Preempted | None) -> None:
+    def _drop(self, entries: list[Joined], error: SpoliaError | Preempted | None) -> None:
         if not entries:
             return
         self._core.forget_plan()
@@ -173,6 +208,6 @@ class DecodeBatch:
             entry.post(None)
 
 
-def _as_decoding(entry: _Entry) -> Decoding:
+def _as_decoding(entry: Joined) -> Decoding:
     sequence = entry.sequence
     return Decoding(entry.number, sequence.num_new_blocks, sequence.num_own_blocks, sequence.num_own_tokens)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from spolia.v1.prefill_pb2 import ContextWork
-from spolia_core.errors import DataCorrupt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, Miss, ReuseReport, TokenSource
 from spolia_decode.continuation import ExactContinuation
 from spolia_decode.job import GenerateJob
@@ -20,7 +21,6 @@ from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline
-from spolia_node.rpc_messages import sampling_to_pb
 from spolia_worker.chunk_fetch import Fetched
 
 
@@ -112,12 +112,12 @@ class ExactPath:
         if done is None:
             core.pool.release(live)
             return None
-        node_id, handed_off = done
+        node_id, (handed_off, hidden) = done
         core.pool.arrive(live)
         report.live_bytes += handed_off.num_bytes
         report.nodes.append(node_id)
-        context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached))
-        return Prepared(context, handed_off.first_token, None, handed_off.compute_s, handed_off.seconds_per_token)
+        context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached), hidden)
+        return Prepared(context, None, handed_off.compute_s, handed_off.seconds_per_token)
 
     async def _prefill_at(
         self,
@@ -127,14 +127,9 @@ class ExactPath:
         num_cached: int,
         live: Extent,
         deadline: Deadline,
-    ) -> HandedOff:
+    ) -> tuple[HandedOff, Tensor]:
         """One node's try. What an earlier one wrote into `live` is written over."""
-        work = ContextWork(
-            token_ids=token_ids,
-            num_cached_tokens=num_cached,
-            sampling=sampling_to_pb(job.sampling),
-            token_index=len(job.received_ids),
-        )
+        work = ContextWork(token_ids=token_ids, num_cached_tokens=num_cached)
         handed_off = await self._parts.prefill.prefill(
             address,
             self._parts.start_message(job),
@@ -143,9 +138,7 @@ class ExactPath:
             lambda start, n, layer, key, value: write_layer(live, start, layer, n, key, value),
             deadline,
         )
-        if handed_off.first_token >= self._core.adapter.vocab_size:
-            raise DataCorrupt(f"{address} drew token {handed_off.first_token}, which this model does not have")
-        return handed_off
+        return handed_off, self._core.adapter.hidden_from_bytes(handed_off.last_hidden)
 
 
 def _count(report: ReuseReport, job: GenerateJob, sources: Sequence[TokenSource]) -> None:

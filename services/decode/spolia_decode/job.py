@@ -18,8 +18,16 @@ from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 
 
 @dataclass(frozen=True, slots=True)
+class ReceivedSample:
+    """What a caller has received of a sample."""
+
+    token_ids: tuple[int, ...] = ()
+    num_code_points: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateJob:
-    """What to answer, and where the answer stood when its last node died. `forced`: LINKED against the profile."""
+    """What to answer, and where the answers stood when their last node died. `forced`: LINKED against the profile."""
 
     request_id: str
     tenant_id: str
@@ -29,8 +37,10 @@ class GenerateJob:
     forced: bool
     sampling: SamplingParams
     prefill_hints: tuple[str, ...]
-    received_ids: tuple[int, ...]
-    received_code_points: int
+    received: tuple[ReceivedSample, ...]
+    """By index: where each sample stood when its last node died. Those behind the last have nothing yet."""
+    received_ids: tuple[int, ...] = ()
+    """Of the sample that is being worked on, counted to its context."""
 
     @property
     def context(self) -> Prompt:
@@ -38,6 +48,10 @@ class GenerateJob:
         if not self.received_ids:
             return self.prompt
         return Prompt((*self.prompt.parts, Part(self.received_ids)))
+
+    def where(self, sample_index: int) -> ReceivedSample:
+        """Where a sample stood."""
+        return self.received[sample_index] if sample_index < len(self.received) else ReceivedSample()
 
     def resumed(self, token_ids: Sequence[int]) -> GenerateJob:
         """The job of an answer that stands at `token_ids` and lost its KV."""
@@ -65,16 +79,10 @@ def check_job(
     check_answer_length(prompt.num_tokens, sampling.max_tokens, core.adapter.max_context_tokens)
     ids, shared_ids = readable_ids(core, cluster_secret, request.tenant_id)
     _check_chunk_ids(prompt.parts, (ids, shared_ids))
-    received = tuple(request.resume.token_ids)
-    if received:
-        check_token_ids(received, core.adapter.vocab_size, field="resume.token_ids")
-        if len(received) > sampling.max_tokens:
-            raise InvalidRequest(
-                f"resume holds {len(received)} tokens, max_tokens is {sampling.max_tokens}",
-                field="resume.token_ids",
-                limit=str(sampling.max_tokens),
-                actual=str(len(received)),
-            )
+    received = tuple(
+        ReceivedSample(tuple(sample.token_ids), sample.num_text_code_points) for sample in request.resume.samples
+    )
+    _check_received(received, sampling, core.adapter.vocab_size)
     return GenerateJob(
         request.request_id,
         request.tenant_id,
@@ -85,8 +93,28 @@ def check_job(
         sampling,
         tuple(request.prefill_hints),
         received,
-        request.resume.num_text_code_points,
     )
+
+
+def _check_received(received: Sequence[ReceivedSample], sampling: SamplingParams, vocab_size: int) -> None:
+    if len(received) > sampling.num_samples:
+        raise InvalidRequest(
+            f"resume holds {len(received)} samples, num_samples is {sampling.num_samples}",
+            field="resume.samples",
+            limit=str(sampling.num_samples),
+            actual=str(len(received)),
+        )
+    for index, sample in enumerate(received):
+        if sample.token_ids:
+            field = f"resume.samples[{index}].token_ids"
+            check_token_ids(sample.token_ids, vocab_size, field=field)
+            if len(sample.token_ids) > sampling.max_tokens:
+                raise InvalidRequest(
+                    f"{field} holds {len(sample.token_ids)} tokens, max_tokens is {sampling.max_tokens}",
+                    field=field,
+                    limit=str(sampling.max_tokens),
+                    actual=str(len(sample.token_ids)),
+                )
 
 
 def _check_chunk_ids(parts: Sequence[Part], spaces: Sequence[IdSpace]) -> None:

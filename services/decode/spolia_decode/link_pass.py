@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spolia.v1.directory_pb2 import NodeRecord
 from spolia.v1.prefill_pb2 import LinkWork, TokenRange
-from spolia_core.errors import DataCorrupt, SpoliaError
+from spolia_core.errors import SpoliaError
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseReport
 from spolia_decode.gather import ChunkGatherer, chunk_id_of
@@ -27,7 +27,7 @@ from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
-from spolia_node.rpc_messages import prompt_to_pb, sampling_to_pb
+from spolia_node.rpc_messages import prompt_to_pb
 from spolia_worker.arriving import ChunkLost
 from spolia_worker.engine_job import WorkKind
 
@@ -152,8 +152,9 @@ class LinkPasses:
             work.report.nodes.append(node.node_id)
         rows = Run(live, 0, num_rows, work.plan.positions[0])
         runs = self._retained(work, gathered)
-        context = self._core.arrived_linked_context(work.plan, runs, work.held.runs, rows)
-        return Prepared(context, handed_off.first_token, None, handed_off.compute_s, handed_off.seconds_per_token)
+        hidden = self._core.adapter.hidden_from_bytes(handed_off.last_hidden)
+        context = self._core.arrived_linked_context(work.plan, runs, work.held.runs, rows, hidden)
+        return Prepared(context, None, handed_off.compute_s, handed_off.seconds_per_token)
 
     async def _gather_all(self, work: ToLink, gathered: Gathered, handing: asyncio.Future[HandedOff | None]) -> None:
         """Returns when every chunk is here whole; earlier where the node has given up, and this one is to compute."""
@@ -180,8 +181,7 @@ class LinkPasses:
                 lambda first, count, layer, key, value: write_layer(live, first, layer, count, key, value),
                 share,
             )
-            if handed_off.first_token >= self._core.adapter.vocab_size:
-                raise DataCorrupt(f"{node.address} drew token {handed_off.first_token}, which this model does not have")
+            self._core.adapter.hidden_from_bytes(handed_off.last_hidden)  # one that is none is the node's failure
         except SpoliaError as error:
             self._parts.prefill_nodes.failed(node, error, given_s)
             return None
@@ -204,6 +204,4 @@ def _message(work: ToLink) -> LinkWork:
         parts=prompt_to_pb(work.prompt),
         rows=[TokenRange(position=position, num_tokens=length) for _, position, length in plan.pieces()],
         num_prefix_tokens=plan.num_prefix_tokens,
-        sampling=sampling_to_pb(work.job.sampling),
-        token_index=len(work.job.received_ids),
     )

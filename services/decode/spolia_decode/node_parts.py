@@ -71,13 +71,13 @@ class NodeParts:
         deadline: Deadline,
         kind: WorkKind = WorkKind.CONTEXT,
     ) -> Prepared:
-        """Builds a context of `num_rows` rows on this node's engine, and draws the token after it.
+        """Builds a context of `num_rows` rows on this node's engine.
 
         `steps` takes the references of `runs` once it has begun; where it never does they are given back. Raises what
         it raises, and `DeadlineExceeded`.
         """
         computing = self.thread.run_steps(
-            self._prepare(job, steps),
+            _prepare(steps),
             EngineJob(job.tenant_id, num_rows, kind),
             discard=lambda prepared: prepared.context.close(),
             skip=lambda: release_runs(self.core.pool, runs),
@@ -86,13 +86,9 @@ class NodeParts:
         self.costs.computed(num_rows, prepared.context.num_tokens, prepared.compute_s)
         return prepared
 
-    def _prepare(self, job: GenerateJob, steps: Steps[Context]) -> Steps[Prepared]:
-        made = yield from timed_steps(steps)
-        context = made.result
-        try:
-            token_id = self.core.first_token(context, job.sampling, len(job.received_ids))
-        except BaseException:
-            context.close()
-            raise
-        seconds_per_token = made.seconds / max(1, context.num_computed_tokens)
-        return Prepared(context, token_id, compute_s=made.seconds, seconds_per_token=seconds_per_token)
+
+def _prepare(steps: Steps[Context]) -> Steps[Prepared]:
+    made = yield from timed_steps(steps)
+    context = made.result
+    seconds_per_token = made.seconds / max(1, context.num_computed_tokens)
+    return Prepared(context, compute_s=made.seconds, seconds_per_token=seconds_per_token)

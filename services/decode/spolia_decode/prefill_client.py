@@ -54,7 +54,8 @@ class CompiledChunk:
 class HandedOff:
     """What a prefill node computed and handed over, of an exact context or of a linked one."""
 
-    first_token: int
+    last_hidden: bytes
+    """Of the last token, in the model's dtype; checked against its digest."""
     num_bytes: int
     num_computed_tokens: int
     compute_s: float
@@ -138,7 +139,7 @@ class PrefillClient:
     async def _hand_off(
         self, address: str, start: PrefillStart, arrival: _LayerArrival, on_layer: OnLayer, deadline: Deadline
     ) -> HandedOff:
-        first_token: int | None = None
+        last_hidden: bytes | None = None
         async with self._calling(address, start, deadline) as call:
             while (response := await _next(call)) is not None:
                 match response.WhichOneof("message"):
@@ -150,12 +151,14 @@ class PrefillClient:
                             on_layer(done.start, done.num_tokens, done.layer, done.key, done.value)
                             ack = LayerAck(layer=done.layer, slice=done.slice_index)
                             await _write(call, PrefillRequest(ack=ack))
-                    case "first_token":
-                        first_token = response.first_token.token_id
-                    case "done" if first_token is not None and arrival.complete:
+                    case "last_hidden":
+                        frame = response.last_hidden
+                        check_digest(frame.data, frame.digest, "the last hidden state")
+                        last_hidden = frame.data
+                    case "done" if last_hidden is not None and arrival.complete:
                         await _end(call)
                         return HandedOff(
-                            first_token,
+                            last_hidden,
                             arrival.num_bytes,
                             response.done.num_computed_tokens,
                             response.done.compute_ms / 1000,

@@ -1,4 +1,4 @@
-"""A context ready to decode from, and the token after it."""
+"""A context ready to decode from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ class Prepared:
     """Owns its context until somebody takes it."""
 
     context: Context
-    first_token: int
     continuation: Continuation | None = None
     """What the answer may complete; None where nothing of it is to be kept."""
     compute_s: float = 0.0

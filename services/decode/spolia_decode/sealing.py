@@ -15,12 +15,6 @@ from spolia_engine.sealing import SealedBlock
 from spolia_engine.sequence import Sequence
 
 
-def offer_check(job: GenerateJob, sequence: Sequence, parts: NodeParts) -> None:
-    """Lets a finished request, still open, be checked where this node checks any."""
-    if parts.shadow is not None:
-        parts.shadow.offer(job, sequence)
-
-
 class AnswerSealer:
     """Called in the engine's thread with a finished sequence; stores what it sealed from the event loop.
 
@@ -28,20 +22,27 @@ class AnswerSealer:
     it nobody could use them.
     """
 
-    def __init__(self, job: GenerateJob, parts: NodeParts, continuation: Continuation | None) -> None:
+    def __init__(
+        self, job: GenerateJob, parts: NodeParts, continuation: Continuation | None, *, offers_check: bool = True
+    ) -> None:
+        """`offers_check`: this sequence speaks for its request where requests are checked."""
         self._job = job
+        self._offers_check = offers_check
         self._parts = parts
         self._continuation = continuation
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, sequence: Sequence) -> None:
         """Seals the blocks that the answer completed."""
-        offer_check(self._job, sequence, self._parts)
+        if self._offers_check and self._parts.shadow is not None:
+            self._parts.shadow.offer(self._job, sequence)
         if self._continuation is None:
             return
         # The received tokens of a replay stand in its context; the last token drawn has no KV.
         answer_ids = sequence.generation.token_ids[len(self._job.received_ids) : -1]
         blocks = self._continuation.blocks(answer_ids)
+        if not blocks:
+            return
         sealed = self._parts.core.seal_answer(sequence, blocks)
         if sealed:
             self._loop.call_soon_threadsafe(self._publish, blocks[0].kind, sealed)

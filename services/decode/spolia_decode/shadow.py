@@ -81,7 +81,7 @@ class ShadowChecks:
             return
         token_ids = tuple(job.context.token_ids)
         answer_ids = tuple(sequence.generation.token_ids[len(job.received_ids) :])
-        was_linked_here = sequence.context.last_hidden is not None
+        was_linked_here = sequence.context.num_computed_tokens > 0
         with self._lock:
             refusal = self._refusal(len(token_ids), len(answer_ids)) if was_linked_here else Outcome.LINKED_ELSEWHERE
             if refusal is None:

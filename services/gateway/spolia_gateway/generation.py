@@ -50,7 +50,7 @@ class Generator:
         Raises what the node raised when the request is at fault; `Busy` or `Unavailable` when no node could take it,
         or take it over; `DeadlineExceeded` when time ran out; `InternalError` for an answer with a gap.
         """
-        received, attempts, terms = Received(), Attempts(self._policy), AnswerTerms()
+        received, attempts, terms = Received(request.sampling.num_samples), Attempts(self._policy), AnswerTerms()
         while True:
             node = await self._next_node(request, demand, received, attempts, terms, deadline)
             attempts.begin(node.node_id)
@@ -65,7 +65,7 @@ class Generator:
             except SpoliaError as error:
                 self._note_failure(error, node, request, received)
                 if not received.empty:
-                    attempts.broke_off(len(received.token_ids))
+                    attempts.broke_off(received.num_tokens)
                 attempts.failed(error, refusals_cost=received.empty)
 
     async def _attempt(
@@ -160,7 +160,7 @@ class Generator:
             "attempt failed",
             request_id=request.request_id,
             decode_node=node.node_id,
-            num_received_tokens=len(received.token_ids),
+            num_received_tokens=received.num_tokens,
             error=repr(error),
         )
 

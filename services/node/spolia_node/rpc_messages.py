@@ -30,6 +30,8 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         max_tokens=params.max_tokens,
         stop=params.stop,
         ignore_eos=params.ignore_eos,
+        num_samples=params.num_samples,
+        num_top_logprobs=params.num_top_logprobs,
     )
 
 
@@ -45,6 +47,8 @@ def sampling_from_pb(
         max_tokens=message.max_tokens if message.HasField("max_tokens") else default_max_tokens,
         stop=tuple(message.stop),
         ignore_eos=message.ignore_eos,
+        num_samples=message.num_samples or 1,
+        num_top_logprobs=message.num_top_logprobs if message.HasField("num_top_logprobs") else None,
     )
     params.validate()
     return params

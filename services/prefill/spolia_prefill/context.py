@@ -56,8 +56,6 @@ class ContextPrefiller:
             prefix,
             layers,
             EngineJob(job.tenant_id, num_rows, WorkKind.CONTEXT),
-            job.sampling,
-            job.token_index,
             num_cached,
         )
         async with aclosing(self._passes.run(work, acks, progress, deadline)) as responses:

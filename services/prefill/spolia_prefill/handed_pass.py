@@ -1,4 +1,4 @@
-"""A pass on this node's engine for a decode node: its live KV leaves as it is made, then the token after it."""
+"""A pass on this node's engine for a decode node: its live KV leaves as it is made, then its last hidden state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from spolia.v1.prefill_pb2 import FirstToken, PrefillDone, PrefillResponse
-from spolia_core.sampling import SamplingParams
+from spolia.v1.common_pb2 import Frame
+from spolia.v1.prefill_pb2 import PrefillDone, PrefillResponse
+from spolia_core.digests import digest
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.kv_bytes import hidden_to_bytes
 from spolia_engine.run import Run
 from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
@@ -19,12 +21,6 @@ from spolia_prefill.progress import Progress
 from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.timed import Timed, timed_steps
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefilled:
-    context: Context
-    token_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +34,6 @@ class PassToHand:
     runs: Sequence[Run]
     layers: LayerStream
     job: EngineJob
-    sampling: SamplingParams
-    token_index: int
     num_cached_tokens: int
 
 
@@ -53,7 +47,7 @@ class PassRunner:
     async def run(
         self, work: PassToHand, acks: Acknowledgements, progress: Progress, deadline: Deadline
     ) -> AsyncGenerator[PrefillResponse, None]:
-        """Yields the live KV's header, its layers as they are computed, the token after the context, and the end.
+        """Yields the live KV's header, its layers as they are computed, its last hidden state, and the end.
 
         The context's memory is held until the caller has acknowledged every layer or stopped doing so. Closing the
         generator ends the pass at its next layer, or where it stands between two slices.
@@ -61,9 +55,9 @@ class PassRunner:
         with closing(work.layers):
             acks.expect(work.layers.num_slices, self._core.adapter.num_layers)
             working = self._thread.submit_steps(
-                progress.following(0, timed_steps(self._prefill(work))),
+                progress.following(0, timed_steps(work.steps)),
                 work.job,
-                discard=lambda prefilled: prefilled.result.context.close(),
+                discard=lambda timed: timed.result.close(),
                 skip=lambda: release_runs(self._core.pool, work.runs),
             )
             try:
@@ -72,10 +66,10 @@ class PassRunner:
                     yield response
                 timed = await working
                 progress.finished(0)
-                yield PrefillResponse(first_token=FirstToken(token_id=timed.result.token_id))
+                yield PrefillResponse(last_hidden=_last_hidden(timed.result))
                 yield PrefillResponse(
                     done=PrefillDone(
-                        num_computed_tokens=timed.result.context.num_computed_tokens,
+                        num_computed_tokens=timed.result.num_computed_tokens,
                         num_cached_tokens=work.num_cached_tokens,
                         compute_ms=timed.seconds * 1000,
                     )
@@ -85,17 +79,14 @@ class PassRunner:
                 work.layers.close()  # first: a pass under way ends at its next layer
                 _close(working)
 
-    def _prefill(self, work: PassToHand) -> Steps[_Prefilled]:
-        """For the engine's thread."""
-        context = yield from work.steps
-        try:
-            return _Prefilled(context, self._core.first_token(context, work.sampling, work.token_index))
-        except BaseException:
-            context.close()
-            raise
+
+def _last_hidden(context: Context) -> Frame:
+    assert context.last_hidden is not None, "the context was computed here"
+    data = hidden_to_bytes(context.last_hidden)
+    return Frame(data=data, digest=digest(data))
 
 
-def _close(working: asyncio.Future[Timed[_Prefilled]]) -> None:
+def _close(working: asyncio.Future[Timed[Context]]) -> None:
     """Frees the pass's context. One that is under way or never began is freed by the engine's thread."""
     if not working.cancel() and not working.cancelled() and working.exception() is None:
-        working.result().result.context.close()
+        working.result().result.close()

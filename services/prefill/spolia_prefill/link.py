@@ -83,8 +83,6 @@ class Linker:
                 taken,
                 layers,
                 EngineJob(job.tenant_id, num_rows, WorkKind.LINK),
-                job.sampling,
-                job.token_index,
                 job.prompt.num_tokens - num_rows,
             )
             async with aclosing(self._passes.run(work, acks, progress, deadline)) as responses:

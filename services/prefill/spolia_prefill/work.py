@@ -10,10 +10,9 @@ from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import Prompt, check_context_length, check_token_ids
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
-from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_engine.link_plan import LinkPlan, plan_recompute
-from spolia_node.rpc_messages import prompt_from_pb, sampling_from_pb
+from spolia_node.rpc_messages import prompt_from_pb
 from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
@@ -58,8 +57,6 @@ class ContextJob:
     token_ids: tuple[int, ...]
     num_cached_tokens: int
     chain: tuple[bytes, ...]
-    sampling: SamplingParams
-    token_index: int
     accepts_slices: bool
 
     @property
@@ -77,8 +74,6 @@ class LinkJob:
     prompt: Prompt
     plan: LinkPlan
     chain: tuple[bytes, ...]
-    sampling: SamplingParams
-    token_index: int
 
     @property
     def part_tokens(self) -> tuple[int, ...]:
@@ -143,8 +138,6 @@ def _context_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace
         tuple(work.token_ids),
         work.num_cached_tokens,
         tuple(ids.prefix_chain(work.token_ids)),
-        sampling_from_pb(work.sampling, default_seed=0),
-        work.token_index,
         work.accepts_slices,
     )
 
@@ -183,8 +176,7 @@ def _link_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace, s
         )
     _check_fragments(plan, prompt)
     chain = tuple(ids.prefix_chain(prompt.token_ids[:num_prefix_tokens]))
-    sampling = sampling_from_pb(work.sampling, default_seed=0)
-    return LinkJob(start.request_id, start.tenant_id, prompt, plan, chain, sampling, work.token_index)
+    return LinkJob(start.request_id, start.tenant_id, prompt, plan, chain)
 
 
 def _check_fragments(plan: LinkPlan, prompt: Prompt) -> None:

@@ -1,0 +1,26 @@
+"""How likely a token was, and what else was likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities, before temperature, top-k and top-p."""
+
+    logprob: float
+    """Of the token that was drawn."""
+    top: tuple[tuple[int, float], ...]
+    """(token id, log-probability) of the likeliest, likeliest first."""
+
+
+def logprobs_of(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
+    """Of a token drawn from `logits` [vocab_size], float32."""
+    log_sum = torch.logsumexp(logits, -1)
+    values, ids = torch.topk(logits, min(num_top, logits.shape[0])) if num_top else (logits[:0], logits[:0])
+    top = tuple((int(i), float(v)) for i, v in zip(ids.tolist(), (values - log_sum).tolist(), strict=True))
+    return TokenLogprobs(float(logits[token_id] - log_sum), top)

@@ -1,0 +1,236 @@
+"""The answers to one request: prepared, decoded, preempted and taken up again, one sample beside the other.
+
+Samples that begin here read one context, held once. A sample that was preempted, or begun on a node that died, reads a
+context of its own from then on: prompt and what it has said; what they share of it is found again as chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+
+from spolia_core.errors import Busy, InvalidRequest
+from spolia_core.reuse import ReuseMode, ReuseReport
+from spolia_decode.admission import Admission, Place
+from spolia_decode.batch import DecodeBatch, Joined, Preempted
+from spolia_decode.exact import ExactPath
+from spolia_decode.job import GenerateJob
+from spolia_decode.linked import LinkedPath
+from spolia_decode.load import num_tokens_to_prepare
+from spolia_decode.merged import merged
+from spolia_decode.node_parts import NodeParts
+from spolia_decode.prepared import Prepared
+from spolia_decode.sealing import AnswerSealer
+from spolia_decode.timings import RequestTimes
+from spolia_engine.generation import Delta, Generation
+from spolia_engine.sequence import Sequence
+from spolia_node.deadline import Deadline
+
+MAX_STARTS = 16
+"""Times a context is prepared while others take the room for it each time."""
+
+Paths = Mapping[ReuseMode, ExactPath | LinkedPath]
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What requests are worked on with; one for a node."""
+
+    parts: NodeParts
+    batch: DecodeBatch
+    admission: Admission
+    paths: Paths
+
+
+class Answering:
+    """One request on this node. Read `deltas` once; everything it holds goes with them."""
+
+    def __init__(self, where: Workplace, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> None:
+        """`report` and `times` are filled as the work goes on."""
+        core = where.parts.core
+        self._where = where
+        self._job = job
+        self._deadline = deadline
+        self.report = report
+        self.times = RequestTimes()
+        self._is_reported = False
+        self.generations = [core.generation(job.sampling, index) for index in range(job.sampling.num_samples)]
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The deltas of all samples, each sample's in order.
+
+        Raises `Busy` where there is no room, `DeadlineExceeded`, and `InvalidRequest` for ids behind an answer's end.
+        """
+        for generation in self.generations:
+            stood = self._job.where(generation.sample_index)
+            left_over = generation.resume(stood.token_ids, stood.num_code_points)
+            if left_over is not None:
+                # The node that died had drawn the last token: what is left is to say so. No prompt is read for that.
+                yield left_over
+        unfinished = [generation for generation in self.generations if generation.finish_reason is None]
+        if not unfinished:
+            return
+        parts = self._where.parts
+        self._check_fits()
+        num_tokens = num_tokens_to_prepare(self._job, parts.core.resident)
+        num_blocks = self._num_blocks(self._job, unfinished)
+        async with self._where.admission.place(self._deadline, num_tokens, num_blocks) as place:
+            self.times.work_began()
+            async with aclosing(self._samples(unfinished, place)) as deltas:
+                async for delta in deltas:
+                    place.decodes()
+                    self.times.token_came()
+                    yield delta
+
+    async def _samples(self, generations: list[Generation], place: Place) -> AsyncGenerator[Delta, None]:
+        """Deltas of those that are not whole yet, beginning under one place."""
+        begin_here = len(generations) > 1 and not any(g.token_ids for g in generations)
+        with ExitStack() as held:
+            places = [place, *(held.enter_context(place.another()) for _ in generations[1:])]
+            if begin_here:
+                joined = await self._join(generations, places)
+                for each in joined:
+                    held.callback(each.leave)
+                streams = [self._from(j, g, p) for j, g, p in zip(joined, generations, places, strict=True)]
+            else:
+                streams = [self._anew(self._job, g, p) for g, p in zip(generations, places, strict=True)]
+            there = [_holding(p, stream) for p, stream in zip(places, streams, strict=True)]
+            async with aclosing(merged(there)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def _join(self, generations: list[Generation], places: list[Place]) -> list[Joined]:
+        """Samples of one context, in the batch."""
+        sequences, prepared = await self._start_when_there_is_room(self._job, generations, self.report, places[0])
+        self.times.computed(prepared.compute_s)
+        return [
+            self._where.batch.join(sequence, self._sealer(self._job, prepared, sequence), place.number)
+            for sequence, place in zip(sequences, places, strict=True)
+        ]
+
+    async def _from(self, joined: Joined, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
+        """A sample's deltas, from a sequence that was made for it."""
+        try:
+            async with aclosing(joined.deltas(self._deadline)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        except Preempted:
+            await self._wait_again(self._job, generation, place)
+        async with aclosing(self._anew(self._job, generation, place)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _anew(self, job: GenerateJob, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
+        """A sample's deltas from where it stands, over every time that it is preempted and resumed."""
+        while True:
+            report = self._next_report()
+            job = job.resumed(generation.token_ids)
+            try:
+                sequences, prepared = await self._start_when_there_is_room(job, [generation], report, place)
+                self.times.computed(prepared.compute_s)
+                joined = self._where.batch.join(sequences[0], self._sealer(job, prepared, sequences[0]), place.number)
+                async with aclosing(joined.deltas(self._deadline)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                return
+            except Preempted:
+                await self._wait_again(job, generation, place)
+            finally:
+                if report is not self.report:
+                    self.report.count_transfers(report)
+
+    async def _wait_again(self, job: GenerateJob, generation: Generation, place: Place) -> None:
+        """Waits for the blocks to go on with a preempted sample."""
+        await place.wait_again(self._num_blocks(job.resumed(generation.token_ids), [generation]), self._deadline)
+
+    def _next_report(self) -> ReuseReport:
+        """The request's for the context that is read first; a further one says nothing but what it moved."""
+        if self._is_reported:
+            return ReuseReport(self._job.mode)
+        self._is_reported = True
+        return self.report
+
+    def _sealer(self, job: GenerateJob, prepared: Prepared, sequence: Sequence) -> AnswerSealer:
+        is_first = sequence.generation.sample_index == 0
+        return AnswerSealer(job, self._where.parts, prepared.continuation, offers_check=is_first)
+
+    async def _start_when_there_is_room(
+        self, job: GenerateJob, generations: list[Generation], report: ReuseReport, place: Place
+    ) -> tuple[list[Sequence], Prepared]:
+        """`_start`, once more in its turn where sequences that decode took the blocks it was promised.
+
+        Raises `Busy` where nobody else is here to give any back, or too often in a row.
+        """
+        for _ in range(MAX_STARTS - 1):
+            try:
+                return await self._start(job, generations, report)
+            except Busy:
+                if self._where.admission.num_running <= len(generations):
+                    raise
+            _begin_again(report)
+            await place.wait_again(self._num_blocks(job, generations), self._deadline)
+        return await self._start(job, generations, report)
+
+    async def _start(
+        self, job: GenerateJob, generations: list[Generation], report: ReuseReport
+    ) -> tuple[list[Sequence], Prepared]:
+        """A sequence for each, of the job's context, and what was prepared for them.
+
+        Where the pool has no room, shadow checks give up what they hold and the context is prepared once more.
+        """
+        shadow = self._where.parts.shadow
+        if shadow is None:
+            return await self._try_start(job, generations, report)
+        async with shadow.starting(self._num_blocks(job, generations), self._deadline):
+            while True:
+                num_ended = shadow.num_ended
+                try:
+                    return await self._try_start(job, generations, report)
+                except Busy:
+                    if not await shadow.give_way(num_ended, self._deadline):
+                        raise
+                _begin_again(report)
+
+    async def _try_start(
+        self, job: GenerateJob, generations: list[Generation], report: ReuseReport
+    ) -> tuple[list[Sequence], Prepared]:
+        prepared = await self._where.paths[job.mode].prepare(job, report, self._deadline)
+        return self._where.parts.core.start_samples(prepared.context, generations), prepared
+
+    def _num_blocks(self, job: GenerateJob, generations: list[Generation]) -> int:
+        """Blocks that samples take at most until each has a token: the context's once, and a tail's first."""
+        return self._where.paths[job.mode].blocks_to_take(job) + len(generations)
+
+    def _check_fits(self) -> None:
+        """Refuses what would find no room in an empty pool either, one sample after the other; names the answer where
+        the prompt alone would fit.
+        """
+        job, pool = self._job, self._where.parts.core.pool
+        context_blocks = self._where.paths[job.mode].min_blocks(job)
+        needed = context_blocks + pool.blocks_for(job.max_new_tokens)
+        if needed > pool.num_blocks:
+            room = (pool.num_blocks - context_blocks) * pool.block_size
+            raise InvalidRequest(
+                f"prompt and answer need {needed} blocks of KV, this node has {pool.num_blocks}",
+                field="sampling.max_tokens" if room > 0 else "parts",
+                limit=f"{room} tokens" if room > 0 else f"{pool.num_blocks} blocks",
+                actual=f"{job.max_new_tokens} tokens" if room > 0 else f"{needed} blocks",
+            )
+
+
+async def _holding(place: Place, stream: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """A sample's deltas; its place goes with the last."""
+    try:
+        async with aclosing(stream):
+            async for delta in stream:
+                yield delta
+    finally:
+        place.leave()
+
+
+def _begin_again(report: ReuseReport) -> None:
+    """Forgets what a try that came to nothing found. The bytes it moved stay counted."""
+    report.sources.clear()
+    report.misses.clear()
