@@ -51,8 +51,8 @@ async def asked(
 
 def alone(world: World, decode: DecodeNode, mode: ReuseMode) -> list[list[int]]:
     """Each sample's tokens in a single process."""
-    prompt = prompt_of(PARTS, ids_of(decode.engine))
-    found = world.oracle().generate_samples(prompt, DRAWN.num_samples, DRAWN, mode=mode)
+    oracle = world.oracle()
+    found = oracle.generate_samples(prompt_of(PARTS, oracle.ids), DRAWN.num_samples, DRAWN, mode=mode)
     return [list(each.token_ids) for each in found]
 
 
@@ -101,7 +101,7 @@ async def test_samples_are_resumed_each_where_it_stood(world: World) -> None:
 
 
 async def test_samples_that_are_preempted_go_on_as_if_nothing_had_been(world: World) -> None:
-    decode = await world.decode(num_blocks=20)
+    decode = await world.decode(num_blocks=24)
     answers = await asked(decode, DRAWN)
     assert [answers.token_ids[i] for i in range(3)] == alone(world, decode, ReuseMode.EXACT)
     roomy = SamplingParams(**{**as_dict(DRAWN), "num_samples": 8, "max_tokens": 100})

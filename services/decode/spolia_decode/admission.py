@@ -44,7 +44,11 @@ class Place:
         self._admission.left(self)
 
     async def wait_again(self, num_blocks: int, deadline: Deadline) -> None:
-        """Waits for blocks after it was preempted, before all who came later. Raises `DeadlineExceeded`."""
+        """Waits for blocks after it was preempted, or got less than promised, before all who came later.
+
+        Raises `DeadlineExceeded`.
+        """
+        self.promised_blocks, self.is_preparing = 0, False
         await self._admission.admitted(self, num_blocks, deadline, has_place=True)
 
 

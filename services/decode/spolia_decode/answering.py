@@ -6,6 +6,7 @@ context of its own from then on: prompt and what it has said; what they share of
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from spolia_node.deadline import Deadline
 
 MAX_STARTS = 16
 """Times a context is prepared while others take the room for it each time."""
+
+ALONE_PAUSE_S = 0.05
+"""Between two tries where no other request is here to give blocks back."""
 
 Paths = Mapping[ReuseMode, ExactPath | LinkedPath]
 
@@ -79,30 +83,41 @@ class Answering:
             self.times.work_began()
             async with aclosing(self._samples(unfinished, place)) as deltas:
                 async for delta in deltas:
-                    place.decodes()
                     self.times.token_came()
                     yield delta
 
     async def _samples(self, generations: list[Generation], place: Place) -> AsyncGenerator[Delta, None]:
         """Deltas of those that are not whole yet, beginning under one place."""
-        begin_here = len(generations) > 1 and not any(g.token_ids for g in generations)
+        started = await self._start_together(generations) if len(generations) > 1 else None
         with ExitStack() as held:
             places = [place, *(held.enter_context(place.another()) for _ in generations[1:])]
-            if begin_here:
-                joined = await self._join(generations, places)
+            if started is not None:
+                joined = self._join(*started, places)
                 for each in joined:
                     held.callback(each.leave)
                 streams = [self._from(j, g, p) for j, g, p in zip(joined, generations, places, strict=True)]
             else:
-                streams = [self._anew(self._job, g, p) for g, p in zip(generations, places, strict=True)]
+                # The first has its place, the others wait for theirs as if they had been preempted.
+                streams = [self._anew(self._job, generations[0], place)]
+                streams += [self._later(g, p) for g, p in zip(generations[1:], places[1:], strict=True)]
             there = [_holding(p, stream) for p, stream in zip(places, streams, strict=True)]
             async with aclosing(merged(there)) as deltas:
                 async for delta in deltas:
                     yield delta
 
-    async def _join(self, generations: list[Generation], places: list[Place]) -> list[Joined]:
+    async def _start_together(self, generations: list[Generation]) -> tuple[list[Sequence], Prepared] | None:
+        """Sequences of one context, where none has said anything and the pool has room for all; else None."""
+        if any(generation.token_ids for generation in generations):
+            return None
+        try:
+            return await self._start(self._job, generations, self.report)
+        except Busy:
+            _begin_again(self.report)
+            return None
+
+    def _join(self, sequences: list[Sequence], prepared: Prepared, places: list[Place]) -> list[Joined]:
         """Samples of one context, in the batch."""
-        sequences, prepared = await self._start_when_there_is_room(self._job, generations, self.report, places[0])
+        self._is_reported = True
         self.times.computed(prepared.compute_s)
         return [
             self._where.batch.join(sequence, self._sealer(self._job, prepared, sequence), place.number)
@@ -117,7 +132,14 @@ class Answering:
                     yield delta
             return
         except Preempted:
-            await self._wait_again(self._job, generation, place)
+            pass
+        async with aclosing(self._later(generation, place)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _later(self, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
+        """A sample's deltas once there are blocks for it."""
+        await self._wait_again(self._job, generation, place)
         async with aclosing(self._anew(self._job, generation, place)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -161,14 +183,15 @@ class Answering:
     ) -> tuple[list[Sequence], Prepared]:
         """`_start`, once more in its turn where sequences that decode took the blocks it was promised.
 
-        Raises `Busy` where nobody else is here to give any back, or too often in a row.
+        Raises `Busy` when that came to nothing too often in a row.
         """
         for _ in range(MAX_STARTS - 1):
             try:
                 return await self._start(job, generations, report)
             except Busy:
-                if self._where.admission.num_running <= len(generations):
-                    raise
+                if self._where.admission.num_running == 1:
+                    # What is sealed or stored in the background is all that may still be given back.
+                    await self._deadline.wait(asyncio.sleep(ALONE_PAUSE_S), "waiting for blocks")
             _begin_again(report)
             await place.wait_again(self._num_blocks(job, generations), self._deadline)
         return await self._start(job, generations, report)
@@ -225,6 +248,7 @@ async def _holding(place: Place, stream: AsyncGenerator[Delta, None]) -> AsyncGe
     try:
         async with aclosing(stream):
             async for delta in stream:
+                place.decodes()
                 yield delta
     finally:
         place.leave()
