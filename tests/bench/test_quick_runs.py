@@ -55,6 +55,11 @@ def test_a_quick_run_of_shared_steps_has_every_figure(tmp_path: Path) -> None:
     ratios |= {"ratio_vs_transformers_1", "ratio_vs_transformers_4"}
     assert ratios | {f"{name}_interval" for name in ratios} <= record.keys()
     assert {"grid_worst_slowdown_low", "step_over_floor_1k", "step_over_floor_gqa7_1k"} <= record.keys()
+    assert {"kv_bytes_over_distinct_tokens_k0", "kv_bytes_over_distinct_tokens_k16"} <= record.keys()
+    ends = ("answered", "left", "busy", "deadline_exceeded")
+    assert sum(record[f"storm_{end}"] for end in ends) == record["storm_requests"] == 40
+    assert record["storm_unexpected"] == record["storm_held_blocks"] == record["storm_requests_left"] == 0
+    assert 0 < record["storm_p50_itl_ms"] <= record["storm_p99_itl_ms"]
     for name in ratios:
         low, high = record[f"{name}_interval"]
         assert low <= record[name] <= high

@@ -17,8 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from spolia_bench.frame import Report
+    from spolia_bench.models import SHAPES
     from spolia_bench.shared import sections
     from spolia_bench.shared.models import random_model
+    from spolia_bench.shared.storm import storm_section
 
     torch.set_num_threads(options.threads)
     report = Report("shared", QUESTION, _setup(options))
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tables(report, options)
     else:
         chosen = set(options.sections)
-        if chosen - {"gqa"}:
+        if chosen - {"gqa", "storm"}:
             # transformers needs the weights as they are, so they are in memory twice: 200 MB more.
             model = random_model(options.model, options.seed)
             world = sections.World(report, options, model, options.model, takes_weights=False)
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             del world, model
         if "gqa" in chosen:
             sections.prefix(sections.world_of(report, options, options.gqa_model), options.prefix_tokens)
+        if "storm" in chosen:
+            storm_section(report, options.storm_requests, SHAPES[options.storm_model], options.threads, options.seed)
     report.setup["load_after"] = round(os.getloadavg()[0], 2)
     report.print(only_json=options.json, out=options.out)
     return 0
@@ -71,6 +75,8 @@ def _setup(options: Options) -> dict[str, object]:
         "rounds",
         "grid_rounds",
         "threads",
+        "storm_requests",
+        "storm_model",
     )
     setup: dict[str, object] = {name: getattr(options, name) for name in (*names, "seed", "quick")}
     return setup | {"load_before": round(os.getloadavg()[0], 2)}

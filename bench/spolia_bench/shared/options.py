@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spolia_bench.sections import some_of
 
-SECTIONS = ("prefix", "gqa", "permuted", "grid", "transformers")
+SECTIONS = ("prefix", "gqa", "permuted", "grid", "transformers", "storm")
 QUICK = {
     "model": "llama-tiny",
     "gqa_model": "qwen-tiny",
@@ -25,6 +25,8 @@ QUICK = {
     "rounds": 3,
     "grid_rounds": 3,
     "pool_bytes": 256 << 20,
+    "storm_requests": 40,
+    "storm_model": "llama-tiny-random",
 }
 """Every path once, in seconds: says that it works, not how fast it is."""
 
@@ -46,6 +48,8 @@ class Options:
     rounds: int
     grid_rounds: int
     pool_bytes: int
+    storm_requests: int
+    storm_model: str
     threads: int
     seed: int
     table: bool
@@ -94,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=15, help="paired rounds of each comparison")
     add("--grid-rounds", type=int, default=21, help="paired rounds of each cell of the grid")
     add("--pool-bytes", type=int, default=8 << 30, help="KV memory")
+    add("--storm-requests", type=int, default=2000, help="requests of the storm")
+    add("--storm-model", default="llama-60m-random", help="shape of the storm's model, random weights")
     add("--threads", type=int, default=os.cpu_count() or 1, help="torch threads")
     add("--seed", type=int, default=0, help="seed of the weights")
     add("--table", action="store_true", help="only measure and print the switch, for both models' heads")

@@ -154,14 +154,24 @@ def permuted(world: World) -> None:
         ]
         steps = {"prefix": batches[0].step(world.table), "permuted": batches[1].step(world.table)}
         times = by_turns(steps, options.rounds)
+        held = _held_over_distinct(world.core, batches[1], documents * length)
         for batch in batches[1:]:
             batch.close()
         with world.batch(batches[0]):
             pass
+        world.figure(f"kv_bytes_over_distinct_tokens_k{k}", held)
         found = ratio(times["permuted"], times["prefix"])
         world.ratio(f"ratio_permuted_over_prefix_k{k}", found)
         rows.append([str(k), *(f"{statistics.median(times[n]):.1f}" for n in ("prefix", "permuted")), str(found)])
     world.report.tables.append(Table(("link tokens", "common prefix ms", "permuted ms", "permuted ÷ prefix"), rows))
+
+
+def _held_over_distinct(core: EngineCore, batch: Batch, shared_tokens: int) -> float:
+    """Bytes that the rows hold over those of the distinct tokens they read: the documents once, and each row's own."""
+    extents = {span.run.extent for sequence in batch.sequences for span in sequence.context.spans}
+    extents |= {sequence.tail.extent for sequence in batch.sequences}
+    own = sum(sequence.num_own_tokens for sequence in batch.sequences)
+    return sum(extent.num_blocks for extent in extents) * core.pool.block_size / (shared_tokens + own)
 
 
 def grid(world: World) -> None:

@@ -78,13 +78,18 @@ class DecodeBatch:
     """Owns sequences from `join` until they finish or their reader goes."""
 
     def __init__(
-        self, core: EngineCore, notify: Callable[[], None], make_room: Callable[[], bool] = lambda: False
+        self,
+        core: EngineCore,
+        notify: Callable[[], None],
+        make_room: Callable[[], bool] = lambda: False,
+        on_preempted: Callable[[int], None] = lambda count: None,
     ) -> None:
         """`notify` wakes the engine's thread, which then calls `step`.
 
         `make_room` gives back what is held for less than a request, and says whether anything was: it is asked before a
-        sequence is preempted.
+        sequence is preempted. `on_preempted` is told how many were.
         """
+        self._on_preempted = on_preempted
         self._make_room = make_room
         self._core = core
         self._notify = notify
@@ -172,7 +177,9 @@ class DecodeBatch:
         return []
 
     def _preempt(self, entries: list[Joined]) -> None:
-        self.num_preempted += len(entries)
+        if entries:
+            self.num_preempted += len(entries)
+            self._on_preempted(len(entries))
         self._drop(entries, Preempted())
 
     def _accept(self, entry: Joined, logits: Tensor) -> None:

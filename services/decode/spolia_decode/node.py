@@ -52,8 +52,11 @@ class DecodeNode:
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
-        self.batch = DecodeBatch(engine, lambda: self.thread.notify(), self._make_room)
         self.server = NodeServer(config, "decode")
+        preemptions = self.server.metrics.counter(
+            "spolia_preemptions_total", "Answers that gave their memory to others, to be taken up again later."
+        )
+        self.batch = DecodeBatch(engine, lambda: self.thread.notify(), self._make_room, preemptions.inc)
         self.thread = EngineThread(
             "decode-engine", self._step, turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
         )
