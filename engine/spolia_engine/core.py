@@ -36,7 +36,7 @@ from spolia_engine.sampler import sample
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
-from spolia_engine.sharing import Sharing, always_shared
+from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.step_plan import StepPlan, plan_step
@@ -78,7 +78,13 @@ class EngineCore:
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
         self.sharing: Sharing = always_shared
+        self.deterministic = False
+        """Each sequence takes its steps alone: what it says then does not depend on who decodes beside it, to the bit.
+
+        Costs the batch: the weights are read once a sequence, and nothing is attended together.
+        """
         self._plan: PlannedBatch | None = None
+        self._plans_alone: dict[DecodeSequence, PlannedBatch] = {}
 
     def id_space(self, tenant_key: bytes) -> IdSpace:
         """The ids of a tenant's chunks under this engine's model and recipe."""
@@ -358,6 +364,8 @@ class EngineCore:
         """Logits [num_contexts, vocab_size] of the token after each context, computed here or handed over."""
         hidden = [context.last_hidden for context in contexts if context.last_hidden is not None]
         assert len(hidden) == len(contexts), "nobody computed the last token of one"
+        if self.deterministic:
+            return torch.cat([self.adapter.logits(each[None]) for each in hidden])
         return self.adapter.logits(torch.stack(hidden))
 
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0, sample_index: int = 0) -> int:
@@ -382,9 +390,27 @@ class EngineCore:
         room for the KV of this step.
         """
         batch = tuple(sequences)
+        if self.deterministic:
+            return self._step_alone(batch)
         if self._plan is None or self._plan.sequences != batch:
             self._plan = self.plan_batch(batch, self.sharing)
         return self.run_step(self._plan)
+
+    def _step_alone(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
+        """`step_logits`, one sequence after the other."""
+        for sequence in sequences:
+            sequence.make_room()
+        logits: list[torch.Tensor] = []
+        try:
+            for sequence in sequences:
+                if sequence not in self._plans_alone:
+                    self._plans_alone[sequence] = self.plan_batch((sequence,), never_shared)
+                logits.append(self.run_step(self._plans_alone[sequence]))
+        except BaseException:
+            for sequence in sequences[: len(logits)]:
+                sequence.tail.length -= 1
+            raise
+        return torch.cat(logits)
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
         """What steps of these sequences do, good while all of them are open."""
@@ -411,6 +437,7 @@ class EngineCore:
     def forget_plan(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
         self._plan = None
+        self._plans_alone.clear()
 
     def seal_answer(self, sequence: DecodeSequence, blocks: Sequence[SealedBlock]) -> list[tuple[bytes, Run]]:
         """Registers chunks that the answer completed, for the next turn; returns the newly registered ones.

@@ -53,6 +53,7 @@ def test_a_quick_run_of_shared_steps_has_every_figure(tmp_path: Path) -> None:
     ratios = {f"ratio_shared_over_private{tag}_{size}" for tag in ("", "_gqa7") for size in ("256", "1k")}
     ratios |= {"ratio_permuted_over_prefix_k0", "ratio_permuted_over_prefix_k16"}
     ratios |= {"ratio_vs_transformers_1", "ratio_vs_transformers_4"}
+    ratios |= {"ratio_deterministic_1", "ratio_deterministic_4"}
     assert ratios | {f"{name}_interval" for name in ratios} <= record.keys()
     assert {"grid_worst_slowdown_low", "step_over_floor_1k", "step_over_floor_gqa7_1k"} <= record.keys()
     assert {"kv_bytes_over_distinct_tokens_k0", "kv_bytes_over_distinct_tokens_k16"} <= record.keys()

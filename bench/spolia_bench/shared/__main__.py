@@ -38,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sections.permuted(world)
             if "grid" in chosen:
                 sections.grid(world)
+            if "deterministic" in chosen:
+                sections.deterministic(world)
             if "transformers" in chosen:
                 sections.against_transformers(world, model)
             del world, model
         if "gqa" in chosen:
             sections.prefix(sections.world_of(report, options, options.gqa_model), options.prefix_tokens)
         if "storm" in chosen:
-            storm_section(report, options.storm_requests, SHAPES[options.storm_model], options.threads, options.seed)
+            storm_section(report, options.storm_requests, SHAPES[options.storm_model], options.seed)
     report.setup["load_after"] = round(os.getloadavg()[0], 2)
     report.print(only_json=options.json, out=options.out)
     return 0

@@ -21,7 +21,7 @@ from spolia_engine.core import EngineCore, PlannedBatch
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
 from spolia_engine.sequence import Sequence as DecodeSequence
-from spolia_engine.sharing import Sharing
+from spolia_engine.sharing import Sharing, never_shared
 
 QUESTION_TOKENS = 16
 MAX_STEPS = 400
@@ -47,6 +47,18 @@ class Batch:
     def step(self, sharing: Sharing) -> Step:
         """Runs one step under a switch, each time it is called. The plan is made here, once."""
         return partial(self._run, self.core.plan_batch(self.sequences, sharing))
+
+    def step_alone(self) -> Step:
+        """Runs one step of each sequence by itself: `EngineCore.deterministic`."""
+        planned = [self.core.plan_batch([sequence], never_shared) for sequence in self.sequences]
+
+        def run() -> torch.Tensor:
+            logits = torch.cat([self.core.run_step(each) for each in planned])
+            for sequence in self.sequences:
+                sequence.generation.token_ids.append(1)
+            return logits
+
+        return run
 
     def _run(self, planned: PlannedBatch) -> torch.Tensor:
         logits = self.core.run_step(planned)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spolia_bench.sections import some_of
 
-SECTIONS = ("prefix", "gqa", "permuted", "grid", "transformers", "storm")
+SECTIONS = ("prefix", "gqa", "permuted", "grid", "deterministic", "transformers", "storm")
 QUICK = {
     "model": "llama-tiny",
     "gqa_model": "qwen-tiny",

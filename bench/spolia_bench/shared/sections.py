@@ -214,6 +214,19 @@ def against_transformers(world: World, model: Any) -> None:
     world.report.tables.append(Table(("rows", "ours ms", "transformers ms", "transformers ÷ ours"), rows))
 
 
+def deterministic(world: World) -> None:
+    """What it costs that every sequence takes its steps alone."""
+    tokens, rows = world.options.grid_tokens[-1], []
+    for num_rows in world.options.grid_rows:
+        with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
+            times = by_turns({"together": batch.step(world.table), "alone": batch.step_alone()}, world.options.rounds)
+        found = ratio(times["alone"], times["together"])
+        world.ratio(f"ratio_deterministic_{num_rows}", found)
+        rows.append([str(num_rows), *(f"{statistics.median(times[n]):.1f}" for n in ("together", "alone")), str(found)])
+    header = (f"rows behind {tokens} tokens", "together ms", "alone ms", "alone ÷ together")
+    world.report.tables.append(Table(header, rows))
+
+
 def world_of(report: Report, options: Options, name: str) -> World:
     """A world of a shape whose weights nobody else needs."""
     return World(report, options, random_model(name, options.seed), name)

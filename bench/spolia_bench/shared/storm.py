@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ class Storm:
     """What became of the requests."""
 
     ended: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
+    """What errors said, numbers left out."""
     unexpected: list[str] = field(default_factory=list)
     gaps_ms: list[float] = field(default_factory=list)
     """Between two tokens of a sample."""
@@ -49,7 +52,7 @@ class Storm:
     """Requests that the decode node still counts when all have ended."""
 
 
-def run_storm(num_requests: int, shape: Shape, threads: int, seed: int) -> Storm:
+def run_storm(num_requests: int, shape: Shape, seed: int) -> Storm:
     """Starts a cluster, lets the storm pass and looks what is left."""
     model = random_model(shape, seed)
     # A token's KV, all layers, float32; a request's prompt and the answers of one sample in four of four.
@@ -57,7 +60,7 @@ def run_storm(num_requests: int, shape: Shape, threads: int, seed: int) -> Storm
     tokens = DOCUMENT_CHARS + MAX_QUESTION_CHARS // 2 + MAX_TOKENS
     pool_bytes = max(num_requests * tokens * token_bytes // 10, MIN_POOL_BYTES)
     env = {"SPOLIA_POOL_BYTES": str(pool_bytes), "SPOLIA_MAX_WAITING": str(num_requests)}
-    with LocalCluster(model, settings=["--log-level", "error"], env=env, engine_threads=threads) as cluster:
+    with LocalCluster(model, settings=["--log-level", "error"], env=env) as cluster:  # its engines share the cores
         return asyncio.run(_blow(cluster.address, num_requests, seed))
 
 
@@ -111,6 +114,7 @@ async def _one(client: AsyncClient, storm: Storm, texts: Sequence[str], seed: in
         ended = "answered" if received == n * num_tokens else "cut short"
     except SpoliaError as error:
         ended = type(error).__name__
+        storm.said[re.sub(r"\d+", "#", str(error))] += 1
         if not isinstance(error, EXPECTED):
             storm.unexpected.append(f"{number}: {error!r}")
     finally:
@@ -133,12 +137,12 @@ def _text(draw: random.Random, num_chars: int) -> str:
     return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(num_chars))
 
 
-def storm_section(report: Report, num_requests: int, shape: Shape, threads: int, seed: int) -> None:
+def storm_section(report: Report, num_requests: int, shape: Shape, seed: int) -> None:
     """Adds the storm's figures and table."""
-    storm = run_storm(num_requests, shape, threads, seed)
+    storm = run_storm(num_requests, shape, seed)
     progress(f"storm of {num_requests}: {dict(storm.ended)} in {storm.seconds:.0f} s")
-    for error in storm.unexpected[:10]:
-        progress(f"unexpected: {error}")
+    for text, count in storm.said.most_common(8):
+        progress(f"{count} × {text}")
     figures = {
         "storm_requests": num_requests,
         "storm_answered": storm.ended["answered"],

@@ -20,6 +20,11 @@ class DecodeConfig(WorkerConfig):
     max_running: int = setting(
         64, "Requests that run at once, as far as the pool has blocks for them; more wait.", check=at_least(1)
     )
+    deterministic: bool = setting(
+        False,
+        "Decode each sequence alone: the same seed then gives the same answer whoever is served beside it. Costs what "
+        "batching gains.",
+    )
     max_waiting: int = setting(256, "Requests that may wait for a place; more are refused.", check=at_least(0))
     link_tokens: int | None = setting(
         None,

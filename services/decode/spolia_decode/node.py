@@ -49,6 +49,7 @@ class DecodeNode:
         self.config = config
         self.engine = engine
         engine.sharing = load_switch(config, engine)
+        engine.deterministic = config.deterministic
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.channels = ChannelPool(config.max_message_bytes)
         self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None

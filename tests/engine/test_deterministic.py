@@ -1,0 +1,76 @@
+"""With `deterministic`, a sequence's numbers are the same to the bit, whoever decodes beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_worlds import assert_nothing_held, engine_of, tokens
+
+from spolia_core.sampling import SamplingParams
+from spolia_engine.core import EngineCore
+from spolia_engine.sequence import Sequence, close_all
+
+PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=40, ignore_eos=True)
+STEPS = 30
+
+
+def started(core: EngineCore, length: int, seed: int) -> Sequence:
+    context = core.exact_context(tokens(length, seed), [])
+    sequence = core.start(context, core.generation(PARAMS))
+    core.accept(sequence, core.logits_after([sequence.context])[0])
+    return sequence
+
+
+def watched(core: EngineCore, mates_at: dict[int, list[int]]) -> torch.Tensor:
+    """Logits of one sequence's steps; at some steps others join, of these lengths."""
+    sequence = started(core, 70, 0)
+    mates: list[Sequence] = []
+    seen = []
+    for step in range(STEPS):
+        mates += [started(core, length, length) for length in mates_at.get(step, ())]
+        # In the middle, so that neither the first row nor the last is special.
+        batch = [*mates[: len(mates) // 2], sequence, *mates[len(mates) // 2 :]]
+        logits = core.step_logits(batch)
+        seen.append(logits[len(mates) // 2].clone())
+        for each, row in zip(batch, logits, strict=True):
+            core.accept(each, row)
+    core.forget_plan()
+    close_all([sequence, *mates])
+    assert_nothing_held(core)  # type: ignore[arg-type]
+    return torch.stack(seen)
+
+
+MATES = {3: [20, 90], 9: [5], 14: [40, 41, 42, 43, 44]}
+
+
+def test_batch_mates_change_no_bit() -> None:
+    cores = [engine_of(), engine_of()]
+    for core in cores:
+        core.deterministic = True
+    assert torch.equal(watched(cores[0], {}), watched(cores[1], MATES))
+
+
+def test_without_it_only_the_last_digits_change() -> None:
+    torch.testing.assert_close(watched(engine_of(), {}), watched(engine_of(), MATES), atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_that_fails_leaves_every_sequence_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine_of()
+    core.deterministic = True
+    sequences = [started(core, 20, seed) for seed in range(3)]
+    before = [sequence.tail.length for sequence in sequences]
+    forward, calls = core.adapter.forward, iter(range(10))
+
+    def fails_at_the_second(*args: object) -> torch.Tensor:
+        if next(calls) == 1:
+            raise RuntimeError("broken")
+        return forward(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.adapter, "forward", fails_at_the_second)
+        with pytest.raises(RuntimeError):
+            core.step_logits(sequences)
+    assert [sequence.tail.length for sequence in sequences] == before
+    assert core.step_logits(sequences).shape[0] == 3
+    core.forget_plan()
+    close_all(sequences)
