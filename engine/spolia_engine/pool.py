@@ -64,7 +64,18 @@ class Extent:
     owns it; whoever holds a reference may use it.
     """
 
-    __slots__ = ("capacity", "chunk_ids", "key", "num_blocks", "ref_count", "slot", "state", "used_at", "value")
+    __slots__ = (
+        "capacity",
+        "chunk_ids",
+        "key",
+        "num_blocks",
+        "num_spare",
+        "ref_count",
+        "slot",
+        "state",
+        "used_at",
+        "value",
+    )
 
     def __init__(self, key: Tensor, value: Tensor, num_blocks: int, slot: Slot | None = None) -> None:
         self.key = key
@@ -79,6 +90,8 @@ class Extent:
         """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
         self.slot = slot
         """Where a sequence writes it, or reads it beside what it writes; None for memory of its own."""
+        self.num_spare = 0
+        """Tokens that a tail holds in the last block of what stands before it."""
 
 
 class Pool:
@@ -188,6 +201,7 @@ class Pool:
             end = num_before + num_tokens
             extent = Extent(slot.key[:, :, num_before:end], slot.value[:, :, num_before:end], 0, slot)
             slot.num_used = num_before
+            extent.num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.REFERENCED)
@@ -201,13 +215,17 @@ class Pool:
         assert extent.slot is not None, "only a tail grows"
         assert num_tokens <= extent.capacity, (num_tokens, extent.capacity)
         with self.lock:
-            lacking = self.blocks_for(num_tokens) - extent.num_blocks
-            if lacking <= 0:
+            lacking = self.lacking_blocks(extent, num_tokens)
+            if not lacking:
                 return
             self._make_room(lacking)
             extent.num_blocks += lacking
             self._counts[BlockState.FREE] -= lacking
             self._counts[extent.state] += lacking
+
+    def lacking_blocks(self, extent: Extent, num_tokens: int) -> int:
+        """Blocks that a tail of `num_tokens` tokens needs and has not."""
+        return max(0, self.blocks_for(max(0, num_tokens - extent.num_spare)) - extent.num_blocks)
 
     def arrive(self, extent: Extent) -> None:
         """The transfer into `extent` ended well."""

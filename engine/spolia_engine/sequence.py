@@ -52,8 +52,7 @@ class Sequence:
     @property
     def num_new_blocks(self) -> int:
         """Blocks that the next token's KV needs."""
-        pool, extent = self.context.pool, self.tail.extent
-        return max(0, pool.blocks_for(self.tail.length + 1) - extent.num_blocks)
+        return self.context.pool.lacking_blocks(self.tail.extent, self.tail.length + 1)
 
     @property
     def num_own_blocks(self) -> int:

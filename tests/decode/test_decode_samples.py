@@ -10,6 +10,7 @@ import torch
 from tiny_cluster import World, calling, doc, eventually, generate_request, ids_of, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
+from spolia_core.errors import Busy
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
@@ -108,6 +109,14 @@ async def test_samples_that_are_preempted_go_on_as_if_nothing_had_been(world: Wo
     answers = await asked(decode, roomy)
     assert [len(ids) for ids in answers.token_ids.values()] == [100] * 8
     assert decode.batch.num_preempted > 0
+
+
+async def test_an_answer_that_holds_everything_and_needs_more_is_told_so(world: World) -> None:
+    decode = await world.decode(num_blocks=20)
+    await asked(decode, DRAWN)  # its prompt stays, twelve blocks of which a prefix of eight is of use
+    long = SamplingParams(**{**as_dict(DRAWN), "num_samples": 1, "max_tokens": 100})
+    with pytest.raises(Busy, match="holds all 20 blocks"):
+        await asked(decode, long)
 
 
 async def test_logprobs_are_those_of_the_model_before_any_temperature(world: World) -> None:

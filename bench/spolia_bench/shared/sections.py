@@ -216,7 +216,8 @@ def against_transformers(world: World, model: Any) -> None:
 
 def deterministic(world: World) -> None:
     """What it costs that every sequence takes its steps alone."""
-    tokens, rows = world.options.grid_tokens[-1], []
+    tokens = world.options.grid_tokens[-1]
+    rows: list[Sequence[str]] = []
     for num_rows in world.options.grid_rows:
         with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
             times = by_turns({"together": batch.step(world.table), "alone": batch.step_alone()}, world.options.rounds)

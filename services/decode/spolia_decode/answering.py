@@ -185,7 +185,8 @@ class Answering:
 
         Raises `Busy` when that came to nothing too often in a row.
         """
-        for _ in range(MAX_STARTS - 1):
+        pool = self._where.parts.core.pool
+        for attempt in range(MAX_STARTS - 1):
             try:
                 return await self._start(job, generations, report)
             except Busy:
@@ -193,7 +194,9 @@ class Answering:
                     # What is sealed or stored in the background is all that may still be given back.
                     await self._deadline.wait(asyncio.sleep(ALONE_PAUSE_S), "waiting for blocks")
             _begin_again(report)
-            await place.wait_again(self._num_blocks(job, generations), self._deadline)
+            # Chunks may lie in more blocks than they count: ask for more each time.
+            num_blocks = min(self._num_blocks(job, generations) + (1 << attempt), pool.num_blocks)
+            await place.wait_again(num_blocks, self._deadline)
         return await self._start(job, generations, report)
 
     async def _start(

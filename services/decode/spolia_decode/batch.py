@@ -19,6 +19,7 @@ from torch import Tensor
 from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Delta
+from spolia_engine.pool import BlockState
 from spolia_engine.scheduler import Decoding, State, plan
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
@@ -166,6 +167,8 @@ class DecodeBatch:
                 continue
             self._preempt([entry for entry in self._decoding if entry.number in chosen.preempt])
             batch = [entry for entry in self._decoding if entry.number in chosen.decode]
+            if not batch and self._fail_the_stuck():
+                continue
             self.waits_for_room = len(batch) < len(self._decoding)
             try:
                 for entry in batch:
@@ -175,6 +178,22 @@ class DecodeBatch:
             return batch
         self.waits_for_room = True
         return []
+
+    def _fail_the_stuck(self) -> bool:
+        """Ends a sequence for which nobody can make room, since all that is held is its own; whether there was one.
+
+        What it reads may hold more blocks than it counts: chunks lie in the memory of the prompt they were part of.
+        """
+        if len(self._decoding) != 1:
+            return False
+        sequence, counts = self._decoding[0].sequence, self._core.pool.counts()
+        held = sum(extent.num_blocks for extent in {*sequence.context.extents, sequence.tail.extent})
+        others = counts[BlockState.REFERENCED] - held + counts[BlockState.IN_TRANSFER] + counts[BlockState.LENT]
+        if others > 0 or sequence.num_new_blocks <= self._core.pool.available_blocks:
+            return False
+        limit = f"{self._core.pool.num_blocks} blocks"
+        self._drop(self._decoding, Busy(f"the answer holds all {limit} of this node", field="pool", limit=limit))
+        return True
 
     def _preempt(self, entries: list[Joined]) -> None:
         if entries:
