@@ -129,12 +129,12 @@ class ModelAdapter:
             hidden = before(hidden, rotation, attention)
         return self._decoder.layers[layer].project(hidden, rotation).value
 
-    @torch.inference_mode()
     def hidden_from_bytes(self, data: bytes) -> Tensor:
         """A hidden state [hidden] that another node of this model kept. Raises `DataCorrupt` for another length."""
         embedding = self._decoder.embedding
         return hidden_from_bytes(data, embedding.shape[1], embedding.dtype).to(embedding.device)
 
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [num_rows, vocab_size] in float32 of hidden states [num_rows, hidden]."""
         return self._decoder.head(hidden).float()

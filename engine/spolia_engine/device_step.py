@@ -101,6 +101,8 @@ class DeviceStep:
         )
         self.token_ids = torch.zeros(capacity.rows, dtype=torch.int64, device=device)
         """The rows' newest tokens: what the next step runs."""
+        self.num_steps_left = 0
+        """Steps that the loaded batch has pages and angles for."""
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, work: PagedWork, tails: Tails, token_ids: Tensor) -> None:
@@ -117,15 +119,26 @@ class DeviceStep:
             (self._tails.positions, tails.positions),
             (self.token_ids, token_ids),
         ]
-        if work.tile != self.capacity.tile or any(new.shape[0] > held.shape[0] for held, new in pairs):
+        if work.tile != self.capacity.tile or any(_exceeds(new, held) for held, new in pairs):
             raise ValueError("the batch does not fit the step's buffers")
+        rows = {tails.pages.shape[0], tails.starts.shape[0], tails.positions.shape[0], work.part_starts.shape[0] - 1}
+        if rows != {num_rows} or not num_rows:
+            raise ValueError(f"{num_rows} tokens, tails and parts of {sorted(rows)} rows")
+        room = tails.pages.shape[1] * self._kv[0].page_size - int((tails.positions - tails.starts).max())
+        self.num_steps_left = min(room, self._angles.cos.shape[0] - int(tails.positions.max()))
         for held, new in pairs:
             held[tuple(slice(size) for size in new.shape)].copy_(new)
         self._work.num_items.copy_(work.num_items)
         self._num_rows.fill_(num_rows)
 
     def run(self) -> None:
-        """One step: a graph launch once captured, kernel by kernel before."""
+        """One step: a graph launch once captured, kernel by kernel before.
+
+        Raises ValueError where a row's pages are full, or positions go past the angles: load the batch with more.
+        """
+        if self.num_steps_left < 1:
+            raise ValueError("no room for another token of some row")
+        self.num_steps_left -= 1
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -181,3 +194,7 @@ class DeviceStep:
             into=self._seen,
             num_rows=self._num_rows,
         )
+
+
+def _exceeds(new: Tensor, held: Tensor) -> bool:
+    return any(size > most for size, most in zip(new.shape, held.shape, strict=True))

@@ -154,7 +154,7 @@ def permuted(world: World) -> None:
         ]
         steps = {"prefix": batches[0].step(world.table), "permuted": batches[1].step(world.table)}
         times = by_turns(steps, options.rounds)
-        held = _held_over_distinct(world.core, batches[1], documents * length)
+        held = _held_over_distinct(world.core, batches[1], documents, length, k)
         for batch in batches[1:]:
             batch.close()
         with world.batch(batches[0]):
@@ -166,12 +166,12 @@ def permuted(world: World) -> None:
     world.report.tables.append(Table(("link tokens", "common prefix ms", "permuted ms", "permuted ÷ prefix"), rows))
 
 
-def _held_over_distinct(core: EngineCore, batch: Batch, shared_tokens: int) -> float:
+def _held_over_distinct(core: EngineCore, batch: Batch, documents: int, length: int, k: int) -> float:
     """Bytes that the rows hold over those of the distinct tokens they read: the documents once, and each row's own."""
     extents = {span.run.extent for sequence in batch.sequences for span in sequence.context.spans}
     extents |= {sequence.tail.extent for sequence in batch.sequences}
-    own = sum(sequence.num_own_tokens for sequence in batch.sequences)
-    return sum(extent.num_blocks for extent in extents) * core.pool.block_size / (shared_tokens + own)
+    own = sum(1 + documents * k + QUESTION_TOKENS + sequence.tail.length for sequence in batch.sequences)
+    return sum(extent.num_blocks for extent in extents) * core.pool.block_size / (documents * length + own)
 
 
 def grid(world: World) -> None:

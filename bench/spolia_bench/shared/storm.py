@@ -59,7 +59,12 @@ def run_storm(num_requests: int, shape: Shape, seed: int) -> Storm:
     token_bytes = shape.layers * 2 * shape.width * shape.kv_heads // shape.heads * 4
     tokens = DOCUMENT_CHARS + MAX_QUESTION_CHARS // 2 + MAX_TOKENS
     pool_bytes = max(num_requests * tokens * token_bytes // 10, MIN_POOL_BYTES)
-    env = {"SPOLIA_POOL_BYTES": str(pool_bytes), "SPOLIA_MAX_WAITING": str(num_requests)}
+    # Memory is to be what binds, and the gateway's limit of requests under way is to be met too.
+    env = {
+        "SPOLIA_POOL_BYTES": str(pool_bytes),
+        "SPOLIA_MAX_WAITING": str(num_requests),
+        "SPOLIA_MAX_RUNNING": str(num_requests),
+    }
     with LocalCluster(model, settings=["--log-level", "error"], env=env) as cluster:  # its engines share the cores
         return asyncio.run(_blow(cluster.address, num_requests, seed))
 

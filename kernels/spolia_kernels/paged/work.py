@@ -50,7 +50,7 @@ class PagedWork:
 
 @dataclass(frozen=True, slots=True)
 class WorkShape:
-    """What work is cut by: tiles of `tile` query rows, a multiple of 16; pieces of about `piece_keys` keys."""
+    """What work is cut by: tiles of `tile` query rows, a power of two from 16 on; pieces of about `piece_keys` keys."""
 
     num_kv_heads: int
     group_size: int
@@ -70,6 +70,8 @@ def plan_work(
 
     Raises ValueError for an empty span, a row outside 0 … num_rows, or a GQA group that no tile holds.
     """
+    if shape.tile < 16 or shape.tile & (shape.tile - 1):
+        raise ValueError(f"a tile is a power of two from 16 on; got {shape.tile}")
     if shape.readings < 1:
         raise ValueError(f"a GQA group of {shape.group_size} does not fit a tile of {shape.tile}")
     items: list[tuple[int, ...]] = []

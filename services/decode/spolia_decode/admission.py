@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 
 from spolia_core.errors import Busy
+from spolia_core.sampling import MAX_SAMPLES
 from spolia_engine.scheduler import State, Waiting, plan
 from spolia_node.deadline import Deadline
 
@@ -17,10 +18,13 @@ RETRY_AFTER_MS = 1000
 class Place:
     """A request's right to run."""
 
-    def __init__(self, admission: Admission, number: int, num_tokens: int) -> None:
+    def __init__(self, admission: Admission, number: int, num_tokens: int, *, is_beside: bool = False) -> None:
         self._admission = admission
         self.number = number
-        """Its order of arrival."""
+        """Its order of arrival; those of one request follow each other."""
+        self.is_beside = is_beside
+        """One more of a request that has a place: it takes none of `max_running`."""
+        self._numbers_beside = count(number + 1)
         self._queued_tokens = num_tokens
         self.promised_blocks = 0
         self.is_preparing = False
@@ -36,7 +40,7 @@ class Place:
     @contextmanager
     def another(self) -> Iterator[Place]:
         """A place beside this one, for a sequence that was made with this one's: it holds its blocks already."""
-        with self._admission.joined() as place:
+        with self._admission.joined(next(self._numbers_beside)) as place:
             yield place
 
     def leave(self) -> None:
@@ -77,7 +81,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._on_idle = on_idle
         self._available_blocks = available_blocks
-        self._numbers = count()
+        self._numbers = count(step=MAX_SAMPLES)
         self._waiters: list[_Waiter] = []
         self._running: list[Place] = []
         self._num_present = 0
@@ -86,8 +90,8 @@ class Admission:
 
     @property
     def num_running(self) -> int:
-        """Answers that have a place, the preempted among them."""
-        return len(self._running)
+        """Requests that have a place, the preempted among them."""
+        return sum(not place.is_beside for place in self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -125,9 +129,9 @@ class Admission:
             yield place
 
     @contextmanager
-    def joined(self) -> Iterator[Place]:
-        """Holds a place at once, whatever the rules say. Those who ask have what it stands for."""
-        place = Place(self, next(self._numbers), 0)
+    def joined(self, number: int) -> Iterator[Place]:
+        """Holds a place beside one that is held."""
+        place = Place(self, number, 0, is_beside=True)
         self._running.append(place)
         with self._present(place, 0):
             yield place
@@ -174,7 +178,7 @@ class Admission:
             available_blocks=self._available_blocks(),
             promised_blocks=sum(place.promised_blocks for place in preparing),
             num_holding=sum(place.number not in preempted for place in self._running),
-            free_places=self._max_running - len(self._running),
+            free_places=self._max_running - self.num_running,
             waiting=waiting,
         )
 

@@ -31,8 +31,10 @@ from spolia_node.deadline import Deadline
 MAX_STARTS = 16
 """Times a context is prepared while others take the room for it each time."""
 
-ALONE_PAUSE_S = 0.05
-"""Between two tries where no other request is here to give blocks back."""
+PAUSE_S = 0.05
+"""Between two tries."""
+MAX_MORE_BLOCKS = 32
+"""Asked for beyond what a context counts."""
 
 Paths = Mapping[ReuseMode, ExactPath | LinkedPath]
 
@@ -59,6 +61,7 @@ class Answering:
         self.report = report
         self.times = RequestTimes()
         self._is_reported = False
+        self._prompt_was_read = asyncio.Event()
         self.generations = [core.generation(job.sampling, index) for index in range(job.sampling.num_samples)]
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
@@ -77,8 +80,10 @@ class Answering:
             return
         parts = self._where.parts
         self._check_fits()
-        num_tokens = num_tokens_to_prepare(self._job, parts.core.resident)
-        num_blocks = self._num_blocks(self._job, unfinished)
+        # Those that went on elsewhere read contexts of their own, one after the other.
+        together = unfinished if not any(g.token_ids for g in unfinished) else unfinished[:1]
+        job = self._job.resumed(together[0].token_ids)
+        num_tokens, num_blocks = num_tokens_to_prepare(job, parts.core.resident), self._num_blocks(job, together)
         async with self._where.admission.place(self._deadline, num_tokens, num_blocks) as place:
             self.times.work_began()
             async with aclosing(self._samples(unfinished, place)) as deltas:
@@ -97,9 +102,10 @@ class Answering:
                     held.callback(each.leave)
                 streams = [self._from(j, g, p) for j, g, p in zip(joined, generations, places, strict=True)]
             else:
-                # The first has its place, the others wait for theirs as if they had been preempted.
+                # The first has its place. The others wait until what it computed can be found, then for blocks of
+                # their own, as if they had been preempted.
                 streams = [self._anew(self._job, generations[0], place)]
-                streams += [self._later(g, p) for g, p in zip(generations[1:], places[1:], strict=True)]
+                streams += [self._after_the_first(g, p) for g, p in zip(generations[1:], places[1:], strict=True)]
             there = [_holding(p, stream) for p, stream in zip(places, streams, strict=True)]
             async with aclosing(merged(there)) as deltas:
                 async for delta in deltas:
@@ -137,6 +143,13 @@ class Answering:
             async for delta in deltas:
                 yield delta
 
+    async def _after_the_first(self, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
+        """A sample's deltas once another has read the prompt, or failed to."""
+        await self._deadline.wait(self._prompt_was_read.wait(), "waiting for the first sample's context")
+        async with aclosing(self._later(generation, place)) as deltas:
+            async for delta in deltas:
+                yield delta
+
     async def _later(self, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
         """A sample's deltas once there are blocks for it."""
         await self._wait_again(self._job, generation, place)
@@ -152,6 +165,7 @@ class Answering:
             try:
                 sequences, prepared = await self._start_when_there_is_room(job, [generation], report, place)
                 self.times.computed(prepared.compute_s)
+                self._prompt_was_read.set()
                 joined = self._where.batch.join(sequences[0], self._sealer(job, prepared, sequences[0]), place.number)
                 async with aclosing(joined.deltas(self._deadline)) as deltas:
                     async for delta in deltas:
@@ -160,6 +174,7 @@ class Answering:
             except Preempted:
                 await self._wait_again(job, generation, place)
             finally:
+                self._prompt_was_read.set()
                 if report is not self.report:
                     self.report.count_transfers(report)
 
@@ -190,12 +205,12 @@ class Answering:
             try:
                 return await self._start(job, generations, report)
             except Busy:
-                if self._where.admission.num_running == 1:
-                    # What is sealed or stored in the background is all that may still be given back.
-                    await self._deadline.wait(asyncio.sleep(ALONE_PAUSE_S), "waiting for blocks")
+                # What is sealed or stored in the background comes free without anybody's saying so.
+                await self._deadline.wait(asyncio.sleep(PAUSE_S), "waiting for blocks")
             _begin_again(report)
             # Chunks may lie in more blocks than they count: ask for more each time.
-            num_blocks = min(self._num_blocks(job, generations) + (1 << attempt), pool.num_blocks)
+            more = min(1 << attempt, MAX_MORE_BLOCKS)
+            num_blocks = min(self._num_blocks(job, generations) + more, pool.num_blocks)
             await place.wait_again(num_blocks, self._deadline)
         return await self._start(job, generations, report)
 

@@ -22,8 +22,8 @@ class DecodeConfig(WorkerConfig):
     )
     deterministic: bool = setting(
         False,
-        "Decode each sequence alone: the same seed then gives the same answer whoever is served beside it. Costs what "
-        "batching gains.",
+        "Take each sequence's steps alone: behind the same KV the same seed then gives the same answer, whoever "
+        "is served beside it. Costs what batching gains.",
     )
     max_waiting: int = setting(256, "Requests that may wait for a place; more are refused.", check=at_least(0))
     link_tokens: int | None = setting(
