@@ -257,6 +257,8 @@ def test_an_interrupted_warm_ends_its_requests(tmp_path: Path, gateway: FakeGate
     process = subprocess.Popen(
         [sys.executable, "-m", "spolia.cli.main", "warm", "--address", gateway.address, str(corpus(tmp_path, 300))],
         stderr=subprocess.PIPE,
+        # What runs the tests in the background may have had interrupts ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline_s = time.monotonic() + PATIENCE_S
