@@ -2,6 +2,11 @@
 
 Samples that begin here read one context, held once. A sample that was preempted, or begun on a node that died, reads a
 context of its own from then on: prompt and what it has said; what they share of it is found again as chunks.
+
+    all of them new, and room for all   _start_together ─▶ _from, each ──preempted──▶ _later ─▶ _anew
+    else                                the first _anew; the others _after_the_first ─▶ _later ─▶ _anew
+
+`_later` waits for blocks; `_anew` prepares a context and decodes, as often as the sample is preempted.
 """
 
 from __future__ import annotations
