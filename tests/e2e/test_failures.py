@@ -84,6 +84,34 @@ def test_killed_decode_in_mid_stream_loses_and_doubles_nothing(
     wait_until("every ledger is empty", lambda: ledgers_are_empty(frail_client))
 
 
+def test_killed_decode_goes_on_with_every_sample(frail: LocalCluster, frail_client: Client) -> None:
+    frail.add_node("decode")
+    wait_until("there are two decode nodes", lambda: sum(n.role == "decode" for n in frail_client.cluster().nodes) == 2)
+    num_tokens = 500
+    token_ids = frail_client.tokenize(prompts(4, seed=15)[-1])
+    options = {"max_tokens": num_tokens, "ignore_eos": True, "temperature": 0.8, "seed": 5, "n": 3}
+    expected = frail_client.generate([TokenIds(tuple(token_ids))], **options)
+    received: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    killed = False
+    with frail_client.stream([TokenIds(tuple(token_ids))], **options) as stream:
+        for delta in stream:
+            received[delta.sample_index] += delta.token_ids
+            if not killed and min(map(len, received.values())) >= 30:
+                busy = [n for n in frail_client.cluster().nodes if n.role == "decode" and n.num_running]
+                for node in frail.nodes:
+                    if busy and node.address == busy[0].address:
+                        frail.kill(node)
+                        killed = True
+        result = stream.result()
+    assert killed, "the stream ended before the node that served it was known"
+    for index, (sample, alone) in enumerate(zip(result.samples, expected.samples, strict=True)):
+        assert tuple(received[index]) == sample.token_ids
+        assert len(sample.token_ids) == num_tokens
+        assert sample.token_ids[:30] == alone.token_ids[:30]
+    assert len({sample.token_ids for sample in result.samples}) == 3
+    wait_until("every ledger is empty", lambda: ledgers_are_empty(frail_client))
+
+
 def test_killed_store_leaves_requests_running(frail: LocalCluster, frail_client: Client, oracle: Oracle) -> None:
     store = next(node for node in frail.nodes if node.role == "kvstore")
     frail.kill(store)
