@@ -36,7 +36,7 @@ def watched(core: EngineCore, mates_at: dict[int, list[int]]) -> torch.Tensor:
             core.accept(each, row)
     core.forget_plan()
     close_all([sequence, *mates])
-    assert_nothing_held(core)  # type: ignore[arg-type]
+    assert_nothing_held(core)  # type: ignore[arg-type]  # an engine, said to be a core
     return torch.stack(seen)
 
 
@@ -64,7 +64,7 @@ def test_a_step_that_fails_leaves_every_sequence_where_it_stood(monkeypatch: pyt
     def fails_at_the_second(*args: object) -> torch.Tensor:
         if next(calls) == 1:
             raise RuntimeError("broken")
-        return forward(*args)  # type: ignore[arg-type]
+        return forward(*args)  # type: ignore[arg-type]  # passed on as they came
 
     with monkeypatch.context() as patch:
         patch.setattr(core.adapter, "forward", fails_at_the_second)

@@ -62,7 +62,7 @@ class Layer:
         processors = torch.cuda.get_device_properties(0).multi_processor_count
         return planned(spans, self.point.rows, self.heads, tile, processors)
 
-    def step(self, work: PagedWork) -> Callable[[], object]:
+    def step(self, work: PagedWork) -> Callable[[], torch.Tensor]:
         """Spans, then tails: what a decode step runs in a layer."""
         shape = (max(1, work.num_parts), self.heads.num_q_heads)
         into = Partial(torch.zeros(*shape, self.heads.head_dim, device="cuda"), torch.zeros(*shape, device="cuda"))
@@ -91,7 +91,7 @@ def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
             row["shared_ms"] = timed(graphed(shared)).median_ms
             if point.rows * point.shared * heads.key_bytes <= PRIVATE_BYTES:
                 private = layer.step(layer.work(shared=False))
-                row["max_difference"] = float((answer.float() - private().float()).abs().max())  # type: ignore[attr-defined]
+                row["max_difference"] = float((answer.float() - private().float()).abs().max())
                 row["private_ms"] = timed(graphed(private), repeats=5).median_ms
             for other, run in _others(layer):
                 try:
