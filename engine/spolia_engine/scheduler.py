@@ -5,8 +5,8 @@ So a trace of states replays to the same plans, and time never enters: who came 
 - **Decode first.** What the sequences that decode need for their next token is theirs before anyone is admitted.
 - **The oldest goes on.** Where blocks do not suffice, sequences are preempted, those first that cost least to compute
   again, never the oldest: so somebody always ends, and then the others do.
-- **First come, first admitted**, each when the blocks it will take are there. None passes one that came before it and
-  waits for blocks: else long prompts would wait for as long as short ones come.
+- **First come, first admitted**, each when the blocks and places it will take are there. None passes one that came
+  before it and waits for either: else long prompts, and many samples, would wait for as long as others come.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that holds no blocks. `number` is its order of arrival, which a preempted one keeps."""
+    """A request that holds no blocks. `number` is its order of arrival, which a preempted one keeps.
+
+    `num_places`: one for each of its sequences.
+    """
 
     number: int
     num_blocks: int
     """What its context takes, at most, and the token after it."""
     has_place: bool = False
     """Preempted: it still counts among those that run."""
+    num_places: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,15 @@ def _admit(state: State, available: int) -> tuple[int, ...]:
     admitted: list[int] = []
     places = state.free_places
     runs = bool(state.decoding) or state.num_holding > 0
+    has_places_taken = runs or any(request.has_place for request in state.waiting)
     for request in sorted(state.waiting, key=lambda w: w.number):
-        if not request.has_place and places < 1:
+        num_places = 0 if request.has_place else request.num_places
+        if num_places > places and (has_places_taken or admitted):
+            places = 0  # the preempted may still go on; nobody else passes it
             continue
         if request.num_blocks > available and (runs or admitted):
             break
         available -= request.num_blocks
-        places -= not request.has_place
+        places -= num_places
         admitted.append(request.number)
     return tuple(admitted)

@@ -47,6 +47,37 @@ async def test_a_place_that_is_not_had_in_time_or_cancelled_is_not_held() -> Non
         assert (admission.num_running, admission.num_waiting) == (1, 0)
 
 
+async def test_each_sample_of_a_request_takes_a_place_and_gives_it_back_by_itself() -> None:
+    admission = Admission(max_running=4, max_waiting=3)
+    async with admission.place(soon(), num_places=3) as place:
+        with place.another() as second, place.another():
+            assert (admission.num_running, admission.num_free_places) == (1, 1)
+            other = admission.place(soon(), num_places=2)
+            waiting = asyncio.ensure_future(other.__aenter__())
+            await asyncio.sleep(0)
+            assert admission.num_waiting == 1, "one place is free, it wants two"
+            second.leave()
+            await asyncio.wait_for(waiting, 5)
+            assert admission.num_free_places == 0
+    async with admission.place(Deadline.after(0.01)):
+        pass
+    assert admission.num_free_places == 2, "the other request holds its two"
+    await other.__aexit__(None, None, None)
+    assert admission.num_free_places == 4
+
+
+async def test_more_samples_than_places_run_alone() -> None:
+    admission = Admission(max_running=2, max_waiting=3)
+    async with admission.place(soon(), num_places=5) as place:
+        assert admission.num_free_places == -3
+        with pytest.raises(DeadlineExceeded):
+            async with admission.place(Deadline.after(0.01)):
+                raise AssertionError("all places are taken")
+        with place.another(), place.another(), place.another(), place.another():
+            assert admission.num_free_places == -3
+    assert admission.num_free_places == 2
+
+
 async def test_tokens_are_queued_until_their_request_decodes_or_ends() -> None:
     admission = Admission(max_running=1, max_waiting=3)
     async with admission.place(soon(), 100) as place:

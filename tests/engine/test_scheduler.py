@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from spolia_engine.scheduler import Decoding, Plan, State, Waiting, plan
 
 
-def waiting(number: int, num_blocks: int, *, has_place: bool = False) -> Waiting:
-    return Waiting(number, num_blocks, has_place)
+def waiting(number: int, num_blocks: int, *, has_place: bool = False, places: int = 1) -> Waiting:
+    return Waiting(number, num_blocks, has_place, places)
 
 
 def decoding(number: int, *, new: int = 0, own: int = 1, cost: int = 1) -> Decoding:
@@ -59,6 +59,19 @@ def test_the_first_is_admitted_where_nobody_could_make_room_for_it() -> None:
     assert plan(State(0, free_places=2, waiting=[waiting(4, 9), waiting(5, 1)])).admit == (4,)
 
 
+def test_every_sequence_takes_a_place_and_none_passes_one_that_waits_for_several() -> None:
+    queue = [waiting(1, 1, places=4), waiting(2, 1), waiting(3, 1, has_place=True)]
+    assert plan(State(9, num_holding=1, free_places=3, waiting=queue)).admit == (3,)
+    assert plan(State(9, num_holding=1, free_places=5, waiting=queue)).admit == (1, 2, 3)
+
+
+def test_one_that_takes_more_places_than_there_are_runs_when_nobody_else_has_one() -> None:
+    large, small = waiting(1, 1, places=9), waiting(2, 1)
+    assert plan(State(9, free_places=4, waiting=[large, small])).admit == (1,)
+    assert plan(State(9, free_places=4, num_holding=1, waiting=[large, small])).admit == ()
+    assert plan(State(9, free_places=3, waiting=[waiting(0, 99, has_place=True), large])).admit == (0,)
+
+
 STATES = st.builds(
     lambda available, promised, holding, places, budget, queue, batch: State(
         available,
@@ -74,7 +87,7 @@ STATES = st.builds(
     st.integers(0, 3),
     st.integers(0, 4),
     st.integers(0, 64),
-    st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=5),
+    st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(1, 3)), max_size=5),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 40)), max_size=6),
 )
 
@@ -92,7 +105,9 @@ def test_a_plan_keeps_within_what_there_is(state: State) -> None:
         assert min(batch) not in found.preempt
     queue = {w.number: w for w in state.waiting}
     assert list(found.admit) == sorted(found.admit)
-    assert sum(not queue[n].has_place for n in found.admit) <= state.free_places
+    placed = [queue[n].num_places for n in found.admit if not queue[n].has_place]
+    has_places_taken = state.num_holding or state.decoding or any(w.has_place for w in state.waiting)
+    assert sum(placed) <= state.free_places or (len(placed) == 1 and not has_places_taken)
     needed = sum(queue[n].num_blocks for n in found.admit)
     if state.num_holding or state.decoding:
         assert not found.admit or needed + taken + state.promised_blocks <= state.available_blocks + freed
@@ -106,6 +121,7 @@ class Life:
     number: int
     context_blocks: int
     answer_tokens: int
+    num_places: int = 1
     done: int = 0
     held: int = 0
     admitted: bool = False
@@ -120,16 +136,16 @@ POOL = 24
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 10), st.integers(1, 40)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(1, 10), st.integers(1, 40), st.integers(1, 3)), min_size=1, max_size=12),
     st.integers(1, 6),
     st.data(),
 )
 @settings(max_examples=150, deadline=None)
 def test_every_request_ends_and_the_ledger_adds_up(
-    sizes: list[tuple[int, int]], max_running: int, data: st.DataObject
+    sizes: list[tuple[int, int, int]], max_running: int, data: st.DataObject
 ) -> None:
     """One step at a time, cancels in between; a request holds its context and a tail that grows by the token."""
-    lives = [Life(n, context, answer) for n, (context, answer) in enumerate(sizes)]
+    lives = [Life(number, *size) for number, size in enumerate(sizes)]
     ended: Counter[str] = Counter()
     present = list(lives)
     for _ in range(3000):
@@ -144,8 +160,12 @@ def test_every_request_ends_and_the_ledger_adds_up(
         running = [life for life in present if life.held]
         state = State(
             available_blocks=free,
-            free_places=max_running - sum(life.admitted for life in present),
-            waiting=[Waiting(x.number, x.context_blocks + x.tail_blocks, x.admitted) for x in present if not x.held],
+            free_places=max_running - sum(life.num_places for life in present if life.admitted),
+            waiting=[
+                Waiting(x.number, x.context_blocks + x.tail_blocks, x.admitted, x.num_places)
+                for x in present
+                if not x.held
+            ],
             decoding=[
                 Decoding(x.number, max(0, x.context_blocks + x.tail_blocks - x.held), x.held, x.context_blocks)
                 for x in running

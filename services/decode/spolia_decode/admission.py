@@ -18,12 +18,16 @@ RETRY_AFTER_MS = 1000
 class Place:
     """A request's right to run."""
 
-    def __init__(self, admission: Admission, number: int, num_tokens: int, *, is_beside: bool = False) -> None:
+    def __init__(
+        self, admission: Admission, number: int, num_tokens: int, num_places: int = 1, *, is_beside: bool = False
+    ) -> None:
         self._admission = admission
         self.number = number
         """Its order of arrival; those of one request follow each other."""
+        self.num_places = num_places
+        """How many of `max_running` it takes: its own, and those that are still to stand beside it."""
         self.is_beside = is_beside
-        """One more of a request that has a place: it takes none of `max_running`."""
+        """One more sequence of a request that has a place."""
         self._numbers_beside = count(number + 1)
         self._queued_tokens = num_tokens
         self.promised_blocks = 0
@@ -39,7 +43,8 @@ class Place:
 
     @contextmanager
     def another(self) -> Iterator[Place]:
-        """A place beside this one, for a sequence that was made with this one's: it holds its blocks already."""
+        """A place beside this one, of those it was admitted with, for another sequence of the request."""
+        self.num_places -= 1
         with self._admission.joined(next(self._numbers_beside)) as place:
             yield place
 
@@ -94,6 +99,11 @@ class Admission:
         return sum(not place.is_beside for place in self._running)
 
     @property
+    def num_free_places(self) -> int:
+        """Sequences that may still be admitted. Below 0 while a request runs alone that takes more than there are."""
+        return self._max_running - sum(place.num_places for place in self._running)
+
+    @property
     def num_waiting(self) -> int:
         """Requests that have none yet."""
         return sum(not waiter.waiting.has_place for waiter in self._waiters)
@@ -109,13 +119,15 @@ class Admission:
         return bool(self._waiters)
 
     @asynccontextmanager
-    async def place(self, deadline: Deadline, num_tokens: int = 0, num_blocks: int = 0) -> AsyncIterator[Place]:
-        """Holds a place, when the pool has `num_blocks` for it.
+    async def place(
+        self, deadline: Deadline, num_tokens: int = 0, num_blocks: int = 0, num_places: int = 1
+    ) -> AsyncIterator[Place]:
+        """Holds a place, when the pool has `num_blocks` for it and as many sequences more may run.
 
         Raises `Busy` when too many wait, `DeadlineExceeded` when none came free in time. `num_tokens` count as queued,
         and the blocks as promised, until `Place.decodes`.
         """
-        if self.num_waiting >= self._max_waiting and not self._would_admit(num_blocks):
+        if self.num_waiting >= self._max_waiting and not self._would_admit(num_blocks, num_places):
             raise Busy(
                 f"{self.num_running} requests run and {self.num_waiting} wait",
                 field="max_waiting",
@@ -123,7 +135,7 @@ class Admission:
                 actual=str(self.num_waiting),
                 retry_after_ms=RETRY_AFTER_MS,
             )
-        place = Place(self, next(self._numbers), num_tokens)
+        place = Place(self, next(self._numbers), num_tokens, num_places)
         with self._present(place, num_tokens):
             await self.admitted(place, num_blocks, deadline, has_place=False)
             yield place
@@ -138,7 +150,7 @@ class Admission:
 
     async def admitted(self, place: Place, num_blocks: int, deadline: Deadline, *, has_place: bool) -> None:
         """Returns when `place` may take its blocks. Raises `DeadlineExceeded`."""
-        waiter = _Waiter(place, Waiting(place.number, num_blocks, has_place))
+        waiter = _Waiter(place, Waiting(place.number, num_blocks, has_place, place.num_places))
         self._waiters.append(waiter)
         self.look_again()
         try:
@@ -167,8 +179,8 @@ class Admission:
             if not waiter.admitted.done():
                 waiter.admitted.set_result(None)
 
-    def _would_admit(self, num_blocks: int) -> bool:
-        newest = Waiting(1 << 62, num_blocks)
+    def _would_admit(self, num_blocks: int, num_places: int) -> bool:
+        newest = Waiting(1 << 62, num_blocks, num_places=num_places)
         return newest.number in plan(self._state([*(waiter.waiting for waiter in self._waiters), newest])).admit
 
     def _state(self, waiting: list[Waiting]) -> State:
@@ -178,7 +190,7 @@ class Admission:
             available_blocks=self._available_blocks(),
             promised_blocks=sum(place.promised_blocks for place in preparing),
             num_holding=sum(place.number not in preempted for place in self._running),
-            free_places=self._max_running - self.num_running,
+            free_places=self.num_free_places,
             waiting=waiting,
         )
 

@@ -89,7 +89,8 @@ class Answering:
         together = unfinished if not any(g.token_ids for g in unfinished) else unfinished[:1]
         job = self._job.resumed(together[0].token_ids)
         num_tokens, num_blocks = num_tokens_to_prepare(job, parts.core.resident), self._num_blocks(job, together)
-        async with self._where.admission.place(self._deadline, num_tokens, num_blocks) as place:
+        num_places = len(unfinished)
+        async with self._where.admission.place(self._deadline, num_tokens, num_blocks, num_places) as place:
             self.times.work_began()
             async with aclosing(self._samples(unfinished, place)) as deltas:
                 async for delta in deltas:

@@ -18,7 +18,10 @@ class DecodeConfig(WorkerConfig):
     """What a decode node may be told."""
 
     max_running: int = setting(
-        64, "Requests that run at once, as far as the pool has blocks for them; more wait.", check=at_least(1)
+        64,
+        "Sequences that run at once, each sample of a request being one, as far as the pool has blocks for them; more "
+        "wait. A request with more samples than that runs alone.",
+        check=at_least(1),
     )
     deterministic: bool = setting(
         False,
