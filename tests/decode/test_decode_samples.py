@@ -74,15 +74,19 @@ async def test_each_sample_is_that_sample_alone(world: World, mode: ReuseMode, p
 
 async def test_samples_hold_the_prompt_once(world: World) -> None:
     decode = await world.decode()
-    pool = decode.engine.pool
+    pool, budget = decode.engine.pool, decode.config.slice_tokens
     request = generate_request(decode, PARTS, SamplingParams(**{**as_dict(DRAWN), "num_samples": 16, "max_tokens": 40}))
-    most = 0
+    most, least_left = 0, budget
+    assert decode.batch.slice_tokens == budget
     async with calling(decode, request) as call:
         async for _ in call:
             most = max(most, pool.counts()[BlockState.REFERENCED])
+            least_left = min(least_left, decode.batch.slice_tokens)
+    assert least_left == budget - 16, "what a step takes of the token budget, prompts do not get"
     prompt_blocks = pool.blocks_for(sum(len(p.token_ids) for p in request.parts))
     assert most <= prompt_blocks + 16 * pool.blocks_for(40)
     await eventually(lambda: decode.admission.is_idle)
+    assert decode.batch.slice_tokens == budget
 
 
 async def test_samples_are_resumed_each_where_it_stood(world: World) -> None:

@@ -360,7 +360,7 @@ async def test_short_jobs_share_a_turn_until_its_tokens_are_spent() -> None:
         trace.append(str(num_tokens))
         yield from ()
 
-    thread = EngineThread("test-engine", step, turn_tokens=100)
+    thread = EngineThread("test-engine", step, turn_tokens=lambda: 100)
     thread.start()
     with held_engine(thread):
         thread.notify()
@@ -388,7 +388,7 @@ async def test_a_decode_step_waits_for_no_more_than_a_turn() -> None:
             trace.append(num_tokens)
             yield Pause(num_tokens)
 
-    thread = EngineThread("test-engine", step, turn_tokens=50)
+    thread = EngineThread("test-engine", step, turn_tokens=lambda: 50)
     thread.start()
     with held_engine(thread):
         thread.notify()

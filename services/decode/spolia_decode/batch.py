@@ -24,6 +24,7 @@ from spolia_engine.scheduler import Decoding, State, plan
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
+from spolia_worker.config import DEFAULT_SLICE_TOKENS
 
 log = get_log(__name__)
 
@@ -83,13 +84,16 @@ class DecodeBatch:
         core: EngineCore,
         notify: Callable[[], None],
         make_room: Callable[[], bool] = lambda: False,
+        token_budget: int = DEFAULT_SLICE_TOKENS,
         on_preempted: Callable[[int], None] = lambda count: None,
     ) -> None:
         """`notify` wakes the engine's thread, which then calls `step`.
 
         `make_room` gives back what is held for less than a request, and says whether anything was: it is asked before a
-        sequence is preempted. `on_preempted` is told how many were.
+        sequence is preempted. `on_preempted` is told how many were. `token_budget`: tokens of a decode step and of the
+        prefill slices before the next one together.
         """
+        self._token_budget = self._slice_tokens = token_budget
         self._on_preempted = on_preempted
         self._make_room = make_room
         self._core = core
@@ -106,6 +110,11 @@ class DecodeBatch:
     def num_sequences(self) -> int:
         """Sequences decoding or about to."""
         return len(self._joining) + len(self._decoding)
+
+    @property
+    def slice_tokens(self) -> int:
+        """Tokens of prompts that may be computed before the next step: what those that decode leave of the budget."""
+        return self._slice_tokens if self._decoding else self._token_budget
 
     def join(self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int = 0) -> Joined:
         """Takes a sequence that was just made of its context, and decodes it from its first token on.
@@ -161,8 +170,13 @@ class DecodeBatch:
         """Those that decode now, with memory for their next token; makes room where there is none."""
         pool = self._core.pool
         for _ in range(MAX_TRIES_FOR_ROOM):
-            state = State(available_blocks=pool.available_blocks, decoding=[_as_decoding(e) for e in self._decoding])
+            state = State(
+                available_blocks=pool.available_blocks,
+                token_budget=self._token_budget,
+                decoding=[_as_decoding(entry) for entry in self._decoding],
+            )
             chosen = plan(state)
+            self._slice_tokens = chosen.slice_tokens
             if len(chosen.decode) < len(self._decoding) and self._make_room():
                 continue
             self._preempt([entry for entry in self._decoding if entry.number in chosen.preempt])

@@ -57,9 +57,14 @@ class DecodeNode:
         preemptions = self.server.metrics.counter(
             "spolia_preemptions_total", "Answers that gave their memory to others, to be taken up again later."
         )
-        self.batch = DecodeBatch(engine, lambda: self.thread.notify(), self._make_room, preemptions.inc)
+        self.batch = DecodeBatch(
+            engine, lambda: self.thread.notify(), self._make_room, config.slice_tokens, preemptions.inc
+        )
         self.thread = EngineThread(
-            "decode-engine", self._step, turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
+            "decode-engine",
+            self._step,
+            turn_tokens=lambda: self.batch.slice_tokens,
+            metrics=EngineMetrics(self.server.metrics),
         )
         self.admission = Admission(
             config.max_running,

@@ -40,7 +40,7 @@ class PrefillNode:
         self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.server = NodeServer(config, "prefill")
         self.thread = EngineThread(
-            "prefill-engine", turn_tokens=config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
+            "prefill-engine", turn_tokens=lambda: config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
         )
         store = StoreClient.of(self.channels, self.view, config.directory)
         self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)

@@ -39,10 +39,12 @@ class EngineThread:
         name: str,
         background: Callable[[], bool] | None = None,
         *,
-        turn_tokens: int = DEFAULT_SLICE_TOKENS,
+        turn_tokens: Callable[[], int] = lambda: DEFAULT_SLICE_TOKENS,
         metrics: EngineMetrics | None = None,
     ) -> None:
-        """`turn_tokens`: what jobs may compute in one turn, so that short ones share it; a single slice may be more."""
+        """`turn_tokens`: what jobs may compute in the next turn, so that short ones share it; one slice is run, however
+        large it is.
+        """
         self._background = background
         self._turn_tokens = turn_tokens
         self._metrics = metrics
@@ -214,9 +216,9 @@ class EngineThread:
 
     def _run_jobs(self) -> bool:
         """Runs slices until the turn's tokens are spent; whether it ran any."""
-        spent = 0
+        spent, most = 0, self._turn_tokens()
         while (task := self._next_job()) is not None:
-            if spent and spent + min(task.tokens_left, self._turn_tokens) > self._turn_tokens:
+            if spent and spent + min(task.tokens_left, most) > most:
                 break
             if not self._begin(task):
                 continue
