@@ -18,12 +18,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
-from spolia_engine.decoder import Decoder, LayerAttention, Rotation
+from spolia_engine.decoder import Decoder, LayerAttention
 from spolia_engine.fingerprint import fingerprint_model
 from spolia_engine.kv_bytes import hidden_from_bytes
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
-from spolia_kernels import RotaryTable
+from spolia_kernels import RotaryTable, Rotation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -145,10 +145,7 @@ class ModelAdapter:
     def _rotation(self, positions: Sequence[int]) -> Rotation:
         # From the same float64-exact table that rotates queries over spans, so both rotations agree to the last bit;
         # YaRN's temperature enters here, once, and never in the offset rotation.
-        cos, sin = self.rotary.cos_sin(torch.tensor(list(positions), device=self.device))
-        if self._rope_scaling != 1.0:
-            cos, sin = cos * self._rope_scaling, sin * self._rope_scaling
-        return Rotation(cos, sin)
+        return Rotation.to(torch.tensor(list(positions), device=self.device), self.rotary, self._rope_scaling)
 
 
 def _read_config(path: Path) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spolia_engine.pool import Extent
 from spolia_engine.run import SlotRange, Span, coalesce
-from spolia_kernels import Partial, RotaryTable, apply_rotation, attend, merge_into
+from spolia_kernels import Partial, RotaryTable, Rotation, attend, merge_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ class VisibleRanges:
     def __init__(self, visible: Iterable[VisibleRange], rotary: RotaryTable) -> None:
         self._visible = tuple(visible)
         offsets = {v.slots.offset for v in self._visible if v.slots.offset}
-        # One position turns every row alike: cosines and sines are [1, rotary_dim / 2].
-        self._turns = {offset: rotary.cos_sin(torch.tensor([-offset], device=rotary.device)) for offset in offsets}
+        self._turns = {o: Rotation.to(torch.tensor([-o], device=rotary.device), rotary) for o in offsets}
 
     def merge_into(self, result: Partial, query: Tensor, layer: int, sm_scale: float) -> None:
         """Merges attention of `query` [num_q_heads, num_rows, head_dim] over the ranges into the rows' `result`."""
@@ -50,7 +49,7 @@ class VisibleRanges:
             rows = slice(v.first_row, None)
             adapted = query[:, rows]
             if v.slots.offset:
-                adapted = apply_rotation(adapted, *self._turns[v.slots.offset])
+                adapted = self._turns[v.slots.offset](adapted)
             part = attend(adapted, *_memory(v.slots, layer), sm_scale=sm_scale)
             merge_into(result, part, rows)
 

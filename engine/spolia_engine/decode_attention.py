@@ -18,11 +18,11 @@ from torch import Tensor
 from spolia_engine.step_plan import Group, StepPlan, Stretch, Tail
 from spolia_kernels import (
     BatchLens,
+    KeyRange,
     Partial,
     RotaryTable,
+    Rotation,
     RowParts,
-    apply_rotation,
-    attend,
     attend_batch,
     attend_private,
     merge_seen,
@@ -98,15 +98,18 @@ class _RangeRows:
         self.is_every_row = group.rows == tuple(range(num_rows))
         self.row_numbers = group.rows
         self.offsets = group.offsets
-        self._kernel = attend if group.shared or self.num_rows == 1 else attend_private
+        self._attends_together = group.shared or self.num_rows == 1
         slots = slice(group.slots.start, group.slots.end)
         # Views of where it lies now: should it move, it stays there as it is for as long as somebody looks at it.
         self._keys, self._values = (
             m[:, :, slots].unbind(0) for m in (group.slots.extent.key, group.slots.extent.value)
         )
+        self._range = KeyRange(self._keys, self._values)
 
     def attend(self, layer: int, query: Tensor, sm_scale: float) -> Partial:
-        return self._kernel(query, self._keys[layer], self._values[layer], sm_scale=sm_scale)
+        if self._attends_together:
+            return self._range.attend(layer, query, sm_scale=sm_scale)
+        return attend_private(query, self._keys[layer], self._values[layer], sm_scale=sm_scale)
 
 
 class _Queries:
@@ -119,15 +122,13 @@ class _Queries:
         device = rotary.device
         self._rows = torch.tensor([row for r in others for row in r.row_numbers], dtype=torch.int64, device=device)
         offsets = torch.tensor([o for r in others for o in r.offsets], dtype=torch.int64, device=device)
-        self._turns = rotary.cos_sin(-offsets) if bool(offsets.any()) else None
+        self._turns = Rotation.to(-offsets, rotary) if bool(offsets.any()) else None
 
     def adapted(self, query: Tensor) -> list[Tensor]:
         """[num_q_heads, rows of the range, head_dim] for each range."""
         if not self._counts:
             return [query] * len(self._as_they_are)
-        gathered = query.index_select(1, self._rows)
-        if self._turns is not None:
-            gathered = apply_rotation(gathered, *self._turns)
+        gathered = query.index_select(1, self._rows) if self._turns is None else self._turns(query, self._rows)
         turned = iter(torch.split(gathered, self._counts, 1))
         return [query if same else next(turned) for same in self._as_they_are]
 

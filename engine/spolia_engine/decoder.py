@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spolia_kernels import Linear, apply_rotation
+from spolia_kernels import Linear, Rotation
 
 
 class LayerAttention(Protocol):
@@ -27,14 +27,6 @@ class LayerAttention(Protocol):
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
         """Writes the rows' KV and attends."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotation:
-    """Cosines and sines of the rows' positions, [num_rows, rotary_dim / 2], the model's temperature in them."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,13 +102,13 @@ class DecoderLayer:
         )
 
     def project(self, hidden: Tensor, rotation: Rotation) -> QueryKeyValue:
-        """Queries, keys and values of hidden states [num_rows, width]."""
+        """Queries, keys and values of hidden states [num_rows, width]; `rotation` is that of their positions."""
         num_rows, num_q, num_kv = hidden.shape[0], self.num_q_heads, self.num_kv_heads
         heads = self.qkv(self.input_norm(hidden)).view(num_rows, num_q + 2 * num_kv, self.head_dim)
         rotated = heads[:, : num_q + num_kv]
         if self.query_norm is not None and self.key_norm is not None:
             rotated = torch.cat((self.query_norm(heads[:, :num_q]), self.key_norm(heads[:, num_q : num_q + num_kv])), 1)
-        turned = apply_rotation(rotated.transpose(0, 1), rotation.cos, rotation.sin)
+        turned = rotation(rotated.transpose(0, 1))
         return QueryKeyValue(turned[:num_q], turned[num_q:], heads[:, num_q + num_kv :].transpose(0, 1))
 
     def __call__(self, hidden: Tensor, rotation: Rotation, attention: LayerAttention) -> Tensor:

@@ -9,24 +9,25 @@ parts' partial results (`Partial`, `merge`), so every part may be computed on it
 """
 
 from spolia_kernels.append_kv import append_kv
-from spolia_kernels.attend import attend
+from spolia_kernels.attend import KeyRange, attend
 from spolia_kernels.attend_batch import BatchLens, attend_batch
 from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import Linear
 from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
-from spolia_kernels.rotate import RotaryTable, apply_rotation, rotate
+from spolia_kernels.rotate import RotaryTable, Rotation, rotate
 
 __all__ = [
     "BatchLens",
+    "KeyRange",
     "KeyValue",
     "Linear",
     "Partial",
     "RotaryTable",
+    "Rotation",
     "RowParts",
     "append_kv",
-    "apply_rotation",
     "attend",
     "attend_batch",
     "attend_private",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_worlds import FLOAT32_ERROR, GQA_RATIOS, LAWFUL, ODD_SIZES, assert_same, largest, oracle, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spolia_kernels import attend, merge
+from spolia_kernels import KeyRange, attend, merge
 from spolia_kernels.attend import attend_ref, cpu, flash_cpu
 
 
@@ -230,12 +230,12 @@ def test_cutting_keys_between_threads_leaves_the_result(num_threads, num_keys, m
 
 def test_keys_are_cut_only_where_threads_would_idle(monkeypatch):
     monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: 4)
-    assert cpu._num_splits(1, 1 << 20) == 4
-    assert cpu._num_splits(2, 1 << 20) == 2
-    assert cpu._num_splits(5, 1 << 20) == 4
-    assert cpu._num_splits(4, 1 << 20) == 1
-    assert cpu._num_splits(7, 1 << 20) == 1
-    assert cpu._num_splits(1, 100) == 1
+    assert cpu.num_splits(1, 1, 1 << 20) == 4
+    assert cpu.num_splits(2, 1, 1 << 20) == 2
+    assert cpu.num_splits(5, 1, 1 << 20) == 4
+    assert cpu.num_splits(4, 1, 1 << 20) == 1
+    assert cpu.num_splits(7, 1, 1 << 20) == 1
+    assert cpu.num_splits(1, 1, 100) == 1
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -276,3 +276,20 @@ def test_inputs_are_left_unchanged():
     before = [x.clone() for x in (p.query, p.key, p.value)]
     attend(p.query, p.key, p.value, sm_scale=p.sm_scale, causal=True)
     assert all(torch.equal(x, y) for x, y in zip((p.query, p.key, p.value), before, strict=True))
+
+
+@pytest.mark.parametrize(("ratio", "num_kv_heads"), [(1, 8), (7, 2), (8, 1)])
+@pytest.mark.parametrize(("num_rows", "num_keys"), [(1, 40), (5, 63), (32, 700), (1, 9000)])
+@pytest.mark.parametrize("v_dim", [16, 8])
+def test_a_range_of_layers_gives_what_attend_gives(ratio, num_kv_heads, num_rows, num_keys, v_dim):
+    """Also where the keys are split between threads, or their widths keep the fused kernel out."""
+    layers = [
+        problem(num_rows, num_keys, ratio=ratio, num_kv_heads=num_kv_heads, head_dim=16, v_dim=v_dim, seed=seed)
+        for seed in range(3)
+    ]
+    seen = KeyRange([p.key for p in layers], [p.value for p in layers])
+    for layer, p in enumerate(layers):
+        wanted = attend(p.query, p.key, p.value, sm_scale=p.sm_scale)
+        got = seen.attend(layer, p.query, sm_scale=p.sm_scale)
+        assert torch.equal(got.out, wanted.out)
+        assert torch.equal(got.lse, wanted.lse)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_worlds import LAWFUL, largest, poisoned
 from torch import Tensor
 
-from spolia_kernels import RotaryTable, apply_rotation, rotate
+from spolia_kernels import RotaryTable, Rotation, rotate
 from spolia_kernels.rotate import rotate_ref
 
 HEAD_DIM = 64
@@ -110,7 +110,29 @@ def test_views_are_read_right_and_left_unchanged():
 
 def test_a_lookup_kept_for_a_step_rotates_the_same():
     x, at, rotary = drawn(2, 3, HEAD_DIM), torch.tensor([1, -2, 30]), table(32)
-    assert torch.equal(apply_rotation(x, *rotary.cos_sin(at)), rotate(x, at, rotary))
+    assert torch.equal(Rotation.to(at, rotary)(x), rotate(x, at, rotary))
+
+
+def test_few_numbers_and_many_are_rotated_to_the_same_bits():
+    many, rotary = drawn(4, 1000, HEAD_DIM), table()
+    at = torch.arange(-500, 500)
+    whole = rotate(many, at, rotary)
+    few = slice(490, 510)
+    assert torch.equal(rotate(many[:, few], at[few], rotary), whole[:, few])
+
+
+@pytest.mark.parametrize("num_rows", [3, 2000])
+def test_rows_are_picked_and_then_turned(num_rows):
+    x, rows = drawn(4, num_rows, HEAD_DIM), torch.tensor([2, 0, 2, 1])
+    rotation = Rotation.to(torch.tensor([5, -7, 0, 900]), table())
+    assert torch.equal(rotation(x, rows), rotation(x[:, rows]))
+
+
+def test_one_row_turns_all_alike_and_a_scale_scales():
+    x, rotary = drawn(2, 5, HEAD_DIM), table()
+    alike = Rotation.to(torch.tensor([9]), rotary)(x)
+    assert torch.equal(alike, rotate(x, torch.full((5,), 9), rotary))
+    assert torch.equal(Rotation.to(torch.tensor([9]), rotary, scale=2.0)(x), 2 * alike)
 
 
 @pytest.mark.parametrize("max_position", [0, 1, 63, 64, 100])

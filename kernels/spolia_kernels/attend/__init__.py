@@ -11,10 +11,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from spolia_kernels.attend.cpu import attend_cpu
+from spolia_kernels.attend.key_range import KeyRange
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.partial import Partial
 
-__all__ = ["attend", "attend_ref"]
+__all__ = ["KeyRange", "attend", "attend_ref"]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, causal: bool = False) -> Partial:

@@ -94,25 +94,28 @@ def attend_stacked(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float
     dimension of views, so nothing is copied; their partials merge exactly.
     """
     num_heads, num_keys, width = key.shape
-    num_splits = _num_splits(num_heads * math.ceil(query.shape[1] / _ROWS_PER_TASK), num_keys)
-    if num_splits == 1:
+    cuts = num_splits(num_heads, query.shape[1], num_keys)
+    if cuts == 1:
         return flash_one(query, key, value, sm_scale=sm_scale)
-    even = num_keys // num_splits * num_splits
+    even = num_keys // cuts * cuts
     out, lse = flash(
-        query[None].expand(num_splits, -1, -1, -1),
-        key[:, :even].view(num_heads, num_splits, -1, width).transpose(0, 1),
-        value[:, :even].view(num_heads, num_splits, -1, width).transpose(0, 1),
+        query[None].expand(cuts, -1, -1, -1),
+        key[:, :even].view(num_heads, cuts, -1, width).transpose(0, 1),
+        value[:, :even].view(num_heads, cuts, -1, width).transpose(0, 1),
         sm_scale=sm_scale,
     )
-    parts = [Partial(out[i], lse[i]) for i in range(num_splits)]
+    parts = [Partial(out[i], lse[i]) for i in range(cuts)]
     if even < num_keys:
         parts.append(flash_one(query, key[:, even:], value[:, even:], sm_scale=sm_scale))
     return merge(parts)
 
 
-def _num_splits(num_tasks: int, num_keys: int) -> int:
-    """Returns the number of cuts of the keys that keeps the threads evenly busy with `num_tasks` tasks."""
-    num_threads = torch.get_num_threads()
+def num_splits(num_kv_heads: int, num_stacked_rows: int, num_keys: int) -> int:
+    """Returns the number of cuts of the keys that keeps the threads evenly busy; 1 leaves them whole.
+
+    `num_stacked_rows`: of one KV head, all query heads of its group.
+    """
+    num_threads, num_tasks = torch.get_num_threads(), num_kv_heads * math.ceil(num_stacked_rows / _ROWS_PER_TASK)
     rounds = math.ceil(num_tasks / num_threads)
     if num_tasks > 0.7 * rounds * num_threads:
         return 1

@@ -1,7 +1,7 @@
 """Rotate: turns queries or keys to a position.
 
 float64 (oracles): the reference, with angles and their cosines in float64. Everything else, on every device:
-a lookup in the `RotaryTable` and `apply_rotation`. On a GPU the rotation of queries belongs into the
+a lookup in the `RotaryTable` and a `Rotation`. On a GPU the rotation of queries belongs into the
 attention kernel, where the query tile is loaded; this operation is what it must equal.
 """
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.rotate.reference import rotate_ref
+from spolia_kernels.rotate.rotation import Rotation
 from spolia_kernels.rotate.table import RotaryTable
 
-__all__ = ["RotaryTable", "apply_rotation", "rotate", "rotate_ref"]
+__all__ = ["RotaryTable", "Rotation", "rotate", "rotate_ref"]
 
 
 def rotate(x: Tensor, positions: Tensor, table: RotaryTable) -> Tensor:
@@ -41,19 +42,4 @@ def rotate(x: Tensor, positions: Tensor, table: RotaryTable) -> Tensor:
         )
     if x.dtype == torch.float64:
         return rotate_ref(x, positions, table)
-    return apply_rotation(x, *table.cos_sin(positions))
-
-
-def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Computes `rotate` with cosines and sines looked up before: once per step instead of once per layer.
-
-    x [num_heads, num_rows, head_dim]; cos and sin [num_rows, rotary_dim / 2], from `RotaryTable.cos_sin`.
-    """
-    half = cos.shape[-1]
-    source = x if x.dtype == cos.dtype else x.to(cos.dtype)
-    first, second = source[..., :half], source[..., half : 2 * half]
-    out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1.0)
-    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
-    out[..., 2 * half :] = source[..., 2 * half :]
-    return out.to(x.dtype)
+    return Rotation.to(positions, table)(x)
