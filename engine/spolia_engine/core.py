@@ -29,7 +29,7 @@ from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.logprobs import logprobs_of
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, Extent, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
@@ -64,7 +64,7 @@ class EngineCore:
         decode: Decode,
         *,
         num_blocks: int,
-        block_size: int = 16,
+        block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int = 0,
     ) -> None:
         """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id.

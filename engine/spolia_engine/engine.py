@@ -31,6 +31,7 @@ from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Generation
 from spolia_engine.link_plan import LinkPlan, plan_link
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
@@ -69,7 +70,7 @@ class Engine(EngineCore):
         decode: Decode,
         *,
         num_blocks: int,
-        block_size: int = 16,
+        block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
     ) -> None:
@@ -87,7 +88,7 @@ class Engine(EngineCore):
         dtype: str = "float32",
         max_context_tokens: int | None = None,
         pool_bytes: int = 1 << 30,
-        block_size: int = 16,
+        block_size: int = DEFAULT_BLOCK_SIZE,
         device: str = "cpu",
         num_sink_tokens: int | None = None,
     ) -> Engine:
@@ -113,7 +114,7 @@ class Engine(EngineCore):
         decode: Decode,
         *,
         pool_bytes: int = 1 << 30,
-        block_size: int = 16,
+        block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
     ) -> Engine:

@@ -26,6 +26,10 @@ from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_engine.slab import Slabs, Slot
 
+DEFAULT_BLOCK_SIZE = 8
+"""Tokens. What a sequence ends in is half empty on average. Of 32 short answers behind 4,096 shared tokens that is
+9 % of all they hold with blocks of 16, 4 % with 8. Smaller ones cost their counting only: an extent is one piece of
+memory, however many blocks it counts for."""
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -102,7 +106,7 @@ class Pool:
         shape: KvShape,
         *,
         num_blocks: int,
-        block_size: int = 16,
+        block_size: int = DEFAULT_BLOCK_SIZE,
         device: torch.device | str = "cpu",
         on_evict: Callable[[Extent], None] | None = None,
     ) -> None:

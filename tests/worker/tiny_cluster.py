@@ -52,7 +52,8 @@ LETTERS = string.ascii_letters + string.digits + string.punctuation + "Ġ"
 VOCAB_SIZE = len(LETTERS)
 NUM_LAYERS = 3
 MAX_CONTEXT = 1536
-BLOCK_BYTES = 16 * NUM_LAYERS * 2 * 2 * 8 * 4
+BLOCK_SIZE = 16
+BLOCK_BYTES = BLOCK_SIZE * NUM_LAYERS * 2 * 2 * 8 * 4
 """16 tokens, K and V of two heads of eight floats."""
 
 WAIT_S = 20.0
@@ -241,10 +242,10 @@ class World:
         return node
 
     def _engine(self, config: WorkerConfig, num_blocks: int | None) -> Engine:
-        """Of as few blocks as a test wants, which no setting allows."""
+        """Of as few blocks of `BLOCK_SIZE` as a test wants, which no setting allows."""
         if num_blocks is None:
             return load_engine(config)
-        return Engine.load(self.model, pool_bytes=num_blocks * BLOCK_BYTES)
+        return Engine.load(self.model, pool_bytes=num_blocks * BLOCK_BYTES, block_size=BLOCK_SIZE)
 
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         common = {"model": str(self.model), "log_level": "error", "pool_bytes": 8 << 20, "drain_timeout_s": 5.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 DEFAULT_SLICE_TOKENS = 256
@@ -35,7 +36,7 @@ class WorkerConfig(NodeConfig):
         "Memory for KV. Raise it until the machine is full: what is cached need not be fetched.",
         check=at_least(1 << 20),
     )
-    block_size: int = setting(16, "Tokens per block of the pool's ledger.", check=at_least(1))
+    block_size: int = setting(DEFAULT_BLOCK_SIZE, "Tokens per block of the pool's ledger.", check=at_least(1))
     threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
     slice_tokens: int = setting(
         DEFAULT_SLICE_TOKENS,
