@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spolia_kernels import Linear, Rotation
+from spolia_kernels import NOT_MEASURED, Linear, Rotation, measured_few_rows
+
+_MEASURED_FROM_BYTES = 16 << 20
 
 
 class LayerAttention(Protocol):
@@ -145,9 +147,15 @@ class Decoder:
                 module.to("meta")
         embedding, head = inner.embed_tokens.weight.detach(), model.lm_head.weight
         is_tied = head.data_ptr() == embedding.data_ptr()
-        return cls(
-            embedding, tuple(layers), RmsNorm.of(inner.norm), Linear.of(head, model.lm_head.bias, shared=is_tied)
-        )
+        return cls(embedding, tuple(layers), RmsNorm.of(inner.norm), _head(head, model.lm_head.bias, is_tied))
+
+
+def _head(weight: Tensor, bias: Tensor | None, is_tied: bool) -> Linear:
+    """The product with an embedding table that it shares is measured where that is too large for a cache."""
+    num_bytes = weight.numel() * weight.element_size()
+    is_measured = is_tied and weight.device.type == "cpu" and num_bytes >= _MEASURED_FROM_BYTES
+    few_rows = measured_few_rows() if is_measured else NOT_MEASURED
+    return Linear.of(weight, bias, shared=is_tied, few_rows=few_rows)
 
 
 def _joined(*modules: Any) -> Linear:

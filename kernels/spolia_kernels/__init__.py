@@ -12,14 +12,16 @@ from spolia_kernels.append_kv import append_kv
 from spolia_kernels.attend import KeyRange, attend
 from spolia_kernels.attend_batch import BatchLens, attend_batch
 from spolia_kernels.attend_private import attend_private
-from spolia_kernels.linear import Linear
+from spolia_kernels.linear import NOT_MEASURED, FewRows, Linear, measured_few_rows
 from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, Rotation, rotate
 
 __all__ = [
+    "NOT_MEASURED",
     "BatchLens",
+    "FewRows",
     "KeyRange",
     "KeyValue",
     "Linear",
@@ -31,6 +33,7 @@ __all__ = [
     "attend",
     "attend_batch",
     "attend_private",
+    "measured_few_rows",
     "merge",
     "merge_into",
     "merge_seen",
