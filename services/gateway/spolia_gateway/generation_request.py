@@ -29,6 +29,7 @@ class GenerationRequest:
     mode: ReuseMode
     force_linked: bool
     sampling: SamplingParams
+    cache_salt: str = ""
 
     def message(
         self, prefill_hints: Sequence[str] = (), resume: decode_pb2.Resume | None = None
@@ -45,4 +46,5 @@ class GenerationRequest:
             prefill_hints=prefill_hints,
             resume=resume,
             num_sink_tokens=self.model.num_sink_tokens,
+            cache_salt=self.cache_salt,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from spolia_core.errors import InvalidRequest
 
 MAX_REQUEST_ID_BYTES = 128
+MAX_CACHE_SALT_BYTES = 256
 TOKEN_ID_BYTES = 4
 
 
@@ -57,6 +58,18 @@ def check_text(text: str, field: str) -> None:
     """Raises `InvalidRequest` when `text` is empty."""
     if not text:
         raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1 byte", actual="0 bytes")
+
+
+def check_cache_salt(salt: str) -> None:
+    """Raises `InvalidRequest` for a salt that is too long."""
+    size = len(salt.encode())
+    if size > MAX_CACHE_SALT_BYTES:
+        raise InvalidRequest(
+            f"cache_salt has {size} bytes; at most {MAX_CACHE_SALT_BYTES} are taken",
+            field="cache_salt",
+            limit=f"{MAX_CACHE_SALT_BYTES} bytes",
+            actual=f"{size} bytes",
+        )
 
 
 def check_may_fit(num_bytes: int, field: str, max_context_tokens: int, max_bytes_per_token: int | None) -> None:

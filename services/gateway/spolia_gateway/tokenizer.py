@@ -89,8 +89,13 @@ class PartTokenizer:
         return EncodedText(text, tuple(token_ids), starts)
 
 
+def cache_scope(tenant_id: str, cache_salt: str) -> str:
+    """Who finds what was tokenized for a request: to `PartTokenizer`, another salt is another tenant."""
+    return f"{tenant_id}\0{cache_salt}" if cache_salt else tenant_id
+
+
 def _key(form: Form, tenant_id: str, text: str) -> bytes:
-    return blake3(f"{form.value}\0{tenant_id}\0{text}".encode()).digest()
+    return blake3(f"{form.value}\0{len(tenant_id)}\0{tenant_id}\0{text}".encode()).digest()
 
 
 def _starts_of(encoding: Encoding) -> array[int]:
