@@ -2,6 +2,7 @@
 
 SpoliaError
 ├── InvalidRequest       fix the request: names the field, the limit and what was given
+│   └── ContextTooLong   shorten it: prompt and answer exceed the model's context; over gRPC an InvalidRequest
 ├── NotFound             ask for something that exists
 ├── NotSupported         use another model or mode: names the layer or property
 ├── Busy                 retry here later: carries a hint
@@ -38,6 +39,10 @@ class SpoliaError(Exception):
 
 class InvalidRequest(SpoliaError):
     """A field of the request is wrong; the same request will never succeed."""
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt and answer together exceed the model's context."""
 
 
 class NotFound(SpoliaError):

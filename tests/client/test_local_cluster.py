@@ -56,6 +56,14 @@ def roles_of(cluster: LocalCluster) -> list[str]:
     return sorted(node.role for node in cluster.nodes)
 
 
+def test_the_gateway_says_where_it_serves_http(make_cluster: MakeCluster) -> None:
+    with make_cluster(http_port=8123) as cluster:
+        assert cluster.http_address == "127.0.0.1:8123"
+        assert [node.http_address for node in cluster.nodes if node.role != "gateway"] == ["", "", ""]
+    with make_cluster(http_port=-1) as silent:
+        assert silent.http_address == ""
+
+
 def test_a_started_cluster_is_known_to_its_gateway(make_cluster: MakeCluster) -> None:
     with make_cluster(num_decode=2) as cluster:
         assert roles_of(cluster) == ["decode", "decode", "gateway", "kvstore", "prefill"]

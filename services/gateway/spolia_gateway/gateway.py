@@ -135,6 +135,13 @@ class Gateway:
         encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=tenant_id)
         return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
 
+    async def prompt_ids(self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline) -> list[int]:
+        """The token ids of a request's prompt, as `generate` would read it. Needs no other node."""
+        check_model_name(message.model, self._config.served_name)
+        checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
+        encoding = asyncio.to_thread(checked.token_ids, self._tokenizer, tenant_id)
+        return await deadline.wait(encoding, "tokenizing")
+
     def list_models(self) -> gateway_pb2.ListModelsResponse:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
         return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in models_of(self._decode_nodes())])

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import ContextTooLong, InvalidRequest
 
 MAX_REQUEST_ID_BYTES = 128
 MAX_CACHE_SALT_BYTES = 256
@@ -79,7 +79,7 @@ def check_may_fit(num_bytes: int, field: str, max_context_tokens: int, max_bytes
     """
     if max_bytes_per_token is None or num_bytes <= max_context_tokens * max_bytes_per_token:
         return
-    raise InvalidRequest(
+    raise ContextTooLong(
         f"{field} holds {num_bytes} bytes of text; this model's context of {max_context_tokens} tokens holds "
         f"{max_context_tokens * max_bytes_per_token} bytes at most",
         field=field,

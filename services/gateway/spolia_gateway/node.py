@@ -5,15 +5,23 @@ from __future__ import annotations
 from spolia.v1.directory_pb2 import NODE_ROLE_GATEWAY, NodeLoad, NodeRecord
 from spolia.version import __version__
 from spolia_core.errors import InvalidRequest
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway import server
-from spolia_gateway.config import GatewayConfig
+from spolia_gateway.chat_template import ChatTemplate
+from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
+from spolia_gateway.http.app import make_app
+from spolia_gateway.http.calls import Calls
+from spolia_gateway.http.front_door import FrontDoor
+from spolia_gateway.http.server import UNWIND_S, HttpServer
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
+from spolia_gateway.token_texts import TokenTexts
 from spolia_gateway.tokenizer import PartTokenizer
 from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView, Registration
-from spolia_node.server import NodeServer
+from spolia_node.server import NodeServer, join_address
 
 
 class GatewayNode:
@@ -32,18 +40,29 @@ class GatewayNode:
         self.server = NodeServer(config, "gateway")
         self._channels = ChannelPool(config.max_message_bytes)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
-        tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
+        files = TokenizerFiles.read(config.model)
+        tokenizer = PartTokenizer(files, cache_bytes=config.tokenizer_cache_bytes)
         metrics = GatewayMetrics(self.server.metrics, config.tenant)
         self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
         self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
+        self._http = self._http_server(files, ChatTemplate.read(config.model, files.tokenizer_config))
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP is served, "host:port"; empty where it is off. Call after `start`."""
+        return "" if self._http is None else join_address(self.config.advertise_host, self._http.port)
 
     async def start(self) -> str:
-        """Serves and registers; the address. Raises `InvalidRequest` for a port that cannot be bound.
+        """Serves and registers; the address for gRPC. Raises `InvalidRequest` for a port that cannot be bound.
 
         Health says NOT_SERVING until a decode node that serves the model is known.
         """
         await self.server.start()
+        if self._http is not None:
+            await self._http.start()
+            self.server.on_drain.append(self._drain_http)
+            self.server.announced["http"] = self.http_address
         self.cluster.start()
         registration = Registration(self._channels, self.config.directory, self._record)
         registration.start()
@@ -52,8 +71,22 @@ class GatewayNode:
 
     async def close(self) -> None:
         """Gives back what is left once the server has ended. Idempotent."""
+        if self._http is not None:
+            await self._http.close()
         await self.cluster.stop()
         await self._channels.close()
+
+    def _http_server(self, files: TokenizerFiles, template: ChatTemplate | None) -> HttpServer | None:
+        config, calls = self.config, Calls()
+        if config.http_port == OFF:
+            return None
+        front = FrontDoor(config, self.gateway, self.server, template, TokenTexts(files.tokenizer), calls)
+        return HttpServer(make_app(front), calls, config.host, config.http_port)
+
+    async def _drain_http(self) -> None:
+        assert self._http is not None
+        # As a hook of the drain it must end within the drain's time, with what it has to cut.
+        await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
