@@ -53,6 +53,9 @@ class GenerateOptions(TypedDict, total=False):
     """Serve `"linked"` even where the model's calibration forbids it."""
     no_bos: bool
     """Leave out the begin-of-sequence token that stands before the first part otherwise."""
+    cache_salt: str
+    """Keeps KV apart: this request shares it only with requests that have an equal salt, of at most 256 bytes. Empty
+    (default): with those that have none."""
     timeout_s: float
     """Seconds for the whole answer, in place of the client's `timeout_s`; at most ten years."""
     request_id: str

@@ -93,6 +93,7 @@ class RequestBuilder:
         ignore_eos: bool = False,
         force_linked: bool = False,
         no_bos: bool = False,
+        cache_salt: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Outgoing[gateway_pb2.GenerateRequest]:
@@ -106,6 +107,7 @@ class RequestBuilder:
             force_linked=checked_bool(force_linked, "force_linked"),
             sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, n, logprobs, ignore_eos),
             no_bos=checked_bool(no_bos, "no_bos"),
+            cache_salt=checked_text(cache_salt, "cache_salt"),
             splitting=_splitting(splitter, split_max_tokens),
         )
         return self._outgoing(request, "parts", timeout_s, request_id)

@@ -94,7 +94,7 @@ def test_every_node_is_told_its_port_directory_model_and_settings(
             "kvstore": "kvstore threads= --port 0",
             "prefill": f"prefill threads=3 --port 0 {directory}",
             "decode": f"decode threads=3 --port 0 {directory} --log-level debug",
-            "gateway": f"gateway threads= --port 0 {directory}",
+            "gateway": f"gateway threads= --http-port 0 --port 0 {directory}",
         }
 
 

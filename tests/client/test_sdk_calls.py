@@ -73,6 +73,7 @@ def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGa
         ignore_eos=True,
         force_linked=True,
         no_bos=True,
+        cache_salt="mine too",
         request_id="mine",
     )
     (request,) = gateway.requests
@@ -80,6 +81,7 @@ def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGa
     assert (request.parts[1].document.text, request.parts[1].document.name) == ("a page", "page.md")
     assert list(request.parts[2].token_ids.ids) == [1, 2]
     assert (request.mode, request.force_linked, request.no_bos, request.request_id) == (2, True, True, "mine")
+    assert request.cache_salt == "mine too"
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.top_k, sampling.seed, sampling.ignore_eos) == (9, 3, 2**64 - 1, True)
     assert (sampling.temperature, sampling.top_p) == pytest.approx((0.5, 0.9))

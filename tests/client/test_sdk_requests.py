@@ -91,6 +91,7 @@ def wrong_options() -> list[Any]:
         "sampling.ignore_eos": ("ignore_eos", ["yes", 1, None]),
         "force_linked": ("force_linked", ["yes", 1]),
         "no_bos": ("no_bos", ["no", 0]),
+        "cache_salt": ("cache_salt", [None, 5, b"x"]),
         "mode": ("mode", [None, 5, b"exact"]),
         "splitting.splitter": ("splitter", [5, b"sentence", "chapter", ""]),
         "splitting.max_tokens": ("split_max_tokens", [1.5, "64", True, 0, 31, 65537, -1]),

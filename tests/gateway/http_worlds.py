@@ -19,7 +19,7 @@ from spolia.v1 import common_pb2, decode_pb2
 
 TEMPLATE = (
     "{{ bos_token }}{% for document in documents or [] %}{{ document.title }}|{{ document.text }}{% endfor %}"
-    "{% for message in messages %}[user]{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% for message in messages %}[user]{{ message.role }}{{ message.name }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}{{ mood }}"
 )
 """Knows documents, and a variable of its own."""
@@ -83,7 +83,7 @@ async def says(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[An
                 profile="default",
                 nodes=[node.node_id],
                 sources=[
-                    source(source=common_pb2.TOKEN_SOURCE_COMPUTED, num_tokens=num_tokens - 5),
+                    source(source=common_pb2.TOKEN_SOURCE_COMPUTED, num_tokens=max(0, num_tokens - 5)),
                     source(source=common_pb2.TOKEN_SOURCE_LINK, num_tokens=1),
                     source(source=common_pb2.TOKEN_SOURCE_DEVICE, num_tokens=2),
                     source(source=common_pb2.TOKEN_SOURCE_DISK, num_tokens=2),

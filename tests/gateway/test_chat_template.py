@@ -102,6 +102,7 @@ def test_a_model_without_a_template_has_none_and_a_broken_one_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("source", "words"),
     [
+        ("{{ messages[0].content }}\ud800", "surrogates not allowed"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[7].content }}", "no element 7"),
         ("{{ messages.append(1) }}", "unsafe"),

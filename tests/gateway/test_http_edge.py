@@ -119,6 +119,14 @@ async def test_numbers_json_does_not_know_are_refused(met: HttpWorld) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "temperature")
 
 
+async def test_text_that_is_no_unicode_is_refused(met: HttpWorld) -> None:
+    headers = {"content-type": "application/json"}
+    for field in ("prompt", "stop", "model", "cache_salt"):
+        content = json.dumps({"prompt": "x"} | {field: "\udfff"}).encode()
+        answer = await met.http.post("/v1/completions", content=content, headers=headers)
+        assert answer.status_code == 400, answer.text
+
+
 async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> None:
     decode = FakeDecode("d0", hangs)
     async with http_world(model, [decode], drain_timeout_s=1.2) as met:

@@ -14,7 +14,7 @@ TEXT = "the stones of é 漢字, cut again"
 
 
 def texts_of(tokenizer: Tokenizer) -> TokenTexts:
-    return TokenTexts(json.loads(tokenizer.to_str()))
+    return TokenTexts(json.loads(tokenizer.to_str()), tokenizer.id_to_token)
 
 
 def test_the_bytes_of_byte_level_tokens_are_the_text() -> None:

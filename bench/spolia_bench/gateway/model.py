@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from spolia_bench.models import CACHE, Shape, random_weights
+from spolia_core.tokenizer_files import TokenizerFiles
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -19,7 +20,8 @@ def chat_model(shape: Shape, tokenizer: Path, seed: int, cache: Path = CACHE) ->
         known = Tokenizer.from_file(str(tokenizer / TOKENIZER_FILES[0]))
         building = path.with_suffix(".building")
         shutil.rmtree(building, ignore_errors=True)
-        bos, eos = known.token_to_id("<s>"), known.token_to_id("</s>")
+        files = TokenizerFiles.read(tokenizer)
+        (bos,), (eos,) = files.bos_ids(known), files.eos_ids(known)
         weights = random_weights(shape, seed, vocab_size=known.get_vocab_size(), bos_id=bos, eos_id=eos)
         weights.save_pretrained(building)
         for name in TOKENIZER_FILES:

@@ -62,9 +62,11 @@ class ChatTemplate:
         template = self._templates.get(WITH_TOOLS if tools else DEFAULT) or self._templates[DEFAULT]
         values = self._special_tokens | dict(variables or {})
         try:
-            return template.render(
+            rendered = template.render(
                 **values, messages=messages, documents=documents, tools=tools, add_generation_prompt=True
             )
+            rendered.encode()  # JSON can spell what is no Unicode text
+            return rendered
         except Exception as error:  # a template is a program: what it meets in the messages may raise anything
             raise InvalidRequest(
                 f"the model's chat template does not take these messages: {error}", field="messages"

@@ -46,7 +46,8 @@ class GatewayNode:
         self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
         self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
-        self._http = self._http_server(files, ChatTemplate.read(config.model, files.tokenizer_config))
+        template = ChatTemplate.read(config.model, files.tokenizer_config)
+        self._http = self._http_server(template, TokenTexts(files.tokenizer, tokenizer.piece_of))
 
     @property
     def http_address(self) -> str:
@@ -76,11 +77,11 @@ class GatewayNode:
         await self.cluster.stop()
         await self._channels.close()
 
-    def _http_server(self, files: TokenizerFiles, template: ChatTemplate | None) -> HttpServer | None:
+    def _http_server(self, template: ChatTemplate | None, texts: TokenTexts) -> HttpServer | None:
         config, calls = self.config, Calls()
         if config.http_port == OFF:
             return None
-        front = FrontDoor(config, self.gateway, self.server, template, TokenTexts(files.tokenizer), calls)
+        front = FrontDoor(config, self.gateway, self.server, template, texts, calls)
         return HttpServer(make_app(front), calls, config.host, config.http_port)
 
     async def _drain_http(self) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from spolia_core.tokenizer_files import load_tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DUMMY = "\u2581"
@@ -15,8 +13,9 @@ _DUMMY = "\u2581"
 class TokenTexts:
     """Bytes of each token of a tokenizer. A token may be a part of a character, so its bytes need not be text."""
 
-    def __init__(self, tokenizer: Mapping[str, Any]) -> None:
-        self._tokenizer = load_tokenizer(tokenizer)
+    def __init__(self, tokenizer: Mapping[str, Any], piece_of: Callable[[int], str | None]) -> None:
+        """Of a parsed `tokenizer.json`; `piece_of` gives tokens as its vocabulary spells them."""
+        self._piece_of = piece_of
         added = tokenizer.get("added_tokens") or ()
         self._known: dict[int, bytes] = {int(token["id"]): str(token["content"]).encode() for token in added}
         self._char_to_byte = _byte_alphabet() if _is_byte_level(tokenizer.get("decoder")) else None
@@ -25,7 +24,7 @@ class TokenTexts:
         """What the token adds to the text; empty for an id the tokenizer has no token for."""
         found = self._known.get(token_id)
         if found is None:
-            piece = self._tokenizer.id_to_token(token_id)
+            piece = self._piece_of(token_id)
             found = self._known[token_id] = b"" if piece is None else self._decoded(piece)
         return found
 

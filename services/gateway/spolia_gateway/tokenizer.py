@@ -60,6 +60,11 @@ class PartTokenizer:
         """Number of ids this tokenizer knows, added tokens included."""
         return int(self._tokenizers[Form.BODY].get_vocab_size(with_added_tokens=True))
 
+    def piece_of(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it; None for an id it has not."""
+        piece: str | None = self._tokenizers[Form.BODY].id_to_token(token_id)
+        return piece
+
     def encode(self, text: str, form: Form, *, tenant_id: str) -> tuple[int, ...]:
         """Ids of `text` alone; may be empty. Not cached, a megabyte takes about a second: keep it off the event loop.
 

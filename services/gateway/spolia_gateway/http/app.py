@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from spolia.version import __version__
-from spolia_core.errors import InternalError, SpoliaError
+from spolia_core.errors import InternalError, InvalidRequest, SpoliaError
 from spolia_gateway.http import chat, completions, models, operations, tokenize
-from spolia_gateway.http.edge import Edge, HttpMetrics
+from spolia_gateway.http.edge import BodyRefused, Edge, HttpMetrics
 from spolia_gateway.http.errors import error_response, invalid_body, plain_error
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_node.logs import get_log
@@ -30,6 +30,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
     app.add_exception_handler(SpoliaError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_served)
+    app.add_exception_handler(UnicodeEncodeError, _no_text)
     app.add_exception_handler(Exception, _unexpected)
     return Edge(
         app,
@@ -50,10 +51,18 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return invalid_body(cast(RequestValidationError, error).errors())
 
 
+async def _no_text(request: Request, error: Exception) -> Response:
+    """JSON can spell halves of characters, which no message to a node can hold."""
+    return error_response(InvalidRequest(f"the body holds text that is no Unicode: {error}"))
+
+
 async def _not_served(request: Request, error: Exception) -> Response:
-    status = cast(HTTPException, error).status_code
-    code = {404: "unknown_url", 405: "method_not_allowed"}.get(status, "http_error")
-    return plain_error(status, f"{request.method} {request.url.path} is not served: {error}", code)
+    told = cast(HTTPException, error)
+    if isinstance(told, BodyRefused):
+        return plain_error(told.status_code, told.detail, told.code, told.headers)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(told.status_code, "http_error")
+    message = f"{request.method} {request.url.path} is not served: {told.detail}"
+    return plain_error(told.status_code, message, code, told.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

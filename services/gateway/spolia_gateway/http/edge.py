@@ -6,10 +6,11 @@ import asyncio
 import time
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spolia_core.errors import InvalidRequest
-from spolia_gateway.http.errors import error_response, plain_error
+from spolia_gateway.http.errors import error_response
 from spolia_gateway.limits import request_id_of
 from spolia_node.metrics import Metrics
 
@@ -47,8 +48,9 @@ class Edge:
         try:
             sent.request_id = scope.setdefault("state", {})["request_id"] = request_id_of(_header(scope, REQUEST_ID))
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
-            body = _Body(receive, self._max_body_bytes, self._body_timeout_s)
-            await self._passed_on(scope, body, sent)
+            length = int(_header(scope, b"content-length") or 0)
+            body = _Body(receive, length, self._max_body_bytes, self._body_timeout_s)
+            await self._app(scope, body, sent)
         except InvalidRequest as error:  # an id that cannot travel
             sent.request_id = request_id_of("")
             await error_response(error)(scope, receive, sent)
@@ -56,60 +58,49 @@ class Edge:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._metrics.ended(route, sent.status or 499, time.monotonic() - started)
 
-    async def _passed_on(self, scope: Scope, body: _Body, sent: _Sent) -> None:
-        try:
-            body.check(int(_header(scope, b"content-length") or 0))
-            await self._app(scope, body, sent)
-        except _TooLarge:
-            message = f"the body is larger than {self._max_body_bytes} bytes, the most that is taken"
-            await self._refused(plain_error(413, message, "body_too_large"), scope, body, sent)
-        except _TooSlow:
-            message = f"the body did not come within {self._body_timeout_s:g} s"
-            await self._refused(plain_error(408, message, "body_too_slow"), scope, body, sent)
 
-    async def _refused(self, answer: ASGIApp, scope: Scope, body: _Body, sent: _Sent) -> None:
-        if not sent.status:
-            sent.closes = True  # the rest of the body is not waited for
-            await answer(scope, body, sent)
+class BodyRefused(HTTPException):
+    """A body that is not waited for any longer. Of a class that FastAPI lets pass while it reads one."""
 
-
-class _TooLarge(Exception):
-    """More bytes than are taken."""
-
-
-class _TooSlow(Exception):
-    """No whole body in time."""
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(status, message, headers={"connection": "close"})  # the rest of the body may still come
+        self.code = code
 
 
 class _Body:
     """The request's body, counted and timed as it comes. After its end it only says when the client has gone."""
 
-    def __init__(self, receive: Receive, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, receive: Receive, told_bytes: int, max_bytes: int, timeout_s: float) -> None:
+        """`told_bytes`: what the request says it has, 0 where it does not say."""
         self._receive = receive
-        self._max_bytes = max_bytes
-        self._until = asyncio.get_running_loop().time() + timeout_s
         self._num_bytes = 0
+        self._told_bytes = told_bytes
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._until = asyncio.get_running_loop().time() + timeout_s
         self._whole = False
 
-    def check(self, num_bytes: int) -> None:
-        """Raises `_TooLarge`."""
-        if num_bytes > self._max_bytes:
-            raise _TooLarge
-
     async def __call__(self) -> Message:
-        """The next message."""
+        """The next message. Raises `BodyRefused`."""
         if self._whole:
             return await self._receive()
+        self._check(self._told_bytes)
         try:
             async with asyncio.timeout_at(self._until):
                 message = await self._receive()
         except TimeoutError:
-            raise _TooSlow from None
+            late = f"the body did not come within {self._timeout_s:g} s"
+            raise BodyRefused(408, late, "body_too_slow") from None
         if message["type"] == "http.request":
             self._num_bytes += len(message.get("body", b""))
-            self.check(self._num_bytes)
+            self._check(self._num_bytes)
             self._whole = not message.get("more_body", False)
         return message
+
+    def _check(self, num_bytes: int) -> None:
+        if num_bytes > self._max_bytes:
+            large = f"the body is larger than {self._max_bytes} bytes, the most that is taken"
+            raise BodyRefused(413, large, "body_too_large")
 
 
 class _Sent:
@@ -119,7 +110,6 @@ class _Sent:
         self._send = send
         self.request_id = ""
         self.status = 0
-        self.closes = False
 
     async def __call__(self, message: Message) -> None:
         """Passes a message on."""
@@ -127,8 +117,6 @@ class _Sent:
             self.status = message["status"]
             headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
             headers.append((REQUEST_ID, self.request_id.encode()))
-            if self.closes:
-                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)
 

@@ -93,9 +93,9 @@ def error_response(error: SpoliaError, prompt_field: str = "prompt") -> JSONResp
     return JSONResponse(error_body(error, prompt_field), told.status, _retry_headers(error, told))
 
 
-def plain_error(status: int, message: str, code: str) -> JSONResponse:
+def plain_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An answer for what goes wrong in HTTP itself."""
-    return JSONResponse(body_of(message, _REQUEST if status < 500 else _SERVER, None, code), status)
+    return JSONResponse(body_of(message, _REQUEST if status < 500 else _SERVER, None, code), status, headers)
 
 
 def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
