@@ -28,8 +28,9 @@ class Shape:
 
 
 LLAMA_60M = Shape("llama-60m-random", layers=12, width=512, heads=8, kv_heads=8, mlp=2048)
+LLAMA_8M = Shape("llama-8m-random", layers=6, width=256, heads=4, kv_heads=4, mlp=1024)
 LLAMA_TINY = Shape("llama-tiny-random", layers=2, width=64, heads=4, kv_heads=2, mlp=128)
-SHAPES = {shape.name: shape for shape in (LLAMA_60M, LLAMA_TINY)}
+SHAPES = {shape.name: shape for shape in (LLAMA_60M, LLAMA_8M, LLAMA_TINY)}
 
 
 def random_model(shape: Shape, seed: int, cache: Path = CACHE) -> Path:

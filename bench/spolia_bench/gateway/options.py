@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         description="What do HTTP and gRPC add to the engine's time to first token and time per token?",
     )
     add = parser.add_argument
-    add("--shape", default="llama-60m-random", help="shape of the model, random weights")
+    add(
+        "--shape",
+        default="llama-8m-random",
+        help="shape of the model, random weights; a small one, whose times vary less",
+    )
     add("--tokenizer", type=Path, default=Path("models/demo"), help="folder whose tokenizer and chat template it gets")
     add("--streams", type=_numbers, default=(1, 32), help="streams at once, comma-separated")
     add("--tokens", type=int, default=64, help="tokens of an answer")

@@ -20,6 +20,7 @@ from spolia_bench.shared.pairs import difference
 from spolia_decode.config import DecodeConfig
 from spolia_engine.engine import Engine
 
+_median = statistics.median
 ALONE, GRPC, HTTP = "engine", "grpc", "http"
 Times = dict[str, list[RoundTime]]
 
@@ -32,7 +33,8 @@ def measure(report: Report, model: Path, options: Options) -> None:
     running = str(max(options.streams))
     settings = ["--log-level", "warning", "--decode.publish", "false", "--decode.max-running", running]
     config = DecodeConfig(model=str(model), publish=False, max_running=max(options.streams), log_level="warning")
-    report.header = ("streams", "way", "TTFT ms", "more", "ms per token", "more")
+    over = ("TTFT over alone", "token over alone", "TTFT over node's", "token over node's")
+    report.header = ("streams", "way", "TTFT ms", "ms per token", *over)
     with LocalCluster(model, num_prefill=0, settings=settings, engine_threads=options.threads) as cluster:
         for num_streams, times in asyncio.run(_all(cluster, engine, config, model, options)).items():
             _tell(report, num_streams, times)
@@ -77,19 +79,25 @@ async def _at_once(way: Way, asked: list[Asked]) -> RoundTime:
 
 
 def _tell(report: Report, num_streams: int, times: Times) -> None:
-    """HTTP's figures bear the plain names: it is the longer way."""
-    figures = report.figures
-    for way in (ALONE, GRPC, HTTP):
-        ttft, token = ([getattr(t, field) for t in times[way]] for field in ("ttft_ms", "token_ms"))
-        base_ttft, base_token = ([getattr(t, field) for t in times[ALONE]] for field in ("ttft_ms", "token_ms"))
-        more_ttft, more_token = difference(ttft, base_ttft), difference(token, base_token)
-        figures[f"{way}_ttft_ms_{num_streams}"] = round(statistics.median(ttft), 2)
-        figures[f"{way}_token_ms_{num_streams}"] = round(statistics.median(token), 3)
+    """HTTP's figures bear the plain names: it is the longer way. `overhead` is over the engine alone in the same round,
+    `added` over what the decode node says of the same requests, which leaves out what all of it slows the engine by.
+    """
+    for way in times:
+        found, alone = times[way], times[ALONE]
+        ttft, token = _median([t.ttft_ms for t in found]), _median([t.token_ms for t in found])
+        report.figures[f"{way}_ttft_ms_{num_streams}"] = round(ttft, 3)
+        report.figures[f"{way}_token_ms_{num_streams}"] = round(token, 3)
+        row = [str(num_streams), way, f"{ttft:.1f}", f"{token:.2f}"]
         if way != ALONE:
-            tag = "" if way == HTTP else "grpc_"
-            for name, more in (("ttft", more_ttft), ("token", more_token)):
-                figures[f"{tag}{name}_overhead_ms_{num_streams}"] = round(more.median, 3)
-                figures[f"{tag}{name}_overhead_ms_{num_streams}_interval"] = [round(more.low, 3), round(more.high, 3)]
-        shown = ("", "") if way == ALONE else (str(more_ttft), str(more_token))
-        medians = (f"{statistics.median(ttft):.1f}", f"{statistics.median(token):.2f}")
-        report.rows.append((str(num_streams), way, medians[0], shown[0], medians[1], shown[1]))
+            over = {
+                "ttft_overhead": difference([t.ttft_ms for t in found], [t.ttft_ms for t in alone]),
+                "token_overhead": difference([t.token_ms for t in found], [t.token_ms for t in alone]),
+                "ttft_added": difference([t.added_ttft_ms for t in found], [0.0] * len(found)),
+                "token_added": difference([t.added_token_ms for t in found], [0.0] * len(found)),
+            }
+            for name, more in over.items():
+                figure = f"{'' if way == HTTP else 'grpc_'}{name}_ms_{num_streams}"
+                report.figures[figure] = round(more.median, 3)
+                report.figures[f"{figure}_interval"] = [round(more.low, 3), round(more.high, 3)]
+            row += [str(more) for more in over.values()]
+        report.rows.append(row + [""] * (len(report.header) - len(row)))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -44,19 +44,26 @@ async def engine_alone(engine: Engine, config: DecodeConfig) -> AsyncIterator[Wa
             sampling=asked.sampling,
         )
         sent = time.perf_counter()
-        first, end, num_tokens = 0.0, 0.0, 0
         context: Any = _NoWire()
-        async for event in server.Generate(request, context):
-            end = time.perf_counter()
-            first = first or end
-            num_tokens += len(event.delta.token_ids)
-        return StreamTime(sent, first, end, num_tokens)
+        return await _timed(sent, server.Generate(request, context))
 
     try:
         yield ask
     finally:
         await node.server.stop_at_once()
         await node.close()
+
+
+async def _timed(sent: float, events: AsyncIterable[Any]) -> StreamTime:
+    """Reads an answer to its finish."""
+    first, end, num_tokens = 0.0, 0.0, 0
+    async for event in events:
+        end = time.perf_counter()
+        first = first or end
+        num_tokens += len(event.delta.token_ids)
+    if not event.HasField("finish"):
+        raise WrongAnswer("the answer has no finish")
+    return StreamTime(sent, first, end, num_tokens, event.finish.timings.ttft_ms, event.finish.timings.e2e_ms)
 
 
 class _NoWire:
@@ -79,12 +86,7 @@ async def over_grpc(address: str) -> AsyncIterator[Way]:
                 sampling=asked.sampling,
             )
             sent = time.perf_counter()
-            first, end, num_tokens = 0.0, 0.0, 0
-            async for event in stub.Generate(request, timeout=TIMEOUT_S):
-                end = time.perf_counter()
-                first = first or end
-                num_tokens += len(event.delta.token_ids)
-            return StreamTime(sent, first, end, num_tokens)
+            return await _timed(sent, stub.Generate(request, timeout=TIMEOUT_S))
 
         yield ask
 
@@ -110,8 +112,12 @@ async def over_http(address: str) -> AsyncIterator[Way]:
                 body += await reader.read(1 << 16)
         end = time.perf_counter()
         idle.append((reader, writer))
-        counted = re.findall(rb'"completion_tokens":(\d+)', body)
-        return StreamTime(sent, first, end, int(counted[-1]) if counted else 0)
+        told = re.findall(rb'"usage":({.*})}\n', body)
+        if not told:
+            raise WrongAnswer("the stream does not end with usage")
+        usage = json.loads(told[-1])
+        node = usage["spolia"]["timings_ms"]
+        return StreamTime(sent, first, end, usage["completion_tokens"], node["ttft"], node["e2e"])
 
     try:
         yield ask
