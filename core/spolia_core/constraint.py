@@ -11,11 +11,11 @@ from typing import NoReturn
 from spolia_core.errors import InvalidRequest
 from spolia_core.field_checks import check_field
 
-MAX_SCHEMA_BYTES = 1 << 16
+MAX_SCHEMA_BYTES = 1 << 18
 MAX_SCHEMA_DEPTH = 64
 """Objects and arrays inside each other; the grammar library takes twice as many, a stack at least that."""
 MAX_REGEX_BYTES = 1 << 13
-MAX_LARK_BYTES = 1 << 16
+MAX_LARK_BYTES = 1 << 18
 MAX_CHOICES = 1024
 MAX_CHOICE_BYTES = 4096
 MAX_CHOICES_BYTES = 1 << 16
