@@ -22,11 +22,10 @@ def load_vocabulary(model_path: Path, vocab_size: int, eos_token_ids: frozenset[
     text = (model_path / "tokenizer.json").read_text(encoding="utf-8")
     read = json.loads(text)
     num_tokens = max(vocab_size, _num_tokens(read))
-    eos = sorted(eos_token_ids) or [num_tokens]
     own = {each["content"]: each["id"] for each in read.get("added_tokens", ()) if not each["special"]}
     try:
-        tokens = LLTokenizer(text, n_vocab=max(num_tokens, eos[-1] + 1), eos_token=eos)
-        return _with_text_tokens(tokens, own, eos) if own else tokens
+        tokens = LLTokenizer(text, n_vocab=num_tokens, eos_token=sorted(eos_token_ids) or [0])
+        return tokens if eos_token_ids and not own else _spelled(tokens, own, eos_token_ids)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NotSupported(
@@ -42,12 +41,14 @@ def _num_tokens(tokenizer: dict[str, Any]) -> int:
     return 1 + max(ids, default=-1)
 
 
-def _with_text_tokens(tokens: LLTokenizer, own: dict[str, int], eos: list[int]) -> LLTokenizer:
-    """Those of `own`, `<tool_call>` for example, are text like any other: decoding does not leave them out. The library
-    takes all added tokens for control tokens, which no text contains.
+def _spelled(tokens: LLTokenizer, own: dict[str, int], eos_token_ids: frozenset[int]) -> LLTokenizer:
+    """The same tokens, but that those of `own`, `<tool_call>` for example, are text like any other.
+
+    Decoding does not leave them out; the library takes all added tokens for control tokens, which no text contains.
     """
-    spelled = TokenizerWrapper(_Spelled(tokens, own, eos))
-    return LLTokenizer(spelled, n_vocab=tokens.vocab_size, eos_token=eos)
+    eos = sorted(eos_token_ids) or [tokens.vocab_size]
+    spelled = _Spelled(tokens, own, eos)
+    return LLTokenizer(TokenizerWrapper(spelled), n_vocab=len(spelled.tokens), eos_token=eos)
 
 
 class _Spelled:
@@ -57,18 +58,16 @@ class _Spelled:
         self.eos_token_id = eos[0]
         self.bos_token_id = None
         self.tokens = [tokens.decode_bytes([token_id]) for token_id in range(tokens.vocab_size)]
+        self.tokens += [b"<end>" for token_id in eos if token_id == len(self.tokens)]
         for content, token_id in own.items():
             self.tokens[token_id] = content.encode()
-        text_ids = set(own.values())
-        self.special_token_ids = [
-            token_id
-            for token_id in range(tokens.vocab_size)
-            if tokens.is_special_token(token_id) and token_id not in text_ids
-        ]
+        control = {token_id for token_id in range(tokens.vocab_size) if tokens.is_special_token(token_id)}
+        self.special_token_ids = sorted((control | set(eos)) - set(own.values()))
         self._tokens = tokens
         self._own = own
         longest_first = sorted(own, key=len, reverse=True)
-        self._split: Callable[[str], list[str]] = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+        own_or_nothing = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self._split: Callable[[str], list[str]] = re.compile(f"({own_or_nothing})").split
 
     def __call__(self, text: bytes) -> list[int]:
         """The tokens of UTF-8 `text`, which the library prefers where only one text can follow."""

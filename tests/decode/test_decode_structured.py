@@ -155,6 +155,8 @@ async def test_a_constraint_that_cannot_be_enforced_is_refused_before_anything_i
         assert caught.value.field == wrong.field
     assert allocated == []
     assert decode.admission.num_running == decode.admission.num_waiting == 0
+    check((await asked(decode, SamplingParams(max_tokens=150, constraint=SCHEMA))).texts[0])
+    assert allocated, "what was counted is what a request takes"
 
 
 async def test_a_grammar_that_grows_too_large_ends_its_own_request_only(world: World) -> None:

@@ -77,7 +77,7 @@ CANNOT = [
     (Constraint.regex("a(?=b)"), "look-around"),
     (Constraint.regex(r"(a)\1"), "backreferences"),
     (Constraint.regex("["), "unclosed character class"),
-    (Constraint.lark("begin: 'a'"), "start"),
+    (Constraint.lark('begin: "a"'), "start"),
     (Constraint.lark('start: other\n# "'), "other"),
     (Constraint.lark("start: /[/"), "unclosed"),
 ]

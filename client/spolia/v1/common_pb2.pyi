@@ -284,7 +284,7 @@ class SamplingParams(_message.Message):
     num_top_logprobs: _builtins.int
     """Tell the log-probability of every token, and of the likeliest ones beside it, 0 … 20. Unset tells none."""
     json_schema: _builtins.str
-    """A JSON value that a schema (draft 2020-12) accepts. The schema is a JSON object of 1 … 65,536 bytes that refers to
+    """A JSON value that a schema (draft 2020-12) accepts. The schema is a JSON object of 1 … 262,144 bytes that refers to
     nothing outside itself; keywords that cannot be enforced are refused by name.
     """
     regex: _builtins.str
@@ -292,7 +292,7 @@ class SamplingParams(_message.Message):
     back-references.
     """
     lark: _builtins.str
-    """Text of a context-free grammar in llguidance's dialect of Lark, 1 … 65,536 bytes, whose first rule is `start`."""
+    """Text of a context-free grammar in llguidance's dialect of Lark, 1 … 262,144 bytes, whose first rule is `start`."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Generation ends before the first of these appears in the text. At most 16 strings of 1 … 256 bytes."""
