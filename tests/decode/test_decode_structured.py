@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from tiny_cluster import World, calling, doc, eventually, generate_request, prompt_of, tokens
+from tiny_cluster import World, calling, count_calls, doc, eventually, generate_request, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia_core.constraint import Constraint
@@ -137,9 +137,7 @@ async def test_a_constraint_that_cannot_be_enforced_is_refused_before_anything_i
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = await world.decode()
-    allocated: list[Any] = []
-    allocate = decode.engine.pool.allocate
-    monkeypatch.setattr(decode.engine.pool, "allocate", lambda *args: allocated.append(args) or allocate(*args))
+    allocated = count_calls(monkeypatch, decode.engine.pool, "allocate")
     bad = [
         Constraint.json_schema({"type": "array", "uniqueItems": True}),
         Constraint.regex("a(?=b)"),
