@@ -405,7 +405,7 @@ class EngineCore:
     def _draw_allowed(self, generation: Generation, logits: torch.Tensor, matcher: Matcher) -> Delta:
         """`draw` among the tokens that the matcher allows, as if the model had no others."""
         allowed = torch.from_numpy(matcher.allowed()).to(logits.device)
-        among, params = logits[allowed], generation.params
+        among, params = logits.index_select(0, allowed), generation.params
         index = sample(among, params, len(generation.token_ids), generation.sample_index)
         told = params.num_top_logprobs
         logprobs = None if told is None else logprobs_of(among, index, told).of(allowed)
