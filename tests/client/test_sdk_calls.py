@@ -29,6 +29,7 @@ from spolia import (
     errors,
 )
 from spolia.requests import DOCUMENT_BATCH_BYTES
+from spolia.v1 import common_pb2
 from spolia_core.reuse import FinishReason
 
 
@@ -57,6 +58,27 @@ def test_an_answer_can_be_kept_in_any_form(call: Call) -> None:
     result = call("generate", "Say hello")
     assert pickle.loads(pickle.dumps(result)) == result
     assert dataclasses.asdict(result)["reuse"]["sources"][TokenSource.DEVICE] == 72
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "arrives"),
+    [
+        ({"json_schema": {"type": "string", "const": "é"}}, "json_schema", '{"type": "string", "const": "é"}'),
+        ({"json_schema": '{"type":  "string"}'}, "json_schema", '{"type":  "string"}'),
+        ({"json_object": True}, "json_object", common_pb2.JsonObject()),
+        ({"regex": "[0-9]+"}, "regex", "[0-9]+"),
+        ({"choices": ("yes", "no")}, "choices", common_pb2.Choices(texts=["yes", "no"])),
+        ({"lark": 'start: "a"'}, "lark", 'start: "a"'),
+        ({}, None, None),
+    ],
+)
+def test_a_constraint_arrives_as_it_was_given(
+    options: Any, kind: str | None, arrives: object, call: Call, gateway: FakeGateway
+) -> None:
+    call("generate", "Who?", **options)
+    sampling = gateway.requests[0].sampling
+    assert sampling.WhichOneof("constraint") == kind
+    assert kind is None or getattr(sampling, kind) == arrives
 
 
 def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGateway) -> None:
