@@ -28,6 +28,7 @@ from spolia_decode.node_parts import NodeParts
 from spolia_engine.generation import Delta, Generation
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_to_pb
+from spolia_node.tracing import current_span
 
 GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
 DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
@@ -56,11 +57,22 @@ class DecodeServer(DecodeServiceServicer):
         parts = self._where.parts
         deadline = Deadline.of(context, parts.config.rpc_timeout_s)
         job = check_job(request, parts.core, parts.terms, parts.config.cluster_secret.encode())
+        current_span().set(
+            request_id=job.request_id,
+            mode=job.mode.name.lower(),
+            num_prompt_tokens=job.prompt.num_tokens,
+            is_replay=request.HasField("resume"),
+        )
         answering = Answering(self._where, job, _new_report(job, parts), deadline)
         async with aclosing(answering.deltas()) as deltas:
             async for delta in deltas:
                 yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
-        yield DecodeServiceGenerateResponse(finish=_finish_message(job, answering))
+        finish = _finish_message(job, answering)
+        parts.request_metrics.finished(job.mode, finish.timings)
+        current_span().set(
+            num_generated_tokens=finish.num_generated_tokens, num_reused_tokens=answering.report.num_reused_tokens
+        )
+        yield DecodeServiceGenerateResponse(finish=finish)
 
     async def Drop(self, request: DropRequest, context: DropContext) -> DropResponse:
         """Forgets resident chunks; ids are keyed by tenant, so no other tenant's can be named."""

@@ -12,6 +12,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
 from spolia_gateway.tokenizer import PartTokenizer
 from spolia_node.channels import ChannelPool
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 
@@ -33,8 +34,10 @@ class GatewayNode:
         self._channels = ChannelPool(config.max_message_bytes)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
-        metrics = GatewayMetrics(self.server.metrics, config.tenant)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
+        self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics)
+        self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
+        self.server.tracing.begin_at(server.TRACED)
         self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
 
@@ -55,12 +58,19 @@ class GatewayNode:
         await self.cluster.stop()
         await self._channels.close()
 
+    @property
+    def _load(self) -> NodeLoad:
+        return NodeLoad(num_running=self.gateway.num_running)
+
     def _record(self) -> NodeRecord:
+        load = self._load
+        load.serving.CopyFrom(self._metrics.recent.figures())
         return NodeRecord(
             node_id=self.config.node_id,
             role=NODE_ROLE_GATEWAY,
             address=self.server.address,
-            load=NodeLoad(num_running=self.gateway.num_running),
+            load=load,
             draining=not self.server.accepting,
             version=__version__,
+            metrics_address=self.server.metrics_address,
         )
