@@ -37,9 +37,7 @@ class LoadCollector(Collector):
         return family
 
     def _blocks(self, counts: Mapping[str, int]) -> Metric:
-        family = GaugeMetricFamily(
-            "spolia_kv_cache_blocks", "Blocks of the pool by state; all are one.", labels=["state"]
-        )
+        family = GaugeMetricFamily("spolia_kv_cache_blocks", "Blocks of the pool by what they hold.", labels=["state"])
         for state, count in counts.items():
             family.add_metric([state], count)
         return family

@@ -11,6 +11,7 @@ from typing import Protocol
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from spolia.version import __version__
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
@@ -52,6 +53,9 @@ class NodeServer:
         self.node_id = config.node_id
         self.health = Health()
         self.metrics = Metrics()
+        self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
+            role, config.node_id, __version__
+        ).set(1)
         self.tracing = Tracing(config, role)
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
