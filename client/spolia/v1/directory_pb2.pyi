@@ -140,7 +140,7 @@ class ServingFigures(_message.Message):
     ITL_P50_MS_FIELD_NUMBER: _builtins.int
     ITL_P95_MS_FIELD_NUMBER: _builtins.int
     window_s: _builtins.int
-    """Length of the window, seconds; it moves some seconds at a time."""
+    """Length of the window, seconds, at least 1; it moves some seconds at a time, and is shorter where the gateway is young."""
     num_requests: _builtins.int
     """Requests that came to their finish."""
     num_prompt_tokens: _builtins.int

@@ -33,6 +33,7 @@ class RecentServing:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self._began_s = now()
         self._slots: deque[_Slot] = deque()
 
     def first_token(self, seconds: float) -> None:
@@ -58,7 +59,7 @@ class RecentServing:
         first = sorted(seconds for slot in slots for seconds in slot.first_token_s)
         between = sorted(seconds for slot in slots for seconds in slot.inter_token_s)
         return ServingFigures(
-            window_s=WINDOW_S,
+            window_s=round(min(WINDOW_S, max(1.0, self._now() - self._began_s))),
             num_requests=sum(slot.num_requests for slot in slots),
             num_prompt_tokens=sum(slot.num_prompt_tokens for slot in slots),
             num_cached_tokens=sum(slot.num_cached_tokens for slot in slots),
