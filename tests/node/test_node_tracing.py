@@ -119,6 +119,21 @@ def test_only_named_calls_begin_a_trace() -> None:
     assert recorded.ended()["spolia.v1.GatewayService/Generate"].parent is None
 
 
+def test_a_request_over_http_brings_its_trace_in_headers_or_begins_one() -> None:
+    recorded, headers = Recorded(), [("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01"), ("accept", "*/*")]
+    with recorded.tracing.enter_http("POST", "/v1/completions", headers), span("tokenize"):
+        pass
+    with recorded.tracing.enter_http("POST", "/v1/chat/completions", []):
+        pass
+    spans = recorded.ended()
+    brought, begun = spans["POST /v1/completions"], spans["POST /v1/chat/completions"]
+    assert brought.parent is not None
+    assert brought.parent.trace_id == int("1" * 32, 16)
+    assert is_child(spans["tokenize"], brought)
+    assert begun.parent is None
+    assert Tracing(NodeConfig(), "gateway").enter_http("POST", "/v1/completions", headers) is NO_SPAN
+
+
 def test_the_share_decides_of_requests_whose_client_has_not() -> None:
     none, asked = Recorded(share=0.0), ("traceparent", "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
     with none.enter():

@@ -116,8 +116,9 @@ class _Talk:
     def _ask(self, question: str) -> None:
         prompt = self._conversation.prompt(question)
         default = ModeName.LINKED if self._conversation.documents else ModeName.EXACT
-        mode = (self._mode or default).value
-        with self._client.stream(prompt, mode=mode, **self._options) as answer:
+        mode = self._mode or default
+        options: GenerateOptions = {**self._options, "mode": mode.value}
+        with self._client.stream(prompt, **options) as answer:
             try:
                 for delta in answer:
                     sys.stdout.write(delta.text)

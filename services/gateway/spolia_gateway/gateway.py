@@ -91,9 +91,10 @@ class Gateway:
                         num_tokens = len(event.delta.token_ids)
                         latency.passed_on(num_tokens, request.mode, event.delta.sample_index)
                         progress.passed_on(num_tokens)
+                        if event.HasField("finish"):
+                            latency.finished(request.mode)
+                            around.set(num_generated_tokens=progress.num_generated_tokens)
                         yield event
-                latency.finished(request.mode)
-                around.set(num_generated_tokens=progress.num_generated_tokens)
 
     async def warm(
         self, message: gateway_pb2.WarmRequest, tenant_id: str, deadline: Deadline

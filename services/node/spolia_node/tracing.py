@@ -108,13 +108,22 @@ class Tracing:
         self._beginnings = frozenset(methods)
 
     def enter(self, method: str, metadata: Metadata) -> Span:
-        """A span for a call that arrived, or for a request that came some other way; `metadata` may hold its parent."""
+        """A span for a call that arrived; `metadata` may hold its parent."""
         if self._tracer is None:
             return NO_SPAN
-        carrier = {key: str(value) for key, value in metadata if key in (PARENT_KEY, STATE_KEY)}
+        carrier = _carrier(metadata)
         if not carrier and method not in self._beginnings:
             return NO_SPAN
-        return _entered(self._tracer, method, carrier)
+        service, _, name = method.strip("/").rpartition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        return _entered(self._tracer, method.strip("/"), carrier, attributes)
+
+    def enter_http(self, method: str, route: str, headers: Metadata) -> Span:
+        """A span for a request over HTTP, with names of headers in lower case; each begins a trace or brings one."""
+        if self._tracer is None:
+            return NO_SPAN
+        attributes = {"http.request.method": method, "http.route": route}
+        return _entered(self._tracer, f"{method} {route}", _carrier(headers), attributes)
 
     async def stop(self) -> None:
         """Exports what is left, for a short while. Idempotent."""
@@ -183,17 +192,20 @@ class _RecordedSpan(Span):
         self._span.end()
 
 
-def _entered(tracer: otel.Tracer, method: str, carrier: Mapping[str, str]) -> Span:
+def _carrier(metadata: Metadata) -> dict[str, str]:
+    return {key: str(value) for key, value in metadata if key in (PARENT_KEY, STATE_KEY)}
+
+
+def _entered(tracer: otel.Tracer, name: str, carrier: Mapping[str, str], attributes: Mapping[str, Attribute]) -> Span:
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    service, _, name = method.strip("/").rpartition("/")
     begun = tracer.start_span(
-        method.strip("/"),
+        name,
         # Of what the call brought and of nothing else: no context of this thread's is its parent.
         context=TraceContextTextMapPropagator().extract(carrier, context.Context()),
         kind=trace.SpanKind.SERVER,
-        attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+        attributes=attributes,
         record_exception=False,
     )
     return _RecordedSpan(tracer, begun, is_parent=True)
