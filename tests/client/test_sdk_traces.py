@@ -14,8 +14,9 @@ def test_a_call_inside_a_span_carries_it(call: Call, gateway: FakeGateway) -> No
     tracer = TracerProvider().get_tracer("a caller")
     with tracer.start_as_current_span("answer a user") as span:
         call("generate", "Hi")
-    context = span.get_span_context()
-    assert gateway.metadata["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    its = span.get_span_context()
+    expected = f"00-{its.trace_id:032x}-{its.span_id:016x}-{its.trace_flags:02x}"
+    assert gateway.metadata["traceparent"] == expected
 
 
 def test_a_call_outside_one_carries_none(call: Call, gateway: FakeGateway) -> None:
