@@ -31,8 +31,6 @@ from spolia_worker.engine_thread import EngineThread
 from spolia_worker.publisher import Publisher
 from spolia_worker.timed import timed_steps
 
-_SPANS = {WorkKind.CONTEXT: "compute", WorkKind.LINK: "link"}
-
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
@@ -87,7 +85,7 @@ class NodeParts:
             discard=lambda prepared: prepared.context.close(),
             skip=lambda: release_runs(self.core.pool, runs),
         )
-        with span(_SPANS[kind], num_tokens=num_rows) as computed:
+        with span("link" if kind is WorkKind.LINK else "compute", num_tokens=num_rows) as computed:
             prepared = await deadline.wait(computing, "computing the prompt")
             computed.set(num_context_tokens=prepared.context.num_tokens, engine_ms=prepared.compute_s * 1000)
         self.costs.computed(num_rows, prepared.context.num_tokens, prepared.compute_s)
