@@ -31,6 +31,7 @@ from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
 from spolia.options import Mode, SplitterName
 from spolia.parts import Document, Documents, Parts, TokenIds
+from spolia.trace_context import trace_metadata
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest
@@ -61,8 +62,8 @@ class Outgoing(Generic[RequestT]):
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What nodes put into their logs."""
-        return (("x-request-id", self.request_id),)
+        """What nodes put into their logs, and the caller's trace where it has one."""
+        return (("x-request-id", self.request_id), *trace_metadata())
 
 
 @dataclass(frozen=True, slots=True)

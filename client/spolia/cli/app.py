@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spolia.cli import bench, calibrate, cluster, demo, eval, generate, serve, up, version, warm
+from spolia.cli import bench, calibrate, chat, cluster, demo, eval, generate, serve, up, version, warm
 from spolia.cli.cache.app import cache
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("up", epilog=EPILOG)(up.up)
 app.command("demo", epilog=EPILOG)(demo.demo)
 app.command("generate", epilog=EPILOG)(generate.generate)
+app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
 app.add_typer(cache, name="cache")

@@ -20,6 +20,7 @@ from spolia_gateway.token_texts import TokenTexts
 from spolia_gateway.tokenizer import PartTokenizer
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer, join_address
 
@@ -42,8 +43,10 @@ class GatewayNode:
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         files = TokenizerFiles.read(config.model)
         tokenizer = PartTokenizer(files, cache_bytes=config.tokenizer_cache_bytes)
-        metrics = GatewayMetrics(self.server.metrics, config.tenant)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
+        self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics)
+        self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
+        self.server.tracing.begin_at(server.TRACED)
         self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
         template = ChatTemplate.read(config.model, files.tokenizer_config)
@@ -89,12 +92,19 @@ class GatewayNode:
         # As a hook of the drain it must end within the drain's time, with what it has to cut.
         await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
 
+    @property
+    def _load(self) -> NodeLoad:
+        return NodeLoad(num_running=self.gateway.num_running)
+
     def _record(self) -> NodeRecord:
+        load = self._load
+        load.serving.CopyFrom(self._metrics.recent.figures())
         return NodeRecord(
             node_id=self.config.node_id,
             role=NODE_ROLE_GATEWAY,
             address=self.server.address,
-            load=NodeLoad(num_running=self.gateway.num_running),
+            load=load,
             draining=not self.server.accepting,
             version=__version__,
+            metrics_address=self.server.metrics_address,
         )

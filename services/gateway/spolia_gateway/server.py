@@ -16,6 +16,8 @@ from spolia_node.deadline import Deadline
 from spolia_node.server import NodeServer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
+TRACED = tuple(f"/{SERVICE}/{method}" for method in ("Generate", "Warm", "Forget"))
+"""Where traces begin."""
 
 
 class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -59,7 +61,7 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
         """Shows the nodes."""
-        return self._gateway.get_cluster()
+        return self._gateway.get_cluster(self._tenant)
 
     @property
     def _tenant(self) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from spolia.version import __version__
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
@@ -19,6 +20,7 @@ from spolia_node.health import HEALTH_SERVICE, Health
 from spolia_node.interceptor import ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
+from spolia_node.tracing import Tracing
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
@@ -39,7 +41,7 @@ class Membership(Protocol):
 
 
 class NodeServer:
-    """Owns the server, its health and its metrics. Needs a running event loop from `start` on.
+    """Owns the server, its health, its metrics and its spans. Needs a running event loop from `start` on.
 
     A service adds what it serves with `add`, sets `registration` when it joins a directory, and appends to `on_drain`
     what must end before the server does: hooks run concurrently, while calls under way go on.
@@ -51,14 +53,19 @@ class NodeServer:
         self.node_id = config.node_id
         self.health = Health()
         self.metrics = Metrics()
+        self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
+            role, config.node_id, __version__
+        ).set(1)
+        self.tracing = Tracing(config, role)
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self.announced: dict[str, str] = {}
         """Where else this node is reached, by name; said when it is ready."""
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
-        self._interceptor = ErrorInterceptor(self.metrics.observe_rpc)
+        self._interceptor = ErrorInterceptor(self.metrics.observe_rpc, self.tracing.enter)
         self._server: grpc.aio.Server | None = None
         self._port = 0
+        self._metrics_port = 0
         self._accepting = False
         self._draining: asyncio.Task[bool] | None = None
 
@@ -66,6 +73,12 @@ class NodeServer:
     def address(self) -> str:
         """Where peers reach this node, "host:port". Call after `start`."""
         return join_address(self.config.advertise_host, self._port)
+
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus reads this node's metrics, "host:port"; empty where nowhere. Call after `start`."""
+        host = self.config.advertise_host if not self.config.metrics_host else self.config.metrics_host
+        return join_address(host, self._metrics_port) if self._metrics_port else ""
 
     @property
     def accepting(self) -> bool:
@@ -95,6 +108,7 @@ class NodeServer:
         for register in self._registrars.values():
             register(server)
         self.health.register(server)
+        self.metrics.begin_rpcs((*self._registrars, HEALTH_SERVICE))
         reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
         self._port = _bind(server, self.config)
         self._serve_metrics()
@@ -102,7 +116,7 @@ class NodeServer:
         self._server = server
         self.health.start()
         self._accepting = True
-        log.info("serving", address=self.address)
+        log.info("serving", address=self.address, metrics=self.metrics_address)
         return self._port
 
     async def run_until_signal(self) -> int:
@@ -155,10 +169,11 @@ class NodeServer:
         ]
 
     def _serve_metrics(self) -> None:
-        if self.config.metrics_port == 0:
+        if self.config.metrics_port < 0:
             return
+        host = self.config.metrics_host or self.config.host
         try:
-            self.metrics.serve(self.config.host, self.config.metrics_port)
+            self._metrics_port = self.metrics.serve(host, self.config.metrics_port)
         except OSError as error:
             raise _cannot_bind("metrics_port", self.config.metrics_port, error) from error
 
@@ -231,6 +246,7 @@ class NodeServer:
             log.warning("calls were cut short", num_calls=num_cut)
         await stop
         await self.metrics.stop()
+        await self.tracing.stop()
 
 
 async def _hook_ended_well(hook: Callable[[], Awaitable[None]]) -> bool:
