@@ -71,8 +71,9 @@ class KVStoreConfig(NodeConfig):
         60_000, "How long a pin holds that asks for no time, in milliseconds.", check=between(1, MAX_PIN_LEASE_MS)
     )
     node_lease_ms: int = setting(
-        3_000,
-        "How long a node stays in the directory after its last heartbeat, in milliseconds; raise it on slow networks.",
+        10_000,
+        "How long a node stays in the directory after its last heartbeat, in milliseconds. A node that dies is noticed "
+        "at once, by its broken stream; this is for one that is cut off, or too busy to speak.",
         check=between(100, 600_000),
     )
 

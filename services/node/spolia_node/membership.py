@@ -28,6 +28,9 @@ ANSWER_TIMEOUT_S = 5.0
 MIN_HEARTBEAT_INTERVAL_S = 0.05
 """However often a node is touched: a record with thousands of chunk ids is not free."""
 
+MAX_HEARTBEAT_INTERVAL_S = 1.0
+"""Or a third of the lease, if that is shorter: a node's load is no older."""
+
 HIDE_DEAD_S = 3.0
 REJOIN_GRACE_S = 5.0
 """How long nodes that a directory does not list stay in the view after the stream to it was opened anew: one that has
@@ -37,7 +40,7 @@ log = get_log(__name__)
 
 
 class Registration:
-    """Keeps a node registered. `make_record` is asked for the record at every heartbeat, a third of the lease apart."""
+    """Keeps a node registered. `make_record` is asked for the record at every heartbeat."""
 
     def __init__(self, channels: ChannelPool, directory_address: str, make_record: Callable[[], NodeRecord]) -> None:
         self._channels = channels
@@ -98,7 +101,7 @@ class Registration:
                     self._turns.answered()
                     self._registered.set()
                     await asyncio.sleep(MIN_HEARTBEAT_INTERVAL_S)
-                    await self._touched_within(lease_s / 3)
+                    await self._touched_within(min(MAX_HEARTBEAT_INTERVAL_S, lease_s / 3))
             finally:
                 call.cancel()
 
