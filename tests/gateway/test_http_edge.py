@@ -157,6 +157,14 @@ async def test_a_port_that_is_taken_stops_the_start(model: Path) -> None:
             await node.close()
 
 
+async def test_tokens_are_not_held_back_for_acknowledgements(met: HttpWorld) -> None:
+    await met.http.get("/version")
+    server = met.world.node._http._uvicorn.server_state  # type: ignore[union-attr]
+    [connection] = server.connections
+    taken = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+    assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_http_can_be_off(model: Path) -> None:
     async with world(model, decodes=[FakeDecode("d0", says)], http_port=-1) as made:
         assert made.node.http_address == ""
