@@ -34,10 +34,11 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STORE_ARGS, CHAOS_ARGS).
+bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
 	$(BIN)/spolia bench shared $(SHARED_ARGS)
 	$(BIN)/spolia bench gateway $(GATEWAY_ARGS)
+	$(BIN)/spolia bench structured $(STRUCTURED_ARGS)
 	$(BIN)/spolia bench store $(STORE_ARGS)
 	$(BIN)/spolia bench store --chaos $(CHAOS_ARGS)
 

@@ -37,8 +37,9 @@ class DecodeServiceStub:
     """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
     A retry elsewhere sets `resume`.
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
-    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
-    the last may succeed on another node.
+    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
+    constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+    The first three may succeed on another node.
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
     """
@@ -54,8 +55,9 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
     A retry elsewhere sets `resume`.
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
-    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
-    the last may succeed on another node.
+    "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
+    constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+    The first three may succeed on another node.
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
     """
@@ -74,8 +76,9 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs one request. The stream is zero or more deltas and then one finish. Dropping it frees blocks, pins and claims.
         A retry elsewhere sets `resume`.
         INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
-        "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"). All but
-        the last may succeed on another node.
+        "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
+        constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+        The first three may succeed on another node.
         RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
         elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
         """
