@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_a_seed_gives_the_same_samples_streamed_or_not(http: openai.OpenAI) -> N
         assert "".join(choice.logprobs.tokens).startswith(choice.text)
         assert choice.logprobs.token_logprobs == pytest.approx(streamed[choice.index], abs=1e-4)
     assert texts[0] != texts[1]
+
+
+def test_an_answer_matches_the_schema_that_was_asked_for(http: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"ship": {"enum": ["Bulette"]}}, "required": ["ship"]}
+    given: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "s", "schema": schema | {"additionalProperties": False}},
+    }
+    answer = http.chat.completions.create(model="demo", messages=QUESTION, max_tokens=60, response_format=given)
+    assert answer.choices[0].finish_reason == "stop"
+    assert json.loads(answer.choices[0].message.content or "") == {"ship": "Bulette"}
+    given["json_schema"]["schema"] = {"type": "nothing"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        http.chat.completions.create(model="demo", messages=QUESTION, response_format=given)
+    assert caught.value.param == "response_format"
 
 
 def test_requests_of_different_salts_share_nothing(http: openai.OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"cache_salt": "x" * 257}, 400, "cache_salt", None),
     ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs.messages", None),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
-    ({"response_format": {"type": "json_object"}}, 400, "response_format", "not_supported"),
+    ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema", None),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, 400, "ignore_eos", None),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not_supported"),
     ({"tool_choice": "required"}, 400, "tool_choice", "not_supported"),
     ({"logit_bias": {"5": 1}}, 400, "logit_bias", "not_supported"),
@@ -220,6 +222,15 @@ async def test_bad_requests_name_the_field_before_any_node_is_asked(met: HttpWor
         assert error["message"]
     assert not decode.requests
     assert met.world.node.gateway.num_running == 0
+
+
+async def test_a_response_format_is_carried_to_the_node(met: HttpWorld, decode: FakeDecode) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    for given in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}):
+        await met.openai.chat.completions.create(model="tiny", messages=CHAT, response_format=given)  # type: ignore[call-overload]
+    constraints = [request.sampling for request in decode.requests]
+    assert constraints[0].WhichOneof("constraint") == "json_object"
+    assert json.loads(constraints[1].json_schema) == schema
 
 
 async def test_neutral_values_of_what_is_not_served_are_taken(met: HttpWorld) -> None:

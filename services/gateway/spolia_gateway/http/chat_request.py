@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,19 @@ class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
+    def check(self) -> None:
+        """Raises `InvalidRequest` for a schema that is asked for and not given."""
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
+            field = "response_format.json_schema.schema"
+            raise InvalidRequest(f"{field} is missing", field=field, limit="a JSON schema")
+
+    def constrain(self, params: common_pb2.SamplingParams) -> None:
+        """Has answers match it."""
+        if self.type == "json_object":
+            params.json_object.SetInParent()
+        elif self.json_schema is not None and self.json_schema.schema_ is not None:
+            params.json_schema = json.dumps(self.json_schema.schema_)
+
 
 class ChatRequest(GenerationFields):
     """A chat, and how to answer it."""
@@ -74,6 +88,8 @@ class ChatRequest(GenerationFields):
     def check(self) -> None:
         """Raises `InvalidRequest` for fields that do not go together."""
         super().check()
+        if self.response_format is not None:
+            self.response_format.check()
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs true", field="top_logprobs", limit="logprobs true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -90,6 +106,8 @@ class ChatRequest(GenerationFields):
         max_tokens = self.max_completion_tokens or self.max_tokens
         if max_tokens is not None:
             params.max_tokens = max_tokens
+        if self.response_format is not None:
+            self.response_format.constrain(params)
         return params
 
 

@@ -63,6 +63,8 @@ _FIELD = re.compile(r"(?!(str|int|float|bool|list|dict)$)[A-Za-z_]\w*")
 _PARAMS = {
     "sampling.num_samples": "n",
     "sampling.num_top_logprobs": "top_logprobs",
+    "sampling.json_schema": "response_format",
+    "sampling.json_object": "response_format",
     "mode": "reuse",
     "profile": "reuse",
 }

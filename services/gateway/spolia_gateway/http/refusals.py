@@ -1,6 +1,6 @@
 """What OpenAI's API has and this server does not: refused by name, before anything is held.
 
-Structured answers are refused here and nowhere else.
+Tools are refused here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from spolia_gateway.http.fields import GenerationFields
 def check_chat(body: ChatRequest) -> None:
     """Raises `NotSupported` for the first field that asks for what is not served."""
     _check_common(body)
-    if body.response_format is not None and body.response_format.type != "text":
-        raise _not_served("response_format", body.response_format.type, "text")
     if body.tools:
         raise _not_served("tools", f"{len(body.tools)} tools", "none")
     if body.tool_choice not in (None, "none", "auto"):
