@@ -2,6 +2,8 @@
 
 SpoliaError
 ├── InvalidRequest       fix the request: names the field, the limit and what was given
+├── Unauthenticated      show who you are: a key, or a certificate of the cluster's authority
+├── Forbidden            ask someone who may: this identity is known and may not do that
 ├── NotFound             ask for something that exists
 ├── NotSupported         use another model or mode: names the layer or property
 ├── Busy                 retry here later: carries a hint
@@ -38,6 +40,14 @@ class SpoliaError(Exception):
 
 class InvalidRequest(SpoliaError):
     """A field of the request is wrong; the same request will never succeed."""
+
+
+class Unauthenticated(SpoliaError):
+    """Nobody known asks: no key or certificate, or one that is unknown, withdrawn or expired."""
+
+
+class Forbidden(SpoliaError):
+    """Who asks is known and may not do this."""
 
 
 class NotFound(SpoliaError):
@@ -86,6 +96,8 @@ ERROR_KINDS: dict[str, type[SpoliaError]] = {
     cls.__name__: cls
     for cls in (
         InvalidRequest,
+        Unauthenticated,
+        Forbidden,
         NotFound,
         NotSupported,
         Busy,

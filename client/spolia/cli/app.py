@@ -8,6 +8,7 @@ import typer
 
 from spolia.cli import bench, calibrate, cluster, demo, eval, generate, serve, up, version, warm
 from spolia.cli.cache.app import cache
+from spolia.cli.certs import certs
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 
@@ -33,6 +34,7 @@ app.command("generate", epilog=EPILOG)(generate.generate)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
 app.add_typer(cache, name="cache")
+app.add_typer(certs, name="certs")
 app.command("serve", epilog=EPILOG, context_settings=PASS_ON)(serve.serve)
 app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
 app.command("eval", epilog=EPILOG, context_settings=HAND_OVER)(eval.evaluate)

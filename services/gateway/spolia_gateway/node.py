@@ -30,7 +30,7 @@ class GatewayNode:
             raise InvalidRequest("model must be set: a gateway tokenizes for it", field="model")
         self.config = config
         self.server = NodeServer(config, "gateway")
-        self._channels = ChannelPool(config.max_message_bytes)
+        self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
         metrics = GatewayMetrics(self.server.metrics, config.tenant)

@@ -38,7 +38,7 @@ class KVStoreNode:
         self.server = NodeServer(config, "kvstore")
         self.store = open_store(config, self._stores)
         self.housekeeping = Housekeeping(self.store, self._served_fingerprints)
-        self._channels = ChannelPool(config.max_message_bytes)
+        self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self._index_sync = IndexSync(self.store)
         self._tasks: set[asyncio.Task[None]] = set()
         self._kvstore_server = KVStoreServer(

@@ -26,6 +26,9 @@ _MAX_MESSAGE_CHARS = 512
 Observe = Callable[[str, grpc.StatusCode, float], None]
 """Takes the full method name, the status code and the seconds of a call that ended."""
 
+Check = Callable[[str, Any], None]
+"""Takes the full method name and gRPC's context of a call that begins; raises to refuse it."""
+
 STALLED_READER_S = 60.0
 """How long a response may wait for its reader; one that takes nothing for so long counts as gone."""
 
@@ -37,10 +40,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
     any other exception becomes INTERNAL and is logged with its traceback; cancellation passes. A generator is closed
-    before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call.
+    before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call; `check`,
+    when there is one, before anything of a request is read.
     """
 
     def __init__(self, observe: Observe | None = None) -> None:
+        self.check: Check | None = None
         self._observe = observe
         self._running: dict[asyncio.Task[Any], str] = {}
         self._ended_with: dict[asyncio.Task[Any], SpoliaError] = {}
@@ -76,10 +81,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         read = partial(_ParsedRequests, parse) if handler.request_streaming else parse
 
         async def invoke(received: Any, context: Any) -> Any:
-            return await self._run(method, context, _call(behaviour, read, received, context))
+            return await self._run(method, context, self._checked_call(method, behaviour, read, received, context))
 
         # Requests come as bytes: gRPC answers UNKNOWN, and logs a traceback, when a deserializer of its own raises.
         return factory(invoke, None, handler.response_serializer)
+
+    async def _checked_call(self, method: str, behaviour: Any, read: Any, received: Any, context: Any) -> Any:
+        if self.check is not None:
+            self.check(method, context)
+        return await _call(behaviour, read, received, context)
 
     async def _run(self, method: str, context: Any, work: Awaitable[Any]) -> Any:
         _bind_request_id(context)

@@ -6,19 +6,24 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.certificates import NodeCertificates
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
 from spolia_node.deadline import Deadline
+from spolia_node.edges import FRONT_DOORS
+from spolia_node.guard import Guard
+from spolia_node.handshakes import Handshakes
 from spolia_node.health import HEALTH_SERVICE, Health
 from spolia_node.interceptor import ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
+from spolia_node.tls import server_credentials
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
@@ -41,6 +46,9 @@ class Membership(Protocol):
 class NodeServer:
     """Owns the server, its health and its metrics. Needs a running event loop from `start` on.
 
+    With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
+    users. Raises `InvalidRequest` for certificates that cannot be used.
+
     A service adds what it serves with `add`, sets `registration` when it joins a directory, and appends to `on_drain`
     what must end before the server does: hooks run concurrently, while calls under way go on.
     """
@@ -51,6 +59,7 @@ class NodeServer:
         self.node_id = config.node_id
         self.health = Health()
         self.metrics = Metrics()
+        self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
@@ -94,7 +103,7 @@ class NodeServer:
             register(server)
         self.health.register(server)
         reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
-        self._port = _bind(server, self.config)
+        self._port = self._bind(server)
         self._serve_metrics()
         await server.start()
         self._server = server
@@ -151,6 +160,32 @@ class NodeServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         ]
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        config = self.config
+        address = _join(config.host, config.port)
+        try:
+            if self.certificates is not None:
+                return server.add_secure_port(address, self._credentials(self.certificates))
+            if not config.is_local:
+                log.warning(
+                    "serving WITHOUT TLS, as allow_plaintext says: trust everyone on this network", host=address
+                )
+            return server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise _cannot_bind("port", config.port, error) from error
+
+    def _credentials(self, certificates: NodeCertificates) -> grpc.ServerCredentials:
+        if FRONT_DOORS.intersection(self._registrars):  # its callers show keys instead, to the service itself
+            return server_credentials(certificates, with_client_certificate=False)
+        guard, handshakes = Guard(self.metrics), Handshakes(self.metrics)
+
+        def check(method: str, context: Any) -> None:
+            handshakes.called(context.peer())
+            guard.check(method, context)
+
+        self._interceptor.check = check
+        return server_credentials(certificates, with_client_certificate=True, on_handshake=handshakes.began)
 
     def _serve_metrics(self) -> None:
         if self.config.metrics_port == 0:
@@ -245,13 +280,6 @@ async def _bounded(what: str, work: Awaitable[None]) -> None:
         await asyncio.wait_for(work, _FAREWELL_S)
     except Exception as error:
         log.warning("could not " + what, error=repr(error))
-
-
-def _bind(server: grpc.aio.Server, config: NodeConfig) -> int:
-    try:
-        return server.add_insecure_port(_join(config.host, config.port))
-    except RuntimeError as error:
-        raise _cannot_bind("port", config.port, error) from error
 
 
 def _cannot_bind(setting: str, port: int, error: Exception) -> InvalidRequest:
