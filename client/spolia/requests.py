@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -50,6 +50,7 @@ class Outgoing(Generic[RequestT]):
     request: RequestT
     deadline_s: float
     request_id: str
+    api_key: str = field(default="", repr=False)
 
     @property
     def timeout_s(self) -> float:
@@ -58,8 +59,9 @@ class Outgoing(Generic[RequestT]):
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What nodes put into their logs."""
-        return (("x-request-id", self.request_id),)
+        """What nodes put into their logs, and who asks."""
+        named = (("x-request-id", self.request_id),)
+        return (*named, ("authorization", f"Bearer {self.api_key}")) if self.api_key else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class RequestBuilder:
     timeout_s: float
     model: str = ""
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    api_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         checked_timeout(self.timeout_s)
@@ -167,7 +170,7 @@ class RequestBuilder:
                 actual=f"{size} bytes",
             )
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return Outgoing(request, deadline_s, request_id or _new_id())
+        return Outgoing(request, deadline_s, request_id or _new_id(), self.api_key)
 
 
 def document_list(documents: Documents) -> list[Document]:

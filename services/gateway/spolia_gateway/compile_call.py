@@ -27,6 +27,11 @@ class WarmRequest:
     model: ModelKey
     documents: tuple[tuple[DocumentChunk, ...], ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, computed already or not."""
+        return sum(len(chunk.token_ids) for document in self.documents for chunk in document)
+
 
 async def compile_on(
     node: directory_pb2.NodeRecord,

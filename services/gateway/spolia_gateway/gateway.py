@@ -10,6 +10,7 @@ from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy
 from spolia_core.ids import SHARED_TENANT, IdSpace
 from spolia_core.splitting import Splitting
+from spolia_gateway.caller import Caller
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
@@ -23,6 +24,7 @@ from spolia_gateway.request import CheckedRequest
 from spolia_gateway.routing import Demand
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
+from spolia_gateway.tenant_use import TenantUse
 from spolia_gateway.tokenizer import Form, PartTokenizer
 from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
@@ -52,7 +54,9 @@ class Gateway:
         cluster: ClusterView,
         channels: ChannelPool,
         metrics: GatewayMetrics,
+        use: TenantUse,
     ) -> None:
+        self.use = use
         self._config = config
         self._tokenizer = tokenizer
         self._cluster = cluster
@@ -72,66 +76,73 @@ class Gateway:
         return any(model.key.name == self._config.served_name for model in models_of(self._decode_nodes()))
 
     async def generate(
-        self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
         first_token = self._metrics.request_arrived()
-        with self._running():
+        with self._running(caller):
             checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
             model = self._model(message.model)
             request, demand = await deadline.wait(
-                asyncio.to_thread(self._prepare, checked, model, tenant_id), f"tokenizing request {checked.request_id}"
+                asyncio.to_thread(self._prepare, checked, model, caller.tenant_id),
+                f"tokenizing request {checked.request_id}",
             )
             if self._shared is not None:
                 request, demand = await self._shared.apply(request, demand, deadline)
-            async with aclosing(self._generator.run(request, demand, deadline)) as events:
-                async for event in events:
-                    first_token.passed_on(len(event.delta.token_ids), request.mode)
-                    yield event
+            with self.use.request_tokens(caller, request.max_tokens):
+                async with aclosing(self._generator.run(request, demand, deadline)) as events:
+                    async for event in events:
+                        first_token.passed_on(len(event.delta.token_ids), request.mode)
+                        yield event
 
     async def warm(
-        self, message: gateway_pb2.WarmRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.WarmRequest, caller: Caller, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.WarmResponse, None]:
         """See GatewayService.Warm. Closing the iterator cancels what is not done."""
-        with self._running():
+        tenant_id = caller.tenant_id
+        with self._running(caller):
             request_id = request_id_of(message.request_id)
             check_documents(message.documents, self._config.limits)
             splitting = read_splitting(message.splitting, self._config.splitting)
             model = self._model(message.model)
             cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
             request = WarmRequest(request_id, tenant_id, model.key, cut)
-            async with aclosing(self._warmer.run(request, deadline)) as responses:
-                async for response in responses:
-                    yield response
+            with self.use.request_tokens(caller, request.num_tokens):
+                async with aclosing(self._warmer.run(request, deadline)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def forget(
-        self, message: gateway_pb2.ForgetRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.ForgetRequest, caller: Caller, deadline: Deadline
     ) -> gateway_pb2.ForgetResponse:
         """See GatewayService.Forget. Covers every fingerprint under which the model is served now."""
-        check_documents(message.documents, self._config.limits)
-        splitting = read_splitting(message.splitting, self._config.splitting)
-        name = self._model(message.model).key.name
-        models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
-        chunk_ids: list[bytes] = []
-        shared_ids: list[bytes] = []
-        for model in models:
-            cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
-            chunks = [chunk for document in cut for chunk in document]
-            chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
-            if tenant_id != SHARED_TENANT:
-                # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
-                ids = self._ids(model, SHARED_TENANT)
-                shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
-        return await self._forgetter.run(tenant_id, chunk_ids, deadline, stored_too=shared_ids)
+        tenant_id = caller.tenant_id
+        with self.use.request(caller):
+            check_documents(message.documents, self._config.limits)
+            splitting = read_splitting(message.splitting, self._config.splitting)
+            name = self._model(message.model).key.name
+            models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
+            chunk_ids: list[bytes] = []
+            shared_ids: list[bytes] = []
+            for model in models:
+                cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
+                chunks = [chunk for document in cut for chunk in document]
+                chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
+                if tenant_id != SHARED_TENANT:
+                    # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
+                    ids = self._ids(model, SHARED_TENANT)
+                    shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
+            return await self._forgetter.run(tenant_id, chunk_ids, deadline, stored_too=shared_ids)
 
     async def tokenize(
-        self, message: gateway_pb2.TokenizeRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.TokenizeRequest, caller: Caller, deadline: Deadline
     ) -> gateway_pb2.TokenizeResponse:
         """See GatewayService.Tokenize. Empty text has no tokens. Needs no other node."""
         check_model_name(message.model, self._config.served_name)
         self._config.limits.check_bytes([len(message.text.encode())], "text")
-        encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=tenant_id)
-        return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
+        with self.use.request(caller):
+            encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=caller.tenant_id)
+            return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
 
     def list_models(self) -> gateway_pb2.ListModelsResponse:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
@@ -178,8 +189,10 @@ class Gateway:
         return request, Demand.of(request.prompt, request.mode, ids)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Counts a request as long as it runs. Raises `Busy` when there are as many as are taken."""
+    def _running(self, caller: Caller) -> Iterator[None]:
+        """Counts a request as long as it runs. Raises `Busy` when there are as many as are taken, in all or of this
+        tenant.
+        """
         limit = self._config.max_requests
         if self.num_running >= limit:
             raise Busy(
@@ -187,11 +200,12 @@ class Gateway:
                 limit=str(limit),
                 retry_after_ms=BUSY_RETRY_MS,
             )
-        self.num_running += 1
-        try:
-            yield
-        finally:
-            self.num_running -= 1
+        with self.use.request(caller):
+            self.num_running += 1
+            try:
+                yield
+            finally:
+                self.num_running -= 1
 
 
 def _model_info(model: Model) -> gateway_pb2.ModelInfo:

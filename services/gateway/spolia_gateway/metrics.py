@@ -53,9 +53,10 @@ class GatewayMetrics:
             "spolia_gateway_ttft_seconds", "Arrival of a request to its first token passed on.", "mode"
         )
         self._reuse = _ReuseCounters(metrics)
-        self._begin(tenant_id)
+        self.begin(tenant_id)
 
-    def _begin(self, tenant_id: str) -> None:
+    def begin(self, tenant_id: str) -> None:
+        """Makes every series of a tenant, at zero."""
         self._replays.labels(tenant_id)
         self._generated.labels(tenant_id)
         for sharing in Sharing:

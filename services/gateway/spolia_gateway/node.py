@@ -5,15 +5,23 @@ from __future__ import annotations
 from spolia.v1.directory_pb2 import NODE_ROLE_GATEWAY, NodeLoad, NodeRecord
 from spolia.version import __version__
 from spolia_core.errors import InvalidRequest
+from spolia_core.key_book import KeyBook
+from spolia_core.key_place import key_place
 from spolia_gateway import server
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
+from spolia_gateway.identities import Identities
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
+from spolia_gateway.tenant_use import TenantUse
 from spolia_gateway.tokenizer import PartTokenizer
 from spolia_node.channels import ChannelPool
+from spolia_node.key_watch import KeyWatch
+from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
+
+log = get_log(__name__)
 
 
 class GatewayNode:
@@ -33,9 +41,13 @@ class GatewayNode:
         self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
-        metrics = GatewayMetrics(self.server.metrics, config.tenant)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, metrics)
-        self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
+        self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
+        use = TenantUse(self.server.metrics)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics, use)
+        self._keys = self._watch_keys()
+        book = None if self._keys is None else self._newest_book
+        self.identities = Identities(book, config.anonymous, self.server.metrics)
+        self.server.add(GatewayServer(self.gateway, self.identities, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
 
     async def start(self) -> str:
@@ -44,6 +56,9 @@ class GatewayNode:
         Health says NOT_SERVING until a decode node that serves the model is known.
         """
         await self.server.start()
+        if self._keys is not None:
+            self._keys.start()
+        self._say_who_may()
         self.cluster.start()
         registration = Registration(self._channels, self.config.directory, self._record)
         registration.start()
@@ -52,8 +67,34 @@ class GatewayNode:
 
     async def close(self) -> None:
         """Gives back what is left once the server has ended. Idempotent."""
+        if self._keys is not None:
+            await self._keys.stop()
         await self.cluster.stop()
         await self._channels.close()
+
+    def _watch_keys(self) -> KeyWatch | None:
+        if not self.config.keys:
+            return None
+        keys = KeyWatch(key_place(self.config.keys), self.server.metrics, self._begin_tenants)
+        self._begin_tenants(keys.book)
+        return keys
+
+    def _begin_tenants(self, book: KeyBook) -> None:
+        for tenant_id in book.tenant_ids():
+            self._metrics.begin(tenant_id)
+
+    def _newest_book(self) -> KeyBook:
+        assert self._keys is not None
+        return self._keys.book
+
+    def _say_who_may(self) -> None:
+        config = self.config
+        if self._keys is not None and not self._keys.book.keys:
+            log.warning("no API key is known; spolia keys create makes one")
+        if config.allow_anonymous and (config.keys or not config.is_local):
+            log.warning(
+                "serving callers WITHOUT a key, as allow_anonymous says", tenant=config.tenant, host=config.host
+            )
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
