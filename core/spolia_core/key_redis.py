@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from urllib.parse import urldefrag
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
+from redis.retry import Retry
 
 from spolia_core.errors import Busy, InvalidRequest, Unavailable
 from spolia_core.key_book import KeyBook
@@ -24,7 +26,9 @@ class KeysInRedis:
         address, name = urldefrag(url)
         self._key = name or DEFAULT_NAME
         try:
-            self._redis = Redis.from_url(address, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+            self._redis = Redis.from_url(
+                address, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+            )
         except ValueError as error:
             raise InvalidRequest(f"keys: this is no URL of a Redis: {error}", field="keys") from error
 
