@@ -228,7 +228,8 @@ def models_of(response: gateway_pb2.ListModelsResponse) -> list[Model]:
 
 def cluster_of(response: gateway_pb2.GetClusterResponse) -> Cluster:
     """The cluster of an answer."""
-    return Cluster(tuple(_node_of(record) for record in response.nodes), response.directory_reachable)
+    nodes = tuple(_node_of(record) for record in response.nodes)
+    return Cluster(nodes, response.directory_reachable, response.clock_ms / 1000)
 
 
 def _node_of(record: directory_pb2.NodeRecord) -> Node:

@@ -98,7 +98,7 @@ def allows_plaintext(address: str, allow: bool | None = None) -> bool:
     """Whether TLS may be gone without: on this machine, and elsewhere when that is said, here or by the environment."""
     if allow is None:
         allow = os.environ.get(PLAINTEXT_ENV, "").strip().lower() in ("1", "true", "yes", "on")
-    return allow or _is_loopback(address)
+    return allow or is_loopback(address)
 
 
 def _authority_of_environment() -> str:
@@ -135,7 +135,7 @@ def channel_options(address: str) -> list[tuple[str, int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-    if _is_loopback(address):
+    if is_loopback(address):
         # An HTTP proxy from the environment cannot reach the caller's own machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options
@@ -150,7 +150,8 @@ def ended(call: Cancellable) -> Iterator[None]:
         call.cancel()
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" is this machine itself."""
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

@@ -227,7 +227,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The cluster as the gateway sees it. Without `directory_reachable`, `nodes` is the last list it knew."""
+    """The cluster as the gateway sees it. Without `directory_reachable`, `nodes` is the last list it knew.
+
+    `clock_s` is the gateway's clock, seconds since 1970; 0 from older releases.
+    """
 
     nodes: tuple[Node, ...]
     directory_reachable: bool
+    clock_s: float = 0.0

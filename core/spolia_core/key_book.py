@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -99,6 +99,10 @@ class KeyBook:
         if len(kept) == len(self.keys):
             raise NotFound(f"there is no key {key_id}", field="key_id", actual=key_id)
         return replace(self, keys=kept)
+
+    def only(self, keep: Callable[[KeyRecord], bool]) -> KeyBook:
+        """With the keys that `keep` says yes to."""
+        return replace(self, keys={sha256: record for sha256, record in self.keys.items() if keep(record)})
 
     def with_limits(self, tenant_id: str, limits: TenantLimits) -> KeyBook:
         """With these limits of a tenant in place of its own."""

@@ -598,8 +598,11 @@ class GetClusterResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     DIRECTORY_REACHABLE_FIELD_NUMBER: _builtins.int
+    CLOCK_MS_FIELD_NUMBER: _builtins.int
     directory_reachable: _builtins.bool
     """False while the directory cannot be reached and the list is the last one known."""
+    clock_ms: _builtins.int
+    """The gateway's clock, milliseconds since 1970 in UTC: keys and certificates end by it. 0 from older releases."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_directory_pb2.NodeRecord]:
         """Every node with a live lease."""
@@ -609,10 +612,11 @@ class GetClusterResponse(_message.Message):
         *,
         nodes: _abc.Iterable[_directory_pb2.NodeRecord] | None = ...,
         directory_reachable: _builtins.bool = ...,
+        clock_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory_reachable", b"directory_reachable", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ms", b"clock_ms", "directory_reachable", b"directory_reachable", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

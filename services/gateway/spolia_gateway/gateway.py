@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
@@ -151,7 +152,10 @@ class Gateway:
     def get_cluster(self) -> gateway_pb2.GetClusterResponse:
         """See GatewayService.GetCluster. Draining nodes are listed; those found dead are not."""
         nodes = [node for role in ROLES for node in self._cluster.nodes(role, include_draining=True)]
-        return gateway_pb2.GetClusterResponse(nodes=nodes, directory_reachable=self._cluster.reachable)
+        clock_ms = round(time.time() * 1000)
+        return gateway_pb2.GetClusterResponse(
+            nodes=nodes, directory_reachable=self._cluster.reachable, clock_ms=clock_ms
+        )
 
     def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
         return self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE)

@@ -42,8 +42,9 @@ class GatewayNode:
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
         self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
-        use = TenantUse(self.server.metrics)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics, use)
+        self._use = TenantUse(self.server.metrics)
+        self._begin_tenant(config.tenant)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics, self._use)
         self._keys = self._watch_keys()
         book = None if self._keys is None else self._newest_book
         self.identities = Identities(book, config.anonymous, self.server.metrics)
@@ -81,7 +82,11 @@ class GatewayNode:
 
     def _begin_tenants(self, book: KeyBook) -> None:
         for tenant_id in book.tenant_ids():
-            self._metrics.begin(tenant_id)
+            self._begin_tenant(tenant_id)
+
+    def _begin_tenant(self, tenant_id: str) -> None:
+        self._metrics.begin(tenant_id)
+        self._use.begin(tenant_id)
 
     def _newest_book(self) -> KeyBook:
         assert self._keys is not None

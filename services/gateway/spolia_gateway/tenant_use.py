@@ -10,6 +10,7 @@ from spolia_gateway.caller import Caller
 from spolia_gateway.in_flight import InFlight
 from spolia_node.metrics import Metrics
 
+LIMITS = REQUESTS, TOKENS = "requests", "tokens"
 REQUESTS_RETRY_MS = 500
 TOKENS_RETRY_MS = 1000
 
@@ -23,6 +24,11 @@ class TenantUse:
         self._refused = metrics.counter(
             "spolia_gateway_limited_total", "Requests put off because their tenant had its limit.", "tenant", "limit"
         )
+
+    def begin(self, tenant_id: str) -> None:
+        """Makes the counts of a tenant, at zero."""
+        for limit in LIMITS:
+            self._refused.labels(tenant_id, limit)
 
     @property
     def requests(self) -> Mapping[str, int]:
@@ -39,7 +45,7 @@ class TenantUse:
         """Holds one request for as long as the block runs. Raises `Busy` at the limit."""
         limit = caller.limits.max_requests
         if limit and self.requests.get(caller.tenant_id, 0) >= limit:
-            raise self._busy(caller, "requests", f"{limit} requests under way", limit, REQUESTS_RETRY_MS)
+            raise self._busy(caller, REQUESTS, f"{limit} requests under way", limit, REQUESTS_RETRY_MS)
         with self._requests.hold(caller.tenant_id):
             yield
 
@@ -56,7 +62,7 @@ class TenantUse:
             )
         taken = self.tokens.get(caller.tenant_id, 0)
         if limit and taken + num_tokens > limit:
-            raise self._busy(caller, "tokens", f"{taken} tokens in flight of {limit}", limit, TOKENS_RETRY_MS)
+            raise self._busy(caller, TOKENS, f"{taken} tokens in flight of {limit}", limit, TOKENS_RETRY_MS)
         with self._tokens.hold(caller.tenant_id, num_tokens):
             yield
 

@@ -178,7 +178,7 @@ class NodeServer:
     def _credentials(self, certificates: NodeCertificates) -> grpc.ServerCredentials:
         if FRONT_DOORS.intersection(self._registrars):  # its callers show keys instead, to the service itself
             return server_credentials(certificates, with_client_certificate=False)
-        guard, handshakes = Guard(self.metrics), Handshakes(self.metrics)
+        guard, handshakes = Guard(self.metrics, self._registrars), Handshakes(self.metrics)
 
         def check(method: str, context: Any) -> None:
             handshakes.called(context.peer())
