@@ -86,7 +86,7 @@ def verdict(
         (verdict(leak_ms=HIT_MS / 3), State.FAILED, "times tell"),
         (verdict(leak_ms=-HIT_MS), State.FAILED, "times tell"),  # slower tells as much as faster
         (verdict(hit_ms=0.0), State.WARNING, "prove nothing"),
-        (verdict(noise_ms=35.0, hit_ms=60.0, seed=3), State.WARNING, "too noisy"),
+        (verdict(noise_ms=35.0, hit_ms=60.0), State.WARNING, "too noisy"),
     ],
 )
 def test_a_verdict_is_told_as_what_it_is(seen: Verdict, state: State, words: str) -> None:

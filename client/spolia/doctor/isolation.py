@@ -4,9 +4,9 @@ Two tenants, fresh documents in every round. The first tenant has one document, 
 asks about D, and about another, E, that nobody knows, in random order: both must be computed for it. A hit on D is a
 failure by itself. The times to first token of D and E make a pair; over all rounds their differences are put to
 Wilcoxon's signed-rank test, exact, at one in a hundred. What a hit would have saved is measured beside it: the first
-tenant asks about D too. Timing passes when the interval of the difference holds zero and excludes a saving as large as
-a hit's. Where it excludes zero, the whole is done again with twice the rounds, and fails when it does so again: chance
-alone does that to one run in ten thousand.
+tenant asks about D too. Timing passes when the interval of the difference holds zero and excludes a saving as
+large as a hit's, by the lower end of that one's interval. Where it excludes zero, the whole is done again with twice
+the rounds, and fails when it does so again: chance alone does that to one run in ten thousand.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Verdict:
 
     @property
     def excludes_a_hit(self) -> bool:
-        """Whether a saving as large as a hit's lies outside the interval of the difference."""
-        return self.difference.low > -self.saving.shift
+        """Whether a saving as small as a hit's may be lies outside the interval of the difference."""
+        return self.difference.low > -self.saving.low
 
 
 class Isolation:

@@ -45,7 +45,7 @@ def signed_rank(differences: Sequence[float], alpha: float = 0.01) -> SignedRank
     num_cut = 0
     while 2 * cumulative[num_cut] <= alpha:
         num_cut += 1
-    low, high = walsh[num_cut], walsh[-1 - num_cut]
+    low, high = walsh[num_cut - 1], walsh[-num_cut]
     return SignedRank(n, min(1.0, 2 * cumulative[tail]), median(walsh), low, high)
 
 

@@ -22,7 +22,7 @@ def https_context(certificates: NodeCertificates) -> ssl.SSLContext:
             last, newest = current, _context_of(current)
         connection.context = newest
 
-    context.sni_callback = show_newest  # type: ignore[assignment]  # called for callers that name no host, too
+    context.sni_callback = show_newest  # called for callers that name no host, too
     return context
 
 
