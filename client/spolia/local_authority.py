@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from spolia_core.errors import InvalidRequest
-from spolia_core.node_name import AUTHORITY_FILE, CERTIFIED_ROLES, NODE_DNS_NAME, node_uri
+from spolia_core.node_name import AUTHORITY_FILE, CERTIFIED_ROLES, node_dns_name, node_uri
 
 AUTHORITY_KEY_FILE = "ca.key"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -68,7 +68,10 @@ class LocalAuthority:
     def issue(self, folder: Path, role: str, lifetime: timedelta, hosts: Iterable[str] = LOCAL_NAMES) -> None:
         """Writes `ROLE.crt` and `ROLE.key`: a new key, and the certificate of a node that clients reach by `hosts`."""
         key = _new_key()
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(node_uri(role)), x509.DNSName(NODE_DNS_NAME)]
+        names: list[x509.GeneralName] = [
+            x509.UniformResourceIdentifier(node_uri(role)),
+            x509.DNSName(node_dns_name(role)),
+        ]
         names += [_alternative(host) for host in dict.fromkeys(hosts)]
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (

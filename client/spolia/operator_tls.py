@@ -1,4 +1,4 @@
-"""How an operator's tools reach nodes themselves: by the certificate of the role `operator`."""
+"""How an operator's tools reach stores themselves: by the certificate of the role `operator`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import grpc
 
 from spolia.connection import TLS_DIR_ENV, allows_plaintext, channel_options, check_address
 from spolia_core.errors import InvalidRequest
-from spolia_core.node_name import AUTHORITY_FILE, NODE_DNS_NAME, OPERATOR
+from spolia_core.node_name import AUTHORITY_FILE, OPERATOR, node_dns_name
 
 
-def node_channel(address: str, tls_dir: str | os.PathLike[str] | None = None) -> grpc.Channel:
-    """A channel to a node, not connected yet; under TLS where there is a folder of certificates.
+def store_channel(address: str, tls_dir: str | os.PathLike[str] | None = None) -> grpc.Channel:
+    """A channel to a store, not connected yet; under TLS where there is a folder of certificates.
 
     The folder, SPOLIA_TLS_DIR by default, has `operator.crt` and `operator.key`, else `tls.crt` and `tls.key`, and
     `ca.crt`.
@@ -22,7 +22,7 @@ def node_channel(address: str, tls_dir: str | os.PathLike[str] | None = None) ->
     options: list[tuple[str, int | str]] = [*channel_options(check_address(address))]
     named = os.environ.get(TLS_DIR_ENV, "") if tls_dir is None else os.fspath(tls_dir)
     if named:
-        options.append(("grpc.ssl_target_name_override", NODE_DNS_NAME))
+        options.append(("grpc.ssl_target_name_override", node_dns_name("kvstore")))
         return grpc.secure_channel(address, _credentials(Path(named)), options=options)
     if not allows_plaintext(address):
         raise InvalidRequest(

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from spolia.connection import check_address
 from spolia.lifetime import Lifetime
-from spolia.operator_tls import node_channel
+from spolia.operator_tls import store_channel
 from spolia.store_results import PerStore
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import SpoliaError
@@ -26,7 +26,7 @@ class StoreConnection:
 
     def __init__(self, address: str, tls_dir: str | os.PathLike[str] | None = None) -> None:
         self.address = check_address(address)
-        self._channel = node_channel(address, tls_dir)
+        self._channel = store_channel(address, tls_dir)
         self.stub = KVStoreServiceStub(self._channel)
 
     def close(self) -> None:

@@ -1,15 +1,12 @@
-"""How a certificate names a node: its role in a URI, and one DNS name that all nodes share.
+"""How a certificate names a node: by its role, in a URI and in a DNS name.
 
 Nodes are found by address in the directory, and addresses come and go, so a certificate does not name them: whoever
-calls a node expects `NODE_DNS_NAME`, and whoever is called reads the role.
+calls a node expects the DNS name of the role it wants, and whoever is called reads the URI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-NODE_DNS_NAME = "node.spolia.internal"
-"""What every node's certificate has among its DNS names. It is never looked up."""
 
 OPERATOR = "operator"
 """Role of a person's or a job's certificate, for the commands that talk to stores."""
@@ -25,6 +22,11 @@ _PREFIX = "spolia://node/"
 def node_uri(role: str) -> str:
     """The URI that a certificate of `role` has among its alternative names."""
     return _PREFIX + role
+
+
+def node_dns_name(role: str) -> str:
+    """What a certificate of `role` has among its DNS names. It is never looked up."""
+    return f"{role}.node.spolia.internal"
 
 
 def role_in(uris: Iterable[str]) -> str:

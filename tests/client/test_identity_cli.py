@@ -11,7 +11,7 @@ from spolia.cli.app import run
 from spolia.client import Client
 from spolia.connection import open_door
 from spolia.errors import InvalidRequest
-from spolia.operator_tls import node_channel
+from spolia.operator_tls import store_channel
 from spolia_core.key_book import KeyBook, Role
 
 
@@ -121,8 +121,8 @@ def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_operators_tools_need_a_certificate_outside_loopback(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="tls_dir") as caught:
-        node_channel("store:7301")
+        store_channel("store:7301")
     assert caught.value.field == "tls_dir"
     with pytest.raises(InvalidRequest, match="cannot be read"):
-        node_channel("store:7301", tmp_path)
-    node_channel("127.0.0.1:1").close()
+        store_channel("store:7301", tmp_path)
+    store_channel("127.0.0.1:1").close()

@@ -92,7 +92,7 @@ def test_one_tenants_document_is_another_tenants_miss(guarded: Guarded) -> None:
 def test_a_tenant_reaches_no_node_but_the_gateway(guarded: Guarded) -> None:
     """With all that a tenant has: the addresses, the authority's certificate, a good key, and another's name."""
     authority = grpc.ssl_channel_credentials((guarded.certificates / "ca.crt").read_bytes())
-    options = [("grpc.ssl_target_name_override", "node.spolia.internal")]
+    options = [("grpc.ssl_target_name_override", "decode.node.spolia.internal")]
     address = guarded.address_of("decode")
     forged = decode_pb2.DecodeServiceGenerateRequest(request_id="forged", tenant_id="acme")
     metadata = (("authorization", f"Bearer {guarded.key_of['bolt']}"),)

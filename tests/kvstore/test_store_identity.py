@@ -54,7 +54,7 @@ def heartbeat(node_id: str, role: directory_pb2.NodeRole.ValueType) -> directory
 
 
 async def registered(pool: ChannelPool, node: KVStoreNode, request: directory_pb2.RegisterRequest) -> Any:
-    calls: Any = DirectoryServiceStub(pool.get(node.server.address))
+    calls: Any = DirectoryServiceStub(pool.get(node.server.address, "kvstore"))
     call = calls.Register(iter([request]), timeout=WAIT_S)
     try:
         return await call.read()
@@ -98,7 +98,7 @@ async def test_a_tenant_that_forges_its_name_at_a_store_reaches_nothing(certific
         request = kvstore_pb2.LookupRequest(tenant_id=TENANT, chunk_ids=[CHUNK.chunk_id])
         # What a tenant has: the address, the authority's certificate, and the right to be heard by a gateway.
         credentials = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
-        options = [("grpc.ssl_target_name_override", "node.spolia.internal")]
+        options = [("grpc.ssl_target_name_override", "kvstore.node.spolia.internal")]
         for channel in (
             grpc.aio.secure_channel(node.server.address, credentials, options=options),
             grpc.aio.insecure_channel(node.server.address),
@@ -118,7 +118,7 @@ async def test_ids_that_are_guessed_name_nothing_of_another_tenants(certificates
     async with running_node(tls_dir=certificates) as node, calling_as(certificates, "decode", node) as pool:
         store = StoreClient(pool, lambda: stores_at(node.server.address))
         await store.put(TENANT, CHUNK.info, memoryview(CHUNK.data), Deadline.after(WAIT_S))
-        call: Any = KVStoreServiceStub(pool.get(node.server.address))
+        call: Any = KVStoreServiceStub(pool.get(node.server.address, "kvstore"))
         ids = [CHUNK.chunk_id, fresh_id()]
         (own, fresh) = (await call.Lookup(kvstore_pb2.LookupRequest(tenant_id=TENANT, chunk_ids=ids))).entries
         assert own.HasField("info")
@@ -147,7 +147,7 @@ async def test_an_operators_tools_list_objects_and_cannot_put(certificates: Path
 
         assert await asyncio.to_thread(listed) == [CHUNK.chunk_id]
         async with calling_as(certificates, "operator", node) as operator:
-            call: Any = KVStoreServiceStub(operator.get(node.server.address))
+            call: Any = KVStoreServiceStub(operator.get(node.server.address, "kvstore"))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.Put(iter([kvstore_pb2.PutRequest()]), timeout=WAIT_S)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED

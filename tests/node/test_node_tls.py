@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ async def test_a_node_with_business_there_is_served(certificates: Path) -> None:
     ):
         assert await stats(channel) == 1
         assert server.metrics.value("spolia_tls_handshakes_total", outcome="used") == 1
+        left_s = server.metrics.value("spolia_tls_certificate_expiry_timestamp_seconds") - time.time()
+        assert 0 < left_s <= DAY.total_seconds()
 
 
 @pytest.mark.parametrize("who", ["nobody", "another authority", "expired", "plaintext"])
@@ -139,6 +142,17 @@ def test_every_method_of_every_inner_service_has_callers_and_all_of_them_are_rol
     assert callers_of("/spolia.v1.KVStoreService/Put") == {"prefill", "decode"}
 
 
+async def test_a_node_of_another_role_cannot_stand_in_at_an_address(certificates: Path) -> None:
+    """Whoever holds a prefill node's key and a store's address answers no call that is meant for a store."""
+    async with serving_tls(certificates, "prefill") as impostor:
+        pool = ChannelPool(16 << 20, NodeCertificates(certificates, "decode"))
+        try:
+            assert await refused(pool.get(impostor.address, "kvstore")) is grpc.StatusCode.UNAVAILABLE
+            assert await stats(pool.get(impostor.address, "prefill")) == 1
+        finally:
+            await pool.close()
+
+
 def test_a_role_is_read_only_from_one_known_uri() -> None:
     assert role_in(["spolia://node/decode", "https://elsewhere"]) == "decode"
     for uris in (
@@ -200,7 +214,7 @@ async def test_a_rotation_under_way_cuts_no_call_and_new_calls_use_the_new_autho
         mine = NodeCertificates(folder, "decode")
         pool = ChannelPool(16 << 20, mine)
         try:
-            store: Any = KVStoreServiceStub(pool.get(server.address))
+            store: Any = KVStoreServiceStub(pool.get(server.address, "kvstore"))
             gate: asyncio.Event = asyncio.Event()
 
             async def slowly() -> Any:
@@ -209,16 +223,16 @@ async def test_a_rotation_under_way_cuts_no_call_and_new_calls_use_the_new_autho
                 yield kvstore_pb2.PutRequest()
 
             under_way = asyncio.ensure_future(store.Put(slowly(), timeout=WAIT_S))
-            assert await stats(pool.get(server.address)) == 1
-            old_channel = pool.get(server.address)
+            assert await stats(pool.get(server.address, "kvstore")) == 1
+            old_channel = pool.get(server.address, "kvstore")
             (folder / "ca.crt").write_bytes(both)
             await asyncio.sleep(LOOK_EVERY_S)
-            assert await stats(pool.get(server.address)) == 1
+            assert await stats(pool.get(server.address, "kvstore")) == 1
             for name in ("decode.key", "decode.crt", "kvstore.key", "kvstore.crt", "ca.crt"):
                 (folder / name).write_bytes((other / name).read_bytes())
             await asyncio.sleep(LOOK_EVERY_S)
-            assert await stats(pool.get(server.address)) == 1
-            assert pool.get(server.address) is not old_channel
+            assert await stats(pool.get(server.address, "kvstore")) == 1
+            assert pool.get(server.address, "kvstore") is not old_channel
             gate.set()
             assert (await under_way).replica == "r"
             withdrawn = credentials_unchecked(first, "decode", authority=other)

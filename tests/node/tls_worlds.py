@@ -11,7 +11,7 @@ import grpc
 from node_worlds import with_store
 
 from spolia.local_authority import LocalAuthority, init_authority
-from spolia_core.node_name import NODE_DNS_NAME
+from spolia_core.node_name import node_dns_name
 from spolia_node.certificates import NodeCertificates
 from spolia_node.config import NodeConfig
 from spolia_node.server import NodeServer
@@ -54,6 +54,6 @@ def credentials_unchecked(folder: Path, role: str, authority: Path | None = None
     )
 
 
-def channel_to(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
-    options = [("grpc.ssl_target_name_override", NODE_DNS_NAME), ("grpc.use_local_subchannel_pool", 1)]
+def channel_to(address: str, credentials: grpc.ChannelCredentials, role: str = "kvstore") -> grpc.aio.Channel:
+    options = [("grpc.ssl_target_name_override", node_dns_name(role)), ("grpc.use_local_subchannel_pool", 1)]
     return grpc.aio.secure_channel(address, credentials, options=options)

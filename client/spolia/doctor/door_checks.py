@@ -15,7 +15,7 @@ from spolia.doctor.finding import Finding, State
 from spolia.errors import SpoliaError, Unauthenticated
 from spolia.results import Cluster
 from spolia_core.key_book import KEY_PREFIX
-from spolia_core.node_name import AUTHORITY_FILE, NODE_DNS_NAME
+from spolia_core.node_name import AUTHORITY_FILE, node_dns_name
 
 EXPIRY_WARNING_DAYS = 14.0
 CONNECT_TIMEOUT_S = 3.0
@@ -56,7 +56,7 @@ def nodes_ask_for_certificates(cluster: Cluster | None, tls_dir: str) -> Finding
     reached = [node for node in nodes if _answers_tcp(node.address)]
     if not reached:
         return Finding("node doors", State.SKIPPED, "no node can be connected to from here; run it beside them")
-    opened = [node for node in reached if _lets_in(node.address, tls_dir)]
+    opened = [node for node in reached if _lets_in(node.address, node.role, tls_dir)]
     facts = {"reached": [node.node_id for node in reached], "open": [node.node_id for node in opened]}
     if opened:
         said = f"{len(opened)} of {len(reached)} nodes serve anyone who connects"
@@ -98,11 +98,11 @@ def _answers_tcp(address: str) -> bool:
     return True
 
 
-def _lets_in(address: str, tls_dir: str) -> bool:
+def _lets_in(address: str, role: str, tls_dir: str) -> bool:
     """Whether a caller without a certificate has its health check answered, other than by an error."""
     options: list[tuple[str, int | str]] = [
         *channel_options(address),
-        ("grpc.ssl_target_name_override", NODE_DNS_NAME),
+        ("grpc.ssl_target_name_override", node_dns_name(role)),
         ("grpc.use_local_subchannel_pool", 1),
     ]
     channels = [grpc.insecure_channel(address, options=options)]

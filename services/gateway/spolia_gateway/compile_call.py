@@ -45,7 +45,7 @@ async def compile_on(
     Raises what the node raised, `NodeLost` when it went away, `DeadlineExceeded` when it was late.
     """
     deadline.check(f"request {request.request_id}")
-    stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address))
+    stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address, "prefill"))
     done = asyncio.Event()
     call = stub.Prefill(
         _requests(request, chunk, done),

@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from spolia_core.errors import InvalidRequest
-from spolia_core.node_name import AUTHORITY_FILE, NODE_DNS_NAME, node_uri, role_in
+from spolia_core.node_name import AUTHORITY_FILE, node_dns_name, node_uri, role_in
 from spolia_node.logs import get_log
 
 LOOK_EVERY_S = 1.0
@@ -128,8 +128,8 @@ def _check_role(leaf: x509.Certificate, role: str, path: Path) -> None:
     found = role_in(names.get_values_for_type(x509.UniformResourceIdentifier))
     if found != role:
         raise _unusable(path, f"is for {found or 'no role'}, not {role}; it needs the one URI {node_uri(role)}")
-    if NODE_DNS_NAME not in names.get_values_for_type(x509.DNSName):
-        raise _unusable(path, f"needs {NODE_DNS_NAME} among its DNS names")
+    if node_dns_name(role) not in names.get_values_for_type(x509.DNSName):
+        raise _unusable(path, f"needs {node_dns_name(role)} among its DNS names")
 
 
 def _check_time(leaf: x509.Certificate, path: Path) -> None:

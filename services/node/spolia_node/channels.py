@@ -11,7 +11,7 @@ import asyncio
 import grpc
 
 from spolia_core.errors import Unavailable
-from spolia_core.node_name import NODE_DNS_NAME
+from spolia_core.node_name import node_dns_name
 from spolia_node.certificates import Credentials, NodeCertificates
 from spolia_node.tls import channel_credentials
 
@@ -60,28 +60,26 @@ class ChannelPool:
     """Owns the channels of a process, under TLS where it has certificates. Not for use from several event loops."""
 
     def __init__(self, max_message_bytes: int, certificates: NodeCertificates | None = None) -> None:
-        self._options: list[tuple[str, int | str]] = [*channel_options(max_message_bytes)]
+        self._options = channel_options(max_message_bytes)
         self._certificates = certificates
-        if certificates is not None:
-            # Any node of this authority; which one it is to be, the directory says.
-            self._options.append(("grpc.ssl_target_name_override", NODE_DNS_NAME))
         self._credentials: Credentials | None = None
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def get(self, address: str) -> grpc.aio.Channel:
+    def get(self, address: str, role: str) -> grpc.aio.Channel:
         """The channel to "host:port"; connects when first used. The pool keeps ownership: do not close it.
 
-        Raises `Unavailable` once the pool is closed.
+        Under TLS whoever answers there must have a certificate of `role`; else calls fail with UNAVAILABLE. Raises
+        `Unavailable` once the pool is closed.
         """
         if self._closed:
             raise Unavailable(f"no new calls to {address}: this node is shutting down")
         self._take_new_certificate()
-        channel = self._channels.get(address)
+        channel = self._channels.get((address, role))
         if channel is None:
-            channel = self._channels[address] = self._connect(address)
+            channel = self._channels[address, role] = self._connect(address, role)
         return channel
 
     def drop(self, address: str) -> None:
@@ -90,23 +88,24 @@ class ChannelPool:
         Calls under way on it end at once, for those who await them as if they had been cancelled: make calls inside
         `spolia_node.calls.call_errors`, which tells that from a cancel of the caller's own task.
         """
-        channel = self._channels.pop(address, None)
-        if channel is not None:
+        for known in [known for known in self._channels if known[0] == address]:
+            channel = self._channels.pop(known)
             _keep(asyncio.get_running_loop().create_task(channel.close(None)), self._closing)
 
     async def close(self) -> None:
         """Closes every channel; running calls end as in `drop`. Idempotent."""
         self._closed = True
-        for address in list(self._channels):
+        for address, _ in list(self._channels):
             self.drop(address)
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._closing, *self._retiring, return_exceptions=True)
 
-    def _connect(self, address: str) -> grpc.aio.Channel:
+    def _connect(self, address: str, role: str) -> grpc.aio.Channel:
         if self._credentials is None:
             return grpc.aio.insecure_channel(address, options=self._options)
-        return grpc.aio.secure_channel(address, channel_credentials(self._credentials), options=self._options)
+        options = [*self._options, ("grpc.ssl_target_name_override", node_dns_name(role))]
+        return grpc.aio.secure_channel(address, channel_credentials(self._credentials), options=options)
 
     def _take_new_certificate(self) -> None:
         if self._certificates is None:
@@ -115,8 +114,8 @@ class ChannelPool:
         if current == self._credentials:
             return
         self._credentials = current
-        for address in list(self._channels):
-            self._retire(self._channels.pop(address))
+        for known in list(self._channels):
+            self._retire(self._channels.pop(known))
 
     def _retire(self, channel: grpc.aio.Channel) -> None:
         _keep(asyncio.get_running_loop().create_task(_close_later(channel)), self._retiring)

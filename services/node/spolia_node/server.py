@@ -176,6 +176,9 @@ class NodeServer:
             raise _cannot_bind("port", config.port, error) from error
 
     def _credentials(self, certificates: NodeCertificates) -> grpc.ServerCredentials:
+        self.metrics.gauge(
+            "spolia_tls_certificate_expiry_timestamp_seconds", "When this node's certificate ends, seconds since 1970."
+        ).set_function(lambda: certificates.current().expires_at.timestamp())
         if FRONT_DOORS.intersection(self._registrars):  # its callers show keys instead, to the service itself
             return server_credentials(certificates, with_client_certificate=False)
         guard, handshakes = Guard(self.metrics, self._registrars), Handshakes(self.metrics)
