@@ -13,9 +13,12 @@ import grpc
 import pytest
 from gateway_fakes import WAIT_S, FakeDecode, answers, hangs
 from gateway_worlds import World, text_request, world
+from google.protobuf.descriptor import Descriptor
 from structlog.testing import capture_logs
 
+from spolia import AsyncClient
 from spolia.errors import error_from_rpc
+from spolia.local_authority import init_authority
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import Busy, Forbidden, InvalidRequest, SpoliaError, Unauthenticated
 from spolia_core.key_book import KeyBook, Role, TenantLimits, new_key
@@ -266,6 +269,62 @@ async def test_tokens_in_flight_are_the_prompts_and_all_that_may_be_generated(mo
         assert error.retry_after_ms > 0
         call.cancel()
         await until(lambda: not w.node.gateway.use.tokens)
+
+
+async def test_a_warming_holds_the_tokens_of_all_its_documents(model: Path, keys: Keys) -> None:
+    text, metadata = "stones " * 10, shown(keys.of["acme"])
+
+    def warming(num_documents: int) -> gateway_pb2.WarmRequest:
+        documents = [gateway_pb2.Document(text=f"{number} {text}") for number in range(num_documents)]
+        return gateway_pb2.WarmRequest(documents=documents)
+
+    async with guarded(model, keys, FakeDecode("a"), num_prefills=1) as w:
+        num_tokens = len(await tokenize(w, metadata, f"0 {text}"))
+        keys.limit("acme", max_tokens=num_tokens * 3 // 2)
+        await until(lambda: w.node.identities.of(keys.of["acme"]).limits.max_tokens)
+        (prefill,) = w.prefills.values()
+        prefill.hold = asyncio.Event()
+        error, code = await refusal(w.stub.Warm(warming(2), timeout=WAIT_S, metadata=metadata).read())
+        assert (type(error), code, error.field) == (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT, "documents")
+        call = w.stub.Warm(warming(1), timeout=WAIT_S, metadata=metadata)
+        reading = asyncio.ensure_future(call.read())
+        await asyncio.wait_for(prefill.started.wait(), WAIT_S)
+        assert w.node.gateway.use.tokens["acme"] == num_tokens
+        _, code = await refusal(w.stub.Warm(warming(1), timeout=WAIT_S, metadata=metadata).read())
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        prefill.hold.set()
+        assert (await reading).num_tokens == num_tokens
+        await until(lambda: not w.node.gateway.use.tokens and not w.node.gateway.use.requests)
+
+
+async def test_users_are_shown_another_certificate_than_nodes_where_there_is_one(
+    model: Path, keys: Keys, tmp_path: Path
+) -> None:
+    init_authority(tmp_path / "public", timedelta(days=1))
+    for ending in ("crt", "key"):
+        (tmp_path / "public" / f"gateway.{ending}").rename(tmp_path / "public" / f"tls.{ending}")
+    async with guarded(model, keys, FakeDecode("a"), public_tls_dir=tmp_path / "public") as w:
+        client = AsyncClient(
+            w.node.server.address,
+            api_key=keys.of["acme"],
+            ca_file=tmp_path / "public" / "ca.crt",
+            timeout_s=WAIT_S,
+        )
+        async with client:
+            assert await client.tokenize("stones")
+
+
+def test_no_request_of_a_user_can_name_a_tenant_or_a_chunk() -> None:
+    def fields(message: Descriptor, seen: set[str]) -> set[str]:
+        if message.full_name in seen:
+            return set()
+        seen.add(message.full_name)
+        nested = [fields(field.message_type, seen) for field in message.fields if field.message_type]
+        return {field.name for field in message.fields}.union(*nested)
+
+    for method in gateway_pb2.DESCRIPTOR.services_by_name["GatewayService"].methods:
+        names = fields(method.input_type, set())
+        assert not [name for name in names if "tenant" in name or "chunk_id" in name or "fingerprint" in name], method
 
 
 async def test_every_way_a_call_ends_gives_back_what_it_held(model: Path, keys: Keys) -> None:

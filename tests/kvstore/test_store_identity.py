@@ -11,16 +11,19 @@ from typing import Any
 
 import grpc
 import pytest
-from kvstore_worlds import TENANT, captured_logs, fresh_id, make_chunk, running_node
+from kvstore_worlds import TENANT, captured_logs, eventually, fresh_id, make_chunk, running_node
 
 from spolia.local_authority import init_authority
 from spolia.store_admin import StoreAdmin
 from spolia.v1 import directory_pb2, kvstore_pb2
 from spolia.v1.directory_pb2_grpc import DirectoryServiceStub
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
-from spolia_core.errors import Unavailable
+from spolia_core.errors import Busy, Unavailable
 from spolia_core.ids import IdSpace, Recipe, tenant_key
+from spolia_core.key_book import TenantLimits
+from spolia_core.key_file import KeyFile
 from spolia_kvstore.node import KVStoreNode
+from spolia_node import key_watch
 from spolia_node.certificates import NodeCertificates
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
@@ -153,6 +156,31 @@ async def test_an_operators_tools_list_objects_and_cannot_put(certificates: Path
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         labels = {"service": "spolia.v1.KVStoreService", "reason": "wrong_role"}
         assert node.server.metrics.value("spolia_refused_calls_total", **labels) == 1
+
+
+async def test_a_stores_quotas_follow_the_keys_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_watch, "LOOK_EVERY_S", 0.02)
+    place = KeyFile(tmp_path / "keys.json")
+
+    def limit(num_bytes: int) -> None:
+        place.change(lambda book: book.with_limits(TENANT, TenantLimits(max_cache_bytes=num_bytes)))
+
+    limit(2 * len(CHUNK.data))
+    async with running_node(keys=place.name) as node:
+        pool = ChannelPool(16 << 20)
+        store = StoreClient(pool, lambda: stores_at(node.server.address))
+        try:
+            await store.put(TENANT, CHUNK.info, memoryview(CHUNK.data), Deadline.after(WAIT_S))
+            limit(len(CHUNK.data) // 2)
+            await eventually(lambda: node.store.tenants.quota(TENANT).num_bytes == len(CHUNK.data) // 2)
+            other = make_chunk(2)
+            with pytest.raises(Busy, match="quota"):
+                await store.put(TENANT, other.info, memoryview(other.data), Deadline.after(WAIT_S))
+            await store.put("another", other.info, memoryview(other.data), Deadline.after(WAIT_S))
+        finally:
+            await pool.close()
 
 
 async def test_a_node_without_certificates_finds_no_store_that_has_them(certificates: Path) -> None:

@@ -39,6 +39,11 @@ class GatewayConfig(NodeConfig):
         f"Tenant whose chunks requests without a key use; those of {SHARED_TENANT!r} are readable by all.",
         check=_tenant,
     )
+    public_tls_dir: Path | None = setting(
+        None,
+        "Folder with the certificate that users are shown (tls.crt, tls.key) where it is not the one that nodes are "
+        "shown, of tls_dir: one that browsers and clients believe.",
+    )
     keys: str = setting(
         "",
         "API keys: a file that spolia keys writes, or the URL of a Redis that holds them (redis://HOST/0#NAME); "

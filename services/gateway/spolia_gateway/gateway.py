@@ -90,7 +90,7 @@ class Gateway:
             )
             if self._shared is not None:
                 request, demand = await self._shared.apply(request, demand, deadline)
-            with self.use.request_tokens(caller, request.max_tokens):
+            with self.use.request_tokens(caller, request.max_tokens, "sampling.max_tokens"):
                 async with aclosing(self._generator.run(request, demand, deadline)) as events:
                     async for event in events:
                         first_token.passed_on(len(event.delta.token_ids), request.mode)
@@ -108,7 +108,7 @@ class Gateway:
             model = self._model(message.model)
             cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
             request = WarmRequest(request_id, tenant_id, model.key, cut)
-            with self.use.request_tokens(caller, request.num_tokens):
+            with self.use.request_tokens(caller, request.num_tokens, "documents"):
                 async with aclosing(self._warmer.run(request, deadline)) as responses:
                     async for response in responses:
                         yield response

@@ -15,6 +15,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
 from spolia_gateway.tenant_use import TenantUse
 from spolia_gateway.tokenizer import PartTokenizer
+from spolia_node.certificates import PublicCertificates
 from spolia_node.channels import ChannelPool
 from spolia_node.key_watch import KeyWatch
 from spolia_node.logs import get_log
@@ -38,6 +39,8 @@ class GatewayNode:
             raise InvalidRequest("model must be set: a gateway tokenizes for it", field="model")
         self.config = config
         self.server = NodeServer(config, "gateway")
+        if config.public_tls_dir is not None:
+            self.server.front_certificates = PublicCertificates(config.public_tls_dir)
         self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)

@@ -50,14 +50,14 @@ class TenantUse:
             yield
 
     @contextmanager
-    def request_tokens(self, caller: Caller, num_tokens: int) -> Iterator[None]:
-        """Holds a request's tokens. Raises `Busy` at the limit, `InvalidRequest` for more than it will ever take."""
+    def request_tokens(self, caller: Caller, num_tokens: int, field: str) -> Iterator[None]:
+        """Holds a request's tokens. Raises `Busy` at the limit, `InvalidRequest` naming `field` for too many at all."""
         limit = caller.limits.max_tokens
         if limit and num_tokens > limit:
             raise InvalidRequest(
-                f"prompt and answer may have {num_tokens} tokens; this tenant may have {limit} in flight",
-                field="sampling.max_tokens",
-                limit=f"{limit} tokens, the prompt's included",
+                f"the request may come to {num_tokens} tokens; its tenant may have {limit} in flight",
+                field=field,
+                limit=f"{limit} tokens, the prompt's or documents' included",
                 actual=f"{num_tokens} tokens",
             )
         taken = self.tokens.get(caller.tenant_id, 0)

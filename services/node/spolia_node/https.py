@@ -6,10 +6,10 @@ import ssl
 import tempfile
 from pathlib import Path
 
-from spolia_node.certificates import Credentials, NodeCertificates
+from spolia_node.certificates import Certificates, Credentials
 
 
-def https_context(certificates: NodeCertificates) -> ssl.SSLContext:
+def https_context(certificates: Certificates) -> ssl.SSLContext:
     """A server's context that shows the newest certificate in every handshake, and asks callers for none."""
     last = certificates.current()
     newest = _context_of(last)

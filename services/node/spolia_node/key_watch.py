@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from spolia_core.errors import SpoliaError
@@ -75,8 +74,10 @@ class KeyWatch:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            with contextlib.suppress(Exception):
+            try:
                 await self.look()
+            except Exception:
+                log.exception("keys could not be looked at")
 
     def _say(self, problem: str) -> None:
         if problem != self._last_said:

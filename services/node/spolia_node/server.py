@@ -6,13 +6,14 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from spolia_core.errors import InvalidRequest, Unavailable
-from spolia_node.certificates import NodeCertificates
+from spolia_node.certificates import Certificates, NodeCertificates
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
 from spolia_node.deadline import Deadline
@@ -49,8 +50,9 @@ class NodeServer:
     With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
     users. Raises `InvalidRequest` for certificates that cannot be used.
 
-    A service adds what it serves with `add`, sets `registration` when it joins a directory, and appends to `on_drain`
-    what must end before the server does: hooks run concurrently, while calls under way go on.
+    A service adds what it serves with `add`, sets `front_certificates` when users are shown others than nodes, sets
+    `registration` when it joins a directory, and appends to `on_drain` what must end before the server does: hooks run
+    concurrently, while calls under way go on.
     """
 
     def __init__(self, config: NodeConfig, role: str) -> None:
@@ -60,6 +62,7 @@ class NodeServer:
         self.health = Health()
         self.metrics = Metrics()
         self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
+        self.front_certificates: Certificates | None = self.certificates
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
@@ -104,6 +107,7 @@ class NodeServer:
         self.health.register(server)
         reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
         self._port = self._bind(server)
+        self._tell_expiry()
         self._serve_metrics()
         await server.start()
         self._server = server
@@ -163,24 +167,23 @@ class NodeServer:
 
     def _bind(self, server: grpc.aio.Server) -> int:
         config = self.config
-        address = _join(config.host, config.port)
+        address, credentials = _join(config.host, config.port), self._credentials()
         try:
-            if self.certificates is not None:
-                return server.add_secure_port(address, self._credentials(self.certificates))
+            if credentials is not None:
+                return server.add_secure_port(address, credentials)
             if not config.is_local:
-                log.warning(
-                    "serving WITHOUT TLS, as allow_plaintext says: trust everyone on this network", host=address
-                )
+                log.warning("serving WITHOUT TLS, as allow_plaintext says: whoever connects is trusted", host=address)
             return server.add_insecure_port(address)
         except RuntimeError as error:
             raise _cannot_bind("port", config.port, error) from error
 
-    def _credentials(self, certificates: NodeCertificates) -> grpc.ServerCredentials:
-        self.metrics.gauge(
-            "spolia_tls_certificate_expiry_timestamp_seconds", "When this node's certificate ends, seconds since 1970."
-        ).set_function(lambda: certificates.current().expires_at.timestamp())
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        """What the port is served under; also sets the door before the handlers. None is plaintext."""
         if FRONT_DOORS.intersection(self._registrars):  # its callers show keys instead, to the service itself
-            return server_credentials(certificates, with_client_certificate=False)
+            shown = self.front_certificates
+            return None if shown is None else server_credentials(shown, with_client_certificate=False)
+        if self.certificates is None:
+            return None
         guard, handshakes = Guard(self.metrics, self._registrars), Handshakes(self.metrics)
 
         def check(method: str, context: Any) -> None:
@@ -188,7 +191,15 @@ class NodeServer:
             guard.check(method, context)
 
         self._interceptor.check = check
-        return server_credentials(certificates, with_client_certificate=True, on_handshake=handshakes.began)
+        return server_credentials(self.certificates, with_client_certificate=True, on_handshake=handshakes.began)
+
+    def _tell_expiry(self) -> None:
+        ends = self.metrics.gauge(
+            "spolia_tls_certificate_expiry_timestamp_seconds", "When it ends, seconds since 1970.", "shown_to"
+        )
+        for shown_to, certificates in (("nodes", self.certificates), ("users", self.front_certificates)):
+            if certificates is not None:
+                ends.labels(shown_to).set_function(partial(_expiry_of, certificates))
 
     def _serve_metrics(self) -> None:
         if self.config.metrics_port == 0:
@@ -266,6 +277,10 @@ class NodeServer:
             log.warning("calls were cut short", num_calls=num_cut)
         await stop
         await self.metrics.stop()
+
+
+def _expiry_of(certificates: Certificates) -> float:
+    return certificates.current().expires_at.timestamp()
 
 
 async def _hook_ended_well(hook: Callable[[], Awaitable[None]]) -> bool:

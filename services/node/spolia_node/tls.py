@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from spolia_node.certificates import Credentials, NodeCertificates
+from spolia_node.certificates import Certificates, Credentials
 
 
 def channel_credentials(mine: Credentials) -> grpc.ChannelCredentials:
@@ -15,7 +15,7 @@ def channel_credentials(mine: Credentials) -> grpc.ChannelCredentials:
 
 
 def server_credentials(
-    certificates: NodeCertificates, *, with_client_certificate: bool, on_handshake: Callable[[], None] = lambda: None
+    certificates: Certificates, *, with_client_certificate: bool, on_handshake: Callable[[], None] = lambda: None
 ) -> grpc.ServerCredentials:
     """For a server that shows its newest certificate in every handshake, and may ask for the caller's.
 
