@@ -12,9 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from gateway_fakes import WAIT_S, FakeDecode, answers, hangs
-from gateway_worlds import World, text_request, world
+from gateway_worlds import World, captured_logs, text_request, world
 from google.protobuf.descriptor import Descriptor
-from structlog.testing import capture_logs
 
 from spolia import AsyncClient
 from spolia.errors import error_from_rpc
@@ -124,7 +123,7 @@ async def test_who_shows_no_good_key_is_refused_logged_and_counted(
     metadata: Any, reason: str, model: Path, keys: Keys
 ) -> None:
     decode = FakeDecode("a")
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         async with guarded(model, keys, decode) as w:
             error, code = await refusal(tokenize(w, metadata))
             assert code is grpc.StatusCode.UNAUTHENTICATED
@@ -198,7 +197,7 @@ async def test_a_withdrawn_key_ends_no_call_and_begins_none(model: Path, keys: K
 async def test_a_file_that_goes_wrong_leaves_the_keys_as_they_are(model: Path, keys: Keys) -> None:
     async with guarded(model, keys) as w:
         good = keys.place.read()
-        with capture_logs() as logs:
+        with captured_logs() as logs:
             for broken in (b"{", b'{"format": 9}', good[:100]):
                 keys.write(broken)
                 failed = w.node.server.metrics.value("spolia_key_book_reads_total", outcome="failed")
@@ -352,7 +351,7 @@ async def test_on_loopback_without_keys_everybody_is_the_operator_of_the_set_ten
 
 async def test_anonymous_callers_beside_keys_are_users_and_said_aloud(model: Path, keys: Keys) -> None:
     keys.limit("default", max_requests=1)
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         async with guarded(model, keys, FakeDecode("a"), allow_anonymous=True) as w:
             assert await tokenize(w, None)
             _, code = await refusal(w.stub.GetCluster(gateway_pb2.GetClusterRequest(), timeout=WAIT_S))

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 from tls_worlds import (
     DAY,
     authority_in,
+    captured_logs,
     channel_to,
     credentials_of,
     credentials_unchecked,
@@ -84,7 +84,7 @@ async def test_who_has_no_good_certificate_gets_no_connection_and_is_counted_and
         credentials = credentials_unchecked(tmp_path, "decode", authority=certificates)
     else:
         credentials = grpc.ssl_channel_credentials(authority)
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         async with serving_tls(certificates) as server:
             plain = who == "plaintext"
             channel = grpc.aio.insecure_channel(server.address) if plain else channel_to(server.address, credentials)
@@ -97,7 +97,7 @@ async def test_who_has_no_good_certificate_gets_no_connection_and_is_counted_and
 
 
 async def test_another_nodes_role_is_refused_by_name_counted_and_logged(certificates: Path) -> None:
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         async with (
             serving_tls(certificates) as server,
             channel_to(server.address, credentials_of(certificates, "kvstore")) as channel,
@@ -195,7 +195,7 @@ def test_a_rotation_half_way_changes_nothing_and_a_whole_one_does(tmp_path: Path
     renew_certificates(tmp_path / "certs", DAY, roles=["prefill"])
     (folder / "decode.key").write_bytes((folder / "prefill.key").read_bytes())
     now += LOOK_EVERY_S
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         assert found.current() == before
         now += LOOK_EVERY_S
         assert found.current() == before
@@ -254,7 +254,7 @@ def test_outside_loopback_a_node_starts_with_certificates_or_says_so(tmp_path: P
 async def test_plaintext_outside_loopback_is_said_at_the_start() -> None:
     config = NodeConfig(host="0.0.0.0", advertise_host="127.0.0.1", cluster_secret="s3cret", allow_plaintext=True)
     server = NodeServer(config, "kvstore")
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         await server.start()
         await server.stop_at_once()
     assert [entry["log_level"] for entry in logs if "WITHOUT TLS" in entry["event"]] == ["warning"]
