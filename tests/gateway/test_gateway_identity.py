@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_fakes import WAIT_S, FakeDecode, answers, hangs
+from gateway_fakes import WAIT_S, FakeDecode, answers, fails_after, hangs
 from gateway_worlds import World, captured_logs, text_request, world
 from google.protobuf.descriptor import Descriptor
 
@@ -338,6 +338,19 @@ async def test_every_way_a_call_ends_gives_back_what_it_held(model: Path, keys: 
             await refusal(generate(w, key, broken))
             await refusal(w.stub.Forget(gateway_pb2.ForgetRequest(), timeout=WAIT_S, metadata=shown(key)))
         await until(lambda: not w.node.gateway.use.requests and not w.node.gateway.use.tokens)
+
+
+@pytest.mark.parametrize("inner", [Forbidden("for gateway, not for decode"), Unauthenticated("for nodes")])
+async def test_a_node_that_refuses_the_gateway_is_away_and_no_fault_of_the_users_key(
+    inner: SpoliaError, model: Path, keys: Keys
+) -> None:
+    refusing, serving = FakeDecode("a", fails_after(0, inner)), FakeDecode("b")
+    async with guarded(model, keys, refusing, serving) as w:
+        assert await generate(w, keys.of["acme"]) > 1
+        assert (len(refusing.requests), len(serving.requests)) == (1, 1)
+    async with guarded(model, keys, FakeDecode("a", fails_after(0, inner))) as w:
+        _, code = await refusal(generate(w, keys.of["acme"]))
+        assert code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_on_loopback_without_keys_everybody_is_the_operator_of_the_set_tenant(model: Path) -> None:
