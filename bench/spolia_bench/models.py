@@ -28,8 +28,9 @@ class Shape:
 
 
 LLAMA_60M = Shape("llama-60m-random", layers=12, width=512, heads=8, kv_heads=8, mlp=2048)
+LLAMA_8M = Shape("llama-8m-random", layers=6, width=256, heads=4, kv_heads=4, mlp=1024)
 LLAMA_TINY = Shape("llama-tiny-random", layers=2, width=64, heads=4, kv_heads=2, mlp=128)
-SHAPES = {shape.name: shape for shape in (LLAMA_60M, LLAMA_TINY)}
+SHAPES = {shape.name: shape for shape in (LLAMA_60M, LLAMA_8M, LLAMA_TINY)}
 
 
 def random_model(shape: Shape, seed: int, cache: Path = CACHE) -> Path:
@@ -38,20 +39,7 @@ def random_model(shape: Shape, seed: int, cache: Path = CACHE) -> Path:
     if not (path / "tokenizer.json").is_file():
         building = path.with_suffix(".building")
         shutil.rmtree(building, ignore_errors=True)
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=258,
-            hidden_size=shape.width,
-            intermediate_size=shape.mlp,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            max_position_embeddings=shape.context,
-            tie_word_embeddings=True,
-            bos_token_id=256,
-            eos_token_id=257,
-        )
-        LlamaForCausalLM(config).save_pretrained(building)
+        random_weights(shape, seed, vocab_size=258, bos_id=256, eos_id=257).save_pretrained(building)
         _byte_tokenizer().save(str(building / "tokenizer.json"))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -63,6 +51,24 @@ def random_model(shape: Shape, seed: int, cache: Path = CACHE) -> Path:
         shutil.rmtree(path, ignore_errors=True)
         building.rename(path)
     return path
+
+
+def random_weights(shape: Shape, seed: int, *, vocab_size: int, bos_id: int, eos_id: int) -> LlamaForCausalLM:
+    """The model of a shape, float32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=bos_id,
+        eos_token_id=eos_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def _byte_tokenizer() -> Tokenizer:

@@ -42,7 +42,7 @@ class LocalCluster:
     `on_exit` is called, on a thread of the cluster, for each node that ends without being asked to; the others go on.
     Nodes end with this process, however it ends.
 
-    Methods are for one thread at a time. A port that is 0 is chosen by the system.
+    Methods are for one thread at a time. A port that is 0 is chosen by the system; an `http_port` of -1 serves no HTTP.
 
     >>> with LocalCluster("models/demo", num_decode=2) as cluster, Client(cluster.address) as client:
     ...     print(client.generate("Once upon a time").text)
@@ -55,6 +55,7 @@ class LocalCluster:
         num_prefill: int = 1,
         num_decode: int = 1,
         port: int = 0,
+        http_port: int = 0,
         settings: Sequence[str] = (),
         log_dir: Path | None = None,
         verbose: bool = False,
@@ -71,6 +72,7 @@ class LocalCluster:
         self._model = model
         self._counts = {"kvstore": 1, "prefill": num_prefill, "decode": num_decode, "gateway": 1}
         self._port = port
+        self._http_port = http_port
         self._settings = _checked_settings(settings)
         self._log_dir = log_dir
         self._verbose = verbose
@@ -91,6 +93,11 @@ class LocalCluster:
     def address(self) -> str:
         """Where clients connect. Call after `start`."""
         return self._only("gateway").node.address
+
+    @property
+    def http_address(self) -> str:
+        """Where OpenAI's clients connect, "host:port"; empty without HTTP. Call after `start`."""
+        return self._only("gateway").node.http_address
 
     @property
     def directory_address(self) -> str:
@@ -155,7 +162,8 @@ class LocalCluster:
         if self._process(node).running:
             raise ValueError(f"{node.name} is running")
         self._processes = [process for process in self._processes if process.pid != node.pid]
-        return self._ready(self._spawn(node.role, name=node.name, port=_port_of(node.address)))
+        http_port = _port_of(node.http_address) if node.http_address else 0
+        return self._ready(self._spawn(node.role, name=node.name, port=_port_of(node.address), http_port=http_port))
 
     def __enter__(self) -> LocalCluster:
         self.start()
@@ -166,9 +174,11 @@ class LocalCluster:
     ) -> None:
         self.stop()
 
-    def _spawn(self, role: str, name: str = "", port: int = 0) -> NodeProcess:
+    def _spawn(self, role: str, name: str = "", port: int = 0, http_port: int = 0) -> NodeProcess:
         name = name or self._free_name(role)
         arguments = self._arguments(role, port or (self._port if role == "gateway" else 0))
+        if role == "gateway":
+            arguments[:0] = ["--http-port", str(http_port or self._http_port)]
         process = NodeProcess(
             name,
             role,

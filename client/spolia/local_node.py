@@ -32,13 +32,16 @@ class NodeRefused(NodeFailed, InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """A node that announced itself. `log_path` is None where its log goes to the terminal."""
+    """A node that announced itself. `log_path` is None where its log goes to the terminal, `http_address` empty for a
+    node that serves no HTTP.
+    """
 
     name: str
     role: str
     pid: int
     address: str
     log_path: Path | None
+    http_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class NodeExit:
 
 
 class NodeProcess:
-    """One child process. It says `READY <role> <host:port>` on standard output once it serves, and logs elsewhere.
+    """One child process. It says `READY <role> <host:port>` on standard output once it serves, and logs elsewhere; a
+    node with an HTTP server adds `http=<host:port>`.
 
     In a session of its own, so that a Ctrl-C at the terminal reaches the parent alone, which ends nodes in order. Its
     standard input stays open for as long as the parent lives. `changed`, which several may share, is notified when the
@@ -76,6 +80,7 @@ class NodeProcess:
         self.role = role
         self.log_path = log_path
         self._address = ""
+        self._http_address = ""
         self._exit_code: int | None = None
         self._changed = changed
         self._on_exit = on_exit
@@ -101,7 +106,7 @@ class NodeProcess:
     @property
     def node(self) -> LocalNode:
         """What it is; the address is empty before it is ready."""
-        return LocalNode(self.name, self.role, self.pid, self._address, self.log_path)
+        return LocalNode(self.name, self.role, self.pid, self._address, self.log_path, self._http_address)
 
     @property
     def exit(self) -> NodeExit:
@@ -162,9 +167,10 @@ class NodeProcess:
         with self._process.stdout as output:
             for line in output:
                 match line.split():
-                    case ["READY", self.role, address] if not self._address:
+                    case ["READY", self.role, address, *also] if not self._address:
+                        planes = dict(word.split("=", 1) for word in also if "=" in word)
                         with self._changed:
-                            self._address = address
+                            self._address, self._http_address = address, planes.get("http", "")
                             self._changed.notify_all()
                     case _:
                         self._log(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from spolia_core.reuse import ReuseMode
@@ -47,12 +47,26 @@ class GenerateOptions(TypedDict, total=False):
     """Answers to draw, 1 … 64; 1 (default). The prompt's KV is held once for all; `Result.samples` has them."""
     logprobs: int | None
     """How likely each token was, and this many of the likeliest in its place, 0 … 20; None (default): not told."""
+    json_schema: str | Mapping[str, object] | None
+    """Schema of the JSON value that every answer is, as a mapping or as text; None (default): any text. At most one of
+    `json_schema`, `json_object`, `regex`, `choices` and `lark`; docs/structured.md says what each can ask for."""
+    json_object: bool
+    """Every answer is a JSON object."""
+    regex: str | None
+    """Regular expression that every answer matches as a whole; no look-around, no back-references."""
+    choices: Sequence[str] | None
+    """Texts of which every answer is one."""
+    lark: str | None
+    """Grammar of every answer, in llguidance's dialect of Lark."""
     ignore_eos: bool
     """Go on past end-of-sequence tokens, up to `max_tokens`."""
     force_linked: bool
     """Serve `"linked"` even where the model's calibration forbids it."""
     no_bos: bool
     """Leave out the begin-of-sequence token that stands before the first part otherwise."""
+    cache_salt: str
+    """Keeps KV apart: this request shares it only with requests that have an equal salt, of at most 256 bytes. Empty
+    (default): with those that have none."""
     timeout_s: float
     """Seconds for the whole answer, in place of the client's `timeout_s`; at most ten years."""
     request_id: str

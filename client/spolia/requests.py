@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -27,9 +27,12 @@ from spolia.argument_checks import (
     wrong_type,
 )
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES
+from spolia.constraint_arguments import constraint_asked
+from spolia.constraint_message import set_constraint
 from spolia.options import Mode, SplitterName
 from spolia.parts import Document, Documents, Parts, TokenIds
 from spolia.v1 import common_pb2, gateway_pb2
+from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
@@ -93,22 +96,30 @@ class RequestBuilder:
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        json_schema: str | Mapping[str, object] | None = None,
+        json_object: bool = False,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        lark: str | None = None,
         ignore_eos: bool = False,
         force_linked: bool = False,
         no_bos: bool = False,
+        cache_salt: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Outgoing[gateway_pb2.GenerateRequest]:
         """A Generate request; see `GenerateOptions` for the arguments."""
         request_id = checked_request_id(request_id) or _new_id()
+        constraint = constraint_asked(json_schema, json_object, regex, choices, lark)
         request = gateway_pb2.GenerateRequest(
             request_id=request_id,
             model=self.model,
             parts=_prompt_parts(parts),
             mode=common_pb2.ReuseMode.ValueType(_reuse_mode(mode)),
             force_linked=checked_bool(force_linked, "force_linked"),
-            sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, n, logprobs, ignore_eos),
+            sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, n, logprobs, ignore_eos, constraint),
             no_bos=checked_bool(no_bos, "no_bos"),
+            cache_salt=checked_text(cache_salt, "cache_salt"),
             splitting=_splitting(splitter, split_max_tokens),
         )
         return self._outgoing(request, "parts", timeout_s, request_id)
@@ -238,6 +249,7 @@ def _sampling(
     n: int,
     logprobs: int | None,
     ignore_eos: bool,
+    constraint: Constraint | None,
 ) -> common_pb2.SamplingParams:
     given = (stop,) if isinstance(stop, str) else checked_items(stop, "sampling.stop", "str or a sequence of str")
     params = SamplingParams(
@@ -250,9 +262,10 @@ def _sampling(
         ignore_eos=checked_bool(ignore_eos, "sampling.ignore_eos"),
         num_samples=checked_int(n, "sampling.num_samples"),
         num_top_logprobs=None if logprobs is None else checked_int(logprobs, "sampling.num_top_logprobs"),
+        constraint=constraint,
     )
     params.validate()
-    return common_pb2.SamplingParams(
+    message = common_pb2.SamplingParams(
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=checked_uint32(params.top_k, "sampling.top_k"),
@@ -263,6 +276,8 @@ def _sampling(
         num_samples=0 if params.num_samples == 1 else params.num_samples,
         num_top_logprobs=params.num_top_logprobs,
     )
+    set_constraint(message, constraint)
+    return message
 
 
 def _reuse_mode(mode: Mode) -> ReuseMode:

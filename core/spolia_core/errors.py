@@ -2,6 +2,7 @@
 
 SpoliaError
 ├── InvalidRequest       fix the request: names the field, the limit and what was given
+│   └── ContextTooLong   shorten it: prompt and answer exceed the model's context; over gRPC an InvalidRequest
 ├── Unauthenticated      show who you are: a key, or a certificate of the cluster's authority
 ├── Forbidden            ask someone who may: this identity is known and may not do that
 ├── NotFound             ask for something that exists
@@ -40,6 +41,10 @@ class SpoliaError(Exception):
 
 class InvalidRequest(SpoliaError):
     """A field of the request is wrong; the same request will never succeed."""
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt and answer together exceed the model's context."""
 
 
 class Unauthenticated(SpoliaError):

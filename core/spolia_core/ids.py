@@ -38,10 +38,16 @@ class Recipe:
     num_sink_tokens: int = 0
 
 
-def tenant_key(cluster_secret: bytes, tenant_id: str) -> bytes:
-    """The 32-byte key under which a tenant's ids are made. The secret stays on the nodes; clients never see ids."""
+def tenant_key(cluster_secret: bytes, tenant_id: str, cache_salt: str = "") -> bytes:
+    """The 32-byte key under which a tenant's ids are made. The secret stays on the nodes; clients never see ids.
+
+    With another `cache_salt`, it is another key: no id made under the one is found under the other.
+    """
     context = "spolia.v1 tenant key"
-    return blake3.blake3(cluster_secret + b"\0" + tenant_id.encode(), derive_key_context=context).digest()
+    key = blake3.blake3(cluster_secret + b"\0" + tenant_id.encode(), derive_key_context=context).digest()
+    if not cache_salt:
+        return key
+    return blake3.blake3(key + cache_salt.encode(), derive_key_context="spolia.v1 salted tenant key").digest()
 
 
 def pack_token_ids(token_ids: Sequence[int]) -> bytes:

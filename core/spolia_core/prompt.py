@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import ContextTooLong, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, *, field: str) ->
 def check_context_length(num_prompt_tokens: int, max_context_tokens: int) -> None:
     """Raises `InvalidRequest`, with both numbers, unless the prompt leaves room for at least one token."""
     if num_prompt_tokens + 1 > max_context_tokens:
-        raise InvalidRequest(
+        raise ContextTooLong(
             f"the prompt has {num_prompt_tokens} tokens; this model's context is {max_context_tokens} tokens and "
             "must hold at least one more",
             field="parts",
@@ -78,7 +78,7 @@ def check_answer_length(num_prompt_tokens: int, max_tokens: int, max_context_tok
     """Raises `InvalidRequest`, with the numbers, when prompt and longest answer together exceed the context."""
     room = max_context_tokens - num_prompt_tokens
     if max_tokens > room:
-        raise InvalidRequest(
+        raise ContextTooLong(
             f"the prompt's {num_prompt_tokens} tokens and max_tokens {max_tokens} exceed this model's context of "
             f"{max_context_tokens} tokens",
             field="sampling.max_tokens",

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 16
@@ -30,6 +31,8 @@ class SamplingParams:
     """Answers drawn from one prompt; sample i draws the numbers of index i."""
     num_top_logprobs: int | None = None
     """Likeliest tokens told beside each one drawn, all with their log-probabilities; None tells none."""
+    constraint: Constraint | None = None
+    """What every answer must match; None: nothing."""
 
     def validate(self) -> None:
         """Raises `InvalidRequest` naming the first bad field, its limit and its value."""
@@ -51,6 +54,9 @@ class SamplingParams:
         for text in self.stop:
             size = len(text.encode())
             _check(1 <= size <= MAX_STOP_BYTES, "sampling.stop", f"1 … {MAX_STOP_BYTES} bytes each", size)
+        if self.constraint is not None:
+            _check(not self.ignore_eos, "sampling.ignore_eos", f"false beside {self.constraint.field}", True)
+            self.constraint.validate()
 
     @property
     def is_greedy(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
+from spolia_core.errors import NotSupported
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
@@ -25,6 +26,7 @@ from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.deviation import most_deviant
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
+from spolia_engine.grammar import Grammar, Grammars, Matcher
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.logprobs import logprobs_of
@@ -66,8 +68,10 @@ class EngineCore:
         num_blocks: int,
         block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int = 0,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id.
+        """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id. Without
+        `grammars` no request may have a constraint.
 
         Raises `NotSupported` for sinks of a model without a begin-of-sequence token, `InvalidRequest` for too many.
         """
@@ -77,6 +81,7 @@ class EngineCore:
         self.resident = ResidentChunks(self.pool)
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
+        self._grammars = grammars
         self.sharing: Sharing = always_shared
         self.deterministic = False
         """Each sequence takes its steps alone: what it says then does not depend on who decodes beside it, to the bit.
@@ -297,9 +302,25 @@ class EngineCore:
 
     # Decoding
 
-    def generation(self, params: SamplingParams, sample_index: int = 0) -> Generation:
-        """An answer with no tokens yet; `sample_index` tells the samples of one prompt apart."""
-        return Generation(params, self.adapter.eos_token_ids, self._decode, sample_index)
+    def compile_constraint(self, params: SamplingParams) -> Grammar | None:
+        """The grammar of the request's constraint, if it has one. Takes time, off the thread that computes.
+
+        Raises `InvalidRequest` for one that cannot be enforced, `NotSupported` where this model has no constraints.
+        """
+        if params.constraint is None:
+            return None
+        if self._grammars is None:
+            raise NotSupported("this engine was made without its model's tokenizer", field=params.constraint.field)
+        return self._grammars.compile(params.constraint)
+
+    def generation(self, params: SamplingParams, sample_index: int = 0, grammar: Grammar | None = None) -> Generation:
+        """An answer with no tokens yet; `sample_index` tells the samples of one prompt apart.
+
+        `grammar` is that of the request's constraint; an answer follows it with a matcher of its own.
+        """
+        assert (grammar is None) == (params.constraint is None), "compile the constraint first"
+        matcher = None if grammar is None else grammar.matcher()
+        return Generation(params, self.adapter.eos_token_ids, self._decode, sample_index, matcher)
 
     def start(self, context: Context, generation: Generation) -> DecodeSequence:
         """Makes a sequence of a context. Takes the context, also when it raises.
@@ -374,10 +395,21 @@ class EngineCore:
 
     def draw(self, generation: Generation, logits: torch.Tensor) -> Delta:
         """Draws an answer's next token from `logits` [vocab_size] and adds it."""
+        if generation.matcher is not None:
+            return self._draw_allowed(generation, logits, generation.matcher)
         params = generation.params
         token_id = sample(logits, params, len(generation.token_ids), generation.sample_index)
         told = params.num_top_logprobs
         return generation.accept(token_id, None if told is None else logprobs_of(logits, token_id, told))
+
+    def _draw_allowed(self, generation: Generation, logits: torch.Tensor, matcher: Matcher) -> Delta:
+        """`draw` among the tokens that the matcher allows, as if the model had no others."""
+        allowed = torch.from_numpy(matcher.allowed()).to(logits.device)
+        among, params = logits.index_select(0, allowed), generation.params
+        index = sample(among, params, len(generation.token_ids), generation.sample_index)
+        told = params.num_top_logprobs
+        logprobs = None if told is None else logprobs_of(among, index, told).of(allowed)
+        return generation.accept(int(allowed[index]), logprobs)
 
     def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
         """`draw` for a sequence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Generation
+from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE
 from spolia_engine.run import Run
@@ -44,7 +46,9 @@ LOCAL_TENANT_KEY = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer. `margins[i]` is the gap in logits between the two best candidates for token i, whatever was drawn."""
+    """An answer. `margins[i]` is the gap in logits between the two best candidates for token i, whatever was drawn;
+    infinite where a constraint left one.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -73,11 +77,19 @@ class Engine(EngineCore):
         block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """As `EngineCore`; `num_sink_tokens` unset are those of `profile`, the model's, or none without one."""
         if num_sink_tokens is None:
             num_sink_tokens = LinkTerms.of(profile).policy.num_sink_tokens
-        super().__init__(adapter, decode, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens)
+        super().__init__(
+            adapter,
+            decode,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_sink_tokens=num_sink_tokens,
+            grammars=grammars,
+        )
         self.profile = profile
 
     @classmethod
@@ -105,6 +117,7 @@ class Engine(EngineCore):
             block_size=block_size,
             num_sink_tokens=num_sink_tokens,
             profile=find_profile(Path(path), None, adapter.fingerprint.hex()),
+            grammars=Grammars.of(path, adapter.vocab_size, adapter.eos_token_ids),
         )
 
     @classmethod
@@ -117,6 +130,7 @@ class Engine(EngineCore):
         block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
+        grammars: Grammars | None = None,
     ) -> Engine:
         """An engine around a loaded model; `decode` turns ids into text. No profile is looked for."""
         num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
@@ -127,6 +141,7 @@ class Engine(EngineCore):
             block_size=block_size,
             num_sink_tokens=num_sink_tokens,
             profile=profile,
+            grammars=grammars,
         )
 
     @property
@@ -203,6 +218,7 @@ class Engine(EngineCore):
         params = params or self._default_params(prompt)
         params.validate()
         check_answer_length(prompt.num_tokens, params.max_tokens, self.adapter.max_context_tokens)
+        grammar = self.compile_constraint(params)
         is_as_measured = min_reused_tokens >= DEFAULT_MIN_REUSED_TOKENS  # with which profiles are calibrated
         report = ReuseReport(mode, profile=terms.profile if is_as_measured else MANUAL_PROFILE, forced=forced)
         if mode is ReuseMode.LINKED:
@@ -215,7 +231,7 @@ class Engine(EngineCore):
             context = self._exact(prompt.token_ids, report)
         hidden = context.last_hidden
         assert hidden is not None
-        generations = [self.generation(params, index) for index in range(num_samples)]
+        generations = [self.generation(params, index, grammar) for index in range(num_samples)]
         sequences = self.start_samples(context, generations)
         try:
             margins = self._run(sequences, self.adapter.logits(hidden[None])[0])
@@ -269,12 +285,12 @@ class Engine(EngineCore):
 
     def _run(self, sequences: Sequence[DecodeSequence], first: torch.Tensor) -> list[list[float]]:
         """Decodes all to their ends, `first` being the logits [vocab_size] of their first token; returns margins."""
-        margins: list[list[float]] = [[_margin(first)] for _ in sequences]
+        margins = [[_margin(first, sequence)] for sequence in sequences]
         for sequence in sequences:
             self.accept(sequence, first)
         while going := [i for i, sequence in enumerate(sequences) if not sequence.finished]:
             for i, logits in zip(going, self.step_logits([sequences[i] for i in going]), strict=True):
-                margins[i].append(_margin(logits))
+                margins[i].append(_margin(logits, sequences[i]))
                 self.accept(sequences[i], logits)
         return margins
 
@@ -298,6 +314,11 @@ def _completion(generation: Generation, report: ReuseReport, margins: Sequence[f
     return Completion(generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins))
 
 
-def _margin(logits: torch.Tensor) -> float:
+def _margin(logits: torch.Tensor, sequence: DecodeSequence) -> float:
+    matcher = sequence.generation.matcher
+    if matcher is not None:
+        logits = logits[torch.from_numpy(matcher.allowed())]
+    if len(logits) == 1:
+        return math.inf
     best = torch.topk(logits, 2).values
     return float(best[0] - best[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of the model's own probabilities, before temperature, top-k and top-p."""
+    """Natural logarithms of the model's own probabilities, before temperature, top-k and top-p.
+
+    Under a constraint, among the tokens it allows: of what is drawn from.
+    """
 
     logprob: float
     """Of the token that was drawn."""
     top: tuple[tuple[int, float], ...]
     """(token id, log-probability) of the likeliest, likeliest first."""
+
+    def of(self, token_ids: Tensor) -> TokenLogprobs:
+        """The same, told of indices into `token_ids`, with the ids in their place."""
+        return replace(self, top=tuple((int(token_ids[index]), logprob) for index, logprob in self.top))
 
 
 def logprobs_of(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:

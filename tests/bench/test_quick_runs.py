@@ -67,6 +67,21 @@ def test_a_quick_run_of_shared_steps_has_every_figure(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text()) == record
 
 
+@pytest.mark.slow
+def test_a_quick_gateway_run_has_every_figure(tmp_path: Path) -> None:
+    """Each answer's length is checked, so that it ends well says that every way was gone."""
+    tokenizer = str(ROOT / "models" / "demo")
+    record = run(tmp_path, "spolia_bench.gateway", "--quick", "--json", "--tokenizer", tokenizer, "--out", "out.json")
+    for streams in (1, 4):
+        for way in ("", "grpc_"):
+            for name in ("ttft_overhead", "token_overhead", "ttft_added", "token_added"):
+                low, high = record[f"{way}{name}_ms_{streams}_interval"]
+                assert low <= record[f"{way}{name}_ms_{streams}"] <= high
+            assert record[f"{way}ttft_added_ms_{streams}"] > 0
+        assert record[f"engine_ttft_ms_{streams}"] > 0
+    assert json.loads((tmp_path / "out.json").read_text()) == record
+
+
 def test_the_measured_switch_is_printed(tmp_path: Path) -> None:
     record = run(tmp_path, "spolia_bench.shared", "--quick", "--table", "--json")
     assert {"2x16", "64x1024"} <= record["llama-tiny"].keys()

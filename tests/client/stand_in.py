@@ -22,6 +22,7 @@ SERVERS: list[object] = []
 def main(role: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--http-port", type=int, default=-1)
     parser.add_argument("--directory", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--log-level", default="")
@@ -50,7 +51,8 @@ def main(role: str) -> None:
             (folder / address).write_text(f"{role} threads={threads} {' '.join(sys.argv[1:])}")
         if not options.mute:
             print("a line that is not for the parent", flush=True)
-            print(f"READY {role} {address}", flush=True)
+            also = f" http=127.0.0.1:{options.http_port or 8001}" if options.http_port >= 0 else ""
+            print(f"READY {role} {address}{also}", flush=True)
         while not end.wait(0.05):
             pass
     with (folder / "ended").open("a") as ended:

@@ -89,6 +89,32 @@ def test_generate_puts_documents_first_and_reads_standard_input(
     assert (request.mode, request.sampling.max_tokens, request.sampling.seed) == (2, 9, 3)
 
 
+def test_generate_takes_a_constraint_from_a_file_or_an_option(
+    spolia: Spolia, tmp_path: Path, gateway: FakeGateway
+) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "a"')
+    for options in (
+        ["--json-schema", str(schema)],
+        ["--json-object"],
+        ["--regex", "[0-9]+"],
+        ["--choice", "yes", "--choice", "no"],
+        ["--lark", str(grammar)],
+    ):
+        assert spolia("generate", *options, "Hi").code == 0
+    asked = [request.sampling for request in gateway.requests]
+    kinds = ["json_schema", "json_object", "regex", "choices", "lark"]
+    assert [sampling.WhichOneof("constraint") for sampling in asked] == kinds
+    assert (asked[0].json_schema, asked[4].lark) == ('{"type": "object"}', 'start: "a"')
+    assert list(asked[3].choices.texts) == ["yes", "no"]
+    refused = spolia("generate", "--json-object", "--regex", "a", "Hi")
+    assert refused.code == 2
+    assert "one constraint" in refused.err
+    schema.write_text("{")
+    assert spolia("generate", "--json-schema", str(schema), "Hi").code == 2
+
+
 def test_generate_as_json_is_one_object(spolia: Spolia) -> None:
     answer = spolia("generate", "--json", "Hi").json
     assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == ("Héllo", [5, 6, 7, 8], "length")

@@ -56,6 +56,14 @@ def roles_of(cluster: LocalCluster) -> list[str]:
     return sorted(node.role for node in cluster.nodes)
 
 
+def test_the_gateway_says_where_it_serves_http(make_cluster: MakeCluster) -> None:
+    with make_cluster(http_port=8123) as cluster:
+        assert cluster.http_address == "127.0.0.1:8123"
+        assert [node.http_address for node in cluster.nodes if node.role != "gateway"] == ["", "", ""]
+    with make_cluster(http_port=-1) as silent:
+        assert silent.http_address == ""
+
+
 def test_a_started_cluster_is_known_to_its_gateway(make_cluster: MakeCluster) -> None:
     with make_cluster(num_decode=2) as cluster:
         assert roles_of(cluster) == ["decode", "decode", "gateway", "kvstore", "prefill"]
@@ -86,7 +94,7 @@ def test_every_node_is_told_its_port_directory_model_and_settings(
             "kvstore": "kvstore threads= --port 0",
             "prefill": f"prefill threads=3 --port 0 {directory}",
             "decode": f"decode threads=3 --port 0 {directory} --log-level debug",
-            "gateway": f"gateway threads= --port 0 {directory}",
+            "gateway": f"gateway threads= --http-port 0 --port 0 {directory}",
         }
 
 

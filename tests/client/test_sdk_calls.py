@@ -29,6 +29,7 @@ from spolia import (
     errors,
 )
 from spolia.requests import DOCUMENT_BATCH_BYTES
+from spolia.v1 import common_pb2
 from spolia_core.reuse import FinishReason
 
 
@@ -59,6 +60,27 @@ def test_an_answer_can_be_kept_in_any_form(call: Call) -> None:
     assert dataclasses.asdict(result)["reuse"]["sources"][TokenSource.DEVICE] == 72
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "arrives"),
+    [
+        ({"json_schema": {"type": "string", "const": "é"}}, "json_schema", '{"type": "string", "const": "é"}'),
+        ({"json_schema": '{"type":  "string"}'}, "json_schema", '{"type":  "string"}'),
+        ({"json_object": True}, "json_object", common_pb2.JsonObject()),
+        ({"regex": "[0-9]+"}, "regex", "[0-9]+"),
+        ({"choices": ("yes", "no")}, "choices", common_pb2.Choices(texts=["yes", "no"])),
+        ({"lark": 'start: "a"'}, "lark", 'start: "a"'),
+        ({}, None, None),
+    ],
+)
+def test_a_constraint_arrives_as_it_was_given(
+    options: Any, kind: str | None, arrives: object, call: Call, gateway: FakeGateway
+) -> None:
+    call("generate", "Who?", **options)
+    sampling = gateway.requests[0].sampling
+    assert sampling.WhichOneof("constraint") == kind
+    assert kind is None or getattr(sampling, kind) == arrives
+
+
 def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGateway) -> None:
     call(
         "generate",
@@ -73,6 +95,7 @@ def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGa
         ignore_eos=True,
         force_linked=True,
         no_bos=True,
+        cache_salt="mine too",
         request_id="mine",
     )
     (request,) = gateway.requests
@@ -80,6 +103,7 @@ def test_parts_and_options_arrive_as_they_were_given(call: Call, gateway: FakeGa
     assert (request.parts[1].document.text, request.parts[1].document.name) == ("a page", "page.md")
     assert list(request.parts[2].token_ids.ids) == [1, 2]
     assert (request.mode, request.force_linked, request.no_bos, request.request_id) == (2, True, True, "mine")
+    assert request.cache_salt == "mine too"
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.top_k, sampling.seed, sampling.ignore_eos) == (9, 3, 2**64 - 1, True)
     assert (sampling.temperature, sampling.top_p) == pytest.approx((0.5, 0.9))

@@ -138,3 +138,11 @@ def test_token_ids_are_four_bytes_little_endian() -> None:
     for bad in (-1, 2**32):
         with pytest.raises(OverflowError):
             pack_token_ids([bad])
+
+
+def test_a_salt_makes_other_keys_and_no_salt_the_tenants_own() -> None:
+    keys = [tenant_key(b"secret", tenant, salt) for tenant in ("a", "b") for salt in ("", "x", "y", "b")]
+    assert len(set(keys)) == len(keys)
+    assert tenant_key(b"secret", "default", "") == KEY
+    # What a tenant is called cannot stand for another's salt.
+    assert tenant_key(b"secret", "a\0x") not in keys

@@ -23,7 +23,19 @@ def readme_example() -> str:
 def test_the_readme_example_works_on_spolia_up() -> None:
     """The port is the one thing changed: the default one may be taken where the tests run."""
     up = subprocess.Popen(
-        [sys.executable, "-m", "spolia.cli.main", "up", "--model", str(DEMO_MODEL), "--port", "0", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "spolia.cli.main",
+            "up",
+            "--model",
+            str(DEMO_MODEL),
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -10,7 +10,7 @@ from tiny_cluster import WAIT_S, World
 
 from spolia import AsyncClient
 from spolia.v1 import directory_pb2
-from spolia_gateway.config import GatewayConfig
+from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.node import GatewayNode
 from spolia_node.deadline import Deadline
 
@@ -19,7 +19,11 @@ from spolia_node.deadline import Deadline
 async def a_gateway(world: World, tenant: str, **settings: Any) -> AsyncIterator[GatewayNode]:
     """A gateway that works for `tenant`, and knows a prefill and a decode node."""
     config = GatewayConfig(
-        port=0, model=world.model, directory=world.directory, tenant=tenant, log_level="error", **settings
+        **(
+            {"port": 0, "http_port": OFF, "model": world.model, "directory": world.directory, "tenant": tenant}
+            | {"log_level": "error"}
+            | settings
+        )
     )
     node = GatewayNode(config)
     try:

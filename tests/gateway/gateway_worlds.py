@@ -34,7 +34,7 @@ from spolia.v1 import (
     kvstore_pb2_grpc,
     prefill_pb2_grpc,
 )
-from spolia_gateway.config import GatewayConfig
+from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.node import GatewayNode
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import ErrorInterceptor
@@ -139,8 +139,14 @@ async def world(
                 stack, partial(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, other)
             )
             directory.put(record(other.node_id, directory_pb2.NODE_ROLE_PREFILL, other.address, model=served))
-        fixed: dict[str, Any] = {"port": 0, "directory": directory_address, "model": model, "model_name": MODEL}
-        config = GatewayConfig(**fixed, **({"drain_timeout_s": 0.2} | changes))
+        fixed: dict[str, Any] = {
+            "port": 0,
+            "directory": directory_address,
+            "model": model,
+            "model_name": MODEL,
+            "http_port": OFF,
+        }
+        config = GatewayConfig(**(fixed | {"drain_timeout_s": 0.2} | changes))
         node = GatewayNode(config)
         stack.push_async_callback(node.close)
         stack.push_async_callback(node.server.stop_at_once)
@@ -166,7 +172,7 @@ async def world(
             )
         )
         yield made
-    left = asyncio.all_tasks() - before
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}  # of a fixture, that which ends it
     if left:  # cancelled calls of the fakes take a moment to unwind
         _, left = await asyncio.wait(left, timeout=WAIT_S)
     assert not left, f"tasks left behind: {left}"

@@ -50,6 +50,8 @@ def test_a_process_serves_until_it_is_asked_to_end(model: Path) -> None:
         "spolia_gateway",
         "--port",
         "0",
+        "--http-port",
+        "0",
         "--model",
         str(model),
         "--directory",
@@ -60,7 +62,9 @@ def test_a_process_serves_until_it_is_asked_to_end(model: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("READY gateway 127.0.0.1:")
+        ready = process.stdout.readline().split()
+        assert ready[:2] == ["READY", "gateway"]
+        assert ready[3].startswith("http=127.0.0.1:")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0

@@ -69,6 +69,12 @@ INVALID = [
     (sampled(stop=["a"] * 17), "sampling.stop", "≤ 16 strings", "17"),
     (sampled(stop=[""]), "sampling.stop", "1 … 256 bytes each", "0"),
     (sampled(stop=["é" * 129]), "sampling.stop", "1 … 256 bytes each", "258"),
+    (sampled(json_schema="[1]"), "sampling.json_schema", "a JSON object", "[1]"),
+    (sampled(json_schema=" " * 262145), "sampling.json_schema", "1 … 262144 bytes", "262145 bytes"),
+    (sampled(json_schema="{}", ignore_eos=True), "sampling.ignore_eos", "false beside sampling.json_schema", "True"),
+    (sampled(regex="é" * 4097), "sampling.regex", "1 … 8192 bytes", "8194 bytes"),
+    (sampled(choices=common_pb2.Choices()), "sampling.choices", "1 … 1024 texts", "0"),
+    (sampled(lark=""), "sampling.lark", "1 … 262144 bytes", "0 bytes"),
 ]
 
 
@@ -89,6 +95,20 @@ def test_what_fits_the_limits_exactly_is_taken() -> None:
     built(parts_request(ids_part(*[5] * 30)))
     built(sampled(temperature=100.0, top_p=1.0, top_k=2**32 - 1, stop=["a" * 256] * 16, seed=2**64 - 1))
     LIMITS.check_bytes([999, 1], "parts")
+
+
+def test_a_constraint_is_handed_on_as_it_was_stated() -> None:
+    for sampling in (
+        common_pb2.SamplingParams(json_schema='{"type": "string"}'),
+        common_pb2.SamplingParams(json_object=common_pb2.JsonObject()),
+        common_pb2.SamplingParams(regex="a(?=b)"),  # what only the grammar library can tell the decode node says
+        common_pb2.SamplingParams(choices=common_pb2.Choices(texts=["yes", "no"])),
+        common_pb2.SamplingParams(lark='start: "a"'),
+    ):
+        sent = built(text_request("a", sampling=sampling)).message().sampling
+        kind = sampling.WhichOneof("constraint")
+        assert sent.WhichOneof("constraint") == kind
+        assert getattr(sent, kind) == getattr(sampling, kind)
 
 
 def test_max_tokens_that_do_not_fit_are_refused_with_both_numbers() -> None:

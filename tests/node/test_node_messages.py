@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spolia.v1 import common_pb2
 from spolia_core.chunk_object import ChunkMeta, KvShape
+from spolia_core.constraint import Constraint
 from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.prompt import Part, Prompt
@@ -30,6 +31,14 @@ from spolia_node.rpc_messages import (
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
 hundredths = st.integers(1, 100).map(lambda n: n / 100)
+texts = st.text(min_size=1, max_size=16)
+constraints = (
+    st.just(Constraint.json_object())
+    | st.builds(Constraint.json_schema, st.dictionaries(st.text(max_size=9), st.integers(), max_size=3))
+    | st.builds(Constraint.regex, texts)
+    | st.builds(Constraint.one_of, st.lists(texts, min_size=1, max_size=4, unique=True))
+    | st.builds(Constraint.lark, texts)
+)
 samplings = st.builds(
     SamplingParams,
     temperature=hundredths,
@@ -39,7 +48,7 @@ samplings = st.builds(
     max_tokens=st.integers(1, 2**32 - 1),
     stop=st.lists(st.text(min_size=1, max_size=16).filter(lambda s: s.isprintable()), max_size=4).map(tuple),
     ignore_eos=st.booleans(),
-)
+) | st.builds(SamplingParams, constraint=constraints)
 misses = st.builds(
     Miss, chunk_id=st.binary(), kind=st.sampled_from(ChunkKind), reason=st.sampled_from(MissReason), num_tokens=uint32
 )

@@ -413,8 +413,8 @@ async def claim_as(node: PrefillNode | DecodeNode, chunk_id: bytes, owner: str, 
     assert results[0].state == kvstore_pb2.CLAIM_STATE_GRANTED
 
 
-def count_calls(monkeypatch: Any, engine: Engine, name: str) -> list[tuple[Any, ...]]:
-    """Records the arguments of every call of a method of an engine."""
+def count_calls(monkeypatch: Any, engine: Engine | Pool, name: str) -> list[tuple[Any, ...]]:
+    """Records the arguments of every call of a method of an engine or its pool."""
     calls: list[tuple[Any, ...]] = []
     original = getattr(engine, name)
 

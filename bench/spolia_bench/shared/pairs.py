@@ -18,7 +18,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Median of paired ratios, between `low` and `high` with 95 % confidence."""
+    """Median of paired ratios, or differences, between `low` and `high` with 95 % confidence."""
 
     median: float
     low: float
@@ -49,8 +49,17 @@ def by_turns(steps: Mapping[str, Step], num_rounds: int, *, num_steps: int = 1) 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
     """Of times of the same rounds."""
     ratios = sorted(a / b for a, b in zip(over, under, strict=True))
-    at = _rank(len(ratios))
-    return Ratio(statistics.median(ratios), ratios[at], ratios[-1 - at])
+    return _median_of(ratios)
+
+
+def difference(over: Sequence[float], under: Sequence[float]) -> Ratio:
+    """As `ratio`, of what times of the same rounds have more than others."""
+    return _median_of(sorted(a - b for a, b in zip(over, under, strict=True)))
+
+
+def _median_of(ordered: Sequence[float]) -> Ratio:
+    at = _rank(len(ordered))
+    return Ratio(statistics.median(ordered), ordered[at], ordered[-1 - at])
 
 
 def _rank(count: int) -> int:

@@ -99,6 +99,7 @@ def _ask(client: Client, round_: _Round, question: Question, max_tokens: int, se
 def _show_cluster(cluster: LocalCluster, elapsed_s: float) -> None:
     print_columns(("node", "address", "pid"), *((n.name, n.address, str(n.pid)) for n in cluster.nodes))
     print(f"\n{len(cluster.nodes)} processes, ready after {elapsed_s:.1f} s; logs in {cluster.log_dir}")
+    print(f"OpenAI's clients: base URL http://{cluster.http_address}/v1")
 
 
 def _show(answers: Sequence[_Answered]) -> None:

@@ -56,6 +56,17 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0: all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws; default: the gateway draws one.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with the JSON schema of the answer.", exists=True, dir_okay=False)
+    ] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="The answer is a JSON object.")] = False,
+    regex: Annotated[str | None, typer.Option(help="The whole answer matches this expression.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="The answer is this text, or another one given so; give several.")
+    ] = None,
+    lark: Annotated[
+        Path | None, typer.Option(help="File with the grammar of the answer.", exists=True, dir_okay=False)
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of sequence.")] = False,
     n: Annotated[int, typer.Option("-n", help="Answers to draw; with more than one, each is printed whole.")] = 1,
     logprobs: Annotated[
@@ -86,6 +97,11 @@ def generate(
         "stop": stop or (),
         "n": n,
         "logprobs": logprobs,
+        "json_schema": None if json_schema is None else read_document(json_schema),
+        "json_object": json_object,
+        "regex": regex,
+        "choices": choice or None,
+        "lark": None if lark is None else read_document(lark),
         "ignore_eos": ignore_eos,
         "force_linked": force_linked,
     }

@@ -27,6 +27,10 @@ def up(
     prefill: Annotated[int, typer.Option(min=0, help="How many prefill nodes.")] = 1,
     decode: Annotated[int, typer.Option(min=1, help="How many decode nodes.")] = 1,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port clients connect to; 0 takes a free one.")] = 7300,
+    http_port: Annotated[
+        int,
+        typer.Option(min=-1, max=65535, help="Port of OpenAI-compatible HTTP; 0 takes a free one, -1 turns it off."),
+    ] = 8000,
     log_dir: Annotated[Path | None, typer.Option(help="Where the logs go; default: a new temporary folder.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to the terminal instead.")] = False,
     engine_threads: Annotated[
@@ -64,6 +68,7 @@ def up(
         num_prefill=prefill,
         num_decode=decode,
         port=port,
+        http_port=http_port,
         settings=settings or [],
         log_dir=log_dir,
         verbose=verbose,
@@ -105,13 +110,21 @@ def _on_ending_signals(events: SimpleQueue[NodeExit | None], *, interrupt: bool)
 
 def _announce(cluster: LocalCluster, *, as_json: bool) -> None:
     if as_json:
-        print_json({"address": cluster.address, "log_dir": cluster.log_dir, "nodes": cluster.nodes})
+        print_json(
+            {
+                "address": cluster.address,
+                "http_address": cluster.http_address,
+                "log_dir": cluster.log_dir,
+                "nodes": cluster.nodes,
+            }
+        )
         return
     rows = [(node.name, node.address, str(node.pid), str(node.log_path or "this terminal")) for node in cluster.nodes]
     print_columns(("node", "address", "pid", "log"), *rows)
+    over_http = f"OpenAI's clients: base URL http://{cluster.http_address}/v1\n\n" if cluster.http_address else ""
     print(
         "\nready. Try, in another terminal:\n\n"
-        f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n'
+        f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n{over_http}'
         "Ctrl-C ends the cluster.",
         flush=True,
     )

@@ -228,7 +228,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Never sent."""
     FINISH_REASON_EOS: _FinishReason.ValueType  # 1
-    """The model produced an end-of-sequence token."""
+    """The model produced an end-of-sequence token, or the request's constraint allowed nothing else: then none is drawn."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 2
     """A stop string appeared; the text ends before it."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
@@ -240,7 +240,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Never sent."""
 FINISH_REASON_EOS: FinishReason.ValueType  # 1
-"""The model produced an end-of-sequence token."""
+"""The model produced an end-of-sequence token, or the request's constraint allowed nothing else: then none is drawn."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 2
 """A stop string appeared; the text ends before it."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
@@ -262,6 +262,11 @@ class SamplingParams(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     NUM_SAMPLES_FIELD_NUMBER: _builtins.int
     NUM_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    LARK_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Softmax temperature, 0 … 100; 0 is greedy."""
     top_p: _builtins.float
@@ -278,9 +283,27 @@ class SamplingParams(_message.Message):
     """Answers to draw from the prompt, 1 … 64; 0 is 1. Their prompt's KV is held once."""
     num_top_logprobs: _builtins.int
     """Tell the log-probability of every token, and of the likeliest ones beside it, 0 … 20. Unset tells none."""
+    json_schema: _builtins.str
+    """A JSON value that a schema (draft 2020-12) accepts. The schema is a JSON object of 1 … 262,144 bytes that refers to
+    nothing outside itself; keywords that cannot be enforced are refused by name.
+    """
+    regex: _builtins.str
+    """Text that a regular expression matches whole, 1 … 8,192 bytes. Rust's syntax without look-around and
+    back-references.
+    """
+    lark: _builtins.str
+    """Text of a context-free grammar in llguidance's dialect of Lark, 1 … 262,144 bytes, whose first rule is `start`."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Generation ends before the first of these appears in the text. At most 16 strings of 1 … 256 bytes."""
+
+    @_builtins.property
+    def json_object(self) -> Global___JsonObject:
+        """Any JSON object."""
+
+    @_builtins.property
+    def choices(self) -> Global___Choices:
+        """One of several texts."""
 
     def __init__(
         self,
@@ -294,10 +317,15 @@ class SamplingParams(_message.Message):
         ignore_eos: _builtins.bool = ...,
         num_samples: _builtins.int = ...,
         num_top_logprobs: _builtins.int | None = ...,
+        json_schema: _builtins.str = ...,
+        json_object: Global___JsonObject | None = ...,
+        regex: _builtins.str = ...,
+        choices: Global___Choices | None = ...,
+        lark: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_num_top_logprobs", b"_num_top_logprobs", "_seed", b"_seed", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "num_top_logprobs", b"num_top_logprobs", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_num_top_logprobs", b"_num_top_logprobs", "_seed", b"_seed", "_top_p", b"_top_p", "choices", b"choices", "constraint", b"constraint", "json_object", b"json_object", "json_schema", b"json_schema", "lark", b"lark", "max_tokens", b"max_tokens", "num_top_logprobs", b"num_top_logprobs", "regex", b"regex", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_num_top_logprobs", b"_num_top_logprobs", "_seed", b"_seed", "_top_p", b"_top_p", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "num_samples", b"num_samples", "num_top_logprobs", b"num_top_logprobs", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_num_top_logprobs", b"_num_top_logprobs", "_seed", b"_seed", "_top_p", b"_top_p", "choices", b"choices", "constraint", b"constraint", "ignore_eos", b"ignore_eos", "json_object", b"json_object", "json_schema", b"json_schema", "lark", b"lark", "max_tokens", b"max_tokens", "num_samples", b"num_samples", "num_top_logprobs", b"num_top_logprobs", "regex", b"regex", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -307,6 +335,8 @@ class SamplingParams(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "json_object", "regex", "choices", "lark"]  # noqa: Y015
+    _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
@@ -315,8 +345,51 @@ class SamplingParams(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_constraint) -> _WhichOneofReturnType_constraint | None: ...
 
 Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
+
+@_typing.final
+class JsonObject(_message.Message):
+    """Any JSON object is asked for; there is nothing to say about it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JsonObject: _TypeAlias = JsonObject  # noqa: Y015
+
+@_typing.final
+class Choices(_message.Message):
+    """Texts of which an answer must be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 … 1,024 texts, each once, of 1 … 4,096 bytes, together at most 65,536."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class SourceCount(_message.Message):
@@ -529,7 +602,9 @@ class TopLogprob(_message.Message):
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
-    """Natural logarithm of the model's probability for it, before temperature, top-k and top-p."""
+    """Natural logarithm of the model's probability for it, before temperature, top-k and top-p; among the tokens that the
+    request's constraint allows here, where it has one.
+    """
     def __init__(
         self,
         *,
@@ -553,7 +628,9 @@ class TokenLogprobs(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     logprob: _builtins.float
-    """Natural logarithm of the model's probability for it, before temperature, top-k and top-p."""
+    """Natural logarithm of the model's probability for it, before temperature, top-k and top-p; among the tokens that the
+    request's constraint allows here, where it has one.
+    """
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]:
         """The likeliest, likeliest first; the token itself may be among them."""

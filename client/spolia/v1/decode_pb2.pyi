@@ -87,6 +87,7 @@ class DecodeServiceGenerateRequest(_message.Message):
     PREFILL_HINTS_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs, claims and pins; the same on a replay."""
     tenant_id: _builtins.str
@@ -99,6 +100,8 @@ class DecodeServiceGenerateRequest(_message.Message):
     """Serve LINKED even where this node's profile forbids it."""
     num_sink_tokens: _builtins.int
     """Dummy sink tokens of the recipe the ids were derived for."""
+    cache_salt: _builtins.str
+    """Enters every id beside the tenant; empty for none."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenPart]:
         """The prompt, first to last, begin-of-sequence token included."""
@@ -128,10 +131,11 @@ class DecodeServiceGenerateRequest(_message.Message):
         prefill_hints: _abc.Iterable[_builtins.str] | None = ...,
         resume: Global___Resume | None = ...,
         num_sink_tokens: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "fingerprint", b"fingerprint", "force_linked", b"force_linked", "mode", b"mode", "num_sink_tokens", b"num_sink_tokens", "parts", b"parts", "prefill_hints", b"prefill_hints", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "force_linked", b"force_linked", "mode", b"mode", "num_sink_tokens", b"num_sink_tokens", "parts", b"parts", "prefill_hints", b"prefill_hints", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015

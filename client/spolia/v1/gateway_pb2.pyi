@@ -190,6 +190,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     NO_BOS_FIELD_NUMBER: _builtins.int
     SPLITTING_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this attempt in logs and traces; the gateway makes one when empty. At most 128 bytes of printable ASCII."""
     model: _builtins.str
@@ -202,6 +203,11 @@ class GenerateRequest(_message.Message):
     """
     no_bos: _builtins.bool
     """Leave out the begin-of-sequence token the model's tokenizer would add before the first part."""
+    cache_salt: _builtins.str
+    """Keeps this request's cache entries apart: KV is shared among requests of one tenant with an equal salt only, and
+    documents stored under the tenant "shared" are not read. At most 256 bytes; empty, the default, is a salt like any
+    other but for that.
+    """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPart]:
         """The prompt, first to last. Not empty."""
@@ -227,10 +233,11 @@ class GenerateRequest(_message.Message):
         sampling: _common_pb2.SamplingParams | None = ...,
         no_bos: _builtins.bool = ...,
         splitting: Global___Splitting | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_linked", b"force_linked", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "force_linked", b"force_linked", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,10 +285,13 @@ class WarmRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     SPLITTING_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this attempt in logs; the gateway makes one when empty."""
     model: _builtins.str
     """Model name; may be empty when the cluster serves one model."""
+    cache_salt: _builtins.str
+    """For requests with this salt only. As for Generate."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The documents."""
@@ -297,10 +307,11 @@ class WarmRequest(_message.Message):
         model: _builtins.str = ...,
         documents: _abc.Iterable[Global___Document] | None = ...,
         splitting: Global___Splitting | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "request_id", b"request_id", "splitting", b"splitting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "documents", b"documents", "model", b"model", "request_id", b"request_id", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,8 +374,11 @@ class ForgetRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     SPLITTING_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model name; may be empty when the cluster serves one model."""
+    cache_salt: _builtins.str
+    """Salt under which they were stored. As for Generate; what is stored under other salts stays."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
         """The documents, text as it was given."""
@@ -381,10 +395,11 @@ class ForgetRequest(_message.Message):
         model: _builtins.str = ...,
         documents: _abc.Iterable[Global___Document] | None = ...,
         splitting: Global___Splitting | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "model", b"model", "splitting", b"splitting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "documents", b"documents", "model", b"model", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

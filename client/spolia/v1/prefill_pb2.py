@@ -25,47 +25,47 @@ _sym_db = _symbol_database.Default()
 from spolia.v1 import common_pb2 as spolia_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spolia/v1/prefill.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"\x95\x01\n\x0ePrefillRequest\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x17.spolia.v1.PrefillStartH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.spolia.v1.LayerAckH\x00\x12*\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x18.spolia.v1.PrefillCancelH\x00\x42\t\n\x07message\"\xff\x01\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x17\n\x0f\x61\x63\x63\x65pted_codecs\x18\x04 \x03(\t\x12)\n\x07\x63ompile\x18\x05 \x01(\x0b\x32\x16.spolia.v1.CompileWorkH\x00\x12)\n\x07\x63ontext\x18\x06 \x01(\x0b\x32\x16.spolia.v1.ContextWorkH\x00\x12#\n\x04link\x18\x08 \x01(\x0b\x32\x13.spolia.v1.LinkWorkH\x00\x12\x17\n\x0fnum_sink_tokens\x18\x07 \x01(\rB\x06\n\x04work\"O\n\x0b\x43ompileWork\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.spolia.v1.ChunkToCompile\x12\x15\n\rinline_chunks\x18\x02 \x03(\x0c\"5\n\x0e\x43hunkToCompile\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"_\n\x0b\x43ontextWork\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65pts_slices\x18\x05 \x01(\x08J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"{\n\x08LinkWork\x12#\n\x05parts\x18\x01 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.spolia.v1.TokenRange\x12\x19\n\x11num_prefix_tokens\x18\x03 \x01(\rJ\x04\x08\x04\x10\x05J\x04\x08\x05\x10\x06\"2\n\nTokenRange\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"(\n\x08LayerAck\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05slice\x18\x02 \x01(\r\"\x1f\n\rPrefillCancel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa3\x02\n\x0fPrefillResponse\x12&\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x15.spolia.v1.ChunkReadyH\x00\x12.\n\x0blive_header\x18\x02 \x01(\x0b\x32\x17.spolia.v1.LiveKvHeaderH\x00\x12,\n\x0blayer_frame\x18\x03 \x01(\x0b\x32\x15.spolia.v1.LayerFrameH\x00\x12\'\n\x0blast_hidden\x18\x07 \x01(\x0b\x32\x10.spolia.v1.FrameH\x00\x12(\n\x0cinline_frame\x18\x05 \x01(\x0b\x32\x10.spolia.v1.FrameH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.spolia.v1.PrefillDoneH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x05\"x\n\nChunkReady\x12(\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.spolia.v1.ChunkOutcome\x12#\n\x04info\x18\x02 \x01(\x0b\x32\x15.spolia.v1.ObjectInfo\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\"\xaa\x01\n\x0cLiveKvHeader\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05v_dim\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x06 \x01(\r\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12\x14\n\x0cslice_tokens\x18\x08 \x03(\r\"K\n\nLayerFrame\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x1f\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.spolia.v1.Frame\x12\r\n\x05slice\x18\x03 \x01(\r\"Y\n\x0bPrefillDone\x12\x1b\n\x13num_computed_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\"A\n\x19PrefillServiceDropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"1\n\x1aPrefillServiceDropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r*z\n\x0c\x43hunkOutcome\x12\x1d\n\x19\x43HUNK_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HUNK_OUTCOME_STORED\x10\x01\x12\x17\n\x13\x43HUNK_OUTCOME_FOUND\x10\x02\x12\x18\n\x14\x43HUNK_OUTCOME_INLINE\x10\x03\x32\xab\x01\n\x0ePrefillService\x12\x44\n\x07Prefill\x12\x19.spolia.v1.PrefillRequest\x1a\x1a.spolia.v1.PrefillResponse(\x01\x30\x01\x12S\n\x04\x44rop\x12$.spolia.v1.PrefillServiceDropRequest\x1a%.spolia.v1.PrefillServiceDropResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spolia/v1/prefill.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"\x95\x01\n\x0ePrefillRequest\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x17.spolia.v1.PrefillStartH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.spolia.v1.LayerAckH\x00\x12*\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x18.spolia.v1.PrefillCancelH\x00\x42\t\n\x07message\"\x93\x02\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x17\n\x0f\x61\x63\x63\x65pted_codecs\x18\x04 \x03(\t\x12)\n\x07\x63ompile\x18\x05 \x01(\x0b\x32\x16.spolia.v1.CompileWorkH\x00\x12)\n\x07\x63ontext\x18\x06 \x01(\x0b\x32\x16.spolia.v1.ContextWorkH\x00\x12#\n\x04link\x18\x08 \x01(\x0b\x32\x13.spolia.v1.LinkWorkH\x00\x12\x17\n\x0fnum_sink_tokens\x18\x07 \x01(\r\x12\x12\n\ncache_salt\x18\t \x01(\tB\x06\n\x04work\"O\n\x0b\x43ompileWork\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.spolia.v1.ChunkToCompile\x12\x15\n\rinline_chunks\x18\x02 \x03(\x0c\"5\n\x0e\x43hunkToCompile\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"_\n\x0b\x43ontextWork\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65pts_slices\x18\x05 \x01(\x08J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"{\n\x08LinkWork\x12#\n\x05parts\x18\x01 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.spolia.v1.TokenRange\x12\x19\n\x11num_prefix_tokens\x18\x03 \x01(\rJ\x04\x08\x04\x10\x05J\x04\x08\x05\x10\x06\"2\n\nTokenRange\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"(\n\x08LayerAck\x12\r\n\x05layer\x18\x01 \x01(\r\x12\r\n\x05slice\x18\x02 \x01(\r\"\x1f\n\rPrefillCancel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xa3\x02\n\x0fPrefillResponse\x12&\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x15.spolia.v1.ChunkReadyH\x00\x12.\n\x0blive_header\x18\x02 \x01(\x0b\x32\x17.spolia.v1.LiveKvHeaderH\x00\x12,\n\x0blayer_frame\x18\x03 \x01(\x0b\x32\x15.spolia.v1.LayerFrameH\x00\x12\'\n\x0blast_hidden\x18\x07 \x01(\x0b\x32\x10.spolia.v1.FrameH\x00\x12(\n\x0cinline_frame\x18\x05 \x01(\x0b\x32\x10.spolia.v1.FrameH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.spolia.v1.PrefillDoneH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x05\"x\n\nChunkReady\x12(\n\x07outcome\x18\x01 \x01(\x0e\x32\x17.spolia.v1.ChunkOutcome\x12#\n\x04info\x18\x02 \x01(\x0b\x32\x15.spolia.v1.ObjectInfo\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\"\xaa\x01\n\x0cLiveKvHeader\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05v_dim\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x66irst_position\x18\x06 \x01(\r\x12\x12\n\nnum_tokens\x18\x07 \x01(\r\x12\x14\n\x0cslice_tokens\x18\x08 \x03(\r\"K\n\nLayerFrame\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x1f\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.spolia.v1.Frame\x12\r\n\x05slice\x18\x03 \x01(\r\"Y\n\x0bPrefillDone\x12\x1b\n\x13num_computed_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\"A\n\x19PrefillServiceDropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"1\n\x1aPrefillServiceDropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r*z\n\x0c\x43hunkOutcome\x12\x1d\n\x19\x43HUNK_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HUNK_OUTCOME_STORED\x10\x01\x12\x17\n\x13\x43HUNK_OUTCOME_FOUND\x10\x02\x12\x18\n\x14\x43HUNK_OUTCOME_INLINE\x10\x03\x32\xab\x01\n\x0ePrefillService\x12\x44\n\x07Prefill\x12\x19.spolia.v1.PrefillRequest\x1a\x1a.spolia.v1.PrefillResponse(\x01\x30\x01\x12S\n\x04\x44rop\x12$.spolia.v1.PrefillServiceDropRequest\x1a%.spolia.v1.PrefillServiceDropResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spolia.v1.prefill_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKOUTCOME']._serialized_start=1832
-  _globals['_CHUNKOUTCOME']._serialized_end=1954
+  _globals['_CHUNKOUTCOME']._serialized_start=1852
+  _globals['_CHUNKOUTCOME']._serialized_end=1974
   _globals['_PREFILLREQUEST']._serialized_start=63
   _globals['_PREFILLREQUEST']._serialized_end=212
   _globals['_PREFILLSTART']._serialized_start=215
-  _globals['_PREFILLSTART']._serialized_end=470
-  _globals['_COMPILEWORK']._serialized_start=472
-  _globals['_COMPILEWORK']._serialized_end=551
-  _globals['_CHUNKTOCOMPILE']._serialized_start=553
-  _globals['_CHUNKTOCOMPILE']._serialized_end=606
-  _globals['_CONTEXTWORK']._serialized_start=608
-  _globals['_CONTEXTWORK']._serialized_end=703
-  _globals['_LINKWORK']._serialized_start=705
-  _globals['_LINKWORK']._serialized_end=828
-  _globals['_TOKENRANGE']._serialized_start=830
-  _globals['_TOKENRANGE']._serialized_end=880
-  _globals['_LAYERACK']._serialized_start=882
-  _globals['_LAYERACK']._serialized_end=922
-  _globals['_PREFILLCANCEL']._serialized_start=924
-  _globals['_PREFILLCANCEL']._serialized_end=955
-  _globals['_PREFILLRESPONSE']._serialized_start=958
-  _globals['_PREFILLRESPONSE']._serialized_end=1249
-  _globals['_CHUNKREADY']._serialized_start=1251
-  _globals['_CHUNKREADY']._serialized_end=1371
-  _globals['_LIVEKVHEADER']._serialized_start=1374
-  _globals['_LIVEKVHEADER']._serialized_end=1544
-  _globals['_LAYERFRAME']._serialized_start=1546
-  _globals['_LAYERFRAME']._serialized_end=1621
-  _globals['_PREFILLDONE']._serialized_start=1623
-  _globals['_PREFILLDONE']._serialized_end=1712
-  _globals['_PREFILLSERVICEDROPREQUEST']._serialized_start=1714
-  _globals['_PREFILLSERVICEDROPREQUEST']._serialized_end=1779
-  _globals['_PREFILLSERVICEDROPRESPONSE']._serialized_start=1781
-  _globals['_PREFILLSERVICEDROPRESPONSE']._serialized_end=1830
-  _globals['_PREFILLSERVICE']._serialized_start=1957
-  _globals['_PREFILLSERVICE']._serialized_end=2128
+  _globals['_PREFILLSTART']._serialized_end=490
+  _globals['_COMPILEWORK']._serialized_start=492
+  _globals['_COMPILEWORK']._serialized_end=571
+  _globals['_CHUNKTOCOMPILE']._serialized_start=573
+  _globals['_CHUNKTOCOMPILE']._serialized_end=626
+  _globals['_CONTEXTWORK']._serialized_start=628
+  _globals['_CONTEXTWORK']._serialized_end=723
+  _globals['_LINKWORK']._serialized_start=725
+  _globals['_LINKWORK']._serialized_end=848
+  _globals['_TOKENRANGE']._serialized_start=850
+  _globals['_TOKENRANGE']._serialized_end=900
+  _globals['_LAYERACK']._serialized_start=902
+  _globals['_LAYERACK']._serialized_end=942
+  _globals['_PREFILLCANCEL']._serialized_start=944
+  _globals['_PREFILLCANCEL']._serialized_end=975
+  _globals['_PREFILLRESPONSE']._serialized_start=978
+  _globals['_PREFILLRESPONSE']._serialized_end=1269
+  _globals['_CHUNKREADY']._serialized_start=1271
+  _globals['_CHUNKREADY']._serialized_end=1391
+  _globals['_LIVEKVHEADER']._serialized_start=1394
+  _globals['_LIVEKVHEADER']._serialized_end=1564
+  _globals['_LAYERFRAME']._serialized_start=1566
+  _globals['_LAYERFRAME']._serialized_end=1641
+  _globals['_PREFILLDONE']._serialized_start=1643
+  _globals['_PREFILLDONE']._serialized_end=1732
+  _globals['_PREFILLSERVICEDROPREQUEST']._serialized_start=1734
+  _globals['_PREFILLSERVICEDROPREQUEST']._serialized_end=1799
+  _globals['_PREFILLSERVICEDROPRESPONSE']._serialized_start=1801
+  _globals['_PREFILLSERVICEDROPRESPONSE']._serialized_end=1850
+  _globals['_PREFILLSERVICE']._serialized_start=1977
+  _globals['_PREFILLSERVICE']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

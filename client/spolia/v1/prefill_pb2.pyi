@@ -100,6 +100,7 @@ class PrefillStart(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     LINK_FIELD_NUMBER: _builtins.int
     NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request this is for; names logs and claims."""
     tenant_id: _builtins.str
@@ -108,6 +109,8 @@ class PrefillStart(_message.Message):
     """Fingerprint the ids were derived for, 32 bytes."""
     num_sink_tokens: _builtins.int
     """Dummy sink tokens of the recipe the ids were derived for: local chunks are compiled behind as many."""
+    cache_salt: _builtins.str
+    """Enters every id beside the tenant; empty for none."""
     @_builtins.property
     def accepted_codecs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Codecs the caller can read, best first."""
@@ -135,10 +138,11 @@ class PrefillStart(_message.Message):
         context: Global___ContextWork | None = ...,
         link: Global___LinkWork | None = ...,
         num_sink_tokens: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compile", b"compile", "context", b"context", "link", b"link", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "link", b"link", "num_sink_tokens", b"num_sink_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_codecs", b"accepted_codecs", "cache_salt", b"cache_salt", "compile", b"compile", "context", b"context", "fingerprint", b"fingerprint", "link", b"link", "num_sink_tokens", b"num_sink_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["compile", "context", "link"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

@@ -30,6 +30,7 @@ from spolia_decode.prepared import Prepared
 from spolia_decode.sealing import AnswerSealer
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
+from spolia_engine.grammar import Grammar
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 
@@ -57,8 +58,15 @@ class Workplace:
 class Answering:
     """One request on this node. Read `deltas` once; everything it holds goes with them."""
 
-    def __init__(self, where: Workplace, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> None:
-        """`report` and `times` are filled as the work goes on."""
+    def __init__(
+        self,
+        where: Workplace,
+        job: GenerateJob,
+        report: ReuseReport,
+        deadline: Deadline,
+        grammar: Grammar | None = None,
+    ) -> None:
+        """`report` and `times` are filled as the work goes on; `grammar` is that of the job's constraint."""
         core = where.parts.core
         self._where = where
         self._job = job
@@ -67,7 +75,7 @@ class Answering:
         self.times = RequestTimes()
         self._is_reported = False
         self._prompt_was_read = asyncio.Event()
-        self.generations = [core.generation(job.sampling, index) for index in range(job.sampling.num_samples)]
+        self.generations = [core.generation(job.sampling, index, grammar) for index in range(job.sampling.num_samples)]
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The deltas of all samples, each sample's in order.

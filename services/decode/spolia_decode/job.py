@@ -41,6 +41,8 @@ class GenerateJob:
     """By index: where each sample stood when its last node died. Those behind the last have nothing yet."""
     received_ids: tuple[int, ...] = ()
     """Of the sample that is being worked on, counted to its context."""
+    cache_salt: str = ""
+    """What entered `ids` beside the tenant, for whoever derives them again."""
 
     @property
     def context(self) -> Prompt:
@@ -77,7 +79,7 @@ def check_job(
     prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
     sampling = sampling_from_pb(request.sampling, default_seed=0)
     check_answer_length(prompt.num_tokens, sampling.max_tokens, core.adapter.max_context_tokens)
-    ids, shared_ids = readable_ids(core, cluster_secret, request.tenant_id)
+    ids, shared_ids = readable_ids(core, cluster_secret, request.tenant_id, request.cache_salt)
     _check_chunk_ids(prompt.parts, (ids, shared_ids))
     received = tuple(
         ReceivedSample(tuple(sample.token_ids), sample.num_text_code_points) for sample in request.resume.samples
@@ -93,6 +95,7 @@ def check_job(
         sampling,
         tuple(request.prefill_hints),
         received,
+        cache_salt=request.cache_salt,
     )
 
 

@@ -60,6 +60,7 @@ class NodeParts:
             fingerprint=self.core.adapter.fingerprint,
             accepted_codecs=ACCEPTED_CODECS,
             num_sink_tokens=self.core.recipe.num_sink_tokens,
+            cache_salt=job.cache_salt,
         )
 
     async def compute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
@@ -26,6 +27,7 @@ from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
 from spolia_decode.node_parts import NodeParts
 from spolia_engine.generation import Delta, Generation
+from spolia_engine.grammar import Grammar
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_to_pb
 
@@ -56,11 +58,19 @@ class DecodeServer(DecodeServiceServicer):
         parts = self._where.parts
         deadline = Deadline.of(context, parts.config.rpc_timeout_s)
         job = check_job(request, parts.core, parts.terms, parts.config.cluster_secret.encode())
-        answering = Answering(self._where, job, _new_report(job, parts), deadline)
+        grammar = await self._grammar(job, deadline)
+        answering = Answering(self._where, job, _new_report(job, parts), deadline, grammar)
         async with aclosing(answering.deltas()) as deltas:
             async for delta in deltas:
                 yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
         yield DecodeServiceGenerateResponse(finish=_finish_message(job, answering))
+
+    async def _grammar(self, job: GenerateJob, deadline: Deadline) -> Grammar | None:
+        """That of the job's constraint. Compiled beside the event loop and the engine's thread."""
+        if job.sampling.constraint is None:
+            return None
+        compiling = asyncio.to_thread(self._where.parts.core.compile_constraint, job.sampling)
+        return await deadline.wait(compiling, "compiling the constraint")
 
     async def Drop(self, request: DropRequest, context: DropContext) -> DropResponse:
         """Forgets resident chunks; ids are keyed by tenant, so no other tenant's can be named."""

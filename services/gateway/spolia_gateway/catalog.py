@@ -30,10 +30,10 @@ class ModelKey:
         served = node.model
         return cls(served.name, served.fingerprint, served.compute_dtype, served.num_sink_tokens)
 
-    def id_space(self, cluster_secret: str, tenant_id: str) -> IdSpace:
-        """The ids of one tenant's chunks under this model."""
+    def id_space(self, cluster_secret: str, tenant_id: str, cache_salt: str = "") -> IdSpace:
+        """The ids of one tenant's chunks under this model; those with another salt are others."""
         recipe = Recipe(self.compute_dtype, self.num_sink_tokens)
-        return IdSpace(tenant_key(cluster_secret.encode(), tenant_id), self.fingerprint, recipe)
+        return IdSpace(tenant_key(cluster_secret.encode(), tenant_id, cache_salt), self.fingerprint, recipe)
 
     def served_by(self, nodes: Iterable[pb.NodeRecord]) -> list[pb.NodeRecord]:
         """The nodes that serve exactly this."""

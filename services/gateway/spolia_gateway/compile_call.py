@@ -26,6 +26,7 @@ class WarmRequest:
     tenant_id: str
     model: ModelKey
     documents: tuple[tuple[DocumentChunk, ...], ...]
+    cache_salt: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -86,6 +87,7 @@ async def _requests(
             fingerprint=request.model.fingerprint,
             accepted_codecs=[RAW_CODEC],
             num_sink_tokens=request.model.num_sink_tokens,
+            cache_salt=request.cache_salt,
             compile=work,
         )
     )

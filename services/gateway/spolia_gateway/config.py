@@ -15,6 +15,8 @@ from spolia_gateway.limits import RequestLimits
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 DEFAULT_PORT = 7300
+DEFAULT_HTTP_PORT = 8000
+OFF = -1
 MAX_IDS_PER_CALL = 4096
 """What the store takes in one call."""
 
@@ -30,6 +32,14 @@ class GatewayConfig(NodeConfig):
     role: ClassVar[str] = "gateway"
 
     port: int = setting(DEFAULT_PORT, "Port clients connect to; 0 takes a free one.", check=between(0, 65535))
+    http_port: int = setting(
+        DEFAULT_HTTP_PORT,
+        "Port of the OpenAI-compatible HTTP server; 0 takes a free one, -1 turns it off.",
+        check=between(OFF, 65535),
+    )
+    http_max_body_bytes: int = setting(
+        32 << 20, "Largest body of an HTTP request, in bytes; raise it with max_prompt_bytes.", check=at_least(1)
+    )
     model: Path | None = setting(
         None, "Hugging Face-format directory of the model served; its tokenizer files are read, its weights are not."
     )

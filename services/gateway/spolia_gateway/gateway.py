@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
@@ -19,14 +19,14 @@ from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.forget import Forgetter
 from spolia_gateway.generation import Generator
 from spolia_gateway.generation_request import GenerationRequest
-from spolia_gateway.limits import request_id_of
+from spolia_gateway.limits import check_cache_salt, request_id_of
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.routing import Demand
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
 from spolia_gateway.tenant_use import TenantUse
-from spolia_gateway.tokenizer import Form, PartTokenizer
+from spolia_gateway.tokenizer import Form, PartTokenizer, cache_scope
 from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
@@ -88,7 +88,7 @@ class Gateway:
                 asyncio.to_thread(self._prepare, checked, model, caller.tenant_id),
                 f"tokenizing request {checked.request_id}",
             )
-            if self._shared is not None:
+            if self._shared is not None and not message.cache_salt:
                 request, demand = await self._shared.apply(request, demand, deadline)
             with self.use.request_tokens(caller, request.max_tokens, "sampling.max_tokens"):
                 async with aclosing(self._generator.run(request, demand, deadline)) as events:
@@ -105,9 +105,10 @@ class Gateway:
             request_id = request_id_of(message.request_id)
             check_documents(message.documents, self._config.limits)
             splitting = read_splitting(message.splitting, self._config.splitting)
+            check_cache_salt(message.cache_salt)
             model = self._model(message.model)
-            cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
-            request = WarmRequest(request_id, tenant_id, model.key, cut)
+            cut = await self._chunks(message, splitting, model, tenant_id, deadline)
+            request = WarmRequest(request_id, tenant_id, model.key, cut, message.cache_salt)
             with self.use.request_tokens(caller, request.num_tokens, "documents"):
                 async with aclosing(self._warmer.run(request, deadline)) as responses:
                     async for response in responses:
@@ -121,15 +122,16 @@ class Gateway:
         with self.use.request(caller):
             check_documents(message.documents, self._config.limits)
             splitting = read_splitting(message.splitting, self._config.splitting)
+            check_cache_salt(message.cache_salt)
             name = self._model(message.model).key.name
             models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
             chunk_ids: list[bytes] = []
             shared_ids: list[bytes] = []
             for model in models:
-                cut = await self._chunks(message.documents, splitting, model, tenant_id, deadline)
+                cut = await self._chunks(message, splitting, model, tenant_id, deadline)
                 chunks = [chunk for document in cut for chunk in document]
                 chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
-                if tenant_id != SHARED_TENANT:
+                if tenant_id != SHARED_TENANT and not message.cache_salt:
                     # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
                     ids = self._ids(model, SHARED_TENANT)
                     shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
@@ -144,6 +146,14 @@ class Gateway:
         with self.use.request(caller):
             encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=caller.tenant_id)
             return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
+
+    async def prompt_ids(self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline) -> list[int]:
+        """The token ids of a request's prompt, as `generate` would read it. Needs no other node."""
+        check_model_name(message.model, self._config.served_name)
+        checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
+        with self.use.request(caller):
+            encoding = asyncio.to_thread(checked.token_ids, self._tokenizer, caller.tenant_id)
+            return await deadline.wait(encoding, "tokenizing")
 
     def list_models(self) -> gateway_pb2.ListModelsResponse:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
@@ -164,12 +174,12 @@ class Gateway:
         check_model_name(wanted, self._config.served_name)
         return choose_model(self._config.served_name, self._decode_nodes())
 
-    def _ids(self, model: Model, tenant_id: str) -> IdSpace:
-        return model.key.id_space(self._config.cluster_secret, tenant_id)
+    def _ids(self, model: Model, tenant_id: str, cache_salt: str = "") -> IdSpace:
+        return model.key.id_space(self._config.cluster_secret, tenant_id, cache_salt)
 
     async def _chunks(
         self,
-        documents: Sequence[gateway_pb2.Document],
+        message: gateway_pb2.WarmRequest | gateway_pb2.ForgetRequest,
         splitting: Splitting,
         model: Model,
         tenant_id: str,
@@ -177,18 +187,18 @@ class Gateway:
     ) -> tuple[tuple[DocumentChunk, ...], ...]:
         work = asyncio.to_thread(
             chunks_of,
-            documents,
+            message.documents,
             model,
-            self._ids(model, tenant_id),
+            self._ids(model, tenant_id, message.cache_salt),
             self._tokenizer,
-            tenant_id,
+            cache_scope(tenant_id, message.cache_salt),
             splitting=splitting,
             limits=self._config.limits,
         )
         return await deadline.wait(work, "tokenizing the documents")
 
     def _prepare(self, checked: CheckedRequest, model: Model, tenant_id: str) -> tuple[GenerationRequest, Demand]:
-        ids = self._ids(model, tenant_id)
+        ids = self._ids(model, tenant_id, checked.message.cache_salt)
         request = checked.build(model, ids, self._tokenizer, tenant_id)
         return request, Demand.of(request.prompt, request.mode, ids)
 

@@ -29,6 +29,7 @@ class GenerationRequest:
     mode: ReuseMode
     force_linked: bool
     sampling: SamplingParams
+    cache_salt: str = ""
 
     @property
     def max_tokens(self) -> int:
@@ -50,4 +51,5 @@ class GenerationRequest:
             prefill_hints=prefill_hints,
             resume=resume,
             num_sink_tokens=self.model.num_sink_tokens,
+            cache_salt=self.cache_salt,
         )

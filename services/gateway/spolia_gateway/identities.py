@@ -23,6 +23,8 @@ NEEDS: dict[str, Role] = {
     "GetCluster": Role.OPERATOR,
 }
 """Which role a call of the gateway takes; HTTP routes ask for the role of what they do."""
+EVERY_CALL = "Generate"
+"""What stands for all calls that users make."""
 
 log = get_log(__name__)
 

@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import ContextTooLong, InvalidRequest
 
 MAX_REQUEST_ID_BYTES = 128
+MAX_CACHE_SALT_BYTES = 256
 TOKEN_ID_BYTES = 4
 
 
@@ -59,6 +60,18 @@ def check_text(text: str, field: str) -> None:
         raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1 byte", actual="0 bytes")
 
 
+def check_cache_salt(salt: str) -> None:
+    """Raises `InvalidRequest` for a salt that is too long."""
+    size = len(salt.encode())
+    if size > MAX_CACHE_SALT_BYTES:
+        raise InvalidRequest(
+            f"cache_salt has {size} bytes; at most {MAX_CACHE_SALT_BYTES} are taken",
+            field="cache_salt",
+            limit=f"{MAX_CACHE_SALT_BYTES} bytes",
+            actual=f"{size} bytes",
+        )
+
+
 def check_may_fit(num_bytes: int, field: str, max_context_tokens: int, max_bytes_per_token: int | None) -> None:
     """Raises `InvalidRequest` when so much text has more tokens than the context however it is encoded.
 
@@ -66,7 +79,7 @@ def check_may_fit(num_bytes: int, field: str, max_context_tokens: int, max_bytes
     """
     if max_bytes_per_token is None or num_bytes <= max_context_tokens * max_bytes_per_token:
         return
-    raise InvalidRequest(
+    raise ContextTooLong(
         f"{field} holds {num_bytes} bytes of text; this model's context of {max_context_tokens} tokens holds "
         f"{max_context_tokens * max_bytes_per_token} bytes at most",
         field=field,

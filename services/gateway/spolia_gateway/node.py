@@ -7,20 +7,28 @@ from spolia.version import __version__
 from spolia_core.errors import InvalidRequest
 from spolia_core.key_book import KeyBook
 from spolia_core.key_place import key_place
+from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway import server
-from spolia_gateway.config import GatewayConfig
+from spolia_gateway.chat_template import ChatTemplate
+from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
+from spolia_gateway.http.app import make_app
+from spolia_gateway.http.calls import Calls
+from spolia_gateway.http.front_door import FrontDoor
+from spolia_gateway.http.server import UNWIND_S, HttpServer
 from spolia_gateway.identities import Identities
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
 from spolia_gateway.tenant_use import TenantUse
+from spolia_gateway.token_texts import TokenTexts
 from spolia_gateway.tokenizer import PartTokenizer
 from spolia_node.certificates import PublicCertificates
 from spolia_node.channels import ChannelPool
+from spolia_node.deadline import Deadline
 from spolia_node.key_watch import KeyWatch
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView, Registration
-from spolia_node.server import NodeServer
+from spolia_node.server import NodeServer, join_address
 
 log = get_log(__name__)
 
@@ -43,7 +51,8 @@ class GatewayNode:
             self.server.front_certificates = PublicCertificates(config.public_tls_dir)
         self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
-        tokenizer = PartTokenizer.from_model(config.model, cache_bytes=config.tokenizer_cache_bytes)
+        files = TokenizerFiles.read(config.model)
+        tokenizer = PartTokenizer(files, cache_bytes=config.tokenizer_cache_bytes)
         self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
         self._use = TenantUse(self.server.metrics)
         self._begin_tenant(config.tenant)
@@ -53,13 +62,24 @@ class GatewayNode:
         self.identities = Identities(book, config.anonymous, self.server.metrics)
         self.server.add(GatewayServer(self.gateway, self.identities, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
+        template = ChatTemplate.read(config.model, files.tokenizer_config)
+        self._http = self._http_server(template, TokenTexts(files.tokenizer, tokenizer.piece_of))
+
+    @property
+    def http_address(self) -> str:
+        """Where HTTP is served, "host:port"; empty where it is off. Call after `start`."""
+        return "" if self._http is None else join_address(self.config.advertise_host, self._http.port)
 
     async def start(self) -> str:
-        """Serves and registers; the address. Raises `InvalidRequest` for a port that cannot be bound.
+        """Serves and registers; the address for gRPC. Raises `InvalidRequest` for a port that cannot be bound.
 
         Health says NOT_SERVING until a decode node that serves the model is known.
         """
         await self.server.start()
+        if self._http is not None:
+            await self._http.start()
+            self.server.on_drain.append(self._drain_http)
+            self.server.announced["http"] = self.http_address
         if self._keys is not None:
             self._keys.start()
         self._say_who_may()
@@ -71,10 +91,24 @@ class GatewayNode:
 
     async def close(self) -> None:
         """Gives back what is left once the server has ended. Idempotent."""
+        if self._http is not None:
+            await self._http.close()
         if self._keys is not None:
             await self._keys.stop()
         await self.cluster.stop()
         await self._channels.close()
+
+    def _http_server(self, template: ChatTemplate | None, texts: TokenTexts) -> HttpServer | None:
+        config, calls = self.config, Calls()
+        if config.http_port == OFF:
+            return None
+        front = FrontDoor(config, self.gateway, self.identities, self.server, template, texts, calls)
+        return HttpServer(make_app(front), calls, config.host, config.http_port, self.server.front_certificates)
+
+    async def _drain_http(self) -> None:
+        assert self._http is not None
+        # As a hook of the drain it must end within the drain's time, with what it has to cut.
+        await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
 
     def _watch_keys(self) -> KeyWatch | None:
         if not self.config.keys:

@@ -14,11 +14,18 @@ from spolia_core.sampling import SamplingParams
 from spolia_core.splitting import Splitting
 from spolia_gateway.catalog import Model
 from spolia_gateway.generation_request import GenerationRequest
-from spolia_gateway.limits import TOKEN_ID_BYTES, RequestLimits, check_may_fit, check_text, request_id_of
+from spolia_gateway.limits import (
+    TOKEN_ID_BYTES,
+    RequestLimits,
+    check_cache_salt,
+    check_may_fit,
+    check_text,
+    request_id_of,
+)
 from spolia_gateway.sampling import fit_max_tokens, read_sampling
 from spolia_gateway.split import split
 from spolia_gateway.splitting import UNSPLIT, encode_document, read_splitting
-from spolia_gateway.tokenizer import Form, PartTokenizer
+from spolia_gateway.tokenizer import Form, PartTokenizer, cache_scope
 from spolia_node.rpc_messages import mode_from_pb
 
 
@@ -39,6 +46,7 @@ class CheckedRequest:
     ) -> CheckedRequest:
         """Raises `InvalidRequest` naming the first bad field. Cheap; nothing is held yet."""
         request_id = request_id_of(message.request_id)
+        check_cache_salt(message.cache_salt)
         limits.check_count(len(message.parts), limits.max_parts, "parts")
         sizes = [_check_part(part, f"parts[{index}]") for index, part in enumerate(message.parts)]
         limits.check_bytes(sizes, "parts")
@@ -59,7 +67,8 @@ class CheckedRequest:
             model.check_linked(force_linked=self.message.force_linked)
         num_text_bytes = sum(_text_bytes(part) for part in self.message.parts)
         check_may_fit(num_text_bytes, "parts", model.max_context_tokens, tokenizer.max_bytes_per_token)
-        prompt = Prompt(tuple(self._parts(model, ids, tokenizer, tenant_id)))
+        scope = cache_scope(tenant_id, self.message.cache_salt)
+        prompt = Prompt(tuple(self._parts(model, ids, tokenizer, scope)))
         check_context_length(prompt.num_tokens, model.max_context_tokens)
         sampling = fit_max_tokens(
             self.sampling,
@@ -75,22 +84,32 @@ class CheckedRequest:
             mode=self.mode,
             force_linked=self.message.force_linked,
             sampling=sampling,
+            cache_salt=self.message.cache_salt,
         )
 
-    def _parts(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> list[Part]:
+    def token_ids(self, tokenizer: PartTokenizer, tenant_id: str) -> list[int]:
+        """The prompt's ids alone; as slow as `build`. Ids given in the request are not checked against a model."""
+        scope = cache_scope(tenant_id, self.message.cache_salt)
+        ids: list[int] = []
+        for index, part in enumerate(self.message.parts):
+            ids += _encode(part, tokenizer, scope, starts_prompt=index == 0)
+        lacks_bos = not self.message.no_bos and _lacks_bos(ids, tokenizer.bos_ids)
+        return [*tokenizer.bos_ids, *ids] if lacks_bos else ids
+
+    def _parts(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, scope: str) -> list[Part]:
         parts: list[Part] = []
         num_chunks = 0
         for index, part in enumerate(self.message.parts):
             kind, field = part.WhichOneof("part"), f"parts[{index}].{part.WhichOneof('part')}"
             if self.mode is ReuseMode.LINKED and kind == "document":
-                encoded = encode_document(part.document.text, self.splitting, tokenizer, tenant_id)
+                encoded = encode_document(part.document.text, self.splitting, tokenizer, scope)
                 check_token_ids(encoded.token_ids, model.vocab_size, field=field)
                 pieces = split(encoded, self.splitting)
                 num_chunks += len(pieces)
                 self.limits.check_chunks(num_chunks)
                 parts.extend(Part(token_ids, ids.local(token_ids)) for token_ids in pieces)
             else:
-                token_ids = _encode(part, tokenizer, tenant_id, starts_prompt=index == 0)
+                token_ids = _encode(part, tokenizer, scope, starts_prompt=index == 0)
                 check_token_ids(token_ids, model.vocab_size, field=field)
                 parts.append(Part(token_ids))
         if not self.message.no_bos and _lacks_bos(parts[0].token_ids, tokenizer.bos_ids):

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 
 from spolia.v1 import common_pb2
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import ContextTooLong
 from spolia_core.sampling import SamplingParams
 from spolia_node.rpc_messages import sampling_from_pb
 
@@ -31,7 +31,7 @@ def fit_max_tokens(
     if sampling.max_tokens <= room:
         return sampling
     if stated:
-        raise InvalidRequest(
+        raise ContextTooLong(
             f"the prompt's {num_prompt_tokens} tokens and max_tokens {sampling.max_tokens} exceed this model's context "
             f"of {max_context_tokens} tokens",
             field="sampling.max_tokens",

@@ -60,6 +60,11 @@ class PartTokenizer:
         """Number of ids this tokenizer knows, added tokens included."""
         return int(self._tokenizers[Form.BODY].get_vocab_size(with_added_tokens=True))
 
+    def piece_of(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it; None for an id it has not."""
+        piece: str | None = self._tokenizers[Form.BODY].id_to_token(token_id)
+        return piece
+
     def encode(self, text: str, form: Form, *, tenant_id: str) -> tuple[int, ...]:
         """Ids of `text` alone; may be empty. Not cached, a megabyte takes about a second: keep it off the event loop.
 
@@ -89,8 +94,13 @@ class PartTokenizer:
         return EncodedText(text, tuple(token_ids), starts)
 
 
+def cache_scope(tenant_id: str, cache_salt: str) -> str:
+    """Who finds what was tokenized for a request: to `PartTokenizer`, another salt is another tenant."""
+    return f"{tenant_id}\0{cache_salt}" if cache_salt else tenant_id
+
+
 def _key(form: Form, tenant_id: str, text: str) -> bytes:
-    return blake3(f"{form.value}\0{tenant_id}\0{text}".encode()).digest()
+    return blake3(f"{form.value}\0{len(tenant_id)}\0{tenant_id}\0{text}".encode()).digest()
 
 
 def _starts_of(encoding: Encoding) -> array[int]:

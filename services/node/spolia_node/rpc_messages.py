@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeVar
 
+from spolia.constraint_message import constraint_of, set_constraint
 from spolia.v1 import common_pb2
 from spolia_core.chunk_object import ChunkMeta
 from spolia_core.digests import digest
@@ -22,7 +23,7 @@ E = TypeVar("E", bound=IntEnum)
 
 def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
     """Every field set, seed and max_tokens included."""
-    return common_pb2.SamplingParams(
+    message = common_pb2.SamplingParams(
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
@@ -33,6 +34,8 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         num_samples=params.num_samples,
         num_top_logprobs=params.num_top_logprobs,
     )
+    set_constraint(message, params.constraint)
+    return message
 
 
 def sampling_from_pb(
@@ -49,6 +52,7 @@ def sampling_from_pb(
         ignore_eos=message.ignore_eos,
         num_samples=message.num_samples or 1,
         num_top_logprobs=message.num_top_logprobs if message.HasField("num_top_logprobs") else None,
+        constraint=constraint_of(message),
     )
     params.validate()
     return params

@@ -65,6 +65,8 @@ class NodeServer:
         self.front_certificates: Certificates | None = self.certificates
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
+        self.announced: dict[str, str] = {}
+        """Where else this node is reached, by name; said when it is ready."""
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
         self._interceptor = ErrorInterceptor(self.metrics.observe_rpc)
         self._server: grpc.aio.Server | None = None
@@ -75,7 +77,7 @@ class NodeServer:
     @property
     def address(self) -> str:
         """Where peers reach this node, "host:port". Call after `start`."""
-        return _join(self.config.advertise_host, self._port)
+        return join_address(self.config.advertise_host, self._port)
 
     @property
     def accepting(self) -> bool:
@@ -167,7 +169,7 @@ class NodeServer:
 
     def _bind(self, server: grpc.aio.Server) -> int:
         config = self.config
-        address, credentials = _join(config.host, config.port), self._credentials()
+        address, credentials = join_address(config.host, config.port), self._credentials()
         try:
             if credentials is not None:
                 return server.add_secure_port(address, credentials)
@@ -210,7 +212,8 @@ class NodeServer:
             raise _cannot_bind("metrics_port", self.config.metrics_port, error) from error
 
     def _announce(self) -> None:
-        sys.stdout.write(f"READY {self.role} {self.address}\n")
+        also = "".join(f" {plane}={address}" for plane, address in self.announced.items())
+        sys.stdout.write(f"READY {self.role} {self.address}{also}\n")
         sys.stdout.flush()
 
     async def _drain_unless(self, signals: asyncio.Queue[int]) -> int:
@@ -304,5 +307,6 @@ def _cannot_bind(setting: str, port: int, error: Exception) -> InvalidRequest:
     return InvalidRequest(f"{setting} {port} cannot be bound: {error}", field=setting, actual=str(port))
 
 
-def _join(host: str, port: int) -> str:
+def join_address(host: str, port: int) -> str:
+    """The address, "host:port"."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -94,7 +94,7 @@ def check_start(start: prefill_pb2.PrefillStart, core: EngineCore, cluster_secre
             limit=", ".join(ACCEPTED_CODECS),
             actual=", ".join(start.accepted_codecs),
         )
-    ids, shared_ids = readable_ids(core, cluster_secret, start.tenant_id)
+    ids, shared_ids = readable_ids(core, cluster_secret, start.tenant_id, start.cache_salt)
     if start.WhichOneof("work") == "compile":
         return _compile_job(start, core, (ids, shared_ids))
     if start.WhichOneof("work") == "context":

@@ -30,9 +30,15 @@ def check_caller(tenant_id: str, fingerprint: bytes, num_sink_tokens: int, core:
         raise InvalidRequest("tenant_id is empty", field="tenant_id")
 
 
-def readable_ids(core: EngineCore, cluster_secret: bytes, tenant_id: str) -> tuple[IdSpace, IdSpace]:
-    """By what a tenant's requests may name chunks: its own ids, and those of `shared`, which all tenants read."""
-    own, shared = (core.id_space(tenant_key(cluster_secret, name)) for name in (tenant_id, SHARED_TENANT))
+def readable_ids(
+    core: EngineCore, cluster_secret: bytes, tenant_id: str, cache_salt: str = ""
+) -> tuple[IdSpace, IdSpace]:
+    """By what a tenant's requests may name chunks: its own ids, and those of `shared`, which all tenants read.
+
+    Requests with a `cache_salt` are apart from all others: for them `shared` has ids of that salt too.
+    """
+    names = (tenant_id, SHARED_TENANT)
+    own, shared = (core.id_space(tenant_key(cluster_secret, name, cache_salt)) for name in names)
     return own, shared
 
 

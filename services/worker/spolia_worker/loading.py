@@ -15,6 +15,7 @@ from spolia_core.reuse import DEFAULT_MIN_REUSED_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
+from spolia_engine.grammar import Grammars
 from spolia_engine.text import load_decode
 from spolia_node.logs import get_log
 from spolia_worker.config import WorkerConfig
@@ -47,6 +48,7 @@ def load_engine(config: WorkerConfig) -> Engine:
         pool_bytes=config.pool_bytes,
         block_size=config.block_size,
         num_sink_tokens=LinkTerms.of(profile).policy.num_sink_tokens,
+        grammars=Grammars.of(config.model, adapter.vocab_size, adapter.eos_token_ids),
     )
 
 

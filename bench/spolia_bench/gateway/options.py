@@ -1,0 +1,62 @@
+"""What a run of `spolia bench gateway` is told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+QUICK = {"shape": "llama-tiny-random", "streams": (1, 4), "tokens": 8, "rounds": 2}
+"""Every path once, in seconds: says that it works, not what it costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """See the flags' help."""
+
+    shape: str
+    tokenizer: Path
+    streams: tuple[int, ...]
+    tokens: int
+    rounds: int
+    threads: int
+    seed: int
+    quick: bool
+    json: bool
+    out: Path | None
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """Ends the process with a message for what cannot be."""
+    parser = _parser()
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(**QUICK)
+    return Options(**vars(parser.parse_args(argv)))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spolia bench gateway",
+        description="What do HTTP and gRPC add to the engine's time to first token and time per token?",
+    )
+    add = parser.add_argument
+    add(
+        "--shape",
+        default="llama-8m-random",
+        help="shape of the model, random weights; a small one, whose times vary less",
+    )
+    add("--tokenizer", type=Path, default=Path("models/demo"), help="folder whose tokenizer and chat template it gets")
+    add("--streams", type=_numbers, default=(1, 32), help="streams at once, comma-separated")
+    add("--tokens", type=int, default=64, help="tokens of an answer")
+    add("--rounds", type=int, default=15, help="rounds, each with every way once")
+    add("--threads", type=int, default=1, help="threads of the engine, alone and in the cluster alike")
+    add("--seed", type=int, default=0, help="of weights and prompts")
+    add("--quick", action="store_true", help="small, to see that it works")
+    add("--json", action="store_true", help="print the JSON line only")
+    add("--out", type=Path, help="also write the JSON there")
+    return parser

@@ -1,0 +1,1 @@
+"""What a constraint costs a decode step."""

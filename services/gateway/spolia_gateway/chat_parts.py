@@ -1,0 +1,110 @@
+"""A chat as prompt parts: what the template writes around the documents, and each document by itself."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spolia.v1 import gateway_pb2
+from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_gateway.chat_template import ChatTemplate
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReusableText:
+    """A document of a chat. `title` is for templates that print one."""
+
+    text: str
+    title: str | None = None
+
+
+def chat_parts(
+    template: ChatTemplate,
+    messages: Messages,
+    documents: Sequence[ReusableText] = (),
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[gateway_pb2.PromptPart]:
+    """The prompt of a chat. Documents stand where the template puts its `documents`; where it puts none, before the
+    first user message's text, in their order and with nothing between them.
+
+    Raises `InvalidRequest` or `NotSupported`, naming the field, where the template refuses something or a document
+    has no place.
+    """
+    marks = _Marks(len(documents))
+    if not documents:
+        return marks.cut(template.render(messages, tools=tools, variables=variables), documents)
+    named = [_as_template_knows(mark, document) for mark, document in zip(marks.texts, documents, strict=True)]
+    rendered = template.render(messages, documents=named, tools=tools, variables=variables)
+    missing = marks.missing_in(rendered)
+    if len(missing) == len(documents):
+        _check_untitled(documents)
+        rendered = template.render(_before_first_question(messages, marks), tools=tools, variables=variables)
+        missing = marks.missing_in(rendered)
+    if missing:
+        raise NotSupported(
+            f"the model's chat template leaves out documents[{missing[0]}]", field="documents", actual=str(missing[0])
+        )
+    return marks.cut(rendered, documents)
+
+
+class _Marks:
+    """Words that stand for documents while a template is rendered, drawn anew each time: no message can hold one.
+
+    A document's own text never passes through the template, so that it is tokenized alone, the same everywhere.
+    """
+
+    def __init__(self, num_documents: int) -> None:
+        self._stem = f"DOC{secrets.token_hex(16)}N"
+        self.texts = [f"{self._stem}{index}E" for index in range(num_documents)]
+
+    def missing_in(self, rendered: str) -> list[int]:
+        """Indices of documents that have no place in it."""
+        return [index for index, text in enumerate(self.texts) if text not in rendered]
+
+    def cut(self, rendered: str, documents: Sequence[ReusableText]) -> list[gateway_pb2.PromptPart]:
+        """The parts, empty texts left out."""
+        pieces = re.split(f"{self._stem}([0-9]+)E", rendered)
+        parts: list[gateway_pb2.PromptPart] = []
+        for at, piece in enumerate(pieces):
+            if at % 2:
+                document = documents[int(piece)]
+                named = gateway_pb2.Document(text=document.text, name=document.title or f"documents[{piece}]")
+                parts.append(gateway_pb2.PromptPart(document=named))
+            elif piece:
+                parts.append(gateway_pb2.PromptPart(text=piece))
+        return parts
+
+
+def _as_template_knows(mark: str, document: ReusableText) -> dict[str, str]:
+    return {"text": mark} if document.title is None else {"title": document.title, "text": mark}
+
+
+def _check_untitled(documents: Sequence[ReusableText]) -> None:
+    for index, document in enumerate(documents):
+        if document.title is not None:
+            raise NotSupported(
+                f"documents[{index}].title has no place: the model's chat template prints no documents, so their texts "
+                "go before the first user message",
+                field=f"documents[{index}].title",
+                actual=document.title,
+            )
+
+
+def _before_first_question(messages: Messages, marks: _Marks) -> list[Mapping[str, Any]]:
+    changed = list(messages)
+    for index, message in enumerate(changed):
+        if message.get("role") == "user":
+            changed[index] = {**message, "content": "".join(marks.texts) + str(message.get("content") or "")}
+            return changed
+    raise InvalidRequest(
+        "documents have no place: there is no user message before which they could stand",
+        field="documents",
+        limit="a chat with a user message",
+    )

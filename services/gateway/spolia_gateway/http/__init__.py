@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP over the same gateway that gRPC serves."""

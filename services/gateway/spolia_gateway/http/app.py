@@ -1,0 +1,71 @@
+"""The HTTP application: routes, and how what they raise is told."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from spolia.version import __version__
+from spolia_core.errors import InternalError, InvalidRequest, SpoliaError
+from spolia_gateway.http import chat, completions, models, operations, tokenize
+from spolia_gateway.http.edge import BodyRefused, Edge, HttpMetrics
+from spolia_gateway.http.errors import error_response, invalid_body, plain_error
+from spolia_gateway.http.front_door import FrontDoor
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
+
+
+def make_app(front: FrontDoor) -> ASGIApp:
+    """The application over one gateway. Its schema is at /openapi.json; there are no pages that need the internet."""
+    app = FastAPI(title="Spolia", version=__version__, docs_url=None, redoc_url=None)
+    app.state.front = front
+    for part in (chat, completions, models, tokenize, operations):
+        app.include_router(part.router)
+    app.add_exception_handler(SpoliaError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _not_served)
+    app.add_exception_handler(UnicodeEncodeError, _no_text)
+    app.add_exception_handler(Exception, _unexpected)
+    return Edge(
+        app,
+        HttpMetrics(front.node.metrics),
+        max_body_bytes=front.config.http_max_body_bytes,
+        body_timeout_s=front.config.rpc_timeout_s,
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    told = cast(SpoliaError, error)
+    if isinstance(told, InternalError):
+        log.exception("internal error", route=request.url.path)
+    return error_response(told, "messages" if request.url.path == chat.PATH else "prompt")
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    return invalid_body(cast(RequestValidationError, error).errors())
+
+
+async def _no_text(request: Request, error: Exception) -> Response:
+    """JSON can spell halves of characters, which no message to a node can hold."""
+    return error_response(InvalidRequest(f"the body holds text that is no Unicode: {error}"))
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    told = cast(HTTPException, error)
+    if isinstance(told, BodyRefused):
+        return plain_error(told.status_code, told.detail, told.code, told.headers)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(told.status_code, "http_error")
+    message = f"{request.method} {request.url.path} is not served: {told.detail}"
+    return plain_error(told.status_code, message, code, told.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("unexpected exception", route=request.url.path, exc_info=error)
+    message = f"unexpected {type(error).__name__}; this node's log has the traceback"
+    return error_response(InternalError(message))

@@ -1,0 +1,148 @@
+"""Errors as OpenAI's clients know them: a status, a body with `error`, and when to come back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from spolia_core.errors import (
+    AlreadyStored,
+    Busy,
+    Cancelled,
+    ContextTooLong,
+    DataCorrupt,
+    DeadlineExceeded,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    SpoliaError,
+    Unauthenticated,
+    Unavailable,
+)
+
+DEFAULT_RETRY_MS = 1000
+"""When to come back where the error does not say, and coming back may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpError:
+    """How a class of errors is told over HTTP."""
+
+    status: int
+    type: str
+    code: str | None = None
+    comes_back: bool = False
+    """Whether Retry-After is told."""
+
+
+_REQUEST = "invalid_request_error"
+_SERVER = "server_error"
+
+HTTP_ERRORS: dict[type[SpoliaError], HttpError] = {
+    InvalidRequest: HttpError(400, _REQUEST),
+    ContextTooLong: HttpError(400, _REQUEST, "context_length_exceeded"),
+    NotSupported: HttpError(400, _REQUEST, "not_supported"),
+    Unauthenticated: HttpError(401, _REQUEST, "invalid_api_key"),
+    Forbidden: HttpError(403, _REQUEST, "forbidden"),
+    NotFound: HttpError(404, _REQUEST, "not_found"),
+    AlreadyStored: HttpError(409, _REQUEST, "already_stored"),
+    Busy: HttpError(429, "rate_limit_error", "busy", comes_back=True),
+    Cancelled: HttpError(499, _REQUEST, "cancelled"),
+    DataCorrupt: HttpError(500, _SERVER, "data_corrupt"),
+    InternalError: HttpError(500, _SERVER, "internal_error"),
+    Unavailable: HttpError(503, _SERVER, "unavailable", comes_back=True),
+    DeadlineExceeded: HttpError(504, _SERVER, "deadline_exceeded"),
+}
+"""The nearest class of an error decides."""
+
+_FIELD = re.compile(r"(?!(str|int|float|bool|list|dict)$)[A-Za-z_]\w*")
+
+_PARAMS = {
+    "sampling.num_samples": "n",
+    "sampling.num_top_logprobs": "top_logprobs",
+    "mode": "reuse",
+    "profile": "reuse",
+}
+"""What fields of the gateway's messages are called in HTTP bodies, where that is not their last word."""
+
+
+def http_error_of(error: SpoliaError) -> HttpError:
+    """How `error` is told; as an internal one where its class is not listed."""
+    return next((HTTP_ERRORS[cls] for cls in type(error).__mro__ if cls in HTTP_ERRORS), HTTP_ERRORS[InternalError])
+
+
+def error_body(error: SpoliaError, prompt_field: str = "prompt") -> dict[str, Any]:
+    """The body for `error`; `prompt_field` is what holds the prompt in the request that met it."""
+    told = http_error_of(error)
+    code = "model_not_found" if isinstance(error, NotFound) and error.field == "model" else told.code
+    return body_of(error.message, told.type, _param(error.field, prompt_field), code)
+
+
+def body_of(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """A body in OpenAI's form."""
+    clean = message.encode("utf-8", "replace").decode()  # a message may quote what no UTF-8 can hold
+    return {"error": {"message": clean, "type": kind, "param": param, "code": code}}
+
+
+def error_response(error: SpoliaError, prompt_field: str = "prompt") -> JSONResponse:
+    """The whole answer for `error`."""
+    told = http_error_of(error)
+    return JSONResponse(error_body(error, prompt_field), told.status, _retry_headers(error, told))
+
+
+def plain_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An answer for what goes wrong in HTTP itself."""
+    return JSONResponse(body_of(message, _REQUEST if status < 500 else _SERVER, None, code), status, headers)
+
+
+def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
+    """The answer for a body that does not fit its schema; names the first field that does not."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        problem = dict(first.get("ctx") or {}).get("error", "")
+        return JSONResponse(body_of(f"the body is no JSON: {problem}", _REQUEST, None, "invalid_json"), 400)
+    if first["loc"] == ("body",):
+        message = "the body must be a JSON object, sent with content-type application/json"
+        return JSONResponse(body_of(message, _REQUEST, None, None), 400)
+    param = _path(first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = f"unrecognised field {param}"
+        return JSONResponse(body_of(message, _REQUEST, param, "unrecognised_field"), 400)
+    # A field of several types fails once for each.
+    problems = dict.fromkeys(str(error["msg"]) for error in errors if _path(error["loc"]).startswith(param))
+    return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
+
+
+def _retry_headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
+    if not told.comes_back:
+        return {}
+    wait_ms = error.retry_after_ms or DEFAULT_RETRY_MS
+    return {"retry-after": str(math.ceil(wait_ms / 1000)), "retry-after-ms": str(wait_ms)}
+
+
+def _param(field: str, prompt_field: str) -> str | None:
+    if not field:
+        return None
+    if re.match(r"parts\b", field):
+        return prompt_field
+    return _PARAMS.get(field, field.removeprefix("sampling."))
+
+
+def _path(location: Sequence[Any]) -> str:
+    """The field a problem is in: messages[0].role of ("body", "messages", 0, "role").
+
+    What stands behind a field of several types is the type that was tried, and no field.
+    """
+    path = ""
+    for step in location[1:]:
+        if isinstance(step, str) and not _FIELD.fullmatch(step):
+            break
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+    return path

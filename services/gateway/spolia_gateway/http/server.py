@@ -1,0 +1,132 @@
+"""The HTTP server's life, beside the node's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from spolia_core.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from spolia_gateway.http.calls import Calls
+from spolia_node.certificates import Certificates
+from spolia_node.deadline import Deadline
+from spolia_node.https import https_context
+from spolia_node.logs import get_log
+
+KEEP_ALIVE_S = 65
+"""How long an idle connection stays open: longer than the proxies that people put before it keep theirs."""
+UNWIND_S = 1.0
+"""What calls that are ended get to say so."""
+FAREWELL_S = 1
+"""What connections get to close."""
+
+log = get_log(__name__)
+
+
+class HttpServer:
+    """Serves an application in this event loop. `start` it, `drain` it with the node, `close` it at the end."""
+
+    def __init__(
+        self, app: ASGIApp, calls: Calls, host: str, port: int, certificates: Certificates | None = None
+    ) -> None:
+        """Under TLS where there are certificates."""
+        self._calls = calls
+        self._host = host
+        self._port = port
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=FAREWELL_S,
+                ssl_context_factory=None if certificates is None else partial(_https_context, certificates),
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens. Call after `start`."""
+        return self._port
+
+    async def start(self) -> None:
+        """Binds and serves. Raises `InvalidRequest` for a port that cannot be bound."""
+        listener = _bound(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        self._serving = asyncio.get_running_loop().create_task(self._uvicorn.serve([listener]), name="http")
+        started = asyncio.ensure_future(self._uvicorn.is_serving.wait())
+        await asyncio.wait({self._serving, started}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            started.cancel()
+            await self._serving  # raises what kept it from serving
+        log.info("serving http", port=self._port)
+
+    async def drain(self, grace: Deadline) -> None:
+        """Returns when no call is under way; those that are after `grace` are ended with `Unavailable`.
+
+        New ones are for handlers to refuse: connections are still taken, so that health can be asked for.
+        """
+        try:
+            await grace.wait(self._calls.wait_idle(), "draining http")
+        except DeadlineExceeded:
+            await self._end_calls()
+
+    async def close(self) -> None:
+        """Ends calls and connections. Idempotent; needs no drain, and no start, before it."""
+        if self._serving is not None:
+            serving, self._serving = self._serving, None
+            await self._end_calls()
+            self._uvicorn.should_exit = True
+            await serving
+
+    async def _end_calls(self) -> None:
+        num_cut = self._calls.end(Unavailable("this node is shutting down; ask another node"))
+        if num_cut:
+            log.warning("http calls were cut short", num_calls=num_cut)
+            await asyncio.wait({asyncio.ensure_future(self._calls.wait_idle())}, timeout=UNWIND_S)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to the node, and says when it serves."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_serving = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Notes that it has ended."""
+        await super().startup(sockets)
+        self.is_serving.set()
+
+
+def _https_context(certificates: Certificates, _config: object, _default: object) -> ssl.SSLContext:
+    """As uvicorn asks for one."""
+    return https_context(certificates)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidRequest(
+            f"http_port {port} cannot be bound: {error}", field="http_port", actual=str(port)
+        ) from error

@@ -1,0 +1,53 @@
+"""POST /tokenize."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from spolia.v1 import gateway_pb2
+from spolia_core.errors import InvalidRequest
+from spolia_gateway.http.caller import Asking
+from spolia_gateway.http.chat_prompt import chat_prompt
+from spolia_gateway.http.chat_request import Message, turns_of
+from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
+from spolia_gateway.http.front_door import Front
+from spolia_gateway.http.models import context_tokens
+
+router = APIRouter()
+
+
+class TokenizeRequest(Strict):
+    """A prompt, or a chat, as a completion would take it."""
+
+    model: str = ""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    documents: list[str | DocumentText] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool = True
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[str, Any]:
+    """The token ids of a prompt, begin-of-sequence token included unless it is unwanted; those of a chat are its
+    template's.
+    """
+    documents = reusable_texts(body.documents)
+    front.check_documents(documents)
+    message = gateway_pb2.GenerateRequest(model=body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give one of prompt and messages", field="prompt", limit="one of prompt, messages")
+    if body.messages is not None:
+        parts = await chat_prompt(front, turns_of(body.messages), documents, body.chat_template_kwargs)
+        message.no_bos = True
+    else:
+        named = [gateway_pb2.Document(text=document.text) for document in documents]
+        parts = [gateway_pb2.PromptPart(document=document) for document in named]
+        parts.append(gateway_pb2.PromptPart(text=body.prompt or ""))
+        message.no_bos = not body.add_special_tokens
+    message.parts.extend(parts)
+    token_ids = await front.gateway.prompt_ids(message, caller, front.short_deadline())
+    return {"tokens": token_ids, "count": len(token_ids), "max_model_len": context_tokens(front)}

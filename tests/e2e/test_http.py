@@ -1,0 +1,149 @@
+"""OpenAI-compatible HTTP on a cluster of real processes, through the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from e2e_world import ledgers_are_empty, prompts, wait_until
+
+from spolia import Client, TokenIds
+from spolia.local_cluster import LocalCluster
+
+ROOT = Path(__file__).parents[2]
+NUM_STREAMS = 100
+QUESTION: list[Any] = [{"role": "user", "content": "Who is the captain of the Bulette?"}]
+
+
+@pytest.fixture
+def http(cluster: LocalCluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://{cluster.http_address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def spolia_of(usage: Any) -> Any:
+    return usage.model_extra["spolia"]
+
+
+def test_documents_are_reused_in_another_order(http: openai.OpenAI) -> None:
+    documents = [text + "\n" for text in prompts(5, seed=81)[1:]]
+    cached = []
+    for given in (documents, documents[::-1]):
+        extra = {"documents": given, "reuse": "linked"}
+        answer = http.chat.completions.create(model="demo", messages=QUESTION, max_tokens=4, extra_body=extra)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        report = spolia_of(answer.usage)
+        assert report["mode"] == "linked"
+        assert sum(report["sources"].values()) == answer.usage.prompt_tokens
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] == 0
+    assert cached[1] > answer.usage.prompt_tokens / 2
+    assert cached[1] == report["sources"]["device"]
+
+
+def test_an_exact_chat_is_answered_as_over_grpc(http: openai.OpenAI, client: Client) -> None:
+    for text in prompts(3, seed=82):
+        turns: list[Any] = [{"role": "system", "content": text}, *QUESTION]
+        chat = http.chat.completions.create(model="demo", messages=turns, temperature=0, max_tokens=12)
+        tokenized = http.post("/../tokenize", cast_to=object, body={"messages": turns})
+        assert isinstance(tokenized, dict)
+        same = client.generate([TokenIds(tuple(tokenized["tokens"]))], max_tokens=12, temperature=0.0)
+        assert chat.choices[0].message.content == same.text
+        assert chat.usage is not None
+        assert chat.usage.prompt_tokens == same.num_prompt_tokens
+        assert chat.usage.completion_tokens == same.num_generated_tokens
+
+
+def test_a_seed_gives_the_same_samples_streamed_or_not(http: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "demo", "prompt": "Once upon a time", "n": 2, "seed": 5, "max_tokens": 10}
+    whole = http.completions.create(**asked, logprobs=2)
+    texts, streamed = {0: "", 1: ""}, {0: [], 1: []}  # type: dict[int, str], dict[int, list[float]]
+    for chunk in http.completions.create(**asked, logprobs=2, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            if choice.logprobs is not None:
+                streamed[choice.index] += [p for p in choice.logprobs.token_logprobs or [] if p is not None]
+    for choice in whole.choices:
+        assert choice.text == texts[choice.index]
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens is not None
+        assert "".join(choice.logprobs.tokens).startswith(choice.text)
+        assert choice.logprobs.token_logprobs == pytest.approx(streamed[choice.index], abs=1e-4)
+    assert texts[0] != texts[1]
+
+
+def test_requests_of_different_salts_share_nothing(http: openai.OpenAI) -> None:
+    document = " ".join(prompts(6, seed=83))
+
+    def cached(mode: str, salt: str) -> int:
+        extra = {"documents": [document], "reuse": mode, "cache_salt": salt}
+        answer = http.chat.completions.create(model="demo", messages=QUESTION, max_tokens=2, extra_body=extra)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    for mode in ("linked", "exact"):
+        assert cached(mode, "one") == 0
+        assert cached(mode, "two") == 0, "nothing of another salt is found"
+        assert cached(mode, "one") > 0
+        assert cached(mode, "") == 0
+
+
+async def test_a_hundred_streams_at_once_are_all_answered(cluster: LocalCluster) -> None:
+    base = f"http://{cluster.http_address}/v1"
+    async with openai.AsyncOpenAI(base_url=base, api_key="none", max_retries=0, timeout=60.0) as client:
+
+        async def one(number: int) -> tuple[int, str | None]:
+            stream = await client.chat.completions.create(
+                model="demo",
+                messages=[{"role": "user", "content": f"What is number {number}?"}],
+                max_tokens=6,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            chunks = [chunk async for chunk in stream]
+            assert chunks[-1].usage is not None
+            return chunks[-1].usage.completion_tokens, chunks[-2].choices[0].finish_reason
+
+        answers = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+    assert answers == [(6, "length")] * NUM_STREAMS
+
+
+def test_dropped_streams_free_every_node(http: openai.OpenAI, client: Client) -> None:
+    extra: Any = {"documents": prompts(4, seed=84), "ignore_eos": True}
+    for mode in ("exact", "linked"):
+        for stop_after in (0, 1, 20):
+            stream = http.chat.completions.create(
+                model="demo", messages=QUESTION, max_tokens=2000, stream=True, extra_body=extra | {"reuse": mode}
+            )
+            for count, _ in enumerate(stream):
+                if count >= stop_after:
+                    break
+            stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        http.with_options(timeout=0.3).chat.completions.create(
+            model="demo", messages=QUESTION, max_tokens=4000, extra_body=extra
+        )
+    wait_until("every ledger is empty", lambda: ledgers_are_empty(client))
+    wait_until("the gateway has no work", lambda: all(node.num_running == 0 for node in client.cluster().nodes))
+
+
+def test_the_example_of_the_document_works(cluster: LocalCluster) -> None:
+    """The address is the one thing changed."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "http.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    for example in found:
+        code = example.replace("127.0.0.1:8000", cluster.http_address)
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert "Judith Thorne" in ran.stdout
+        assert re.search(r"\b[1-9]\d* of \d+ prompt tokens cached", ran.stdout), ran.stdout

@@ -1,0 +1,162 @@
+"""What HTTP itself may do wrong, and what those who run a gateway ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from gateway_fakes import WAIT_S, FakeDecode, hangs
+from gateway_worlds import world
+from http_worlds import HttpWorld, http_world, says
+
+from spolia.version import __version__
+from spolia_core.errors import InvalidRequest
+from spolia_gateway.config import GatewayConfig
+from spolia_gateway.node import GatewayNode
+
+
+@pytest.fixture
+async def met(model: Path) -> AsyncIterator[HttpWorld]:
+    async with http_world(model, [FakeDecode("d0", says)], http_max_body_bytes=2000, rpc_timeout_s=0.5) as made:
+        yield made
+
+
+async def raw(met: HttpWorld, request: bytes) -> bytes:
+    """What comes back for bytes as they are, until the server closes the connection."""
+    host, port = met.world.node.http_address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        await writer.drain()
+        async with asyncio.timeout(WAIT_S):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_what_a_gateway_is_asked_by_those_who_run_it(met: HttpWorld) -> None:
+    assert (await met.http.get("/health")).json() == {"status": "serving"}
+    assert (await met.http.get("/version")).json() == {"version": __version__}
+    metrics = await met.http.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert "spolia_gateway_generations_total" in metrics.text
+    assert 'spolia_http_requests_total{route="/health",status="200"} 1.0' in metrics.text
+    schema = (await met.http.get("/openapi.json")).json()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"} <= schema["paths"].keys()
+
+
+async def test_models_are_listed_as_openai_lists_them(met: HttpWorld) -> None:
+    [model] = (await met.openai.models.list()).data
+    assert (model.id, model.object) == ("tiny", "model")
+    assert (await met.openai.models.retrieve("tiny")).id == "tiny"
+    missing = await met.http.get("/v1/models/none")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_unknown_urls_and_methods_get_errors_of_the_same_form(met: HttpWorld) -> None:
+    for method, url, status, code in (
+        ("GET", "/nothing", 404, "unknown_url"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("DELETE", "/health", 405, "method_not_allowed"),
+    ):
+        answer = await met.http.request(method, url)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert answer.headers["x-request-id"]
+    assert "unmatched" in await met.metric('spolia_http_requests_total{route="unmatched"')
+
+
+async def test_bodies_that_are_none_are_told_so(met: HttpWorld) -> None:
+    as_json = {"content-type": "application/json"}
+    for content, headers, words in (
+        (b"{nope", as_json, "no JSON"),
+        (b"\xff\xfe", as_json, "JSON"),
+        (b"[]", as_json, "JSON object"),
+        (b'{"prompt": "x"}', {"content-type": "text/plain"}, "content-type application/json"),
+        (b"", as_json, "JSON"),
+    ):
+        answer = await met.http.post("/v1/completions", content=content, headers=headers)
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"], answer.text
+
+
+async def test_a_body_too_large_is_refused_unread(met: HttpWorld) -> None:
+    answer = await met.http.post("/v1/completions", json={"prompt": "x" * 3000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield b" " * 600
+
+    answer = await met.http.post("/v1/completions", content=chunks())
+    assert answer.status_code == 413, "also where no length was told before"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n\r\n"
+    assert b" 413 " in (await raw(met, head)).split(b"\r\n")[0]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(met: HttpWorld) -> None:
+    answer = await raw(met, b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{"prompt"')
+    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert b"body_too_slow" in answer
+
+
+async def test_a_request_id_that_cannot_travel_is_refused(met: HttpWorld) -> None:
+    for bad in ("x" * 129, "caf\u00e9"):
+        answer = await met.http.get("/version", headers={"x-request-id": bad.encode()})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "request_id"
+        assert answer.headers["x-request-id"] != bad
+
+
+async def test_numbers_json_does_not_know_are_refused(met: HttpWorld) -> None:
+    for number in ("NaN", "Infinity", "1e999"):
+        content = f'{{"prompt": "x", "temperature": {number}}}'.encode()
+        headers = {"content-type": "application/json"}
+        answer = await met.http.post("/v1/completions", content=content, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "temperature")
+
+
+async def test_text_that_is_no_unicode_is_refused(met: HttpWorld) -> None:
+    headers = {"content-type": "application/json"}
+    for field in ("prompt", "stop", "model", "cache_salt"):
+        content = json.dumps({"prompt": "x"} | {field: "\udfff"}).encode()
+        answer = await met.http.post("/v1/completions", content=content, headers=headers)
+        assert answer.status_code == 400, answer.text
+
+
+async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> None:
+    decode = FakeDecode("d0", hangs)
+    async with http_world(model, [decode], drain_timeout_s=1.2) as met:
+        stream = asyncio.ensure_future(met.http.post("/v1/completions", json={"prompt": "x", "stream": True}))
+        await decode.started.wait()
+        drain = asyncio.ensure_future(met.world.node.server.drain())
+        await asyncio.sleep(0)
+        assert (await met.http.get("/health")).status_code == 503
+        refused = await met.http.post("/v1/completions", json={"prompt": "x"})
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        assert await drain, "the drain was clean"
+        answer = await stream
+        last = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))
+        assert last["error"]["code"] == "unavailable"
+        assert decode.num_running == 0
+
+
+async def test_a_port_that_is_taken_stops_the_start(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        node = GatewayNode(GatewayConfig(port=0, http_port=port, directory="127.0.0.1:9", model=model))
+        try:
+            with pytest.raises(InvalidRequest, match=f"http_port {port} cannot be bound"):
+                await node.start()
+        finally:
+            await node.server.stop_at_once()
+            await node.close()
+
+
+async def test_http_can_be_off(model: Path) -> None:
+    async with world(model, decodes=[FakeDecode("d0", says)], http_port=-1) as made:
+        assert made.node.http_address == ""
