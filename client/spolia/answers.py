@@ -16,14 +16,17 @@ from spolia.results import (
     Forgotten,
     Model,
     Node,
+    RequestInFlight,
     Result,
     Reuse,
     Sample,
+    ServingFigures,
     TierDropped,
     TokenLogprobs,
     Transfer,
     WarmedDocument,
 )
+from spolia.store_answers import tier_of
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
 
@@ -228,8 +231,25 @@ def models_of(response: gateway_pb2.ListModelsResponse) -> list[Model]:
 
 def cluster_of(response: gateway_pb2.GetClusterResponse) -> Cluster:
     """The cluster of an answer."""
-    nodes = tuple(_node_of(record) for record in response.nodes)
-    return Cluster(nodes, response.directory_reachable, response.clock_ms / 1000)
+    return Cluster(
+        nodes=tuple(_node_of(record) for record in response.nodes),
+        directory_reachable=response.directory_reachable,
+        requests=tuple(map(_request_of, response.requests)),
+        gateway_node_id=response.gateway_node_id,
+        clock_s=response.clock_ms / 1000,
+    )
+
+
+def _request_of(request: gateway_pb2.RequestInFlight) -> RequestInFlight:
+    return RequestInFlight(
+        request_id=request.request_id,
+        phase=enum_name(gateway_pb2.RequestPhase.DESCRIPTOR, request.phase),
+        age_ms=request.age_ms,
+        mode=_member(ReuseMode, request.mode),
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_generated_tokens=request.num_generated_tokens,
+        decode_node=request.decode_node,
+    )
 
 
 def _node_of(record: directory_pb2.NodeRecord) -> Node:
@@ -254,6 +274,23 @@ def _node_of(record: directory_pb2.NodeRecord) -> Node:
         policy=record.model.policy,
         linked_refusal=record.model.linked_refusal,
         can_force_linked=record.model.supports_linked and bool(record.model.linked_refusal),
+        tiers=tuple(map(tier_of, record.load.tiers)),
+        serving=_serving_of(record.load.serving) if record.load.HasField("serving") else None,
+        metrics_address=record.metrics_address,
+    )
+
+
+def _serving_of(figures: directory_pb2.ServingFigures) -> ServingFigures:
+    return ServingFigures(
+        window_s=figures.window_s,
+        num_requests=figures.num_requests,
+        num_prompt_tokens=figures.num_prompt_tokens,
+        num_cached_tokens=figures.num_cached_tokens,
+        num_generated_tokens=figures.num_generated_tokens,
+        ttft_p50_ms=figures.ttft_p50_ms,
+        ttft_p95_ms=figures.ttft_p95_ms,
+        itl_p50_ms=figures.itl_p50_ms,
+        itl_p95_ms=figures.itl_p95_ms,
     )
 
 

@@ -31,6 +31,7 @@ from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
 from spolia.options import Mode, SplitterName
 from spolia.parts import Document, Documents, Parts, TokenIds
+from spolia.trace_context import trace_metadata
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest
@@ -62,8 +63,8 @@ class Outgoing(Generic[RequestT]):
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What nodes put into their logs, and who asks."""
-        named = (("x-request-id", self.request_id),)
+        """What nodes put into their logs, the caller's trace where it has one, and who asks."""
+        named = (("x-request-id", self.request_id), *trace_metadata())
         return (*named, ("authorization", f"Bearer {self.api_key}")) if self.api_key else named
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from spolia.store_results import TierStats
 from spolia_core.reuse import FinishReason, Miss, ReuseMode, ReuseReport, TokenSource
 
 
@@ -195,7 +196,9 @@ class Node:
     `role` is "gateway", "prefill", "decode" or "kvstore"; `model` is empty for nodes that serve none. A draining node
     takes no new work. Blocks are those of its KV pool: `available_blocks` are free, or cached and droppable. Each is
     free, referenced (used by a request: none is on a node that does nothing), cached, in transfer or lent. `profile`,
-    `policy`, `linked_refusal` and `can_force_linked` are as for `Model`; empty for nodes that serve none.
+    `policy`, `linked_refusal` and `can_force_linked` are as for `Model`; empty for nodes that serve none. `tiers` are
+    those of a kvstore node; `serving` is what a gateway served lately, None of other nodes. Prometheus reads the node's
+    metrics at `metrics_address`, "host:port", path /metrics; empty where nowhere.
     """
 
     node_id: str
@@ -218,6 +221,9 @@ class Node:
     policy: str = ""
     linked_refusal: str = ""
     can_force_linked: bool = False
+    tiers: tuple[TierStats, ...] = ()
+    serving: ServingFigures | None = None
+    metrics_address: str = ""
 
     @property
     def free_blocks(self) -> int:
@@ -226,12 +232,55 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """The cluster as the gateway sees it. Without `directory_reachable`, `nodes` is the last list it knew.
+class ServingFigures:
+    """What a gateway served in the last `window_s` seconds, as its clients see it.
 
-    `clock_s` is the gateway's clock, seconds since 1970; 0 from older releases.
+    `ttft_…` is arrival to first token, `itl_…` the gap between two tokens; p50 and p95 in milliseconds, 0 where nothing
+    was measured.
+    """
+
+    window_s: int
+    num_requests: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    ttft_p50_ms: float
+    ttft_p95_ms: float
+    itl_p50_ms: float
+    itl_p95_ms: float
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the prompt tokens whose KV was reused; None where there were none."""
+        return self.num_cached_tokens / self.num_prompt_tokens if self.num_prompt_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInFlight:
+    """A generation under way at the gateway that answers.
+
+    `phase` is "tokenizing", "routing" (a decode node is being chosen, or waited for), "preparing" (it has it, and no
+    token came yet) or "decoding". `num_prompt_tokens` is 0 and `decode_node` empty while they are not known.
+    """
+
+    request_id: str
+    phase: str
+    age_ms: float
+    mode: ReuseMode
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    decode_node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The cluster as the gateway `gateway_node_id` sees it. Without `directory_reachable`, `nodes` is the last list it
+    knew. `requests` are the caller's tenant's at this gateway, oldest first. `clock_s` is the gateway's clock, seconds
+    since 1970; 0 from older releases.
     """
 
     nodes: tuple[Node, ...]
     directory_reachable: bool
     clock_s: float = 0.0
+    requests: tuple[RequestInFlight, ...] = ()
+    gateway_node_id: str = ""

@@ -26,6 +26,20 @@ def tier_name(tier: int) -> str:
     return enum_name(common_pb2.Tier.DESCRIPTOR, tier)
 
 
+def tier_of(tier: kvstore_pb2.TierStats) -> TierStats:
+    """A tier of a store."""
+    return TierStats(
+        tier=tier_name(tier.tier),
+        num_objects=tier.num_objects,
+        used_bytes=tier.used_bytes,
+        budget_bytes=tier.budget_bytes,
+        hits=tier.hits,
+        evictions=tier.evictions,
+        read_bytes_per_s=tier.read_bytes_per_s,
+        healthy=tier.healthy,
+    )
+
+
 def merged(listed: Mapping[str, Iterable[kvstore_pb2.ListedObject]]) -> list[StoredObject]:
     """What stores (by address) list as one object each, by tenant and id. Replicas follow the order of the stores."""
     replicas: dict[tuple[str, bytes], list[StoredReplica]] = {}
@@ -53,19 +67,7 @@ def stats_of(response: kvstore_pb2.GetStatsResponse) -> StoreStats:
     return StoreStats(
         node_id=response.node_id,
         num_objects=response.num_objects,
-        tiers=tuple(
-            TierStats(
-                tier=tier_name(t.tier),
-                num_objects=t.num_objects,
-                used_bytes=t.used_bytes,
-                budget_bytes=t.budget_bytes,
-                hits=t.hits,
-                evictions=t.evictions,
-                read_bytes_per_s=t.read_bytes_per_s,
-                healthy=t.healthy,
-            )
-            for t in response.tiers
-        ),
+        tiers=tuple(map(tier_of, response.tiers)),
         hits=response.hits,
         misses=response.misses,
         puts=response.puts,

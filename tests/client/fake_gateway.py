@@ -87,6 +87,7 @@ class FakeGateway(GatewayServiceServicer):
     warm_failures: dict[str, SpoliaError] = field(default_factory=dict)
     busy_times: int = 0
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
+    in_flight: list[gateway_pb2.RequestInFlight] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
     caller_gone: threading.Event = field(default_factory=threading.Event)
@@ -166,7 +167,8 @@ class FakeGateway(GatewayServiceServicer):
             held_chunks=[b"\3" * 32],
             version="0.1.0",
         )
-        return gateway_pb2.GetClusterResponse(nodes=[node, *self.more_nodes], directory_reachable=True)
+        nodes = [node, *self.more_nodes]
+        return gateway_pb2.GetClusterResponse(nodes=nodes, directory_reachable=True, requests=self.in_flight)
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)

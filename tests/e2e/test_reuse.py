@@ -135,13 +135,13 @@ async def test_a_damaged_chunk_is_answered_right_and_counted_by_the_gateway(tiny
         for node in c.decodes.values():
             node.engine.resident.drop(chunk_id)
         metrics = c.gateway.server.metrics
-        labels = {"tenant": TENANT, "kind": "LOCAL", "reason": MissReason.DIGEST.name}
-        assert metrics.value("spolia_gateway_misses_total", **labels) == 0
+        labels = {"tenant": TENANT, "kind": "local", "reason": "digest"}
+        assert metrics.value("spolia_cache_misses_total", **labels) == 0
         again = await c.ask([text])
         assert again.token_ids == cold.token_ids == await c.in_one_process([text])
         assert [miss.reason for miss in again.reuse.misses if miss.chunk_id == chunk_id] == [MissReason.DIGEST]
-        assert metrics.value("spolia_gateway_misses_total", **labels) == 1
-        assert metrics.value("spolia_gateway_missed_tokens_total", **labels) == len(text)
+        assert metrics.value("spolia_cache_misses_total", **labels) == 1
+        assert metrics.value("spolia_cache_missed_tokens_total", **labels) == len(text)
 
 
 async def test_metrics_say_what_answers_said(tiny: Path) -> None:
@@ -150,13 +150,18 @@ async def test_metrics_say_what_answers_said(tiny: Path) -> None:
         value = c.gateway.server.metrics.value
         for source in TokenSource:
             told = sum(result.reuse.sources.get(source, 0) for result in results)
-            assert value("spolia_gateway_prompt_tokens_total", tenant=TENANT, source=source.name) == told
+            labels = {"tenant": TENANT, "source": source.name.lower()}
+            cached, computed = (value(f"spolia_{how}_tokens_total", **labels) for how in ("cached", "computed"))
+            assert told == cached + computed
+            assert not (cached and computed)
+        told = sum(result.num_prompt_tokens for result in results)
+        assert value("spolia_prompt_tokens_total", tenant=TENANT) == told
         for kind in ("chunk", "live", "inline"):
             told = sum(getattr(t, f"{kind}_bytes") for result in results for t in result.reuse.transfers)
-            assert value("spolia_gateway_kv_bytes_total", tenant=TENANT, kind=kind.upper(), plane="GRPC") == told
+            assert value("spolia_kv_transfer_bytes_total", tenant=TENANT, kind=kind, plane="grpc") == told
         missed = sum(miss.num_tokens for result in results for miss in result.reuse.misses)
         assert missed >= sum(map(len, TEXTS))
         families = c.gateway.server.metrics.registry.collect()
         samples = [sample for family in families for sample in family.samples]
-        assert sum(s.value for s in samples if s.name == "spolia_gateway_missed_tokens_total") == missed
-        assert value("spolia_gateway_ttft_seconds_count", mode="LINKED") == 2
+        assert sum(s.value for s in samples if s.name == "spolia_cache_missed_tokens_total") == missed
+        assert value("spolia_time_to_first_token_seconds_count", mode="linked") == 2

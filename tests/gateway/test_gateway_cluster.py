@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,54 @@ async def test_the_cluster_shows_every_role_and_itself(model: Path) -> None:
         assert cluster.directory_reachable
         (own,) = [node for node in cluster.nodes if node.node_id == "front"]
         assert own.address == w.node.server.address
+        assert own.metrics_address == w.node.server.metrics_address
+        assert own.load.HasField("serving")
         assert own.version
+
+
+async def test_the_cluster_shows_how_far_each_request_of_the_caller_has_come(model: Path) -> None:
+    may_begin, may_end = asyncio.Event(), asyncio.Event()
+
+    async def in_steps(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[Any]:
+        await may_begin.wait()
+        async for event in answers(node, request, context):
+            if event.HasField("finish"):
+                await may_end.wait()
+            yield event
+
+    async def shown(w: World) -> list[gateway_pb2.RequestInFlight]:
+        return list((await w.stub.GetCluster(gateway_pb2.GetClusterRequest(), timeout=WAIT_S)).requests)
+
+    async with world(model, decodes=[FakeDecode("a", in_steps)]) as w:
+        assert await shown(w) == []
+        answering = asyncio.create_task(w.generate(text_request("the stones", request_id="first")))
+        request = await until(lambda: shown(w), gateway_pb2.REQUEST_PHASE_PREPARING)
+        assert (request.request_id, request.decode_node) == ("first", "a")
+        assert (request.mode, request.num_generated_tokens) == (common_pb2.REUSE_MODE_EXACT, 0)
+        assert request.num_prompt_tokens > 0
+        assert request.age_ms >= 0
+        assert w.node.gateway.get_cluster("another tenant").requests == []
+        assert w.node.gateway.get_cluster("another tenant").gateway_node_id == w.node.config.node_id
+        may_begin.set()
+        request = await until(lambda: shown(w), gateway_pb2.REQUEST_PHASE_DECODING)
+        assert request.num_generated_tokens > 0
+        may_end.set()
+        await answering
+        await w.idle()
+        assert await shown(w) == []
+
+
+async def until(
+    shown: Callable[[], Awaitable[list[gateway_pb2.RequestInFlight]]], phase: int
+) -> gateway_pb2.RequestInFlight:
+    """The one request, once it has come so far."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            requests = await shown()
+            if requests and requests[0].phase == phase:
+                (request,) = requests
+                return request
+            await asyncio.sleep(0.005)
 
 
 async def test_a_gateway_goes_on_with_what_it_knows_when_the_directory_is_away(model: Path) -> None:

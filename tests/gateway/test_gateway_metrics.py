@@ -12,17 +12,21 @@ from gateway_fakes import FakeDecode, answers, fails_after, finish
 from gateway_worlds import text_request, world
 
 from spolia.v1 import common_pb2
+from spolia.v1.directory_pb2 import ServingFigures
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
-from spolia_gateway.metrics import PLANES, FirstToken, GatewayMetrics
+from spolia_gateway.latency import Latencies
+from spolia_gateway.metrics import PLANES, SOURCES, GatewayMetrics
+from spolia_gateway.recent import SLOT_S, WINDOW_S, RecentServing
 from spolia_node.metrics import Metrics
 
 TENANT = "museum"
-COMPUTED = ("COMPUTED", "LINK", "COMPILED")
+COMPUTED = ("computed", "link", "compiled")
 
 
 def report(**fields: Any) -> common_pb2.Finish:
-    return common_pb2.Finish(reuse=common_pb2.ReuseReport(mode=common_pb2.REUSE_MODE_LINKED, **fields))
+    reason = common_pb2.FINISH_REASON_LENGTH
+    return common_pb2.Finish(reason=reason, reuse=common_pb2.ReuseReport(mode=common_pb2.REUSE_MODE_LINKED, **fields))
 
 
 def miss(kind: int, reason: int, num_tokens: int) -> common_pb2.Miss:
@@ -52,7 +56,7 @@ def series(metrics: Metrics) -> set[tuple[str, tuple[str, ...]]]:
         (sample.name, tuple(sorted(sample.labels.values())))
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name.startswith("spolia_gateway_")
+        if sample.name.startswith("spolia_") and not sample.name.startswith("spolia_rpc_")
     }
 
 
@@ -63,16 +67,20 @@ def test_every_series_is_there_before_the_first_request() -> None:
     gateway.count_finish(TENANT, ReuseMode.LINKED, KNOWN)
     gateway.count_tokens(TENANT, 1)
     gateway.count_replay(TENANT)
-    gateway.request_arrived().passed_on(1, ReuseMode.EXACT)
+    request = gateway.request_arrived()
+    request.passed_on(1, ReuseMode.EXACT)
+    request.passed_on(1, ReuseMode.EXACT)
+    request.finished(ReuseMode.EXACT)
     assert series(metrics) == before
     count = metrics.registry.get_sample_value
     for kind in ChunkKind:
         for reason in MissReason:
-            labels = {"tenant": TENANT, "kind": kind.name, "reason": reason.name}
-            assert count("spolia_gateway_misses_total", labels) is not None, labels
-            assert count("spolia_gateway_missed_tokens_total", labels) is not None, labels
-    for source in TokenSource:
-        assert count("spolia_gateway_prompt_tokens_total", {"tenant": TENANT, "source": source.name}) is not None
+            labels = {"tenant": TENANT, "kind": kind.name.lower(), "reason": reason.name.lower()}
+            assert count("spolia_cache_misses_total", labels) is not None, labels
+            assert count("spolia_cache_missed_tokens_total", labels) is not None, labels
+    for source in SOURCES.values():
+        name = "spolia_computed_tokens_total" if source in COMPUTED else "spolia_cached_tokens_total"
+        assert count(name, {"tenant": TENANT, "source": source}) is not None
 
 
 def test_the_names_are_those_of_the_contract() -> None:
@@ -83,7 +91,9 @@ def test_the_names_are_those_of_the_contract() -> None:
     ):
         named = {member.value: member.name for member in core}  # type: ignore[attr-defined]  # each an IntEnum
         assert named == {number: name.removeprefix(prefix) for name, number in contract.items() if number}
-    planes = {number: name.removeprefix("DATA_PLANE_") for name, number in common_pb2.DataPlane.items() if number}
+    planes = {
+        number: name.removeprefix("DATA_PLANE_").lower() for name, number in common_pb2.DataPlane.items() if number
+    }
     assert planes == PLANES
 
 
@@ -93,25 +103,29 @@ def test_a_report_adds_to_tokens_misses_and_bytes() -> None:
     for _ in range(2):
         gateway.count_finish(TENANT, ReuseMode.LINKED, KNOWN)
     value = metrics.value
-    tokens = {s.name: value("spolia_gateway_prompt_tokens_total", tenant=TENANT, source=s.name) for s in TokenSource}
-    reused = sum(count for name, count in tokens.items() if name not in COMPUTED)
-    assert (reused, sum(tokens.values())) == (160, 200), "the hit rate is 80 %"
-    not_found = {"tenant": TENANT, "kind": "LOCAL", "reason": "NOT_FOUND"}
-    assert value("spolia_gateway_misses_total", **not_found) == 4
-    assert value("spolia_gateway_missed_tokens_total", **not_found) == 200
-    damaged = {"tenant": TENANT, "kind": "PREFIX", "reason": "DIGEST"}
-    assert value("spolia_gateway_misses_total", **damaged) == 2
-    assert value("spolia_gateway_missed_tokens_total", **damaged) == 256
+    cached = {s: value("spolia_cached_tokens_total", tenant=TENANT, source=s) for s in SOURCES.values()}
+    computed = {s: value("spolia_computed_tokens_total", tenant=TENANT, source=s) for s in SOURCES.values()}
+    assert {source: count for source, count in cached.items() if count} == {"device": 100, "host": 60}
+    assert {source: count for source, count in computed.items() if count} == {"computed": 40}
+    assert value("spolia_prompt_tokens_total", tenant=TENANT) == 200, "the hit rate is 80 %"
+    figures = gateway.recent.figures()
+    assert (figures.num_requests, figures.num_prompt_tokens, figures.num_cached_tokens) == (2, 200, 160)
+    not_found = {"tenant": TENANT, "kind": "local", "reason": "not_found"}
+    assert value("spolia_cache_misses_total", **not_found) == 4
+    assert value("spolia_cache_missed_tokens_total", **not_found) == 200
+    damaged = {"tenant": TENANT, "kind": "prefix", "reason": "digest"}
+    assert value("spolia_cache_misses_total", **damaged) == 2
+    assert value("spolia_cache_missed_tokens_total", **damaged) == 256
     moved = {
-        (kind, plane): value("spolia_gateway_kv_bytes_total", tenant=TENANT, kind=kind, plane=plane)
-        for kind in ("CHUNK", "LIVE", "INLINE")
-        for plane in ("GRPC", "NIXL")
+        (kind, plane): value("spolia_kv_transfer_bytes_total", tenant=TENANT, kind=kind, plane=plane)
+        for kind in ("chunk", "live", "inline")
+        for plane in ("grpc", "nixl")
     }
     assert {key: count for key, count in moved.items() if count} == {
-        ("CHUNK", "GRPC"): 14,
-        ("LIVE", "GRPC"): 10,
-        ("INLINE", "GRPC"): 6,
-        ("CHUNK", "NIXL"): 22,
+        ("chunk", "grpc"): 14,
+        ("live", "grpc"): 10,
+        ("inline", "grpc"): 6,
+        ("chunk", "nixl"): 22,
     }
 
 
@@ -123,22 +137,52 @@ def test_what_a_newer_node_says_is_counted_under_its_number() -> None:
     metrics = Metrics()
     GatewayMetrics(metrics, TENANT).count_finish(TENANT, ReuseMode.EXACT, received)
     value = metrics.value
-    assert value("spolia_gateway_missed_tokens_total", tenant=TENANT, kind="UNKNOWN_9", reason="UNKNOWN_99") == 12
-    assert value("spolia_gateway_misses_total", tenant=TENANT, kind="LOCAL", reason="UNKNOWN_99") == 1
-    assert value("spolia_gateway_prompt_tokens_total", tenant=TENANT, source="UNKNOWN_77") == 8
-    assert value("spolia_gateway_kv_bytes_total", tenant=TENANT, kind="LIVE", plane="UNKNOWN_55") == 6
+    assert value("spolia_cache_missed_tokens_total", tenant=TENANT, kind="unknown_9", reason="unknown_99") == 12
+    assert value("spolia_cache_misses_total", tenant=TENANT, kind="local", reason="unknown_99") == 1
+    assert value("spolia_computed_tokens_total", tenant=TENANT, source="unknown_77") == 8
+    assert value("spolia_prompt_tokens_total", tenant=TENANT) == 8
+    assert value("spolia_kv_transfer_bytes_total", tenant=TENANT, kind="live", plane="unknown_55") == 6
 
 
-def test_the_time_to_the_first_token_is_taken_once_and_by_mode() -> None:
-    metrics, clock = Metrics(), iter([10.0, 10.75, 11.0])
-    histogram = metrics.histogram("spolia_gateway_ttft_seconds", "A stand-in.", "mode")
-    first_token = FirstToken(histogram, lambda: next(clock))
-    first_token.passed_on(0, ReuseMode.LINKED)  # text that was held back, without a token
-    first_token.passed_on(1, ReuseMode.LINKED)
-    first_token.passed_on(1, ReuseMode.LINKED)
-    assert metrics.value("spolia_gateway_ttft_seconds_sum", mode="LINKED") == 0.75
-    assert metrics.value("spolia_gateway_ttft_seconds_count", mode="LINKED") == 1
-    assert next(clock) == 11.0, "later tokens do not look at the clock"
+def test_times_are_taken_of_each_sample_and_by_mode() -> None:
+    metrics, times = Metrics(), iter([10.0, 10.75, 11.0, 11.5, 12.5, 13.0])
+    latencies = Latencies(metrics, RecentServing())
+    request = latencies.request_arrived(lambda: next(times))
+    request.passed_on(0, ReuseMode.LINKED)  # text that was held back, without a token
+    request.passed_on(1, ReuseMode.LINKED, 0)
+    request.passed_on(1, ReuseMode.LINKED, 1)  # another sample's first: no gap, and no second first token
+    request.passed_on(1, ReuseMode.LINKED, 0)
+    request.passed_on(3, ReuseMode.LINKED, 1)  # together: each took its share
+    request.finished(ReuseMode.LINKED)
+    value = metrics.value
+    assert value("spolia_time_to_first_token_seconds_sum", mode="linked") == 0.75
+    assert value("spolia_time_to_first_token_seconds_count", mode="linked") == 1
+    assert value("spolia_inter_token_latency_seconds_sum", mode="linked") == pytest.approx(0.75 + 1.5)
+    assert value("spolia_inter_token_latency_seconds_count", mode="linked") == 4
+    assert value("spolia_e2e_request_latency_seconds_sum", mode="linked") == 3.0
+    assert value("spolia_e2e_request_latency_seconds_count", mode="exact") == 0
+
+
+def test_recent_figures_forget_after_the_window() -> None:
+    now = 100.0
+    recent = RecentServing(lambda: now)
+    for milliseconds in range(1, 101):
+        recent.first_token(milliseconds / 1000)
+        recent.next_token(milliseconds / 1e4)
+    recent.finished(100, 80, 7)
+    figures = recent.figures()
+    assert (figures.num_requests, figures.num_prompt_tokens, figures.num_cached_tokens) == (1, 100, 80)
+    assert (figures.num_generated_tokens, figures.window_s) == (7, 1), "it has just begun"
+    assert (figures.ttft_p50_ms, figures.ttft_p95_ms) == (51.0, 96.0)
+    assert (figures.itl_p50_ms, figures.itl_p95_ms) == (5.1, 9.6)
+    now += WINDOW_S - SLOT_S
+    recent.finished(10, 0, 1)
+    assert recent.figures().num_requests == 2
+    now += SLOT_S
+    figures = recent.figures()
+    assert (figures.num_requests, figures.num_prompt_tokens, figures.ttft_p50_ms) == (1, 10, 0.0)
+    now += WINDOW_S
+    assert recent.figures() == ServingFigures(window_s=WINDOW_S)
 
 
 @pytest.mark.parametrize("mode", list(ReuseMode))
@@ -158,10 +202,12 @@ async def test_a_gateway_times_first_tokens_and_counts_reports_once(model: Path,
     async with world(model, decodes=nodes, tenant=TENANT) as w:
         await w.generate(text_request("the stones", mode=common_pb2.ReuseMode.ValueType(mode)))
         value = w.node.server.metrics.value
-        assert value("spolia_gateway_ttft_seconds_count", mode=mode.name) == 1, "a replay is no second request"
-        assert 0 < value("spolia_gateway_ttft_seconds_sum", mode=mode.name) < 5
-        assert value("spolia_gateway_missed_tokens_total", tenant=TENANT, kind="PREFIX", reason="DIGEST") == 128
-        assert value("spolia_gateway_prompt_tokens_total", tenant=TENANT, source="DEVICE") == 50
+        assert value("spolia_time_to_first_token_seconds_count", mode=mode.name.lower()) == 1, (
+            "a replay is no second request"
+        )
+        assert 0 < value("spolia_time_to_first_token_seconds_sum", mode=mode.name.lower()) < 5
+        assert value("spolia_cache_missed_tokens_total", tenant=TENANT, kind="prefix", reason="digest") == 128
+        assert value("spolia_cached_tokens_total", tenant=TENANT, source="device") == 50
 
 
 async def test_a_request_without_a_token_has_no_time_to_one(model: Path) -> None:
@@ -172,4 +218,4 @@ async def test_a_request_without_a_token_has_no_time_to_one(model: Path) -> None
     async with world(model, decodes=[FakeDecode("a", refuses)]) as w:
         with pytest.raises(Exception, match="not this one"):
             await w.generate(text_request("the stones"))
-        assert w.node.server.metrics.value("spolia_gateway_ttft_seconds_count", mode="EXACT") == 0
+        assert w.node.server.metrics.value("spolia_time_to_first_token_seconds_count", mode="EXACT") == 0

@@ -43,7 +43,7 @@ async def test_what_a_gateway_is_asked_by_those_who_run_it(met: HttpWorld) -> No
     assert (await met.http.get("/version")).json() == {"version": __version__}
     metrics = await met.http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
-    assert "spolia_gateway_generations_total" in metrics.text
+    assert "spolia_time_to_first_token_seconds_count" in metrics.text
     assert 'spolia_http_requests_total{route="/health",status="200"} 1.0' in metrics.text
     schema = (await met.http.get("/openapi.json")).json()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"} <= schema["paths"].keys()

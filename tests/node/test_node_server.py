@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import threading
+import time
 import urllib.request
 from typing import Any
 
@@ -12,12 +15,15 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2
 from node_worlds import DIRECTORY_SERVICE, STORE_SERVICE, World, serving, with_store
+from prometheus_client import CollectorRegistry
 
 from spolia.errors import error_from_rpc
+from spolia.version import __version__
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.config import NodeConfig
+from spolia_node.metrics_endpoint import MetricsEndpoint
 from spolia_node.server import NodeServer
 
 
@@ -221,10 +227,18 @@ async def test_a_taken_port_stops_the_start_by_name():
 
 async def test_a_taken_metrics_port_stops_the_start_by_name():
     async with serving() as world:
-        port = world.server.metrics.serve("127.0.0.1", 0)
+        port = int(world.server.metrics_address.rpartition(":")[2])
         second = with_store(NodeServer(NodeConfig(metrics_port=port), "kvstore"))
         with pytest.raises(InvalidRequest, match=f"metrics_port {port} cannot be bound"):
             await second.start()
+
+
+async def test_metrics_can_be_turned_off():
+    server = with_store(NodeServer(NodeConfig(metrics_port=-1), "kvstore"))
+    await server.start()
+    assert server.metrics_address == ""
+    assert not [thread for thread in threading.enumerate() if thread.name == "metrics"]
+    await server.stop_at_once()
 
 
 async def test_the_address_is_what_peers_are_told():
@@ -236,19 +250,47 @@ async def test_the_address_is_what_peers_are_told():
 
 async def test_metrics_are_served_over_http_until_the_end():
     async with serving() as world:
-        port = world.server.metrics.serve("127.0.0.1", 0)
         await world.unary_unary(timeout=30)
 
         def page() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            with urllib.request.urlopen(f"http://{world.server.metrics_address}/metrics", timeout=30) as answer:
                 return answer.read().decode()
 
-        text = await asyncio.to_thread(page)
-        line = 'spolia_rpc_requests_total{code="OK",method="GetStats",service="spolia.v1.KVStoreService"} 1.0'
-        assert line in text.splitlines()
+        lines = (await asyncio.to_thread(page)).splitlines()
+        counted = 'spolia_rpc_requests_total{code="%s",method="%s",service="spolia.v1.KVStoreService"} %s'
+        assert counted % ("OK", "GetStats", "1.0") in lines
+        assert counted % ("UNAVAILABLE", "Claim", "0.0") in lines, "what nobody called is there, too"
+        assert (
+            f'spolia_node_info{{node_id="{world.server.node_id}",role="kvstore",version="{__version__}"}} 1.0' in lines
+        )
         await world.server.drain()
         with pytest.raises(OSError, match="refused"):
             await asyncio.to_thread(page)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_the_endpoint_ends_at_once_also_beside_a_client_that_says_nothing(host: str) -> None:
+    try:
+        endpoint = MetricsEndpoint(CollectorRegistry(), host, 0)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    reached = {"0.0.0.0": "127.0.0.1"}.get(host, host)
+    with socket.create_connection((reached, endpoint.port), 10):
+        began = time.monotonic()
+        endpoint.stop()
+        endpoint.stop()
+        assert time.monotonic() - began < 0.5
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((reached, endpoint.port), 10)
+
+
+def test_two_endpoints_share_no_port() -> None:
+    first = MetricsEndpoint(CollectorRegistry(), "127.0.0.1", 0)
+    try:
+        with pytest.raises(OSError, match="in use"):
+            MetricsEndpoint(CollectorRegistry(), "127.0.0.1", first.port)
+    finally:
+        first.stop()
 
 
 async def test_a_metric_asked_for_twice_is_one_metric():

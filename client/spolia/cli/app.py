@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spolia.cli import bench, calibrate, cluster, demo, doctor, eval, generate, serve, up, version, warm
+from spolia.cli import bench, calibrate, chat, cluster, demo, doctor, eval, generate, serve, up, version, warm
 from spolia.cli.cache.app import cache
 from spolia.cli.certs import certs
 from spolia.cli.keys import keys
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("up", epilog=EPILOG)(up.up)
 app.command("demo", epilog=EPILOG)(demo.demo)
 app.command("generate", epilog=EPILOG)(generate.generate)
+app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
 app.command("doctor", epilog=EPILOG)(doctor.doctor)

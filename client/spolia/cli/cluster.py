@@ -1,60 +1,65 @@
-"""`spolia cluster`: who is there."""
+"""`spolia cluster`: who is there, and what goes on."""
 
 from __future__ import annotations
 
-from spolia.cli.options import DEFAULT_ADDRESS, Address, Json, Timeout
-from spolia.cli.output import notes, print_columns, print_json
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from spolia.cli.cluster_lines import print_cluster
+from spolia.cli.cluster_view import View
+from spolia.cli.options import DEFAULT_ADDRESS, Address, Json
+from spolia.cli.output import print_json
 from spolia.client import Client
-from spolia.results import Node
+from spolia.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 
-LOAD = ("running", "waiting", "held chunks")
-LEDGER = ("blocks", "free", "referenced", "cached", "in transfer", "lent")
-"""A pool's blocks, and how many are in each state."""
-
-COLUMNS = ("node", "role", "address", "model", "profile", "linked", *LOAD, *LEDGER, "state")
+MIN_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 3600.0
 
 
-def cluster(address: Address = DEFAULT_ADDRESS, timeout: Timeout = 10.0, as_json: Json = False) -> None:
-    """Show the nodes, by which profile they serve LINKED, how busy they are, and the ledger of every pool.
+def cluster(
+    once: Annotated[bool, typer.Option("--once", help="Print what there is now, and end; so do pipes.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Annotated[float, typer.Option(help="Most seconds to wait for one look.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Show the nodes, how busy they are and what they hold: live in a terminal, until Ctrl-C.
 
-    The ledger is how many blocks are in each state.
+    Pools are shown by the state of their blocks, stores by tier, gateways with the hit rate and latencies of their last
+    minute, and requests in flight by how far they have come.
     """
+    if not MIN_INTERVAL_S <= interval <= MAX_INTERVAL_S:
+        raise InvalidRequest(
+            f"interval is {interval} s",
+            field="interval",
+            limit=f"{MIN_INTERVAL_S:g} … {MAX_INTERVAL_S:g} s",
+            actual=str(interval),
+        )
     with Client(address, timeout_s=timeout) as client:
         found = client.cluster()
-    if as_json:
-        print_json(found)
-        return
-    nodes = sorted(found.nodes, key=lambda node: (node.role, node.node_id))
-    print_columns(COLUMNS, *map(_cells, nodes))
-    for refusal in dict.fromkeys(node.linked_refusal for node in nodes if node.linked_refusal):
-        who = ", ".join(node.node_id for node in nodes if node.linked_refusal == refusal)
-        notes().print(f"{who} refuse LINKED: {refusal}", markup=False)
-    if not found.directory_reachable:
-        notes().print("the directory cannot be reached; this is the last list the gateway knew")
+        if as_json:
+            print_json(found)
+        elif once or not sys.stdout.isatty():
+            print_cluster(found)
+        else:
+            _watch(client, View(address, found), interval)
 
 
-def _cells(node: Node) -> tuple[str, ...]:
-    load = (node.num_running, node.num_waiting, node.num_held_chunks)
-    state = "draining" if node.draining else "serving"
-    model = (node.model, node.profile, _linked(node))
-    return (node.node_id, node.role, node.address, *model, *map(str, load), *_ledger(node), state)
-
-
-def _linked(node: Node) -> str:
-    """What the node's profile prescribes where LINKED is served; else whether force helps."""
-    if node.linked_refusal:
-        return "if forced" if node.can_force_linked else "no"
-    return node.policy
-
-
-def _ledger(node: Node) -> tuple[str, ...]:
-    if not node.total_blocks:  # it has no pool
-        return ("",) * len(LEDGER)
-    in_each_state = (
-        node.free_blocks,
-        node.referenced_blocks,
-        node.cached_blocks,
-        node.in_transfer_blocks,
-        node.lent_blocks,
-    )
-    return tuple(map(str, (node.total_blocks, *in_each_state)))
+def _watch(client: Client, view: View, interval_s: float) -> None:
+    """Draws until Ctrl-C. A gateway that is away is waited for."""
+    with Live(view, console=Console(), screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(interval_s)
+                try:
+                    view.saw(client.cluster())
+                except (Unavailable, DeadlineExceeded, Busy) as error:
+                    view.missed(error)
+                live.refresh()
+        except KeyboardInterrupt:
+            pass

@@ -32,6 +32,20 @@ def human_seconds(seconds: float) -> str:
     return f"{int(seconds / SECONDS_OF[unit])}{unit}"
 
 
+def human_ms(milliseconds: float) -> str:
+    """Three digits or so, with a unit: 0.42 ms, 38 ms, 2.1 s, 12m."""
+    if milliseconds < 9.95:
+        return f"{milliseconds:.2g} ms"
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} ms"
+    return f"{milliseconds / 1000:.1f} s" if milliseconds < 99_950 else human_seconds(milliseconds / 1000)
+
+
+def percent(share: float) -> str:
+    """A share of one: 77 %."""
+    return f"{100 * share:.0f} %"
+
+
 def parse_duration(text: str, field: str) -> float:
     """Seconds. Raises `InvalidRequest`, naming `field`, for anything that is not one number and its unit."""
     found = DURATION.fullmatch(text.strip())

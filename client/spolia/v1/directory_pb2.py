@@ -22,31 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from spolia.v1 import kvstore_pb2 as spolia_dot_v1_dot_kvstore__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19spolia/v1/directory.proto\x12\tspolia.v1\"\xde\x01\n\x08NodeLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x03 \x01(\r\x12\x18\n\x10\x61vailable_blocks\x18\x04 \x01(\r\x12\x15\n\rqueued_tokens\x18\x05 \x01(\x04\x12\x19\n\x11referenced_blocks\x18\x06 \x01(\r\x12\x15\n\rcached_blocks\x18\x07 \x01(\r\x12\x1a\n\x12in_transfer_blocks\x18\x08 \x01(\r\x12\x13\n\x0blent_blocks\x18\t \x01(\r\"\xe2\x01\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x17\n\x0fsupports_linked\x18\x05 \x01(\x08\x12\x15\n\rcompute_dtype\x18\x06 \x01(\t\x12\x17\n\x0fnum_sink_tokens\x18\x07 \x01(\r\x12\x0f\n\x07profile\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x16\n\x0elinked_refusal\x18\n \x01(\t\"\xf9\x01\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.spolia.v1.NodeRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x16.spolia.v1.ServedModelH\x00\x88\x01\x01\x12!\n\x04load\x18\x05 \x01(\x0b\x32\x13.spolia.v1.NodeLoad\x12\x13\n\x0bheld_chunks\x18\x06 \x03(\x0c\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x15\n\rheld_prefixes\x18\t \x03(\x0c\x42\x08\n\x06_model\"8\n\x0fRegisterRequest\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.spolia.v1.NodeRecord\"$\n\x10RegisterResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"2\n\x0cWatchRequest\x12\"\n\x05roles\x18\x01 \x03(\x0e\x32\x13.spolia.v1.NodeRole\"5\n\rWatchResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.spolia.v1.NodeRecord*\x80\x01\n\x08NodeRole\x12\x19\n\x15NODE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_ROLE_GATEWAY\x10\x01\x12\x15\n\x11NODE_ROLE_PREFILL\x10\x02\x12\x14\n\x10NODE_ROLE_DECODE\x10\x03\x12\x15\n\x11NODE_ROLE_KVSTORE\x10\x04\x32\x99\x01\n\x10\x44irectoryService\x12G\n\x08Register\x12\x1a.spolia.v1.RegisterRequest\x1a\x1b.spolia.v1.RegisterResponse(\x01\x30\x01\x12<\n\x05Watch\x12\x17.spolia.v1.WatchRequest\x1a\x18.spolia.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19spolia/v1/directory.proto\x12\tspolia.v1\x1a\x17spolia/v1/kvstore.proto\"\xc0\x02\n\x08NodeLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x03 \x01(\r\x12\x18\n\x10\x61vailable_blocks\x18\x04 \x01(\r\x12\x15\n\rqueued_tokens\x18\x05 \x01(\x04\x12\x19\n\x11referenced_blocks\x18\x06 \x01(\r\x12\x15\n\rcached_blocks\x18\x07 \x01(\r\x12\x1a\n\x12in_transfer_blocks\x18\x08 \x01(\r\x12\x13\n\x0blent_blocks\x18\t \x01(\r\x12#\n\x05tiers\x18\n \x03(\x0b\x32\x14.spolia.v1.TierStats\x12/\n\x07serving\x18\x0b \x01(\x0b\x32\x19.spolia.v1.ServingFiguresH\x00\x88\x01\x01\x42\n\n\x08_serving\"\xde\x01\n\x0eServingFigures\x12\x10\n\x08window_s\x18\x01 \x01(\r\x12\x14\n\x0cnum_requests\x18\x02 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x13\n\x0bttft_p50_ms\x18\x06 \x01(\x01\x12\x13\n\x0bttft_p95_ms\x18\x07 \x01(\x01\x12\x12\n\nitl_p50_ms\x18\x08 \x01(\x01\x12\x12\n\nitl_p95_ms\x18\t \x01(\x01\"\xe2\x01\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x17\n\x0fsupports_linked\x18\x05 \x01(\x08\x12\x15\n\rcompute_dtype\x18\x06 \x01(\t\x12\x17\n\x0fnum_sink_tokens\x18\x07 \x01(\r\x12\x0f\n\x07profile\x18\x08 \x01(\t\x12\x0e\n\x06policy\x18\t \x01(\t\x12\x16\n\x0elinked_refusal\x18\n \x01(\t\"\x92\x02\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.spolia.v1.NodeRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x16.spolia.v1.ServedModelH\x00\x88\x01\x01\x12!\n\x04load\x18\x05 \x01(\x0b\x32\x13.spolia.v1.NodeLoad\x12\x13\n\x0bheld_chunks\x18\x06 \x03(\x0c\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x15\n\rheld_prefixes\x18\t \x03(\x0c\x12\x17\n\x0fmetrics_address\x18\n \x01(\tB\x08\n\x06_model\"8\n\x0fRegisterRequest\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.spolia.v1.NodeRecord\"$\n\x10RegisterResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\r\"2\n\x0cWatchRequest\x12\"\n\x05roles\x18\x01 \x03(\x0e\x32\x13.spolia.v1.NodeRole\"5\n\rWatchResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.spolia.v1.NodeRecord*\x80\x01\n\x08NodeRole\x12\x19\n\x15NODE_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_ROLE_GATEWAY\x10\x01\x12\x15\n\x11NODE_ROLE_PREFILL\x10\x02\x12\x14\n\x10NODE_ROLE_DECODE\x10\x03\x12\x15\n\x11NODE_ROLE_KVSTORE\x10\x04\x32\x99\x01\n\x10\x44irectoryService\x12G\n\x08Register\x12\x1a.spolia.v1.RegisterRequest\x1a\x1b.spolia.v1.RegisterResponse(\x01\x30\x01\x12<\n\x05Watch\x12\x17.spolia.v1.WatchRequest\x1a\x18.spolia.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spolia.v1.directory_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEROLE']._serialized_start=950
-  _globals['_NODEROLE']._serialized_end=1078
-  _globals['_NODELOAD']._serialized_start=41
-  _globals['_NODELOAD']._serialized_end=263
-  _globals['_SERVEDMODEL']._serialized_start=266
-  _globals['_SERVEDMODEL']._serialized_end=492
-  _globals['_NODERECORD']._serialized_start=495
-  _globals['_NODERECORD']._serialized_end=744
-  _globals['_REGISTERREQUEST']._serialized_start=746
-  _globals['_REGISTERREQUEST']._serialized_end=802
-  _globals['_REGISTERRESPONSE']._serialized_start=804
-  _globals['_REGISTERRESPONSE']._serialized_end=840
-  _globals['_WATCHREQUEST']._serialized_start=842
-  _globals['_WATCHREQUEST']._serialized_end=892
-  _globals['_WATCHRESPONSE']._serialized_start=894
-  _globals['_WATCHRESPONSE']._serialized_end=947
-  _globals['_DIRECTORYSERVICE']._serialized_start=1081
-  _globals['_DIRECTORYSERVICE']._serialized_end=1234
+  _globals['_NODEROLE']._serialized_start=1323
+  _globals['_NODEROLE']._serialized_end=1451
+  _globals['_NODELOAD']._serialized_start=66
+  _globals['_NODELOAD']._serialized_end=386
+  _globals['_SERVINGFIGURES']._serialized_start=389
+  _globals['_SERVINGFIGURES']._serialized_end=611
+  _globals['_SERVEDMODEL']._serialized_start=614
+  _globals['_SERVEDMODEL']._serialized_end=840
+  _globals['_NODERECORD']._serialized_start=843
+  _globals['_NODERECORD']._serialized_end=1117
+  _globals['_REGISTERREQUEST']._serialized_start=1119
+  _globals['_REGISTERREQUEST']._serialized_end=1175
+  _globals['_REGISTERRESPONSE']._serialized_start=1177
+  _globals['_REGISTERRESPONSE']._serialized_end=1213
+  _globals['_WATCHREQUEST']._serialized_start=1215
+  _globals['_WATCHREQUEST']._serialized_end=1265
+  _globals['_WATCHRESPONSE']._serialized_start=1267
+  _globals['_WATCHRESPONSE']._serialized_end=1320
+  _globals['_DIRECTORYSERVICE']._serialized_start=1454
+  _globals['_DIRECTORYSERVICE']._serialized_end=1607
 # @@protoc_insertion_point(module_scope)

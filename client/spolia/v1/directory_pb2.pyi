@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from spolia.v1 import kvstore_pb2 as _kvstore_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -66,6 +67,8 @@ class NodeLoad(_message.Message):
     CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
     IN_TRANSFER_BLOCKS_FIELD_NUMBER: _builtins.int
     LENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     """Requests being worked on."""
     num_waiting: _builtins.int
@@ -86,6 +89,14 @@ class NodeLoad(_message.Message):
     """The ledger: blocks whose bytes are arriving."""
     lent_blocks: _builtins.int
     """The ledger: blocks that hold a peer's runs."""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[_kvstore_pb2.TierStats]:
+        """A kvstore node's tiers, as its GetStats tells them. Empty from other nodes."""
+
+    @_builtins.property
+    def serving(self) -> Global___ServingFigures:
+        """What a gateway served lately. Unset from other nodes."""
+
     def __init__(
         self,
         *,
@@ -98,14 +109,74 @@ class NodeLoad(_message.Message):
         cached_blocks: _builtins.int = ...,
         in_transfer_blocks: _builtins.int = ...,
         lent_blocks: _builtins.int = ...,
+        tiers: _abc.Iterable[_kvstore_pb2.TierStats] | None = ...,
+        serving: Global___ServingFigures | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_serving", b"_serving", "serving", b"serving"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_serving", b"_serving", "available_blocks", b"available_blocks", "cached_blocks", b"cached_blocks", "in_transfer_blocks", b"in_transfer_blocks", "lent_blocks", b"lent_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "queued_tokens", b"queued_tokens", "referenced_blocks", b"referenced_blocks", "serving", b"serving", "tiers", b"tiers", "total_blocks", b"total_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__serving: _TypeAlias = _typing.Literal["serving"]  # noqa: Y015
+    _WhichOneofArgType__serving: _TypeAlias = _typing.Literal["_serving", b"_serving"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__serving) -> _WhichOneofReturnType__serving | None: ...
+
+Global___NodeLoad: _TypeAlias = NodeLoad  # noqa: Y015
+
+@_typing.final
+class ServingFigures(_message.Message):
+    """What a gateway served in the last `window_s` seconds. Times are as its clients see them, in milliseconds; 0 where
+    nothing was measured.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_P50_MS_FIELD_NUMBER: _builtins.int
+    TTFT_P95_MS_FIELD_NUMBER: _builtins.int
+    ITL_P50_MS_FIELD_NUMBER: _builtins.int
+    ITL_P95_MS_FIELD_NUMBER: _builtins.int
+    window_s: _builtins.int
+    """Length of the window, seconds, at least 1; it moves some seconds at a time, and is shorter where the gateway is young."""
+    num_requests: _builtins.int
+    """Requests that came to their finish."""
+    num_prompt_tokens: _builtins.int
+    """Their prompt tokens."""
+    num_cached_tokens: _builtins.int
+    """Those of them whose KV was reused: the hit rate is the share of `num_prompt_tokens`."""
+    num_generated_tokens: _builtins.int
+    """Tokens generated for these requests."""
+    ttft_p50_ms: _builtins.float
+    """Arrival to the first token: half of the requests waited no longer."""
+    ttft_p95_ms: _builtins.float
+    """The same of 95 in 100."""
+    itl_p50_ms: _builtins.float
+    """Gap between two tokens of a sample: half of them were no longer."""
+    itl_p95_ms: _builtins.float
+    """The same of 95 in 100."""
+    def __init__(
+        self,
+        *,
+        window_s: _builtins.int = ...,
+        num_requests: _builtins.int = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_cached_tokens: _builtins.int = ...,
+        num_generated_tokens: _builtins.int = ...,
+        ttft_p50_ms: _builtins.float = ...,
+        ttft_p95_ms: _builtins.float = ...,
+        itl_p50_ms: _builtins.float = ...,
+        itl_p95_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_blocks", b"available_blocks", "cached_blocks", b"cached_blocks", "in_transfer_blocks", b"in_transfer_blocks", "lent_blocks", b"lent_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "queued_tokens", b"queued_tokens", "referenced_blocks", b"referenced_blocks", "total_blocks", b"total_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl_p50_ms", b"itl_p50_ms", "itl_p95_ms", b"itl_p95_ms", "num_cached_tokens", b"num_cached_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_requests", b"num_requests", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p95_ms", b"ttft_p95_ms", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___NodeLoad: _TypeAlias = NodeLoad  # noqa: Y015
+Global___ServingFigures: _TypeAlias = ServingFigures  # noqa: Y015
 
 @_typing.final
 class ServedModel(_message.Message):
@@ -186,6 +257,7 @@ class NodeRecord(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     HELD_PREFIXES_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Unique and stable while the process lives."""
     role: Global___NodeRole.ValueType
@@ -196,6 +268,8 @@ class NodeRecord(_message.Message):
     """It takes no new work."""
     version: _builtins.str
     """Release of the software."""
+    metrics_address: _builtins.str
+    """Where Prometheus reads its metrics, "host:port", path /metrics; empty where nowhere."""
     @_builtins.property
     def model(self) -> Global___ServedModel:
         """The model it serves; unset for nodes that serve none."""
@@ -229,10 +303,11 @@ class NodeRecord(_message.Message):
         draining: _builtins.bool = ...,
         version: _builtins.str = ...,
         held_prefixes: _abc.Iterable[_builtins.bytes] | None = ...,
+        metrics_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "load", b"load", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "address", b"address", "draining", b"draining", "held_chunks", b"held_chunks", "held_prefixes", b"held_prefixes", "load", b"load", "model", b"model", "node_id", b"node_id", "role", b"role", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "address", b"address", "draining", b"draining", "held_chunks", b"held_chunks", "held_prefixes", b"held_prefixes", "load", b"load", "metrics_address", b"metrics_address", "model", b"model", "node_id", b"node_id", "role", b"role", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015

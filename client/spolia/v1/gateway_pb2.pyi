@@ -62,6 +62,38 @@ SPLITTER_FIXED: Splitter.ValueType  # 4
 """Every `max_tokens` tokens. An edit loses all chunks behind it."""
 Global___Splitter: _TypeAlias = Splitter  # noqa: Y015
 
+class _RequestPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RequestPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REQUEST_PHASE_UNSPECIFIED: _RequestPhase.ValueType  # 0
+    """Never sent."""
+    REQUEST_PHASE_TOKENIZING: _RequestPhase.ValueType  # 1
+    """Being checked and tokenized."""
+    REQUEST_PHASE_ROUTING: _RequestPhase.ValueType  # 2
+    """A decode node is being chosen, or waited for."""
+    REQUEST_PHASE_PREPARING: _RequestPhase.ValueType  # 3
+    """At a decode node, without a token yet: it waits for a place, or its KV is being fetched, computed and linked."""
+    REQUEST_PHASE_DECODING: _RequestPhase.ValueType  # 4
+    """Tokens come."""
+
+class RequestPhase(_RequestPhase, metaclass=_RequestPhaseEnumTypeWrapper):
+    """How far a request has come, as its gateway sees it."""
+
+REQUEST_PHASE_UNSPECIFIED: RequestPhase.ValueType  # 0
+"""Never sent."""
+REQUEST_PHASE_TOKENIZING: RequestPhase.ValueType  # 1
+"""Being checked and tokenized."""
+REQUEST_PHASE_ROUTING: RequestPhase.ValueType  # 2
+"""A decode node is being chosen, or waited for."""
+REQUEST_PHASE_PREPARING: RequestPhase.ValueType  # 3
+"""At a decode node, without a token yet: it waits for a place, or its KV is being fetched, computed and linked."""
+REQUEST_PHASE_DECODING: RequestPhase.ValueType  # 4
+"""Tokens come."""
+Global___RequestPhase: _TypeAlias = RequestPhase  # noqa: Y015
+
 @_typing.final
 class Document(_message.Message):
     """Text whose KV is worth keeping: reused in any order, at any position."""
@@ -606,6 +638,52 @@ class GetClusterRequest(_message.Message):
 Global___GetClusterRequest: _TypeAlias = GetClusterRequest  # noqa: Y015
 
 @_typing.final
+class RequestInFlight(_message.Message):
+    """A generation under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODE_NODE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Its id."""
+    phase: Global___RequestPhase.ValueType
+    """How far it has come."""
+    age_ms: _builtins.float
+    """Milliseconds since it arrived."""
+    mode: _common_pb2.ReuseMode.ValueType
+    """The mode it is served in."""
+    num_prompt_tokens: _builtins.int
+    """Its prompt's tokens; 0 while they are not known."""
+    num_generated_tokens: _builtins.int
+    """Tokens passed on so far, of all samples."""
+    decode_node: _builtins.str
+    """The decode node that works on it; empty while none does."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        phase: Global___RequestPhase.ValueType = ...,
+        age_ms: _builtins.float = ...,
+        mode: _common_pb2.ReuseMode.ValueType = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_generated_tokens: _builtins.int = ...,
+        decode_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "decode_node", b"decode_node", "mode", b"mode", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "phase", b"phase", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestInFlight: _TypeAlias = RequestInFlight  # noqa: Y015
+
+@_typing.final
 class GetClusterResponse(_message.Message):
     """The cluster as this gateway sees it."""
 
@@ -613,25 +691,37 @@ class GetClusterResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     DIRECTORY_REACHABLE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    GATEWAY_NODE_ID_FIELD_NUMBER: _builtins.int
     CLOCK_MS_FIELD_NUMBER: _builtins.int
     directory_reachable: _builtins.bool
     """False while the directory cannot be reached and the list is the last one known."""
+    gateway_node_id: _builtins.str
+    """The gateway that answers."""
     clock_ms: _builtins.int
     """The gateway's clock, milliseconds since 1970 in UTC: keys and certificates end by it. 0 from older releases."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_directory_pb2.NodeRecord]:
         """Every node with a live lease."""
 
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestInFlight]:
+        """The caller's tenant's generations under way at this gateway, oldest first. How many there are of all tenants is in
+        each gateway's load.
+        """
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[_directory_pb2.NodeRecord] | None = ...,
         directory_reachable: _builtins.bool = ...,
+        requests: _abc.Iterable[Global___RequestInFlight] | None = ...,
+        gateway_node_id: _builtins.str = ...,
         clock_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ms", b"clock_ms", "directory_reachable", b"directory_reachable", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ms", b"clock_ms", "directory_reachable", b"directory_reachable", "gateway_node_id", b"gateway_node_id", "nodes", b"nodes", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from spolia_core.errors import Busy
 from spolia_core.sampling import MAX_SAMPLES
 from spolia_engine.scheduler import State, Waiting, plan
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import span
 
 RETRY_AFTER_MS = 1000
 
@@ -95,8 +96,8 @@ class Admission:
 
     @property
     def num_running(self) -> int:
-        """Requests that have a place, the preempted among them."""
-        return sum(not place.is_beside for place in self._running)
+        """Requests that have a place, the preempted among them. From any thread."""
+        return sum(not place.is_beside for place in list(self._running))
 
     @property
     def num_free_places(self) -> int:
@@ -105,8 +106,8 @@ class Admission:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have none yet."""
-        return sum(not waiter.waiting.has_place for waiter in self._waiters)
+        """Requests that have none yet. From any thread."""
+        return sum(not waiter.waiting.has_place for waiter in list(self._waiters))
 
     @property
     def is_idle(self) -> bool:
@@ -154,7 +155,8 @@ class Admission:
         self._waiters.append(waiter)
         self.look_again()
         try:
-            await deadline.wait(waiter.admitted, "waiting for a place")
+            with span("wait", num_blocks=num_blocks, num_running=self.num_running, num_waiting=self.num_waiting):
+                await deadline.wait(waiter.admitted, "waiting for a place")
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)

@@ -33,6 +33,7 @@ from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import span, span_across_yields
 
 MAX_STARTS = 16
 """Times a context is prepared while others take the room for it each time."""
@@ -147,7 +148,7 @@ class Answering:
     async def _from(self, joined: Joined, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
         """A sample's deltas, from a sequence that was made for it."""
         try:
-            async with aclosing(joined.deltas(self._deadline)) as deltas:
+            async with aclosing(self._decoded(joined, generation)) as deltas:
                 async for delta in deltas:
                     yield delta
             return
@@ -156,6 +157,17 @@ class Answering:
         async with aclosing(self._later(generation, place)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def _decoded(self, joined: Joined, generation: Generation) -> AsyncGenerator[Delta, None]:
+        """The deltas of a sequence in the batch."""
+        num_before = len(generation.token_ids)
+        with span_across_yields("decode", sample_index=generation.sample_index) as decoding:
+            try:
+                async with aclosing(joined.deltas(self._deadline)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+            finally:
+                decoding.set(num_tokens=len(generation.token_ids) - num_before)
 
     async def _after_the_first(self, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
         """A sample's deltas once another has read the prompt, or failed to."""
@@ -181,7 +193,7 @@ class Answering:
                 self.times.computed(prepared.compute_s)
                 self._prompt_was_read.set()
                 joined = self._where.batch.join(sequences[0], self._sealer(job, prepared, sequences[0]), place.number)
-                async with aclosing(joined.deltas(self._deadline)) as deltas:
+                async with aclosing(self._decoded(joined, generation)) as deltas:
                     async for delta in deltas:
                         yield delta
                 return
@@ -251,7 +263,9 @@ class Answering:
     async def _try_start(
         self, job: GenerateJob, generations: list[Generation], report: ReuseReport
     ) -> tuple[list[Sequence], Prepared]:
-        prepared = await self._where.paths[job.mode].prepare(job, report, self._deadline)
+        with span("prepare", mode=job.mode.name.lower(), num_tokens=job.context.num_tokens) as preparing:
+            prepared = await self._where.paths[job.mode].prepare(job, report, self._deadline)
+            preparing.set(**{f"num_{source.name.lower()}_tokens": count for source, count in report.sources.items()})
         return self._where.parts.core.start_samples(prepared.context, generations), prepared
 
     def _num_blocks(self, job: GenerateJob, generations: list[Generation]) -> int:

@@ -21,6 +21,7 @@ from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import span
 from spolia_worker.chunk_fetch import Fetched
 
 
@@ -100,11 +101,14 @@ class ExactPath:
             release_runs(core.pool, prefix)
             raise
         try:
-            done = await self._parts.prefill_nodes.first_that_can(
-                job.prefill_hints,
-                deadline,
-                lambda address, share: self._prefill_at(address, job, token_ids, num_cached, live, share),
-            )
+            with span("transfer", num_tokens=num_live) as transferring:
+                done = await self._parts.prefill_nodes.first_that_can(
+                    job.prefill_hints,
+                    deadline,
+                    lambda address, share: self._prefill_at(address, job, token_ids, num_cached, live, share),
+                )
+                if done is not None:
+                    transferring.set(node=done[0], num_bytes=done[1][0].num_bytes)
         except BaseException:
             core.pool.release(live)
             release_runs(core.pool, prefix)

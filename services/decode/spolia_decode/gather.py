@@ -31,6 +31,7 @@ from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.together import run_together
+from spolia_node.tracing import current_span, span
 from spolia_worker.arriving import ArrivingChunk
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS, adopt_local, miss_of, reason_of, source_of
 from spolia_worker.claims import Claim, ClaimOutcome
@@ -53,18 +54,22 @@ class ChunkGatherer:
         Raises `Busy` or `DeadlineExceeded`. The caller closes and releases `gathered`, also then.
         """
         self._take_resident(gathered)
-        while gathered.missing:
-            bringing = _Bringing(self._parts, gathered, job, report, deadline)
-            await bringing.run(self._parts.arrivals.begin(gathered.missing))
-            await deadline.wait(
-                self._parts.arrivals.wait(gathered.missing), "waiting for a chunk another request brings"
-            )
-            self._take_resident(gathered)
+        if not gathered.missing:
+            return
+        with span("fetch", num_chunks=len(gathered.missing)):
+            while gathered.missing:
+                bringing = _Bringing(self._parts, gathered, job, report, deadline)
+                await bringing.run(self._parts.arrivals.begin(gathered.missing))
+                await deadline.wait(
+                    self._parts.arrivals.wait(gathered.missing), "waiting for a chunk another request brings"
+                )
+                self._take_resident(gathered)
 
     def _take_resident(self, gathered: Gathered) -> None:
         for chunk_id in gathered.missing:
             run = self._core.resident.acquire(chunk_id)
             if run is not None:
+                current_span().event("cache.hit", chunk_id=chunk_id.hex(), source="device", num_tokens=run.num_tokens)
                 gathered.add(chunk_id, run, TokenSource.DEVICE)
 
 
@@ -143,6 +148,7 @@ class _Bringing:
         return decision is Gate.COMPUTE
 
     def _miss(self, chunk_id: bytes, reason: MissReason, way: Way) -> None:
+        current_span().event("cache.miss", chunk_id=chunk_id.hex(), reason=reason.name.lower())
         self._gathered.misses[chunk_id] = reason
         self._gathered.next_way(chunk_id, way)
 
@@ -161,9 +167,11 @@ class _Bringing:
     async def _receive(self, chunk: ArrivingChunk, batch: _Batch) -> None:
         """Takes one chunk from the store. Whatever goes wrong makes it a miss."""
         share = self._deadline.share(self._parts.config.store_share)
-        fetched = await self._parts.fetcher.fetch_arriving(
-            self._job.tenant_id, chunk, share, self._parts.thread.look_again
-        )
+        with span("get", chunk_id=chunk.chunk_id.hex(), num_tokens=chunk.run.num_tokens) as getting:
+            fetched = await self._parts.fetcher.fetch_arriving(
+                self._job.tenant_id, chunk, share, self._parts.thread.look_again
+            )
+            getting.set(num_bytes=fetched.num_bytes, is_miss=fetched.miss is not None)
         self._report.chunk_bytes += fetched.num_bytes
         batch.num_bytes += fetched.num_bytes
         if fetched.miss is not None:
@@ -199,12 +207,14 @@ class _Bringing:
 
     async def _compile_share(self, ids: Sequence[bytes], number: int, way: Way) -> None:
         """One node's part; where it fails, the next node's. Those that no node made are for the next way."""
-        done = await self._parts.prefill_nodes.first_that_can(
-            self._job.prefill_hints,
-            self._deadline,
-            lambda address, until: self._compile_at(address, self._left(ids), way, until),
-            skip=number,
-        )
+        with span("compile request", num_chunks=len(ids), way=way.name.lower()) as asking:
+            done = await self._parts.prefill_nodes.first_that_can(
+                self._job.prefill_hints,
+                self._deadline,
+                lambda address, until: self._compile_at(address, self._left(ids), way, until),
+                skip=number,
+            )
+            asking.set(node="" if done is None else done[0])
         if self._busy is not None:
             raise self._busy
         if done is None:
@@ -301,7 +311,8 @@ class _Bringing:
             EngineJob(self._job.tenant_id, num_rows, WorkKind.COMPILE),
             discard=lambda compiled: core.pool.release(compiled.result.extent),
         )
-        compiled = await self._deadline.wait(compiling, "compiling a chunk")
+        with span("compile", chunk_id=chunk_id.hex(), num_tokens=len(token_ids)):
+            compiled = await self._deadline.wait(compiling, "compiling a chunk")
         self._parts.costs.computed(num_rows, num_rows, compiled.seconds)
         self._gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
         return compiled.seconds

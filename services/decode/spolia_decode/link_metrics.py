@@ -59,10 +59,10 @@ class LinkMetrics:
             self._predicted.labels(place.value)
             self._actual.labels(place.value)
         for tier in TIERS:
-            self._fetch_predicted.labels(tier.name)
-            self._fetch_actual.labels(tier.name)
+            self._fetch_predicted.labels(tier.name.lower())
+            self._fetch_actual.labels(tier.name.lower())
             for decision in Gate:
-                self._gate.labels(tier.name, decision.value)
+                self._gate.labels(tier.name.lower(), decision.value)
 
     def linked(self, place: LinkPlace, predicted_s: float | None, actual_s: float) -> None:
         """A link pass ran. `predicted_s` is None where nothing was known before it."""
@@ -73,10 +73,10 @@ class LinkMetrics:
 
     def gated(self, source: TokenSource, decision: Gate) -> None:
         """The gate let a stored chunk through, or not."""
-        self._gate.labels(source.name, decision.value).inc()
+        self._gate.labels(source.name.lower(), decision.value).inc()
 
     def fetched(self, source: TokenSource, predicted_s: float | None, actual_s: float) -> None:
         """Fetches from a tier that ran together have ended."""
-        self._fetch_actual.labels(source.name).observe(actual_s)
+        self._fetch_actual.labels(source.name.lower()).observe(actual_s)
         if predicted_s is not None:
-            self._fetch_predicted.labels(source.name).observe(predicted_s)
+            self._fetch_predicted.labels(source.name.lower()).observe(predicted_s)

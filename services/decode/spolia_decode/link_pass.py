@@ -28,6 +28,7 @@ from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.rpc_messages import prompt_to_pb
+from spolia_node.tracing import span
 from spolia_worker.arriving import ChunkLost
 from spolia_worker.engine_job import WorkKind
 
@@ -173,14 +174,16 @@ class LinkPasses:
         share = work.deadline.share(self._parts.config.prefill_share)
         given_s = share.remaining()
         try:
-            handed_off = await self._parts.prefill.link(
-                node.address,
-                self._parts.start_message(work.job),
-                _message(work),
-                self._core.adapter.kv_shape,
-                lambda first, count, layer, key, value: write_layer(live, first, layer, count, key, value),
-                share,
-            )
+            with span("transfer", node=node.node_id, num_tokens=len(work.plan.positions)) as transferring:
+                handed_off = await self._parts.prefill.link(
+                    node.address,
+                    self._parts.start_message(work.job),
+                    _message(work),
+                    self._core.adapter.kv_shape,
+                    lambda first, count, layer, key, value: write_layer(live, first, layer, count, key, value),
+                    share,
+                )
+                transferring.set(num_bytes=handed_off.num_bytes)
             self._core.adapter.hidden_from_bytes(handed_off.last_hidden)  # one that is none is the node's failure
         except SpoliaError as error:
             self._parts.prefill_nodes.failed(node, error, given_s)

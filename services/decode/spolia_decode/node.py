@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
-from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
 from spolia_decode.admission import Admission
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.batch import DecodeBatch
@@ -16,12 +16,14 @@ from spolia_decode.link_metrics import LinkMetrics
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
+from spolia_decode.request_metrics import RequestMetrics
 from spolia_decode.server import DecodeServer
 from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
 from spolia_decode.sharing import load_switch
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
@@ -77,6 +79,7 @@ class DecodeNode:
         self.parts = self._make_parts()
         service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
+        self.server.metrics.registry.register(LoadCollector("decode", self._load))
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 
     def _make_parts(self) -> NodeParts:
@@ -98,6 +101,7 @@ class DecodeNode:
             ),
             costs=NodeCosts(),
             link_metrics=LinkMetrics(self.server.metrics),
+            request_metrics=RequestMetrics(self.server.metrics),
             num_decoding=lambda: self.batch.num_sequences,
             shadow=self.shadow,
         )
@@ -160,10 +164,13 @@ class DecodeNode:
 
     def record(self) -> NodeRecord:
         """The node as it is now."""
-        load = load_of(
+        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, self.terms, self._load())
+
+    def _load(self) -> NodeLoad:
+        """From any thread."""
+        return load_of(
             self.engine,
             num_running=self.admission.num_running,
             num_waiting=self.admission.num_waiting,
             queued_tokens=self.admission.queued_tokens,
         )
-        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, self.terms, load)

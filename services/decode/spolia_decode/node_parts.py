@@ -14,6 +14,7 @@ from spolia_decode.link_metrics import LinkMetrics
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
 from spolia_decode.prepared import Prepared
+from spolia_decode.request_metrics import RequestMetrics
 from spolia_decode.shadow import ShadowChecks
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
@@ -21,6 +22,7 @@ from spolia_engine.run import Run
 from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
 from spolia_node.store_client import StoreClient
+from spolia_node.tracing import span
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS, ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.costs import NodeCosts
@@ -47,6 +49,7 @@ class NodeParts:
     prefill_nodes: PrefillNodes
     costs: NodeCosts
     link_metrics: LinkMetrics
+    request_metrics: RequestMetrics
     num_decoding: Callable[[], int]
     """Sequences that decode now, and wait while a pass runs."""
     shadow: ShadowChecks | None
@@ -83,7 +86,9 @@ class NodeParts:
             discard=lambda prepared: prepared.context.close(),
             skip=lambda: release_runs(self.core.pool, runs),
         )
-        prepared = await deadline.wait(computing, "computing the prompt")
+        with span("link" if kind is WorkKind.LINK else "compute", num_tokens=num_rows) as computed:
+            prepared = await deadline.wait(computing, "computing the prompt")
+            computed.set(num_context_tokens=prepared.context.num_tokens, engine_ms=prepared.compute_s * 1000)
         self.costs.computed(num_rows, prepared.context.num_tokens, prepared.compute_s)
         return prepared
 

@@ -30,6 +30,7 @@ from spolia_core.errors import DataCorrupt, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import trace_metadata
 
 PrefillCall = grpc.aio.StreamStreamCall[PrefillRequest, PrefillResponse]
 END_TIMEOUT_S = 0.5
@@ -173,7 +174,7 @@ class PrefillClient:
         deadline.check("prefill")
         with call_errors(address):
             call: PrefillCall = PrefillServiceStub(self._channels.get(address, "prefill")).Prefill(
-                None, timeout=deadline.remaining()
+                None, timeout=deadline.remaining(), metadata=trace_metadata()
             )
             try:
                 await _write(call, PrefillRequest(start=start))

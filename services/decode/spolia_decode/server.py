@@ -30,6 +30,7 @@ from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import report_to_pb
+from spolia_node.tracing import current_span
 
 GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
 DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
@@ -58,12 +59,23 @@ class DecodeServer(DecodeServiceServicer):
         parts = self._where.parts
         deadline = Deadline.of(context, parts.config.rpc_timeout_s)
         job = check_job(request, parts.core, parts.terms, parts.config.cluster_secret.encode())
+        current_span().set(
+            request_id=job.request_id,
+            mode=job.mode.name.lower(),
+            num_prompt_tokens=job.prompt.num_tokens,
+            is_replay=request.HasField("resume"),
+        )
         grammar = await self._grammar(job, deadline)
         answering = Answering(self._where, job, _new_report(job, parts), deadline, grammar)
         async with aclosing(answering.deltas()) as deltas:
             async for delta in deltas:
                 yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
-        yield DecodeServiceGenerateResponse(finish=_finish_message(job, answering))
+        finish = _finish_message(job, answering)
+        parts.request_metrics.finished(job.mode, finish.timings)
+        current_span().set(
+            num_generated_tokens=finish.num_generated_tokens, num_reused_tokens=answering.report.num_reused_tokens
+        )
+        yield DecodeServiceGenerateResponse(finish=finish)
 
     async def _grammar(self, job: GenerateJob, deadline: Deadline) -> Grammar | None:
         """That of the job's constraint. Compiled beside the event loop and the engine's thread."""

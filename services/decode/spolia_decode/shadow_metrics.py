@@ -65,6 +65,8 @@ class ShadowMetrics:
         self._outcomes = metrics.counter(
             "spolia_shadow_checks_total", "Shadow checks, by what became of them.", *self._labels, "outcome"
         )
+        for outcome in Outcome:
+            self._outcomes.labels(**self._labels, outcome=outcome.value)
         self._kl = metrics.histogram(
             "spolia_shadow_kl_nats",
             "KL(exact || linked) of the next-token distributions that predict each answer token.",

@@ -16,6 +16,7 @@ from spolia_gateway.failures import NodeLost, failure_of
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import REQUEST_ID_KEY
+from spolia_node.tracing import trace_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ async def compile_on(
     call = stub.Prefill(
         _requests(request, chunk, done),
         timeout=deadline.remaining(),
-        metadata=((REQUEST_ID_KEY, request.request_id),),
+        metadata=((REQUEST_ID_KEY, request.request_id), *trace_metadata()),
     )
     ready: prefill_pb2.ChunkReady | None = None
     try:

@@ -22,6 +22,7 @@ from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import check_cache_salt, request_id_of
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
+from spolia_gateway.requests_in_flight import RequestsInFlight
 from spolia_gateway.routing import Demand
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
@@ -32,6 +33,7 @@ from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.membership import ClusterView
 from spolia_node.store_client import StoreClient
+from spolia_node.tracing import current_span, span
 
 BUSY_RETRY_MS = 500
 ROLES = (
@@ -68,6 +70,7 @@ class Gateway:
         self._warmer = Warmer(cluster, channels, store, policy, config.warm_concurrency)
         self._forgetter = Forgetter(cluster, channels, store)
         self._shared = SharedDocuments(store, config.cluster_secret, metrics) if config.shared_documents else None
+        self._requests = RequestsInFlight()
         self.num_running = 0
         """Generations and warmings under way."""
 
@@ -80,21 +83,24 @@ class Gateway:
         self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
-        first_token = self._metrics.request_arrived()
+        latency, around = self._metrics.request_arrived(), current_span()
         with self._running(caller):
             checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
-            model = self._model(message.model)
-            request, demand = await deadline.wait(
-                asyncio.to_thread(self._prepare, checked, model, caller.tenant_id),
-                f"tokenizing request {checked.request_id}",
-            )
-            if self._shared is not None and not message.cache_salt:
-                request, demand = await self._shared.apply(request, demand, deadline)
-            with self.use.request_tokens(caller, request.max_tokens, "sampling.max_tokens"):
-                async with aclosing(self._generator.run(request, demand, deadline)) as events:
-                    async for event in events:
-                        first_token.passed_on(len(event.delta.token_ids), request.mode)
-                        yield event
+            around.set(request_id=checked.request_id, mode=checked.mode.name.lower())
+            with self._requests.holding(checked.request_id, caller.tenant_id, checked.mode) as progress:
+                request, demand = await self._tokenized(checked, self._model(message.model), caller.tenant_id, deadline)
+                progress.tokenized(request.prompt.num_tokens)
+                around.set(num_prompt_tokens=request.prompt.num_tokens)
+                with self.use.request_tokens(caller, request.max_tokens, "sampling.max_tokens"):
+                    async with aclosing(self._generator.run(request, demand, progress, deadline)) as events:
+                        async for event in events:
+                            num_tokens = len(event.delta.token_ids)
+                            latency.passed_on(num_tokens, request.mode, event.delta.sample_index)
+                            progress.passed_on(num_tokens)
+                            if event.HasField("finish"):
+                                latency.finished(request.mode)
+                                around.set(num_generated_tokens=progress.num_generated_tokens)
+                            yield event
 
     async def warm(
         self, message: gateway_pb2.WarmRequest, caller: Caller, deadline: Deadline
@@ -159,12 +165,15 @@ class Gateway:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
         return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in models_of(self._decode_nodes())])
 
-    def get_cluster(self) -> gateway_pb2.GetClusterResponse:
+    def get_cluster(self, tenant_id: str) -> gateway_pb2.GetClusterResponse:
         """See GatewayService.GetCluster. Draining nodes are listed; those found dead are not."""
         nodes = [node for role in ROLES for node in self._cluster.nodes(role, include_draining=True)]
-        clock_ms = round(time.time() * 1000)
         return gateway_pb2.GetClusterResponse(
-            nodes=nodes, directory_reachable=self._cluster.reachable, clock_ms=clock_ms
+            nodes=nodes,
+            directory_reachable=self._cluster.reachable,
+            requests=self._requests.of_tenant(tenant_id),
+            gateway_node_id=self._config.node_id,
+            clock_ms=round(time.time() * 1000),
         )
 
     def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
@@ -196,6 +205,17 @@ class Gateway:
             limits=self._config.limits,
         )
         return await deadline.wait(work, "tokenizing the documents")
+
+    async def _tokenized(
+        self, checked: CheckedRequest, model: Model, tenant_id: str, deadline: Deadline
+    ) -> tuple[GenerationRequest, Demand]:
+        with span("tokenize") as tokenizing:
+            work = asyncio.to_thread(self._prepare, checked, model, tenant_id)
+            request, demand = await deadline.wait(work, f"tokenizing request {checked.request_id}")
+            tokenizing.set(num_tokens=request.prompt.num_tokens, num_chunks=len(demand.chunk_tokens))
+            if self._shared is not None and not checked.message.cache_salt:
+                request, demand = await self._shared.apply(request, demand, deadline)
+            return request, demand
 
     def _prepare(self, checked: CheckedRequest, model: Model, tenant_id: str) -> tuple[GenerationRequest, Demand]:
         ids = self._ids(model, tenant_id, checked.message.cache_salt)

@@ -18,12 +18,14 @@ from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.received import Received
-from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes
+from spolia_gateway.requests_in_flight import RequestInFlight
+from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes, queued_tokens
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import REQUEST_ID_KEY
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView
+from spolia_node.tracing import span, trace_metadata
 
 MAX_PREFILL_HINTS = 4
 
@@ -43,17 +45,22 @@ class Generator:
         self._in_flight = InFlight()
 
     async def run(
-        self, request: GenerationRequest, demand: Demand, deadline: Deadline
+        self, request: GenerationRequest, demand: Demand, progress: RequestInFlight, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
         """The answer: deltas, then one finish. Closing the iterator ends the work on the decode node.
+
+        Tells `progress` which node works on it.
 
         Raises what the node raised when the request is at fault; `Busy` or `Unavailable` when no node could take it,
         or take it over; `DeadlineExceeded` when time ran out; `InternalError` for an answer with a gap.
         """
         received, attempts, terms = Received(request.sampling.num_samples), Attempts(self._policy), AnswerTerms()
         while True:
-            node = await self._next_node(request, demand, received, attempts, terms, deadline)
+            with span("route", num_attempts=len(attempts.node_ids)) as routing:
+                node = await self._next_node(request, demand, received, attempts, terms, deadline)
+                routing.set(node=node.node_id, num_queued_tokens=queued_tokens(node.load))
             attempts.begin(node.node_id)
+            progress.given_to(node.node_id)
             try:
                 async with aclosing(self._attempt(node, request, demand, received, deadline)) as events:
                     async for event in events:
@@ -63,6 +70,7 @@ class Generator:
                         yield _answer(event, attempts.node_ids)
                 return
             except SpoliaError as error:
+                progress.came_back()
                 self._note_failure(error, node, request, received)
                 if not received.empty:
                     attempts.broke_off(received.num_tokens)
@@ -84,7 +92,7 @@ class Generator:
             call = stub.Generate(
                 request.message(self._prefill_hints(request, demand), resume),
                 timeout=deadline.remaining(),
-                metadata=((REQUEST_ID_KEY, request.request_id),),
+                metadata=((REQUEST_ID_KEY, request.request_id), *trace_metadata()),
             )
             try:
                 async for event in call:

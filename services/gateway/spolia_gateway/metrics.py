@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from itertools import product
 
-from prometheus_client import Histogram
-
 from spolia.v1 import common_pb2
-from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
+from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
+from spolia_gateway.latency import Latencies, RequestLatency
+from spolia_gateway.recent import RecentServing
 from spolia_node.metrics import Metrics
 
-SOURCES = {source.value: source.name for source in TokenSource}
-KINDS = {kind.value: kind.name for kind in ChunkKind}
-REASONS = {reason.value: reason.name for reason in MissReason}
-PLANES: dict[int, str] = {common_pb2.DATA_PLANE_GRPC: "GRPC", common_pb2.DATA_PLANE_NIXL: "NIXL"}
+SOURCES = {source.value: source.name.lower() for source in TokenSource}
+COMPUTED_SOURCES = ("computed", "link", "compiled")
+"""Sources that are work done for the request; all others are reuse."""
+
+KINDS = {kind.value: kind.name.lower() for kind in ChunkKind}
+REASONS = {reason.value: reason.name.lower() for reason in MissReason}
+FINISH_REASONS = {reason.value: reason.name.lower() for reason in FinishReason}
+PLANES: dict[int, str] = {common_pb2.DATA_PLANE_GRPC: "grpc", common_pb2.DATA_PLANE_NIXL: "nixl"}
+MOVED = ("chunk", "live", "inline")
+TOKEN_BUCKETS = tuple(float(1 << power) for power in range(0, 19, 1))
 
 
 class Sharing(Enum):
@@ -36,34 +41,42 @@ class GatewayMetrics:
     def __init__(self, metrics: Metrics, tenant_id: str) -> None:
         """Of `tenant_id`, whose requests this gateway takes, every known series is there before the first request."""
         self._finished = metrics.counter(
-            "spolia_gateway_generations_total", "Generations that came to their finish.", "tenant", "mode"
+            "spolia_request_success_total",
+            "Answers that came to their finish, by mode and by why the first sample ended.",
+            "tenant",
+            "mode",
+            "finish_reason",
         )
         self._replays = metrics.counter(
             "spolia_gateway_replays_total", "Times an answer that broke off went on at another decode node.", "tenant"
         )
-        self._generated = metrics.counter(
-            "spolia_gateway_generated_tokens_total", "Tokens passed on to clients.", "tenant"
-        )
+        self._generated = metrics.counter("spolia_generation_tokens_total", "Tokens passed on to clients.", "tenant")
         self._sharing = metrics.counter(
             "spolia_gateway_shared_documents_total",
             "Documents of LINKED requests, each once a request, by whether the shared copy is reused.",
             "outcome",
         )
-        self._first_token = metrics.histogram(
-            "spolia_gateway_ttft_seconds", "Arrival of a request to its first token passed on.", "mode"
+        self._prompt_length = metrics.histogram(
+            "spolia_request_prompt_tokens", "Prompt tokens of a finished request.", buckets=TOKEN_BUCKETS
         )
+        self._answer_length = metrics.histogram(
+            "spolia_request_generation_tokens",
+            "Tokens of all samples of a finished request.",
+            buckets=TOKEN_BUCKETS,
+        )
+        self.recent = RecentServing()
+        self._latencies = Latencies(metrics, self.recent)
         self._reuse = _ReuseCounters(metrics)
+        for sharing in Sharing:
+            self._sharing.labels(sharing.value)
         self.begin(tenant_id)
 
     def begin(self, tenant_id: str) -> None:
-        """Makes every series of a tenant, at zero."""
+        """Makes every series of a tenant that this release has names for. Says nothing new the second time."""
         self._replays.labels(tenant_id)
         self._generated.labels(tenant_id)
-        for sharing in Sharing:
-            self._sharing.labels(sharing.value)
-        for mode in ReuseMode:
-            self._finished.labels(tenant_id, mode.name)
-            self._first_token.labels(mode.name)
+        for mode, reason in product(ReuseMode, FINISH_REASONS.values()):
+            self._finished.labels(tenant_id, mode.name.lower(), reason)
         self._reuse.begin(tenant_id)
 
     def count_tokens(self, tenant_id: str, num_tokens: int) -> None:
@@ -80,52 +93,49 @@ class GatewayMetrics:
 
     def count_finish(self, tenant_id: str, mode: ReuseMode, finish: common_pb2.Finish) -> None:
         """A generation is complete."""
-        self._finished.labels(tenant_id, mode.name).inc()
-        self._reuse.count(tenant_id, finish.reuse)
+        self._finished.labels(tenant_id, mode.name.lower(), _name(FINISH_REASONS, finish.reason)).inc()
+        self._prompt_length.observe(finish.num_prompt_tokens)
+        self._answer_length.observe(finish.num_generated_tokens)
+        num_prompt_tokens, num_cached_tokens = self._reuse.count(tenant_id, finish.reuse)
+        self.recent.finished(num_prompt_tokens, num_cached_tokens, finish.num_generated_tokens)
 
-    def request_arrived(self) -> FirstToken:
-        """Measures a request from now to its first token."""
-        return FirstToken(self._first_token)
-
-
-class FirstToken:
-    """Waits for the first token of one request, and says how long that took."""
-
-    def __init__(self, histogram: Histogram, now: Callable[[], float] = time.monotonic) -> None:
-        self._histogram = histogram
-        self._now = now
-        self._arrived_s = now()
-        self._came = False
-
-    def passed_on(self, num_tokens: int, mode: ReuseMode) -> None:
-        """Tokens go to the client. Only the first count, and text without a new token is none."""
-        if num_tokens and not self._came:
-            self._came = True
-            self._histogram.labels(mode.name).observe(self._now() - self._arrived_s)
+    def request_arrived(self) -> RequestLatency:
+        """Measures a request from now on."""
+        return self._latencies.request_arrived()
 
 
 class _ReuseCounters:
     """What reuse reports add up to: tokens by source, misses by kind and reason, bytes by kind and plane.
 
-    The hit rate in tokens is the share of sources that are no computation; docs/architecture.md has the query.
+    A prompt's tokens are cached or computed: the hit rate in tokens is cached by all. docs/observability.md has the
+    query.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._prompt = metrics.counter(
-            "spolia_gateway_prompt_tokens_total", "Prompt tokens by where their KV came from.", "tenant", "source"
+            "spolia_prompt_tokens_total", "Prompt tokens of finished requests, cached and computed.", "tenant"
+        )
+        self._cached = metrics.counter(
+            "spolia_cached_tokens_total", "Prompt tokens whose KV was reused, by where it was.", "tenant", "source"
+        )
+        self._computed = metrics.counter(
+            "spolia_computed_tokens_total",
+            "Prompt tokens whose KV was computed for the request, by why.",
+            "tenant",
+            "source",
         )
         self._misses = metrics.counter(
-            "spolia_gateway_misses_total", "Chunks wanted and not had, by why.", "tenant", "kind", "reason"
+            "spolia_cache_misses_total", "Chunks wanted and not had, by why.", "tenant", "kind", "reason"
         )
         self._missed_tokens = metrics.counter(
-            "spolia_gateway_missed_tokens_total",
+            "spolia_cache_missed_tokens_total",
             "Tokens of chunks wanted and not had, by why.",
             "tenant",
             "kind",
             "reason",
         )
         self._bytes = metrics.counter(
-            "spolia_gateway_kv_bytes_total",
+            "spolia_kv_transfer_bytes_total",
             "Bytes of KV moved for requests: stored chunks fetched, live KV handed off, chunks that travelled inline.",
             "tenant",
             "kind",
@@ -134,30 +144,39 @@ class _ReuseCounters:
 
     def begin(self, tenant_id: str) -> None:
         """Makes every series of a tenant that this release has names for."""
+        self._prompt.labels(tenant_id)
         for source in SOURCES.values():
-            self._prompt.labels(tenant_id, source)
+            (self._computed if source in COMPUTED_SOURCES else self._cached).labels(tenant_id, source)
         for labels in product([tenant_id], KINDS.values(), REASONS.values()):
             self._misses.labels(*labels)
             self._missed_tokens.labels(*labels)
-        for plane in PLANES.values():
-            for kind in ("CHUNK", "LIVE", "INLINE"):
-                self._bytes.labels(tenant_id, kind, plane)
+        for labels in product([tenant_id], MOVED, PLANES.values()):
+            self._bytes.labels(*labels)
 
-    def count(self, tenant_id: str, report: common_pb2.ReuseReport) -> None:
-        """Adds one request's report."""
-        for source in report.sources:
-            self._prompt.labels(tenant_id, _name(SOURCES, source.source)).inc(source.num_tokens)
+    def count(self, tenant_id: str, report: common_pb2.ReuseReport) -> tuple[int, int]:
+        """Adds one request's report; its prompt tokens, and those of them that were cached."""
+        num_tokens = num_cached = 0
+        for counted in report.sources:
+            source = SOURCES.get(counted.source)
+            # Of a source that this release does not know nobody here can say that it was reuse.
+            is_cached = source is not None and source not in COMPUTED_SOURCES
+            by_source = self._cached if is_cached else self._computed
+            by_source.labels(tenant_id, _name(SOURCES, counted.source)).inc(counted.num_tokens)
+            num_tokens += counted.num_tokens
+            num_cached += counted.num_tokens if is_cached else 0
+        self._prompt.labels(tenant_id).inc(num_tokens)
         for miss in report.misses:
             labels = tenant_id, _name(KINDS, miss.kind), _name(REASONS, miss.reason)
             self._misses.labels(*labels).inc()
             self._missed_tokens.labels(*labels).inc(miss.num_tokens)
         for transfer in report.transfers:
             plane = _name(PLANES, transfer.plane)
-            self._bytes.labels(tenant_id, "CHUNK", plane).inc(transfer.chunk_bytes)
-            self._bytes.labels(tenant_id, "LIVE", plane).inc(transfer.live_bytes)
-            self._bytes.labels(tenant_id, "INLINE", plane).inc(transfer.inline_bytes)
+            self._bytes.labels(tenant_id, "chunk", plane).inc(transfer.chunk_bytes)
+            self._bytes.labels(tenant_id, "live", plane).inc(transfer.live_bytes)
+            self._bytes.labels(tenant_id, "inline", plane).inc(transfer.inline_bytes)
+        return num_tokens, num_cached
 
 
 def _name(names: Mapping[int, str], number: int) -> str:
     """The label of an enum value. A newer node may send values that this release does not know."""
-    return names.get(number, f"UNKNOWN_{number}")
+    return names.get(number, f"unknown_{number}")

@@ -26,6 +26,7 @@ from spolia_node.certificates import PublicCertificates
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.key_watch import KeyWatch
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer, join_address
@@ -60,6 +61,8 @@ class GatewayNode:
         self._keys = self._watch_keys()
         book = None if self._keys is None else self._newest_book
         self.identities = Identities(book, config.anonymous, self.server.metrics)
+        self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
+        self.server.tracing.begin_at(server.TRACED)
         self.server.add(GatewayServer(self.gateway, self.identities, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
         template = ChatTemplate.read(config.model, files.tokenizer_config)
@@ -138,12 +141,19 @@ class GatewayNode:
                 "serving callers WITHOUT a key, as allow_anonymous says", tenant=config.tenant, host=config.host
             )
 
+    @property
+    def _load(self) -> NodeLoad:
+        return NodeLoad(num_running=self.gateway.num_running)
+
     def _record(self) -> NodeRecord:
+        load = self._load
+        load.serving.CopyFrom(self._metrics.recent.figures())
         return NodeRecord(
             node_id=self.config.node_id,
             role=NODE_ROLE_GATEWAY,
             address=self.server.address,
-            load=NodeLoad(num_running=self.gateway.num_running),
+            load=load,
             draining=not self.server.accepting,
             version=__version__,
+            metrics_address=self.server.metrics_address,
         )

@@ -18,6 +18,8 @@ from spolia_node.deadline import Deadline
 from spolia_node.server import NodeServer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
+TRACED = tuple(f"/{SERVICE}/{method}" for method in ("Generate", "Warm", "Forget"))
+"""Where traces begin."""
 
 AUTHORIZATION_KEY = "authorization"
 
@@ -68,8 +70,8 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
         """Shows the nodes."""
-        self._caller("GetCluster", context)
-        return self._gateway.get_cluster()
+        caller = self._caller("GetCluster", context)
+        return self._gateway.get_cluster(caller.tenant_id)
 
     def _caller(self, call: str, context: Any) -> Caller:
         """Who makes a call, and may. The tenant comes from the key: nothing else a client sends can name one."""

@@ -26,6 +26,7 @@ from spolia_kvstore.disk_rows import DiskRows, name_of
 from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.objects import ObjectKey
 from spolia_node.logs import get_log
+from spolia_node.tracing import current_span
 
 NUM_THREADS = 4
 RETRY_AFTER_S = 5.0
@@ -319,6 +320,8 @@ class DiskTier:
         for row in rows:
             self.counters.evictions += 1
             self.counters.evicted_bytes += row.record.size_bytes
+            chunk_id = row.record.key.chunk_id.hex()
+            current_span().event("cache.evict", chunk_id=chunk_id, tier="disk", num_bytes=row.record.size_bytes)
         await self._remove_files([name_of(row) for row in rows])
 
     async def _write_file(self, name: FileName, size: int, pieces: Callable[[], Iterator[memoryview]]) -> bool:

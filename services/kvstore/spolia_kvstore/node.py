@@ -19,8 +19,10 @@ from spolia_kvstore.metrics import StoreCollector
 from spolia_kvstore.opening import open_store
 from spolia_kvstore.quotas import quotas_in, read_quotas
 from spolia_kvstore.server import KVStoreServer, LeaseDefaults
+from spolia_kvstore.stats import tiers_message
 from spolia_node.channels import ChannelPool
 from spolia_node.key_watch import KeyWatch
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.logs import get_log
 from spolia_node.membership import Registration
 from spolia_node.server import NodeServer
@@ -57,7 +59,9 @@ class KVStoreNode:
         self.server.add(self._kvstore_server.register, server.SERVICE)
         self.server.add(self._directory_server.register, directory_server.SERVICE)
         self.server.on_drain += [self._kvstore_server.close, self._end_directory, self.store.tiers.write_all]
-        self.server.metrics.registry.register(StoreCollector(self.store))
+        registry = self.server.metrics.registry
+        registry.register(StoreCollector(self.store))
+        registry.register(LoadCollector("kvstore", lambda: NodeLoad(num_running=self.store.tiers.num_transfers)))
 
     async def start(self) -> str:
         """Serves; the address. Raises `InvalidRequest` for a port that cannot be bound."""
@@ -143,7 +147,8 @@ class KVStoreNode:
             node_id=self.config.node_id,
             role=NODE_ROLE_KVSTORE,
             address=self.server.address,
-            load=NodeLoad(num_running=self.store.tiers.num_transfers),
+            load=NodeLoad(num_running=self.store.tiers.num_transfers, tiers=tiers_message(self.store)),
             draining=not self.server.accepting,
             version=__version__,
+            metrics_address=self.server.metrics_address,
         )

@@ -23,6 +23,7 @@ from spolia_kvstore.reading import Reading
 from spolia_kvstore.stats import stats_message
 from spolia_kvstore.store import KVStore
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import current_span
 
 SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
 ANSWER_MARGIN = 0.1
@@ -74,6 +75,8 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         """Says what is here for this reader."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         entries = await self._store.lookup(keys, wire.reader_of(request))
+        num_hits = sum(entry.record is not None for entry in entries)
+        current_span().set(num_chunks=len(entries), num_hits=num_hits)
         return kvstore_pb2.LookupResponse(entries=[wire.entry_message(entry) for entry in entries])
 
     async def Get(self, request: kvstore_pb2.GetRequest, context: Any) -> AsyncIterator[kvstore_pb2.GetResponse]:
@@ -178,6 +181,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
             kept: ObjectRecord = await self._store.puts.finish(upload, durable=durable)
         finally:
             self._store.puts.abort(upload)
+        current_span().event("cache.put", chunk_id=kept.key.chunk_id.hex(), num_bytes=kept.size_bytes)
         return kvstore_pb2.PutResponse(
             replica=kept.replica, tier=common_pb2.TIER_DISK if durable else common_pb2.TIER_RAM
         )

@@ -24,7 +24,7 @@ def stats_message(store: KVStore) -> kvstore_pb2.GetStatsResponse:
         evictions=tiers.counters.evictions + (disk.counters.evictions if disk is not None else 0),
         digest_failures=counters.digest_failures,
         puts=counters.puts,
-        tiers=_tiers(store),
+        tiers=tiers_message(store),
         tenants=_tenants(store),
         num_quarantined=disk.counters.quarantined if disk is not None else 0,
         disk_errors=disk.num_errors if disk is not None else 0,
@@ -34,7 +34,8 @@ def stats_message(store: KVStore) -> kvstore_pb2.GetStatsResponse:
     )
 
 
-def _tiers(store: KVStore) -> list[kvstore_pb2.TierStats]:
+def tiers_message(store: KVStore) -> list[kvstore_pb2.TierStats]:
+    """Each tier there is."""
     tiers, gate = store.tiers, store.tiers.gate
     ram = kvstore_pb2.TierStats(
         tier=tier_message(Tier.RAM),

@@ -24,6 +24,7 @@ from spolia_kvstore.reading import DiskReading, MemoryReading, Reading
 from spolia_kvstore.shared_index import SharedIndex
 from spolia_kvstore.tiers import Found, Tiers
 from spolia_node.logs import get_log
+from spolia_node.tracing import current_span
 
 log = get_log(__name__)
 
@@ -139,10 +140,18 @@ class KVStore:
         """Begins one item of a Get; counts it as a hit or a miss."""
         entry = await reading.begin()
         if entry.record is None or entry.tier is None:
-            self.counters.misses[entry.miss or MissReason.NOT_FOUND] += 1
+            reason = entry.miss or MissReason.NOT_FOUND
+            self.counters.misses[reason] += 1
+            current_span().event("cache.miss", reason=reason.name.lower())
             return entry
         self.counters.hits[entry.tier] += 1
         self.counters.read_bytes[entry.tier] += entry.record.size_bytes
+        current_span().event(
+            "cache.hit",
+            chunk_id=entry.record.key.chunk_id.hex(),
+            tier=entry.tier.name.lower(),
+            num_bytes=entry.record.size_bytes,
+        )
         found = self.tiers.find([entry.record.key]).get(entry.record.key)
         if found is not None:
             self.tiers.use(found, is_hit=True)

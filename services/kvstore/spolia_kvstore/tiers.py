@@ -28,6 +28,7 @@ from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.ram_tier import RamTier, StoredObject, Upload
 from spolia_kvstore.usage import ComputeCost, Usage, log_cost
 from spolia_node.logs import get_log
+from spolia_node.tracing import current_span
 
 log = get_log(__name__)
 
@@ -238,6 +239,8 @@ class Tiers:
             self.counters.evictions += 1
             self.counters.evicted_bytes += stored.size
             self.counters.lost += not stored.on_disk
+            key = stored.record.key
+            current_span().event("cache.evict", chunk_id=key.chunk_id.hex(), tier="ram", num_bytes=stored.size)
             if stored.on_disk and self.disk is not None:
                 self.disk.rows.set_usage(stored.record.key, stored.usage)
             self._left_memory(stored)

@@ -70,7 +70,25 @@ class NodeConfig:
     max_message_bytes: int = setting(
         16 << 20, "Largest gRPC message, in bytes, sent or accepted.", check=between(MIN_MESSAGE_BYTES, 2**31 - 1)
     )
-    metrics_port: int = setting(0, "Port of the Prometheus endpoint; 0 turns it off.", check=between(0, 65535))
+    metrics_port: int = setting(
+        0, "Port of the Prometheus endpoint; 0 takes a free one, -1 turns it off.", check=between(-1, 65535)
+    )
+    metrics_host: str = setting(
+        "",
+        "Address that endpoint listens on; empty: same as host. It asks nobody who they are, and names tenants: keep "
+        "it to networks you trust.",
+    )
+    tracing_endpoint: str = setting(
+        "",
+        "Where spans of requests go: the OTLP gRPC endpoint of a collector, http://host:4317 or https://…; empty: "
+        "nothing is traced. Needs the extra tracing.",
+        check=lambda value: None if not value or value.startswith(("http://", "https://")) else "http://… or https://…",
+    )
+    tracing_share: float = setting(
+        1.0,
+        "Share of the requests that are traced, of those whose client has not decided it.",
+        check=between(0.0, 1.0),
+    )
     rpc_timeout_s: float = setting(
         30.0, "Seconds a call to another node may take where the caller set no deadline.", check=between(0.001, 86400.0)
     )

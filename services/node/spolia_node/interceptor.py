@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from spolia.errors import DETAIL_KEY, detail_of, status_of
 from spolia_core.errors import InternalError, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_node.logs import get_log
+from spolia_node.tracing import NO_SPAN, Metadata, Span
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_REQUEST_ID_CHARS = 128
@@ -29,6 +30,9 @@ Observe = Callable[[str, grpc.StatusCode, float], None]
 Check = Callable[[str, Any], None]
 """Takes the full method name and gRPC's context of a call that begins; raises to refuse it."""
 
+EnterSpan = Callable[[str, Metadata], Span]
+"""Takes the full method name and the metadata of a call that begins; gives the span around it."""
+
 STALLED_READER_S = 60.0
 """How long a response may wait for its reader; one that takes nothing for so long counts as gone."""
 
@@ -40,13 +44,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
     any other exception becomes INTERNAL and is logged with its traceback; cancellation passes. A generator is closed
-    before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call; `check`,
-    when there is one, before anything of a request is read.
+    before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call, which runs
+    inside the span that `enter` gives; `check`, when there is one, before anything of a request is read.
     """
 
-    def __init__(self, observe: Observe | None = None) -> None:
+    def __init__(self, observe: Observe | None = None, enter: EnterSpan = lambda method, metadata: NO_SPAN) -> None:
         self.check: Check | None = None
         self._observe = observe
+        self._enter_span = enter
         self._running: dict[asyncio.Task[Any], str] = {}
         self._ended_with: dict[asyncio.Task[Any], SpoliaError] = {}
         self._idle = asyncio.Event()
@@ -81,7 +86,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         read = partial(_ParsedRequests, parse) if handler.request_streaming else parse
 
         async def invoke(received: Any, context: Any) -> Any:
-            return await self._run(method, context, self._checked_call(method, behaviour, read, received, context))
+            with self._enter_span(method, context.invocation_metadata() or ()) as span:
+                return await self._run(
+                    method, context, self._checked_call(method, behaviour, read, received, context), span
+                )
 
         # Requests come as bytes: gRPC answers UNKNOWN, and logs a traceback, when a deserializer of its own raises.
         return factory(invoke, None, handler.response_serializer)
@@ -91,7 +99,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             self.check(method, context)
         return await _call(behaviour, read, received, context)
 
-    async def _run(self, method: str, context: Any, work: Awaitable[Any]) -> Any:
+    async def _run(self, method: str, context: Any, work: Awaitable[Any], span: Span) -> Any:
         _bind_request_id(context)
         started, code = time.monotonic(), grpc.StatusCode.OK
         task = self._enter(method)
@@ -112,6 +120,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, code, answer)
         finally:
             self._leave(task)
+            span.set(status=code.name)
+            if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+                span.fail(code.name)
             if self._observe is not None:
                 self._observe(method, code, time.monotonic() - started)
 

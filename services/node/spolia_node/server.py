@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from spolia.version import __version__
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.certificates import Certificates, NodeCertificates
 from spolia_node.channels import connection_options
@@ -25,6 +26,7 @@ from spolia_node.interceptor import ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 from spolia_node.tls import server_credentials
+from spolia_node.tracing import Tracing
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
@@ -45,7 +47,7 @@ class Membership(Protocol):
 
 
 class NodeServer:
-    """Owns the server, its health and its metrics. Needs a running event loop from `start` on.
+    """Owns the server, its health, its metrics and its spans. Needs a running event loop from `start` on.
 
     With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
     users. Raises `InvalidRequest` for certificates that cannot be used.
@@ -63,14 +65,19 @@ class NodeServer:
         self.metrics = Metrics()
         self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
         self.front_certificates: Certificates | None = self.certificates
+        self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
+            role, config.node_id, __version__
+        ).set(1)
+        self.tracing = Tracing(config, role)
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self.announced: dict[str, str] = {}
         """Where else this node is reached, by name; said when it is ready."""
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
-        self._interceptor = ErrorInterceptor(self.metrics.observe_rpc)
+        self._interceptor = ErrorInterceptor(self.metrics.observe_rpc, self.tracing.enter)
         self._server: grpc.aio.Server | None = None
         self._port = 0
+        self._metrics_port = 0
         self._accepting = False
         self._draining: asyncio.Task[bool] | None = None
 
@@ -78,6 +85,12 @@ class NodeServer:
     def address(self) -> str:
         """Where peers reach this node, "host:port". Call after `start`."""
         return join_address(self.config.advertise_host, self._port)
+
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus reads this node's metrics, "host:port"; empty where nowhere. Call after `start`."""
+        host = self.config.advertise_host if not self.config.metrics_host else self.config.metrics_host
+        return join_address(host, self._metrics_port) if self._metrics_port else ""
 
     @property
     def accepting(self) -> bool:
@@ -107,6 +120,7 @@ class NodeServer:
         for register in self._registrars.values():
             register(server)
         self.health.register(server)
+        self.metrics.begin_rpcs((*self._registrars, HEALTH_SERVICE))
         reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
         self._port = self._bind(server)
         self._tell_expiry()
@@ -115,7 +129,7 @@ class NodeServer:
         self._server = server
         self.health.start()
         self._accepting = True
-        log.info("serving", address=self.address)
+        log.info("serving", address=self.address, metrics=self.metrics_address)
         return self._port
 
     async def run_until_signal(self) -> int:
@@ -204,10 +218,11 @@ class NodeServer:
                 ends.labels(shown_to).set_function(partial(_expiry_of, certificates))
 
     def _serve_metrics(self) -> None:
-        if self.config.metrics_port == 0:
+        if self.config.metrics_port < 0:
             return
+        host = self.config.metrics_host or self.config.host
         try:
-            self.metrics.serve(self.config.host, self.config.metrics_port)
+            self._metrics_port = self.metrics.serve(host, self.config.metrics_port)
         except OSError as error:
             raise _cannot_bind("metrics_port", self.config.metrics_port, error) from error
 
@@ -280,6 +295,7 @@ class NodeServer:
             log.warning("calls were cut short", num_calls=num_cut)
         await stop
         await self.metrics.stop()
+        await self.tracing.stop()
 
 
 def _expiry_of(certificates: Certificates) -> float:

@@ -38,6 +38,7 @@ from spolia_node.store_pins import pin_at_holders
 from spolia_node.store_reader import StoreReader
 from spolia_node.store_routes import OnLost, StoreRoutes
 from spolia_node.store_stream import FetchedChunk, OnProgress
+from spolia_node.tracing import trace_metadata
 
 if TYPE_CHECKING:
     from spolia.v1.kvstore_pb2_grpc import KVStoreServiceAsyncStub as Stub  # a name for types, absent at run time
@@ -86,7 +87,7 @@ class StoreClient:
                 accepted_codecs=codecs,
                 ignore_cost=ignore_cost,
             )
-            return (await stub.Lookup(request, timeout=deadline.remaining())).entries
+            return (await stub.Lookup(request, timeout=deadline.remaining(), metadata=trace_metadata())).entries
 
         return await self._routes.ask(ids, ask, deadline)
 
@@ -140,7 +141,9 @@ class StoreClient:
         header = PutHeader(tenant_id=tenant_id, info=info, claim_owner=claim_owner, durability=durability)
 
         async def ask(stub: Stub, _: Sequence[bytes]) -> list[PutResponse]:
-            return [await stub.Put(_put_requests(header, data), timeout=deadline.remaining())]
+            return [
+                await stub.Put(_put_requests(header, data), timeout=deadline.remaining(), metadata=trace_metadata())
+            ]
 
         (response,) = await self._routes.ask([info.chunk_id], ask, deadline)
         return response
@@ -166,7 +169,7 @@ class StoreClient:
             async def at(stub: Stub, some: Sequence[bytes]) -> Sequence[ClaimResult]:
                 left_ms = min(wait_ms, round(until.remaining() * 1000))  # a store may have taken some before it died
                 request = ClaimRequest(tenant_id=tenant_id, chunk_ids=some, owner=owner, ttl_ms=ttl_ms, wait_ms=left_ms)
-                return (await stub.Claim(request, timeout=deadline.remaining())).results
+                return (await stub.Claim(request, timeout=deadline.remaining(), metadata=trace_metadata())).results
 
             return await self._routes.ask(some, at, deadline)
 
@@ -184,7 +187,7 @@ class StoreClient:
 
         async def ask(stub: Stub, some: Sequence[bytes]) -> list[int]:
             request = UnclaimRequest(tenant_id=tenant_id, chunk_ids=some, owner=owner)
-            count = (await stub.Unclaim(request, timeout=deadline.remaining())).num_released
+            count = (await stub.Unclaim(request, timeout=deadline.remaining(), metadata=trace_metadata())).num_released
             return [count, *[0] * (len(some) - 1)]  # which of them ended, the store does not say
 
         return sum(await self._routes.ask(ids, ask, deadline))
@@ -196,7 +199,7 @@ class StoreClient:
 
         async def ask(stub: Stub, some: Sequence[bytes]) -> Sequence[bool]:
             request = PinRequest(tenant_id=tenant_id, chunk_ids=some, owner=owner, lease_ms=lease_ms)
-            return (await stub.Pin(request, timeout=deadline.remaining())).pinned
+            return (await stub.Pin(request, timeout=deadline.remaining(), metadata=trace_metadata())).pinned
 
         pinned = dict(zip(ids, await self._routes.ask(ids, ask, deadline), strict=True))
         elsewhere = [chunk_id for chunk_id in pinned if not pinned[chunk_id]]
@@ -208,7 +211,9 @@ class StoreClient:
     async def unpin(self, tenant_id: str, ids: Sequence[bytes], owner: str, deadline: Deadline) -> int:
         """Ends pins, on whichever store; how many ended. Those on a store that is away end with their lease."""
         request = UnpinRequest(tenant_id=tenant_id, chunk_ids=ids, owner=owner)
-        answers = await self._routes.ask_every(lambda stub: stub.Unpin(request, timeout=deadline.remaining()), deadline)
+        answers = await self._routes.ask_every(
+            lambda stub: stub.Unpin(request, timeout=deadline.remaining(), metadata=trace_metadata()), deadline
+        )
         return sum(answer.num_unpinned for answer in some_of(answers))
 
     async def delete(self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline) -> DeleteResponse:
@@ -218,14 +223,15 @@ class StoreClient:
         """
         request = DeleteRequest(tenant_id=tenant_id, chunk_ids=ids)
         answers = await self._routes.ask_every(
-            lambda stub: stub.Delete(request, timeout=deadline.remaining()), deadline
+            lambda stub: stub.Delete(request, timeout=deadline.remaining(), metadata=trace_metadata()), deadline
         )
         return sum_deleted(all_of(answers))
 
     async def stats(self, deadline: Deadline) -> list[GetStatsResponse]:
         """Counts of each store, all tenants together; stores that are away are left out, unless all are."""
         answers = await self._routes.ask_every(
-            lambda stub: stub.GetStats(GetStatsRequest(), timeout=deadline.remaining()), deadline
+            lambda stub: stub.GetStats(GetStatsRequest(), timeout=deadline.remaining(), metadata=trace_metadata()),
+            deadline,
         )
         return some_of(answers)
 
@@ -233,7 +239,7 @@ class StoreClient:
         """Counts of the store that a chunk would be put into now."""
 
         async def ask(stub: Stub, _: Sequence[bytes]) -> list[GetStatsResponse]:
-            return [await stub.GetStats(GetStatsRequest(), timeout=deadline.remaining())]
+            return [await stub.GetStats(GetStatsRequest(), timeout=deadline.remaining(), metadata=trace_metadata())]
 
         (response,) = await self._routes.ask([chunk_id], ask, deadline)
         return response

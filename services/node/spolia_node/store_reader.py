@@ -22,6 +22,7 @@ from spolia_node.store_address import StoreAddress
 from spolia_node.store_placement import in_order, open_stores
 from spolia_node.store_routes import StoreRoutes
 from spolia_node.store_stream import FetchedChunk, GetCall, OnProgress, fetched
+from spolia_node.tracing import trace_metadata
 
 _SPOILED = (MissReason.DIGEST, MissReason.UNREADABLE)
 """This replica is of no use; another may be."""
@@ -110,7 +111,7 @@ class StoreReader:
     def _open(self, store: StoreAddress, indices: Sequence[int]) -> _Stream:
         ids = [self._wanted[index].chunk_id for index in indices]
         with self._routes.calling(store, self._deadline) as stub:
-            call = stub.Get(self._request_for(ids), timeout=self._deadline.remaining())
+            call = stub.Get(self._request_for(ids), timeout=self._deadline.remaining(), metadata=trace_metadata())
         return _Stream(store, indices, ids, call, self._on_progress)
 
     async def _finish(self, stream: _Stream) -> None:

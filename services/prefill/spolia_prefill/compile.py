@@ -17,6 +17,7 @@ from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
+from spolia_node.tracing import span
 from spolia_prefill.progress import Progress
 from spolia_prefill.work import CompileJob, LocalChunk
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
@@ -169,11 +170,13 @@ class Compiler:
             options = PassOptions(slice_tokens=self._slice_tokens)
             steps = self._core.compile_steps(chunk.chunk_id, chunk.token_ids, options)
             num_rows = self._core.recipe.num_sink_tokens + len(chunk.token_ids)
-            compiled = await self._thread.run_steps(
-                work.progress.following(work.index, timed_steps(steps)),
-                EngineJob(work.job.tenant_id, num_rows, WorkKind.COMPILE),
-                discard=lambda compiled: self._release(compiled.result),
-            )
+            with span("compute", chunk_id=chunk.chunk_id.hex(), num_tokens=num_rows) as computing:
+                compiled = await self._thread.run_steps(
+                    work.progress.following(work.index, timed_steps(steps)),
+                    EngineJob(work.job.tenant_id, num_rows, WorkKind.COMPILE),
+                    discard=lambda compiled: self._release(compiled.result),
+                )
+                computing.set(engine_ms=compiled.seconds * 1000)
             run, compute_s, num_computed = compiled.result, compiled.seconds, len(chunk.token_ids)
         try:
             return await self._publisher.to_bytes(chunk.chunk_id, ChunkKind.LOCAL, run, compute_s), num_computed

@@ -16,6 +16,7 @@ from spolia_engine.kv_bytes import hidden_to_bytes
 from spolia_engine.run import Run
 from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import span_across_yields
 from spolia_prefill.handoff import Acknowledgements, LayerStream
 from spolia_prefill.progress import Progress
 from spolia_worker.engine_job import EngineJob
@@ -61,10 +62,12 @@ class PassRunner:
                 skip=lambda: release_runs(self._core.pool, work.runs),
             )
             try:
-                yield work.layers.header()
-                async for response in work.layers.frames(working):
-                    yield response
-                timed = await working
+                with span_across_yields("compute", num_tokens=work.job.num_tokens) as computing:
+                    yield work.layers.header()
+                    async for response in work.layers.frames(working):
+                        yield response
+                    timed = await working
+                    computing.set(engine_ms=timed.seconds * 1000)
                 progress.finished(0)
                 yield PrefillResponse(last_hidden=_last_hidden(timed.result))
                 yield PrefillResponse(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeRecord
+from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
 from spolia.v1.prefill_pb2 import DESCRIPTOR
 from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
 from spolia_engine.engine import Engine
 from spolia_node.channels import ChannelPool
+from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 from spolia_node.store_client import StoreClient
@@ -55,6 +56,7 @@ class PrefillNode:
             self.server.check_accepting,
         )
         self.server.add(lambda server: add_PrefillServiceServicer_to_server(self.service, server), SERVICE)
+        self.server.metrics.registry.register(LoadCollector("prefill", self._load))
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 
     async def start(self) -> None:
@@ -77,10 +79,13 @@ class PrefillNode:
 
     def record(self) -> NodeRecord:
         """The node as it is now."""
-        load = load_of(
+        return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, self.terms, self._load())
+
+    def _load(self) -> NodeLoad:
+        """From any thread."""
+        return load_of(
             self.engine,
             num_running=self.service.num_running,
             num_waiting=self.thread.queue_length,
             queued_tokens=self.service.queued_tokens,
         )
-        return node_record(self.server, NODE_ROLE_PREFILL, self.config, self.engine, self.terms, load)

@@ -20,6 +20,7 @@ from spolia.v1.prefill_pb2_grpc import PrefillServiceServicer
 from spolia_core.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest
 from spolia_engine.core import EngineCore
 from spolia_node.deadline import Deadline
+from spolia_node.tracing import current_span
 from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller
@@ -60,8 +61,8 @@ class PrefillServer(PrefillServiceServicer):
 
     @property
     def queued_tokens(self) -> int:
-        """What jobs under way have still to compute."""
-        return sum(progress.tokens_left for progress in self._running)
+        """What jobs under way have still to compute. From any thread."""
+        return sum(progress.tokens_left for progress in list(self._running))
 
     async def Prefill(
         self, request_iterator: AsyncIterator[PrefillRequest], context: PrefillContext
@@ -92,7 +93,9 @@ class PrefillServer(PrefillServiceServicer):
         if request is None or request.WhichOneof("message") != "start":
             raise InvalidRequest("the first message must be a start message", field="message", limit="start")
         bind_contextvars(request_id=request.start.request_id)
-        return check_start(request.start, self._core, self._config.cluster_secret.encode())
+        job = check_start(request.start, self._core, self._config.cluster_secret.encode())
+        current_span().set(request_id=job.request_id, job=type(job).__name__, num_tokens=sum(job.part_tokens))
+        return job
 
     @contextmanager
     def _counted(self, job: Job) -> Iterator[Progress]:

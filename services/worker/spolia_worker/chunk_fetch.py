@@ -20,6 +20,7 @@ from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
 from spolia_node.store_stream import FetchedChunk, OnProgress
+from spolia_node.tracing import span
 from spolia_worker.arriving import ArrivingChunk, ChunkLost
 
 ACCEPTED_CODECS = (RAW_CODEC,)
@@ -97,18 +98,20 @@ class ChunkFetcher:
         The extent holds the chunks alone, one behind the other, whatever lies between them in the context.
         """
         result, chain = Fetched(), [block.chunk_id for block in blocks]
-        try:
-            entries = await self._store.lookup(
-                tenant_id, chain, self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
-            )
-            num_stored = _num_leading(chain, entries, result)
-            if num_stored:
-                await self._get_prefix(tenant_id, blocks[:num_stored], deadline, result)
-        except BaseException as error:
-            if not _is_miss(error):
-                self.release(result)
-                raise
-            _fill(result, chain, reason_of(error))
+        with span("fetch", num_chunks=len(blocks), kind=blocks[0].kind.name.lower() if blocks else "") as fetching:
+            try:
+                entries = await self._store.lookup(
+                    tenant_id, chain, self._core.adapter.fingerprint, ACCEPTED_CODECS, deadline
+                )
+                num_stored = _num_leading(chain, entries, result)
+                if num_stored:
+                    await self._get_prefix(tenant_id, blocks[:num_stored], deadline, result)
+            except BaseException as error:
+                if not _is_miss(error):
+                    self.release(result)
+                    raise
+                _fill(result, chain, reason_of(error))
+            fetching.set(num_bytes=result.num_bytes, num_hits=len(result.runs))
         return result
 
     def release(self, fetched: Fetched) -> None:

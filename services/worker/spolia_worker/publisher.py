@@ -19,6 +19,7 @@ from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.rpc_messages import object_info
 from spolia_node.store_client import StoreClient
+from spolia_node.tracing import span
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 from spolia_worker.claims import Claim
 
@@ -61,11 +62,13 @@ class Publisher:
     async def put(self, tenant_id: str, chunk: ChunkBytes, deadline: Deadline, claim: Claim | None = None) -> bool:
         """Stores a chunk and ends its claim; False when another replica was first. Raises what the store raises."""
         owner = claim.owner if claim is not None else ""
-        try:
-            await self._store.put(tenant_id, chunk.info, chunk.data, deadline, owner)
-            is_first = True
-        except AlreadyStored:
-            is_first = False
+        with span("put", chunk_id=chunk.info.chunk_id.hex(), num_bytes=len(chunk.data)) as putting:
+            try:
+                await self._store.put(tenant_id, chunk.info, chunk.data, deadline, owner)
+                is_first = True
+            except AlreadyStored:
+                is_first = False
+            putting.set(is_first=is_first)
         if claim is not None:
             claim.settle()
         return is_first

@@ -89,4 +89,5 @@ def node_record(
         held_prefixes=prefixes,
         draining=not server.accepting,
         version=__version__,
+        metrics_address=server.metrics_address,
     )

@@ -35,6 +35,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
     return Edge(
         app,
         HttpMetrics(front.node.metrics),
+        front.node.tracing,
         max_body_bytes=front.config.http_max_body_bytes,
         body_timeout_s=front.config.rpc_timeout_s,
     )

@@ -1,4 +1,4 @@
-"""The outermost layer, as plain ASGI: request ids, the body's limits, counts and times."""
+"""The outermost layer, as plain ASGI: request ids, the body's limits, counts and times, and where a trace begins."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.errors import error_response
 from spolia_gateway.limits import request_id_of
 from spolia_node.metrics import Metrics
+from spolia_node.tracing import NO_SPAN, Span, Tracing
 
 REQUEST_ID = b"x-request-id"
 UNMATCHED = "unmatched"
+TRACED = ("/v1/chat/completions", "/v1/completions")
+"""Probes and scrapes would drown what is done for users."""
 
 
 class HttpMetrics:
@@ -34,9 +37,12 @@ class HttpMetrics:
 class Edge:
     """Gives each request its id, which the answer names, and bounds what it may send and for how long."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics, *, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: HttpMetrics, tracing: Tracing, *, max_body_bytes: int, body_timeout_s: float
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
@@ -50,13 +56,20 @@ class Edge:
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
             length = int(_header(scope, b"content-length") or 0)
             body = _Body(receive, length, self._max_body_bytes, self._body_timeout_s)
-            await self._app(scope, body, sent)
+            with self._span(scope):
+                await self._app(scope, body, sent)
         except InvalidRequest as error:  # an id that cannot travel
             sent.request_id = request_id_of("")
             await error_response(error)(scope, receive, sent)
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._metrics.ended(route, sent.status or 499, time.monotonic() - started)
+
+    def _span(self, scope: Scope) -> Span:
+        if scope["path"] not in TRACED:
+            return NO_SPAN
+        headers = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"])
+        return self._tracing.enter_http(scope["method"], scope["path"], headers)
 
 
 class BodyRefused(HTTPException):
