@@ -236,6 +236,7 @@ def cluster_of(response: gateway_pb2.GetClusterResponse) -> Cluster:
         directory_reachable=response.directory_reachable,
         requests=tuple(map(_request_of, response.requests)),
         gateway_node_id=response.gateway_node_id,
+        clock_s=response.clock_ms / 1000,
     )
 
 

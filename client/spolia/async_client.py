@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 import grpc
 
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
-from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
+from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended, open_door
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
@@ -41,10 +42,13 @@ class AsyncClient:
         timeout_s: float = 60.0,
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_plaintext: bool | None = None,
     ) -> None:
         self._lifetime = Lifetime()
-        self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
-        self._address = check_address(address)
+        self._door = open_door(address, api_key, ca_file, allow_plaintext)
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, self._door.api_key)
 
     async def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
         """Answers a prompt and waits for the whole answer. `GenerateOptions` lists the keyword arguments."""
@@ -140,7 +144,7 @@ class AsyncClient:
     # Made at the first call, so that a client may be built before the loop runs that will use it.
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self._address, options=channel_options(self._address))
+        return self._door.aio_channel()
 
     @cached_property
     def _stub(self) -> GatewayServiceAsyncStub:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Unpack
 
-import grpc
-
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
-from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, channel_options, check_address, ended
+from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended, open_door
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
@@ -28,6 +27,10 @@ class Client:
     `spolia.errors` only: `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again,
     `DeadlineExceeded` when time ran out. Nothing is sent before the first call.
 
+    `api_key` says who asks (default: SPOLIA_API_KEY). A gateway on another machine is reached under TLS; `ca_file`
+    (default: SPOLIA_CA_FILE) holds the certificate of its authority where that is one's own, and makes TLS of a local
+    connection too. `allow_plaintext` goes without TLS: key, prompts and answers can be read on the way.
+
     >>> with Client("127.0.0.1:7300") as client:
     ...     handbook = Document(Path("handbook.md").read_text(), name="handbook")
     ...     answer = client.generate([handbook, "How many days of leave?"], mode="linked", max_tokens=40)
@@ -41,10 +44,14 @@ class Client:
         timeout_s: float = 60.0,
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        allow_plaintext: bool | None = None,
     ) -> None:
         self._lifetime = Lifetime()
-        self._requests = RequestBuilder(timeout_s, model, max_message_bytes)
-        self._channel = grpc.insecure_channel(check_address(address), options=channel_options(address))
+        door = open_door(address, api_key, ca_file, allow_plaintext)
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, door.api_key)
+        self._channel = door.channel()
         self._stub = GatewayServiceStub(self._channel)
 
     def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
+
+import grpc
 
 from spolia.argument_checks import wrong_type
 from spolia_core.errors import InvalidRequest
+from spolia_core.node_name import AUTHORITY_FILE
 
 DEFAULT_ADDRESS = "127.0.0.1:7300"
 DEFAULT_MAX_MESSAGE_BYTES = 16 << 20
 """What nodes accept unless they are told otherwise."""
+
+MAX_KEY_CHARS = 256
+API_KEY_ENV = "SPOLIA_API_KEY"
+CA_FILE_ENV = "SPOLIA_CA_FILE"
+TLS_DIR_ENV = "SPOLIA_TLS_DIR"
+PLAINTEXT_ENV = "SPOLIA_ALLOW_PLAINTEXT"
 
 MAX_RECEIVED_BYTES = 64 << 20
 """A cluster's state may be longer than any request."""
@@ -41,6 +53,76 @@ def check_address(address: str) -> str:
     return address
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How to reach a gateway, and what to show there. `repr` leaves the key out."""
+
+    address: str
+    api_key: str = field(repr=False)
+    authority_pem: bytes | None
+    """Who may vouch for the gateway; None: whom gRPC believes by itself."""
+    plaintext: bool
+
+    def channel(self) -> grpc.Channel:
+        """A new channel, which has not connected yet."""
+        options = channel_options(self.address)
+        if self.plaintext:
+            return grpc.insecure_channel(self.address, options=options)
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.authority_pem), options=options)
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """The same for asyncio."""
+        options = channel_options(self.address)
+        if self.plaintext:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        credentials = grpc.ssl_channel_credentials(self.authority_pem)
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+def open_door(
+    address: str, api_key: str | None, ca_file: str | os.PathLike[str] | None, allow_plaintext: bool | None
+) -> Door:
+    """The arguments of a client, with SPOLIA_API_KEY, SPOLIA_CA_FILE (else `ca.crt` in SPOLIA_TLS_DIR) and
+    SPOLIA_ALLOW_PLAINTEXT for those not given.
+
+    Raises `InvalidRequest` for an address or a key that cannot be one, and a file that cannot be read.
+    """
+    check_address(address)
+    key = _checked_key(os.environ.get(API_KEY_ENV, "") if api_key is None else api_key)
+    named = _authority_of_environment() if ca_file is None else os.fspath(ca_file)
+    authority = _authority_in(named) if named else None
+    return Door(address, key, authority, authority is None and allows_plaintext(address, allow_plaintext))
+
+
+def allows_plaintext(address: str, allow: bool | None = None) -> bool:
+    """Whether TLS may be gone without: on this machine, and elsewhere when that is said, here or by the environment."""
+    if allow is None:
+        allow = os.environ.get(PLAINTEXT_ENV, "").strip().lower() in ("1", "true", "yes", "on")
+    return allow or is_loopback(address)
+
+
+def _authority_of_environment() -> str:
+    folder = os.environ.get(TLS_DIR_ENV, "")
+    return os.environ.get(CA_FILE_ENV, "") or (str(Path(folder) / AUTHORITY_FILE) if folder else "")
+
+
+def _checked_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise wrong_type(key, "api_key", "str")
+    if not (key.isascii() and key.isprintable()) or len(key) > MAX_KEY_CHARS:
+        raise InvalidRequest(f"api_key must be at most {MAX_KEY_CHARS} characters of printable ASCII", field="api_key")
+    return key
+
+
+def _authority_in(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidRequest(
+            f"ca_file {path} cannot be read: {error.strerror}", field="ca_file", actual=path
+        ) from error
+
+
 def channel_options(address: str) -> list[tuple[str, int]]:
     """gRPC options of a channel to `address`."""
     options = [
@@ -53,7 +135,7 @@ def channel_options(address: str) -> list[tuple[str, int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-    if _is_loopback(address):
+    if is_loopback(address):
         # An HTTP proxy from the environment cannot reach the caller's own machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options
@@ -68,7 +150,8 @@ def ended(call: Cancellable) -> Iterator[None]:
         call.cancel()
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" is this machine itself."""
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

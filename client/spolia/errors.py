@@ -20,11 +20,13 @@ from spolia_core.errors import (
     Cancelled,
     DataCorrupt,
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidRequest,
     NotFound,
     NotSupported,
     SpoliaError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -37,11 +39,13 @@ __all__ = [
     "Cancelled",
     "DataCorrupt",
     "DeadlineExceeded",
+    "Forbidden",
     "InternalError",
     "InvalidRequest",
     "NotFound",
     "NotSupported",
     "SpoliaError",
+    "Unauthenticated",
     "Unavailable",
     "detail_of",
     "error_from_rpc",
@@ -53,6 +57,8 @@ DETAIL_KEY = "spolia-error-bin"
 
 STATUS_OF: dict[type[SpoliaError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
     NotSupported: grpc.StatusCode.FAILED_PRECONDITION,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -70,8 +76,6 @@ _CLASS_OF: dict[grpc.StatusCode, type[SpoliaError]] = {
     grpc.StatusCode.UNIMPLEMENTED: NotSupported,
     grpc.StatusCode.ABORTED: Unavailable,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
-    grpc.StatusCode.UNAUTHENTICATED: InvalidRequest,
-    grpc.StatusCode.PERMISSION_DENIED: InvalidRequest,
 }
 
 # What gRPC says of a call that this process itself gave up.

@@ -15,11 +15,13 @@ from spolia import exit_with_parent
 from spolia.client import Client
 from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, cannot_log, ended_how
 from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
+from spolia_core.node_name import AUTHORITY_FILE
 
 ROLES = ("kvstore", "prefill", "decode", "gateway")
 """In the order in which nodes start; they stop the other way round, the front door first."""
 
 ENGINE_ROLES = frozenset({"prefill", "decode"})
+KEY_ROLES = frozenset({"gateway", "kvstore"})
 _LOOK_S = 0.1
 _LOOK_TIMEOUT_S = 2.0
 
@@ -32,6 +34,10 @@ class LocalCluster:
     `log_dir` (default: a new temporary folder, kept afterwards), or to this process's standard error with `verbose`.
     Engines share the cores evenly unless the environment or `engine_threads` says otherwise. They look for the model's
     calibration profile in `profile_dir`, then beside the model.
+
+    With `tls_dir`, a folder as `spolia certs init` makes it, all connections are under TLS. With `keys`, as
+    `spolia keys` writes them, callers show keys; the cluster asks its gateway who is there with `api_key`, an
+    operator's.
 
     `on_exit` is called, on a thread of the cluster, for each node that ends without being asked to; the others go on.
     Nodes end with this process, however it ends.
@@ -56,6 +62,9 @@ class LocalCluster:
         env: Mapping[str, str] | None = None,
         engine_threads: int | None = None,
         profile_dir: Path | None = None,
+        tls_dir: Path | None = None,
+        keys: str = "",
+        api_key: str | None = None,
         start_timeout_s: float = 120.0,
         stop_timeout_s: float = 15.0,
         on_exit: Callable[[NodeExit], None] | None = None,
@@ -69,6 +78,9 @@ class LocalCluster:
         self._verbose = verbose
         self._env = dict(env or {})
         self._profile_dir = profile_dir
+        self._tls_dir = tls_dir
+        self._keys = keys
+        self._api_key = api_key
         self._engine_env = _engine_env(engine_threads, num_prefill + num_decode) | self._env
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -181,6 +193,10 @@ class LocalCluster:
 
     def _arguments(self, role: str, port: int) -> list[str]:
         arguments = ["--port", str(port)]
+        if self._tls_dir is not None:
+            arguments += ["--tls-dir", str(self._tls_dir)]
+        if self._keys and role in KEY_ROLES:
+            arguments += ["--keys", self._keys]
         if role != "kvstore":
             arguments += ["--directory", self.directory_address]
             if self._model is not None:
@@ -209,7 +225,8 @@ class LocalCluster:
     def _wait_until_known(self, processes: Sequence[NodeProcess], deadline_s: float) -> None:
         """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
         wanted = {process.node.address: process.name for process in processes}
-        with Client(self.address, timeout_s=_LOOK_TIMEOUT_S) as client:
+        ca_file = None if self._tls_dir is None else self._tls_dir / AUTHORITY_FILE
+        with Client(self.address, timeout_s=_LOOK_TIMEOUT_S, api_key=self._api_key, ca_file=ca_file) as client:
             while missing := wanted.keys() - _known_addresses(client):
                 _check_running(processes)
                 if time.monotonic() >= deadline_s:

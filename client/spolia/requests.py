@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -54,6 +54,7 @@ class Outgoing(Generic[RequestT]):
     request: RequestT
     deadline_s: float
     request_id: str
+    api_key: str = field(default="", repr=False)
 
     @property
     def timeout_s(self) -> float:
@@ -62,8 +63,9 @@ class Outgoing(Generic[RequestT]):
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What nodes put into their logs, and the caller's trace where it has one."""
-        return (("x-request-id", self.request_id), *trace_metadata())
+        """What nodes put into their logs, the caller's trace where it has one, and who asks."""
+        named = (("x-request-id", self.request_id), *trace_metadata())
+        return (*named, ("authorization", f"Bearer {self.api_key}")) if self.api_key else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class RequestBuilder:
     timeout_s: float
     model: str = ""
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    api_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         checked_timeout(self.timeout_s)
@@ -179,7 +182,7 @@ class RequestBuilder:
                 actual=f"{size} bytes",
             )
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return Outgoing(request, deadline_s, request_id or _new_id())
+        return Outgoing(request, deadline_s, request_id or _new_id(), self.api_key)
 
 
 def document_list(documents: Documents) -> list[Document]:

@@ -275,10 +275,12 @@ class RequestInFlight:
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The cluster as the gateway `gateway_node_id` sees it. Without `directory_reachable`, `nodes` is the last list it
-    knew. `requests` are the caller's tenant's at this gateway, oldest first.
+    knew. `requests` are the caller's tenant's at this gateway, oldest first. `clock_s` is the gateway's clock, seconds
+    since 1970; 0 from older releases.
     """
 
     nodes: tuple[Node, ...]
     directory_reachable: bool
+    clock_s: float = 0.0
     requests: tuple[RequestInFlight, ...] = ()
     gateway_node_id: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -51,17 +52,26 @@ class StoreAdmin:
     does not answer is left out: look at `failed` of what is returned. When none answers, the first one's error is
     raised. Calls raise the classes of `spolia.errors` only. An interrupt during a call closes the whole.
 
+    Stores with certificates want an operator's: `tls_dir` is a folder with `operator.crt`, `operator.key` and `ca.crt`
+    (default: SPOLIA_TLS_DIR).
+
     >>> with StoreAdmin.of_cluster("127.0.0.1:7300") as stores:
     ...     idle = [found for found in stores.list_objects().objects if found.idle_s > 86400 and not found.pins]
     ...     stores.delete(idle)
     """
 
-    def __init__(self, addresses: Iterable[str], *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        addresses: Iterable[str],
+        *,
+        timeout_s: float = 60.0,
+        tls_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         given = list(dict.fromkeys(checked_items(addresses, "addresses", "an iterable of host:port")))
         check_not_empty(given, "addresses", "store")
         self._timeout_s = checked_timeout(timeout_s)
         self._lifetime = Lifetime()
-        self._stores = [StoreConnection(str(address)) for address in given]
+        self._stores = [StoreConnection(str(address), tls_dir) for address in given]
 
     @classmethod
     def of_cluster(cls, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 60.0) -> StoreAdmin:

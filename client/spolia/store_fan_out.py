@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,9 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TypeVar
 
-import grpc
-
-from spolia.connection import channel_options, check_address
+from spolia.connection import check_address
 from spolia.lifetime import Lifetime
+from spolia.operator_tls import store_channel
 from spolia.store_results import PerStore
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import SpoliaError
@@ -24,9 +24,9 @@ T = TypeVar("T")
 class StoreConnection:
     """A channel to one store. Nothing is sent before the first call."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls_dir: str | os.PathLike[str] | None = None) -> None:
         self.address = check_address(address)
-        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self._channel = store_channel(address, tls_dir)
         self.stub = KVStoreServiceStub(self._channel)
 
     def close(self) -> None:

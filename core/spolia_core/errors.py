@@ -3,6 +3,8 @@
 SpoliaError
 ├── InvalidRequest       fix the request: names the field, the limit and what was given
 │   └── ContextTooLong   shorten it: prompt and answer exceed the model's context; over gRPC an InvalidRequest
+├── Unauthenticated      show who you are: a key, or a certificate of the cluster's authority
+├── Forbidden            ask someone who may: this identity is known and may not do that
 ├── NotFound             ask for something that exists
 ├── NotSupported         use another model or mode: names the layer or property
 ├── Busy                 retry here later: carries a hint
@@ -43,6 +45,14 @@ class InvalidRequest(SpoliaError):
 
 class ContextTooLong(InvalidRequest):
     """Prompt and answer together exceed the model's context."""
+
+
+class Unauthenticated(SpoliaError):
+    """Nobody known asks: no key or certificate, or one that is unknown, withdrawn or expired."""
+
+
+class Forbidden(SpoliaError):
+    """Who asks is known and may not do this."""
 
 
 class NotFound(SpoliaError):
@@ -91,6 +101,8 @@ ERROR_KINDS: dict[str, type[SpoliaError]] = {
     cls.__name__: cls
     for cls in (
         InvalidRequest,
+        Unauthenticated,
+        Forbidden,
         NotFound,
         NotSupported,
         Busy,

@@ -22,6 +22,13 @@ FORMAT_VERSION = 1
 SHARED_TENANT = "shared"
 """Every tenant reads its chunks too. Written by whoever the gateway authenticated as this tenant: operators."""
 
+MAX_TENANT_BYTES = 128
+
+
+def is_tenant_id(text: str) -> bool:
+    """Whether a tenant may be called that: it stands in log lines, metrics and paths."""
+    return text.isascii() and text.isprintable() and 0 < len(text) <= MAX_TENANT_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -14,6 +14,7 @@ from http_worlds import HttpWorld, chat_model, events_of, http_world, says, toke
 
 from spolia.v1 import common_pb2
 from spolia_core.errors import Busy, InternalError, Unavailable
+from spolia_gateway.caller import Caller
 
 CHAT: list[Any] = [{"role": "user", "content": "hello"}]
 
@@ -274,7 +275,7 @@ async def test_a_full_cluster_says_when_to_come_back(chatty: Path) -> None:
 
 async def test_a_gateway_at_its_limit_says_so(chatty: Path) -> None:
     async with http_world(chatty, [FakeDecode("d0", says)], max_requests=1) as met:
-        with met.world.node.gateway._running():
+        with met.world.node.gateway._running(Caller("default")):
             answer = await met.http.post("/v1/chat/completions", json={"messages": CHAT})
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"

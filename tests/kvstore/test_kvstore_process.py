@@ -64,7 +64,7 @@ async def channels() -> AsyncIterator[ChannelPool]:
 async def test_it_says_ready_serves_and_ends_well_when_asked(channels: ChannelPool) -> None:
     chunk = make_chunk(1)
     async with serving() as (process, address):
-        health = HealthStub(channels.get(address))
+        health = HealthStub(channels.get(address, "kvstore"))
         for service in (STORE_SERVICE, DIRECTORY_SERVICE):
             response = await health.Check(HealthCheckRequest(service=service), timeout=10)
             assert response.status == HealthCheckResponse.SERVING

@@ -60,7 +60,7 @@ class World:
             await self.stop(name)
 
     def stub(self, name: str) -> KVStoreServiceStub:
-        return KVStoreServiceStub(self.channels.get(self.nodes[name].server.address))
+        return KVStoreServiceStub(self.channels.get(self.nodes[name].server.address, "kvstore"))
 
     def client(self, *names: str) -> StoreClient:
         stores = [StoreAddress(name, self.nodes[name].server.address) for name in names]

@@ -20,11 +20,13 @@ from spolia_core.errors import (
     Cancelled,
     DataCorrupt,
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidRequest,
     NotFound,
     NotSupported,
     SpoliaError,
+    Unauthenticated,
     Unavailable,
 )
 from spolia_node.config import NodeConfig
@@ -143,8 +145,8 @@ async def test_texts_too_long_for_trailers_or_not_unicode_still_arrive():
         (grpc.StatusCode.UNIMPLEMENTED, NotSupported),
         (grpc.StatusCode.ABORTED, Unavailable),
         (grpc.StatusCode.OUT_OF_RANGE, InvalidRequest),
-        (grpc.StatusCode.UNAUTHENTICATED, InvalidRequest),
-        (grpc.StatusCode.PERMISSION_DENIED, InvalidRequest),
+        (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+        (grpc.StatusCode.PERMISSION_DENIED, Forbidden),
     ],
 )
 def test_without_a_detail_the_code_decides(code: grpc.StatusCode, kind: type[SpoliaError]):

@@ -105,10 +105,10 @@ async def test_a_frozen_peer_is_noticed_within_seconds_and_an_idle_one_is_kept()
     """Frozen, a process keeps its connections and answers nothing: only keepalive can tell."""
     async with node("well") as started:
         pool = ChannelPool(16 << 20)
-        stub: Any = KVStoreServiceStub(pool.get(started.address))
+        stub: Any = KVStoreServiceStub(pool.get(started.address, "kvstore"))
         await stub.GetStats(GetStatsRequest(), timeout=30)
         await asyncio.sleep(6.5)  # the time itself is under test: three probes of an idle connection
-        assert pool.get(started.address).get_state() is grpc.ChannelConnectivity.READY
+        assert pool.get(started.address, "kvstore").get_state() is grpc.ChannelConnectivity.READY
         started.process.send_signal(signal.SIGSTOP)
         try:
             with pytest.raises(grpc.aio.AioRpcError) as failed:

@@ -306,17 +306,17 @@ async def test_a_metric_asked_for_twice_is_one_metric():
 async def test_the_pool_keeps_one_channel_per_address_until_it_is_dropped():
     async with serving() as world:
         pool = ChannelPool(16 << 20)
-        first = pool.get(world.server.address)
-        assert pool.get(world.server.address) is first
+        first = pool.get(world.server.address, "kvstore")
+        assert pool.get(world.server.address, "kvstore") is first
         assert await World(world.server, first).unary_unary(timeout=30) == 1
         pool.drop(world.server.address)
-        second = pool.get(world.server.address)
+        second = pool.get(world.server.address, "kvstore")
         assert second is not first
         assert await World(world.server, second).unary_unary(timeout=30) == 1
         await pool.close()
         await pool.close()
         with pytest.raises(Unavailable):
-            pool.get(world.server.address)
+            pool.get(world.server.address, "kvstore")
 
 
 @pytest.mark.parametrize("end", ["drop", "close"])
@@ -327,7 +327,7 @@ async def test_dropping_or_closing_ends_running_calls_which_is_not_a_cancel_of_t
 
         async def call() -> list[int]:
             with call_errors(address):
-                return await World(world.server, pool.get(address)).unary_stream(timeout=30)
+                return await World(world.server, pool.get(address, "kvstore")).unary_stream(timeout=30)
 
         running = asyncio.ensure_future(call())
         await gate.entered.wait()

@@ -78,7 +78,9 @@ async def settle(
     after.quarantined = sum(each.num_quarantined for each in stats)
     after.not_located = await _not_located(channels, stores, tenant_id, [i for i in truth if i not in missing])
     for store in stores:
-        call = KVStoreServiceStub(channels.get(store.address)).Collect(CollectRequest(dry_run=True), timeout=60)
+        call = KVStoreServiceStub(channels.get(store.address, "kvstore")).Collect(
+            CollectRequest(dry_run=True), timeout=60
+        )
         collected: CollectResponse = await call
         after.orphan_files += collected.orphan_files
         after.lost_rows += collected.lost_rows
@@ -136,7 +138,8 @@ async def _not_located(
     for start in range(0, len(ids), 1000):
         request = LookupRequest(tenant_id=tenant_id, chunk_ids=ids[start : start + 1000], ignore_cost=True)
         answers = [
-            await KVStoreServiceStub(channels.get(store.address)).Lookup(request, timeout=60) for store in stores
+            await KVStoreServiceStub(channels.get(store.address, "kvstore")).Lookup(request, timeout=60)
+            for store in stores
         ]
         for entries in zip(*(answer.entries for answer in answers), strict=True):
             is_somewhere = any(entry.HasField("info") for entry in entries)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import typer
 
-from spolia.cli import bench, calibrate, chat, cluster, demo, eval, generate, serve, up, version, warm
+from spolia.cli import bench, calibrate, chat, cluster, demo, doctor, eval, generate, serve, up, version, warm
 from spolia.cli.cache.app import cache
+from spolia.cli.certs import certs
+from spolia.cli.keys import keys
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 
 EPILOG = (
     "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time, 4 busy, "
-    "5 calibrate: no policy was shown to keep the bounds, 1 anything else."
+    "5 calibrate: no policy was shown to keep the bounds, 6 no key, or one that may not, 1 anything else."
 )
 PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For commands that hand their last arguments, flags included, to another program."""
@@ -33,7 +35,10 @@ app.command("generate", epilog=EPILOG)(generate.generate)
 app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("warm", epilog=EPILOG)(warm.warm)
 app.command("cluster", epilog=EPILOG)(cluster.cluster)
+app.command("doctor", epilog=EPILOG)(doctor.doctor)
 app.add_typer(cache, name="cache")
+app.add_typer(certs, name="certs")
+app.add_typer(keys, name="keys")
 app.command("serve", epilog=EPILOG, context_settings=PASS_ON)(serve.serve)
 app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
 app.command("eval", epilog=EPILOG, context_settings=HAND_OVER)(eval.evaluate)

@@ -10,9 +10,24 @@ from enum import Enum
 
 from rich.console import Console
 
-from spolia.errors import Busy, DeadlineExceeded, InvalidRequest, SpoliaError, Unavailable
+from spolia.errors import (
+    Busy,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    SpoliaError,
+    Unauthenticated,
+    Unavailable,
+)
 
-EXIT_CODES: dict[type[SpoliaError], int] = {InvalidRequest: 2, Unavailable: 3, DeadlineExceeded: 3, Busy: 4}
+EXIT_CODES: dict[type[SpoliaError], int] = {
+    InvalidRequest: 2,
+    Unavailable: 3,
+    DeadlineExceeded: 3,
+    Busy: 4,
+    Unauthenticated: 6,
+    Forbidden: 6,
+}
 OTHER_ERROR = 1
 
 

@@ -39,6 +39,16 @@ def up(
     profile_dir: Annotated[
         Path | None, typer.Option(help="Folder of calibration profiles; they win over the one in the model's folder.")
     ] = None,
+    tls_dir: Annotated[
+        Path | None, typer.Option(envvar="SPOLIA_TLS_DIR", help="Certificates, as `spolia certs init` makes them.")
+    ] = None,
+    keys: Annotated[
+        str,
+        typer.Option(
+            envvar="SPOLIA_KEYS",
+            help="API keys, as `spolia keys` makes them; SPOLIA_API_KEY must be an operator's then.",
+        ),
+    ] = "",
     start_timeout: Annotated[float, typer.Option(help="Most seconds until the cluster serves.")] = 120.0,
     as_json: Json = False,
     settings: Annotated[
@@ -64,6 +74,8 @@ def up(
         verbose=verbose,
         engine_threads=engine_threads,
         profile_dir=profile_dir,
+        tls_dir=tls_dir,
+        keys=keys,
         start_timeout_s=start_timeout,
         on_exit=events.put,
     )

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DirectoryServiceStub:
-    """Membership under leases, served by the kvstore process.
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class DirectoryServiceStub:
 
 
 class DirectoryServiceServicer:
-    """Membership under leases, served by the kvstore process.
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
     """
 
     def Register(self, request_iterator, context):
@@ -90,7 +92,8 @@ def add_DirectoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DirectoryService:
-    """Membership under leases, served by the kvstore process.
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DirectoryServiceStub:
-    """Membership under leases, served by the kvstore process."""
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +46,9 @@ class DirectoryServiceStub:
 
 @_typing.type_check_only
 class DirectoryServiceAsyncStub(DirectoryServiceStub):
-    """Membership under leases, served by the kvstore process."""
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.StreamStreamMultiCallable[_directory_pb2.RegisterRequest, _directory_pb2.RegisterResponse]  # type: ignore[assignment]
@@ -57,7 +61,9 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     """Streams the membership: one snapshot at once, then one for each change, at most ten a second."""
 
 class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Membership under leases, served by the kvstore process."""
+    """Membership under leases, served by the kvstore process. Under TLS, PERMISSION_DENIED: the caller's certificate is of
+    another role than its record, or than the member whose id it takes.
+    """
 
     @_abc_1.abstractmethod
     def Register(

@@ -693,10 +693,13 @@ class GetClusterResponse(_message.Message):
     DIRECTORY_REACHABLE_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     GATEWAY_NODE_ID_FIELD_NUMBER: _builtins.int
+    CLOCK_MS_FIELD_NUMBER: _builtins.int
     directory_reachable: _builtins.bool
     """False while the directory cannot be reached and the list is the last one known."""
     gateway_node_id: _builtins.str
     """The gateway that answers."""
+    clock_ms: _builtins.int
+    """The gateway's clock, milliseconds since 1970 in UTC: keys and certificates end by it. 0 from older releases."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_directory_pb2.NodeRecord]:
         """Every node with a live lease."""
@@ -714,10 +717,11 @@ class GetClusterResponse(_message.Message):
         directory_reachable: _builtins.bool = ...,
         requests: _abc.Iterable[Global___RequestInFlight] | None = ...,
         gateway_node_id: _builtins.str = ...,
+        clock_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory_reachable", b"directory_reachable", "gateway_node_id", b"gateway_node_id", "nodes", b"nodes", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_ms", b"clock_ms", "directory_reachable", b"directory_reachable", "gateway_node_id", b"gateway_node_id", "nodes", b"nodes", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

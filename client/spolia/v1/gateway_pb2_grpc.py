@@ -27,7 +27,11 @@ if _version_not_supported:
 
 class GatewayServiceStub:
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     def __init__(self, channel):
@@ -70,7 +74,11 @@ class GatewayServiceStub:
 
 class GatewayServiceServicer:
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     def Generate(self, request, context):
@@ -120,7 +128,7 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCluster(self, request, context):
-        """Shows the nodes, their load and what they hold.
+        """Shows the nodes, their load and what they hold. For keys with the role operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,7 +177,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GatewayService:
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     @staticmethod

@@ -28,7 +28,11 @@ GRPC_VERSION: str
 
 class GatewayServiceStub:
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     @_typing.overload
@@ -60,12 +64,16 @@ class GatewayServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists the models this cluster serves now."""
     GetCluster: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetClusterRequest, _gateway_pb2.GetClusterResponse]
-    """Shows the nodes, their load and what they hold."""
+    """Shows the nodes, their load and what they hold. For keys with the role operator."""
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -94,11 +102,15 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models this cluster serves now."""
     GetCluster: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetClusterRequest, _gateway_pb2.GetClusterResponse]  # type: ignore[assignment]
-    """Shows the nodes, their load and what they hold."""
+    """Shows the nodes, their load and what they hold. For keys with the role operator."""
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """The front door: authenticates the tenant, tokenizes, derives ids, picks nodes, streams answers back. Stateless; any
-    replica serves any request.
+    replica serves any request. Callers show an API key in the metadata key `authorization`, "Bearer sk-spolia-…"; it says
+    the tenant, and nothing else can.
+    Of every RPC: UNAUTHENTICATED: no key where one is needed, or one that is unknown, withdrawn or expired.
+    PERMISSION_DENIED: the key has not the role. RESOURCE_EXHAUSTED: the tenant has what it may at once, retry after the
+    hint.
     """
 
     @_abc_1.abstractmethod
@@ -161,6 +173,6 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GetClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetClusterResponse, _abc.Awaitable[_gateway_pb2.GetClusterResponse]]:
-        """Shows the nodes, their load and what they hold."""
+        """Shows the nodes, their load and what they hold. For keys with the role operator."""
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

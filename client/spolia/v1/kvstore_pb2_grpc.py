@@ -27,6 +27,8 @@ if _version_not_supported:
 
 class KVStoreServiceStub:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
@@ -100,6 +102,8 @@ class KVStoreServiceStub:
 
 class KVStoreServiceServicer:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
@@ -273,6 +277,8 @@ def add_KVStoreServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KVStoreService:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 

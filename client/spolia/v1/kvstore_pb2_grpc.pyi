@@ -28,6 +28,8 @@ GRPC_VERSION: str
 
 class KVStoreServiceStub:
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
@@ -82,6 +84,8 @@ class KVStoreServiceStub:
 @_typing.type_check_only
 class KVStoreServiceAsyncStub(KVStoreServiceStub):
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 
@@ -132,6 +136,8 @@ class KVStoreServiceAsyncStub(KVStoreServiceStub):
 
 class KVStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Content-addressed chunk objects. Called by prefill, decode and gateway nodes, which are trusted to say the tenant.
+    Under TLS, UNAUTHENTICATED: the caller's certificate is no node's; PERMISSION_DENIED: it is that of a role without
+    business here.
     What a tenant asks for and has not is looked for under the tenant "shared" too; writes touch the tenant alone.
     """
 

@@ -53,9 +53,9 @@ class DecodeNode:
         engine.sharing = load_switch(config, engine)
         engine.deterministic = config.deterministic
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
-        self.channels = ChannelPool(config.max_message_bytes)
-        self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
         self.server = NodeServer(config, "decode")
+        self.channels = ChannelPool(config.max_message_bytes, self.server.certificates)
+        self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
         preemptions = self.server.metrics.counter(
             "spolia_preemptions_total", "Answers that gave their memory to others, to be taken up again later."
         )

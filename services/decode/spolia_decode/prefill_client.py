@@ -173,7 +173,7 @@ class PrefillClient:
         """A stream that has been sent its start message; cancelled on the way out unless it ended."""
         deadline.check("prefill")
         with call_errors(address):
-            call: PrefillCall = PrefillServiceStub(self._channels.get(address)).Prefill(
+            call: PrefillCall = PrefillServiceStub(self._channels.get(address, "prefill")).Prefill(
                 None, timeout=deadline.remaining(), metadata=trace_metadata()
             )
             try:

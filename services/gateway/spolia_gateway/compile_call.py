@@ -29,6 +29,11 @@ class WarmRequest:
     documents: tuple[tuple[DocumentChunk, ...], ...]
     cache_salt: str = ""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, computed already or not."""
+        return sum(len(chunk.token_ids) for document in self.documents for chunk in document)
+
 
 async def compile_on(
     node: directory_pb2.NodeRecord,
@@ -42,7 +47,7 @@ async def compile_on(
     Raises what the node raised, `NodeLost` when it went away, `DeadlineExceeded` when it was late.
     """
     deadline.check(f"request {request.request_id}")
-    stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address))
+    stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address, "prefill"))
     done = asyncio.Event()
     call = stub.Prefill(
         _requests(request, chunk, done),

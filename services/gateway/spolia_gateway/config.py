@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from spolia_core.ids import SHARED_TENANT
+from spolia_core.ids import MAX_TENANT_BYTES, SHARED_TENANT, is_tenant_id
+from spolia_core.key_book import Role
 from spolia_core.splitting import DEFAULT_SPLIT_TOKENS, MAX_SPLIT_TOKENS, MIN_SPLIT_TOKENS, Splitter, Splitting
 from spolia_gateway.attempts import RetryPolicy
+from spolia_gateway.caller import Caller
 from spolia_gateway.limits import RequestLimits
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
-MAX_TENANT_BYTES = 128
 DEFAULT_PORT = 7300
 DEFAULT_HTTP_PORT = 8000
 OFF = -1
@@ -21,8 +22,7 @@ MAX_IDS_PER_CALL = 4096
 
 
 def _tenant(value: str) -> str | None:
-    ok = value.isascii() and value.isprintable() and 0 < len(value) <= MAX_TENANT_BYTES
-    return None if ok else f"1 … {MAX_TENANT_BYTES} bytes of printable ASCII"
+    return None if is_tenant_id(value) else f"1 … {MAX_TENANT_BYTES} bytes of printable ASCII"
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,22 @@ class GatewayConfig(NodeConfig):
     model_name: str = setting("", "Name under which decode nodes serve the model; empty: the directory's name.")
     tenant: str = setting(
         "default",
-        f"Tenant whose chunks requests at this gateway use; those of {SHARED_TENANT!r} are readable by all.",
+        f"Tenant whose chunks requests without a key use; those of {SHARED_TENANT!r} are readable by all.",
         check=_tenant,
+    )
+    public_tls_dir: Path | None = setting(
+        None,
+        "Folder with the certificate that users are shown (tls.crt, tls.key) where it is not the one that nodes are "
+        "shown, of tls_dir: one that browsers and clients believe.",
+    )
+    keys: str = setting(
+        "",
+        "API keys: a file that spolia keys writes, or the URL of a Redis that holds them (redis://HOST/0#NAME); "
+        "changes count within seconds. Needed when host is not loopback.",
+        secret=True,
+    )
+    allow_anonymous: bool = setting(
+        False, "Serve callers without a key too, as users of `tenant`; outside loopback, whoever reaches the port."
     )
     shared_documents: bool = setting(
         False,
@@ -92,6 +106,24 @@ class GatewayConfig(NodeConfig):
     tokenizer_cache_bytes: int = setting(
         64 << 20, "Memory for recently tokenized texts, in bytes; 0 turns the cache off.", check=at_least(0)
     )
+
+    def check_together(self) -> str | None:
+        """Outside loopback callers show keys, unless it is said that they need not."""
+        if not self.is_local and not self.keys and not self.allow_anonymous:
+            return (
+                f"keys must be set when host is not loopback; host is {self.host} (spolia keys create makes one; "
+                "allow_anonymous goes without)"
+            )
+        if self.allow_anonymous and self.tenant == SHARED_TENANT and not (self.is_local and not self.keys):
+            return f"tenant must not be {SHARED_TENANT} with allow_anonymous: only operators write there"
+        return None
+
+    @property
+    def anonymous(self) -> Caller | None:
+        """Who a caller without a key is: on loopback without keys the one who runs the machine, else nobody."""
+        if self.is_local and not self.keys:
+            return Caller(self.tenant, frozenset(Role))
+        return Caller(self.tenant) if self.allow_anonymous else None
 
     @property
     def served_name(self) -> str:

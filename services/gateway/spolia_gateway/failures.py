@@ -7,6 +7,7 @@ from typing import Any, cast
 import grpc
 
 from spolia.errors import DETAIL_KEY, SpoliaError, Unavailable, error_from_rpc
+from spolia_node.calls import inner_error
 
 _TRANSPORT_CODES = frozenset(
     {
@@ -34,4 +35,4 @@ def failure_of(error: grpc.RpcError, node_id: str, address: str) -> SpoliaError:
     raised = any(key == DETAIL_KEY for key, _ in call.trailing_metadata() or ())
     if not raised and call.code() in _TRANSPORT_CODES:
         return NodeLost(f"node {node_id} at {address} was lost: {call.details() or call.code().name}")
-    return error_from_rpc(error)
+    return inner_error(f"node {node_id} at {address}", error_from_rpc(error))

@@ -82,9 +82,11 @@ class Forgetter:
         self, node: directory_pb2.NodeRecord, tenant_id: str, chunk_ids: Sequence[bytes], deadline: Deadline
     ) -> int | SpoliaError:
         """Runs dropped, or why it failed: one node's failure must not keep the others from being asked."""
-        channel, timeout = self._channels.get(node.address), deadline.remaining()
+        is_prefill = node.role == directory_pb2.NODE_ROLE_PREFILL
+        channel = self._channels.get(node.address, "prefill" if is_prefill else "decode")
+        timeout = deadline.remaining()
         try:
-            if node.role == directory_pb2.NODE_ROLE_PREFILL:
+            if is_prefill:
                 asked = prefill_pb2.PrefillServiceDropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)
                 return (await prefill_pb2_grpc.PrefillServiceStub(channel).Drop(asked, timeout=timeout)).num_dropped
             request = decode_pb2.DropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)

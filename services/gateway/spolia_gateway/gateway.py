@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
@@ -10,6 +11,7 @@ from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy
 from spolia_core.ids import SHARED_TENANT, IdSpace
 from spolia_core.splitting import Splitting
+from spolia_gateway.caller import Caller
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
@@ -24,6 +26,7 @@ from spolia_gateway.requests_in_flight import RequestsInFlight
 from spolia_gateway.routing import Demand
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
+from spolia_gateway.tenant_use import TenantUse
 from spolia_gateway.tokenizer import Form, PartTokenizer, cache_scope
 from spolia_gateway.warm import Warmer
 from spolia_node.channels import ChannelPool
@@ -54,7 +57,9 @@ class Gateway:
         cluster: ClusterView,
         channels: ChannelPool,
         metrics: GatewayMetrics,
+        use: TenantUse,
     ) -> None:
+        self.use = use
         self._config = config
         self._tokenizer = tokenizer
         self._cluster = cluster
@@ -75,32 +80,34 @@ class Gateway:
         return any(model.key.name == self._config.served_name for model in models_of(self._decode_nodes()))
 
     async def generate(
-        self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.GenerateResponse, None]:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
         latency, around = self._metrics.request_arrived(), current_span()
-        with self._running():
+        with self._running(caller):
             checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
             around.set(request_id=checked.request_id, mode=checked.mode.name.lower())
-            with self._requests.holding(checked.request_id, tenant_id, checked.mode) as progress:
-                request, demand = await self._tokenized(checked, self._model(message.model), tenant_id, deadline)
+            with self._requests.holding(checked.request_id, caller.tenant_id, checked.mode) as progress:
+                request, demand = await self._tokenized(checked, self._model(message.model), caller.tenant_id, deadline)
                 progress.tokenized(request.prompt.num_tokens)
                 around.set(num_prompt_tokens=request.prompt.num_tokens)
-                async with aclosing(self._generator.run(request, demand, progress, deadline)) as events:
-                    async for event in events:
-                        num_tokens = len(event.delta.token_ids)
-                        latency.passed_on(num_tokens, request.mode, event.delta.sample_index)
-                        progress.passed_on(num_tokens)
-                        if event.HasField("finish"):
-                            latency.finished(request.mode)
-                            around.set(num_generated_tokens=progress.num_generated_tokens)
-                        yield event
+                with self.use.request_tokens(caller, request.max_tokens, "sampling.max_tokens"):
+                    async with aclosing(self._generator.run(request, demand, progress, deadline)) as events:
+                        async for event in events:
+                            num_tokens = len(event.delta.token_ids)
+                            latency.passed_on(num_tokens, request.mode, event.delta.sample_index)
+                            progress.passed_on(num_tokens)
+                            if event.HasField("finish"):
+                                latency.finished(request.mode)
+                                around.set(num_generated_tokens=progress.num_generated_tokens)
+                            yield event
 
     async def warm(
-        self, message: gateway_pb2.WarmRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.WarmRequest, caller: Caller, deadline: Deadline
     ) -> AsyncGenerator[gateway_pb2.WarmResponse, None]:
         """See GatewayService.Warm. Closing the iterator cancels what is not done."""
-        with self._running():
+        tenant_id = caller.tenant_id
+        with self._running(caller):
             request_id = request_id_of(message.request_id)
             check_documents(message.documents, self._config.limits)
             splitting = read_splitting(message.splitting, self._config.splitting)
@@ -108,46 +115,51 @@ class Gateway:
             model = self._model(message.model)
             cut = await self._chunks(message, splitting, model, tenant_id, deadline)
             request = WarmRequest(request_id, tenant_id, model.key, cut, message.cache_salt)
-            async with aclosing(self._warmer.run(request, deadline)) as responses:
-                async for response in responses:
-                    yield response
+            with self.use.request_tokens(caller, request.num_tokens, "documents"):
+                async with aclosing(self._warmer.run(request, deadline)) as responses:
+                    async for response in responses:
+                        yield response
 
     async def forget(
-        self, message: gateway_pb2.ForgetRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.ForgetRequest, caller: Caller, deadline: Deadline
     ) -> gateway_pb2.ForgetResponse:
         """See GatewayService.Forget. Covers every fingerprint under which the model is served now."""
-        check_documents(message.documents, self._config.limits)
-        splitting = read_splitting(message.splitting, self._config.splitting)
-        check_cache_salt(message.cache_salt)
-        name = self._model(message.model).key.name
-        models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
-        chunk_ids: list[bytes] = []
-        shared_ids: list[bytes] = []
-        for model in models:
-            cut = await self._chunks(message, splitting, model, tenant_id, deadline)
-            chunks = [chunk for document in cut for chunk in document]
-            chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
-            if tenant_id != SHARED_TENANT and not message.cache_salt:
-                # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
-                ids = self._ids(model, SHARED_TENANT)
-                shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
-        return await self._forgetter.run(tenant_id, chunk_ids, deadline, stored_too=shared_ids)
+        tenant_id = caller.tenant_id
+        with self.use.request(caller):
+            check_documents(message.documents, self._config.limits)
+            splitting = read_splitting(message.splitting, self._config.splitting)
+            check_cache_salt(message.cache_salt)
+            name = self._model(message.model).key.name
+            models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
+            chunk_ids: list[bytes] = []
+            shared_ids: list[bytes] = []
+            for model in models:
+                cut = await self._chunks(message, splitting, model, tenant_id, deadline)
+                chunks = [chunk for document in cut for chunk in document]
+                chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
+                if tenant_id != SHARED_TENANT and not message.cache_salt:
+                    # A shared document that was gone when it was needed was compiled anew, and stored for this tenant.
+                    ids = self._ids(model, SHARED_TENANT)
+                    shared_ids.extend(dict.fromkeys(ids.local(chunk.token_ids) for chunk in chunks))
+            return await self._forgetter.run(tenant_id, chunk_ids, deadline, stored_too=shared_ids)
 
     async def tokenize(
-        self, message: gateway_pb2.TokenizeRequest, tenant_id: str, deadline: Deadline
+        self, message: gateway_pb2.TokenizeRequest, caller: Caller, deadline: Deadline
     ) -> gateway_pb2.TokenizeResponse:
         """See GatewayService.Tokenize. Empty text has no tokens. Needs no other node."""
         check_model_name(message.model, self._config.served_name)
         self._config.limits.check_bytes([len(message.text.encode())], "text")
-        encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=tenant_id)
-        return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
+        with self.use.request(caller):
+            encoding = asyncio.to_thread(self._tokenizer.encode, message.text, Form.BODY, tenant_id=caller.tenant_id)
+            return gateway_pb2.TokenizeResponse(token_ids=await deadline.wait(encoding, "tokenizing"))
 
-    async def prompt_ids(self, message: gateway_pb2.GenerateRequest, tenant_id: str, deadline: Deadline) -> list[int]:
+    async def prompt_ids(self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline) -> list[int]:
         """The token ids of a request's prompt, as `generate` would read it. Needs no other node."""
         check_model_name(message.model, self._config.served_name)
         checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
-        encoding = asyncio.to_thread(checked.token_ids, self._tokenizer, tenant_id)
-        return await deadline.wait(encoding, "tokenizing")
+        with self.use.request(caller):
+            encoding = asyncio.to_thread(checked.token_ids, self._tokenizer, caller.tenant_id)
+            return await deadline.wait(encoding, "tokenizing")
 
     def list_models(self) -> gateway_pb2.ListModelsResponse:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
@@ -161,6 +173,7 @@ class Gateway:
             directory_reachable=self._cluster.reachable,
             requests=self._requests.of_tenant(tenant_id),
             gateway_node_id=self._config.node_id,
+            clock_ms=round(time.time() * 1000),
         )
 
     def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
@@ -210,8 +223,10 @@ class Gateway:
         return request, Demand.of(request.prompt, request.mode, ids)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Counts a request as long as it runs. Raises `Busy` when there are as many as are taken."""
+    def _running(self, caller: Caller) -> Iterator[None]:
+        """Counts a request as long as it runs. Raises `Busy` when there are as many as are taken, in all or of this
+        tenant.
+        """
         limit = self._config.max_requests
         if self.num_running >= limit:
             raise Busy(
@@ -219,11 +234,12 @@ class Gateway:
                 limit=str(limit),
                 retry_after_ms=BUSY_RETRY_MS,
             )
-        self.num_running += 1
-        try:
-            yield
-        finally:
-            self.num_running -= 1
+        with self.use.request(caller):
+            self.num_running += 1
+            try:
+                yield
+            finally:
+                self.num_running -= 1
 
 
 def _model_info(model: Model) -> gateway_pb2.ModelInfo:

@@ -86,7 +86,7 @@ class Generator:
     ) -> AsyncGenerator[decode_pb2.DecodeServiceGenerateResponse, None]:
         """One node's part of the answer, checked to continue what was received; `NodeLost` when it breaks off."""
         deadline.check(f"request {request.request_id}")
-        stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address))
+        stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address, "decode"))
         resume, taken_over, finished = received.resume(), False, False
         with self._in_flight.hold(node.node_id):
             call = stub.Generate(

@@ -31,6 +31,11 @@ class GenerationRequest:
     sampling: SamplingParams
     cache_salt: str = ""
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens it may come to: its prompt, and the longest answer of every sample."""
+        return self.prompt.num_tokens + self.sampling.num_samples * self.sampling.max_tokens
+
     def message(
         self, prefill_hints: Sequence[str] = (), resume: decode_pb2.Resume | None = None
     ) -> decode_pb2.DecodeServiceGenerateRequest:

@@ -1,4 +1,4 @@
-"""How much work this gateway has given to each node and not seen end."""
+"""How much work this gateway has given to each node, or has from each tenant, and not seen end."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from types import MappingProxyType
 
 
 class InFlight:
-    """Counts by node id. Published load is up to a heartbeat old; this is not."""
+    """Counts by name. The load that nodes publish is up to a heartbeat old; this is not."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """A live view; nodes without work are absent."""
+        """A live view; names without work are absent."""
         return MappingProxyType(self._counts)
 
     @contextmanager
-    def hold(self, node_id: str, amount: int = 1) -> Iterator[None]:
-        """Counts `amount` against a node for as long as the block runs, however it ends."""
-        self._counts[node_id] += amount
+    def hold(self, name: str, amount: int = 1) -> Iterator[None]:
+        """Counts `amount` against a name for as long as the block runs, however it ends."""
+        self._counts[name] += amount
         try:
             yield
         finally:
-            self._counts[node_id] -= amount
-            if self._counts[node_id] <= 0:
-                del self._counts[node_id]
+            self._counts[name] -= amount
+            if self._counts[name] <= 0:
+                del self._counts[name]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from spolia.v1.directory_pb2 import NODE_ROLE_GATEWAY, NodeLoad, NodeRecord
 from spolia.version import __version__
 from spolia_core.errors import InvalidRequest
+from spolia_core.key_book import KeyBook
+from spolia_core.key_place import key_place
 from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway import server
 from spolia_gateway.chat_template import ChatTemplate
@@ -14,15 +16,22 @@ from spolia_gateway.http.app import make_app
 from spolia_gateway.http.calls import Calls
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.server import UNWIND_S, HttpServer
+from spolia_gateway.identities import Identities
 from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.server import GatewayServer
+from spolia_gateway.tenant_use import TenantUse
 from spolia_gateway.token_texts import TokenTexts
 from spolia_gateway.tokenizer import PartTokenizer
+from spolia_node.certificates import PublicCertificates
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.key_watch import KeyWatch
 from spolia_node.load_metrics import LoadCollector
+from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer, join_address
+
+log = get_log(__name__)
 
 
 class GatewayNode:
@@ -39,15 +48,22 @@ class GatewayNode:
             raise InvalidRequest("model must be set: a gateway tokenizes for it", field="model")
         self.config = config
         self.server = NodeServer(config, "gateway")
-        self._channels = ChannelPool(config.max_message_bytes)
+        if config.public_tls_dir is not None:
+            self.server.front_certificates = PublicCertificates(config.public_tls_dir)
+        self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.cluster = ClusterView(self._channels, config.directory, ROLES)
         files = TokenizerFiles.read(config.model)
         tokenizer = PartTokenizer(files, cache_bytes=config.tokenizer_cache_bytes)
         self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics)
+        self._use = TenantUse(self.server.metrics)
+        self._begin_tenant(config.tenant)
+        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics, self._use)
+        self._keys = self._watch_keys()
+        book = None if self._keys is None else self._newest_book
+        self.identities = Identities(book, config.anonymous, self.server.metrics)
         self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
         self.server.tracing.begin_at(server.TRACED)
-        self.server.add(GatewayServer(self.gateway, config, self.server).register, server.SERVICE)
+        self.server.add(GatewayServer(self.gateway, self.identities, config, self.server).register, server.SERVICE)
         self.server.health.watch(lambda: self.gateway.ready)
         template = ChatTemplate.read(config.model, files.tokenizer_config)
         self._http = self._http_server(template, TokenTexts(files.tokenizer, tokenizer.piece_of))
@@ -67,6 +83,9 @@ class GatewayNode:
             await self._http.start()
             self.server.on_drain.append(self._drain_http)
             self.server.announced["http"] = self.http_address
+        if self._keys is not None:
+            self._keys.start()
+        self._say_who_may()
         self.cluster.start()
         registration = Registration(self._channels, self.config.directory, self._record)
         registration.start()
@@ -77,6 +96,8 @@ class GatewayNode:
         """Gives back what is left once the server has ended. Idempotent."""
         if self._http is not None:
             await self._http.close()
+        if self._keys is not None:
+            await self._keys.stop()
         await self.cluster.stop()
         await self._channels.close()
 
@@ -84,13 +105,41 @@ class GatewayNode:
         config, calls = self.config, Calls()
         if config.http_port == OFF:
             return None
-        front = FrontDoor(config, self.gateway, self.server, template, texts, calls)
-        return HttpServer(make_app(front), calls, config.host, config.http_port)
+        front = FrontDoor(config, self.gateway, self.identities, self.server, template, texts, calls)
+        return HttpServer(make_app(front), calls, config.host, config.http_port, self.server.front_certificates)
 
     async def _drain_http(self) -> None:
         assert self._http is not None
         # As a hook of the drain it must end within the drain's time, with what it has to cut.
         await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
+
+    def _watch_keys(self) -> KeyWatch | None:
+        if not self.config.keys:
+            return None
+        keys = KeyWatch(key_place(self.config.keys), self.server.metrics, self._begin_tenants)
+        self._begin_tenants(keys.book)
+        return keys
+
+    def _begin_tenants(self, book: KeyBook) -> None:
+        for tenant_id in book.tenant_ids():
+            self._begin_tenant(tenant_id)
+
+    def _begin_tenant(self, tenant_id: str) -> None:
+        self._metrics.begin(tenant_id)
+        self._use.begin(tenant_id)
+
+    def _newest_book(self) -> KeyBook:
+        assert self._keys is not None
+        return self._keys.book
+
+    def _say_who_may(self) -> None:
+        config = self.config
+        if self._keys is not None and not self._keys.book.keys:
+            log.warning("no API key is known; spolia keys create makes one")
+        if config.allow_anonymous and (config.keys or not config.is_local):
+            log.warning(
+                "serving callers WITHOUT a key, as allow_anonymous says", tenant=config.tenant, host=config.host
+            )
 
     @property
     def _load(self) -> NodeLoad:

@@ -10,8 +10,10 @@ import grpc
 
 from spolia.v1 import gateway_pb2 as pb
 from spolia.v1 import gateway_pb2_grpc
+from spolia_gateway.caller import Caller
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.gateway import Gateway
+from spolia_gateway.identities import Identities
 from spolia_node.deadline import Deadline
 from spolia_node.server import NodeServer
 
@@ -19,12 +21,15 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 TRACED = tuple(f"/{SERVICE}/{method}" for method in ("Generate", "Warm", "Forget"))
 """Where traces begin."""
 
+AUTHORIZATION_KEY = "authorization"
+
 
 class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
     """The service over one `Gateway`. Calls that begin work are refused while the node drains."""
 
-    def __init__(self, gateway: Gateway, config: GatewayConfig, node: NodeServer) -> None:
+    def __init__(self, gateway: Gateway, identities: Identities, config: GatewayConfig, node: NodeServer) -> None:
         self._gateway = gateway
+        self._identities = identities
         self._config = config
         self._node = node
 
@@ -34,39 +39,47 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Streams an answer. Closed when the client goes away, and with it all work for it."""
+        caller = self._caller("Generate", context)
         self._node.check_accepting()
-        async with aclosing(self._gateway.generate(request, self._tenant, self._deadline(context))) as responses:
+        async with aclosing(self._gateway.generate(request, caller, self._deadline(context))) as responses:
             async for response in responses:
                 yield response
 
     async def Warm(self, request: pb.WarmRequest, context: Any) -> AsyncGenerator[pb.WarmResponse, None]:
         """Streams progress, document by document."""
+        caller = self._caller("Warm", context)
         self._node.check_accepting()
-        async with aclosing(self._gateway.warm(request, self._tenant, self._deadline(context))) as responses:
+        async with aclosing(self._gateway.warm(request, caller, self._deadline(context))) as responses:
             async for response in responses:
                 yield response
 
     async def Forget(self, request: pb.ForgetRequest, context: Any) -> pb.ForgetResponse:
         """Drops documents everywhere."""
+        caller = self._caller("Forget", context)
         self._node.check_accepting()
-        return await self._gateway.forget(request, self._tenant, self._short_deadline(context))
+        return await self._gateway.forget(request, caller, self._short_deadline(context))
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Encodes a text."""
-        return await self._gateway.tokenize(request, self._tenant, self._short_deadline(context))
+        return await self._gateway.tokenize(request, self._caller("Tokenize", context), self._short_deadline(context))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """Lists what is served."""
+        self._caller("ListModels", context)
         return self._gateway.list_models()
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
         """Shows the nodes."""
-        return self._gateway.get_cluster(self._tenant)
+        caller = self._caller("GetCluster", context)
+        return self._gateway.get_cluster(caller.tenant_id)
 
-    @property
-    def _tenant(self) -> str:
-        """The tenant is this gateway's to say: nothing a client sends can name another."""
-        return self._config.tenant
+    def _caller(self, call: str, context: Any) -> Caller:
+        """Who makes a call, and may. The tenant comes from the key: nothing else a client sends can name one."""
+        sent = dict(context.invocation_metadata() or ())
+        header = sent.get(AUTHORIZATION_KEY)
+        caller = self._identities.of_header(header if isinstance(header, str | None) else "")
+        self._identities.check_may(caller, call)
+        return caller
 
     def _deadline(self, context: Any) -> Deadline:
         return Deadline.of(context, self._config.default_timeout_s)

@@ -56,6 +56,12 @@ class KVStoreConfig(NodeConfig):
     quotas_file: Path | None = setting(
         None, "TOML file with quotas of single tenants: a table for each, named for it, with bytes and objects."
     )
+    keys: str = setting(
+        "",
+        "API keys as gateways are given them: a file, or the URL of a Redis. Their tenants' max_cache_bytes are quotas "
+        "here; quotas_file goes before them.",
+        secret=True,
+    )
     half_life_s: float = setting(
         900.0,
         "Seconds after which a use counts half when it is decided what to evict; lower it where traffic changes fast.",

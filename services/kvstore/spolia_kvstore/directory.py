@@ -107,6 +107,11 @@ class Directory:
         """When the next lease runs out, unless it is renewed."""
         return min((member.expires_at for member in self._members.values()), default=None)
 
+    def role_of(self, node_id: str) -> int | None:
+        """The role of a member; None for an id that nobody has."""
+        member = self._members.get(node_id)
+        return None if member is None else member.record.role
+
     def nodes(self, roles: Collection[int] = ()) -> list[NodeRecord]:
         """Members of these roles (all, when empty), by node id. Records are the directory's own: do not change them."""
         members = sorted(self._members.items())

@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 
 from spolia.v1 import directory_pb2, directory_pb2_grpc
-from spolia_core.errors import DeadlineExceeded, InvalidRequest
+from spolia_core.errors import DeadlineExceeded, Forbidden, InvalidRequest
 from spolia_kvstore.backend import Backend
 from spolia_kvstore.directory import Directory
 from spolia_kvstore.member_sync import MemberSync
+from spolia_node.guard import peer_role
 from spolia_node.logs import get_log
 
 SERVICE = directory_pb2.DESCRIPTOR.services_by_name["DirectoryService"].full_name
@@ -61,10 +62,12 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
     ) -> AsyncIterator[directory_pb2.RegisterResponse]:
         """Keeps a node registered while its stream lives and its heartbeats come."""
         session = await self._sync.next_session()
+        role = peer_role(context)
         node_id = ""
         requests = aiter(request_iterator)
         try:
             while (request := await self._next_until_closing(requests)) is not None:
+                self._check_own(role, request.record)
                 node_id = self._renewed(session, node_id, request)
                 yield directory_pb2.RegisterResponse(lease_ms=round(self._directory.lease_s * 1000))
         finally:
@@ -85,6 +88,22 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
                 if await self._closed_within(MIN_SNAPSHOT_INTERVAL_S):
                     return
             await self._first_of(changed, self._closing)
+
+    def _check_own(self, role: str, record: directory_pb2.NodeRecord) -> None:
+        """Raises `Forbidden` when a node with a certificate of `role` says that it is, or takes the id of, another.
+
+        Empty where callers show no certificates.
+        """
+        known = self._directory.role_of(record.node_id)
+        claimed = {record.role} | ({known} if known is not None else set())
+        if role and claimed != {directory_pb2.NodeRole.Value(f"NODE_ROLE_{role.upper()}")}:
+            names = ", ".join(sorted(_role_name(number) for number in claimed))
+            log.warning("registration refused", role=role, node=record.node_id, claimed=names)
+            raise Forbidden(
+                f"a certificate of {role} cannot register {record.node_id!r} as {names}",
+                field="record.role",
+                limit=role,
+            )
 
     def _renewed(self, session: int, node_id: str, request: directory_pb2.RegisterRequest) -> str:
         if not request.HasField("record"):
@@ -163,3 +182,8 @@ class DirectoryServer(directory_pb2_grpc.DirectoryServiceServicer):
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def _role_name(number: int) -> str:
+    known = directory_pb2.NodeRole.values()
+    return directory_pb2.NodeRole.Name(directory_pb2.NodeRole.ValueType(number)) if number in known else str(number)

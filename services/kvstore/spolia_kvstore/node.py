@@ -7,6 +7,8 @@ from collections.abc import Coroutine, Mapping
 
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NodeLoad, NodeRecord
 from spolia.version import __version__
+from spolia_core.key_book import KeyBook
+from spolia_core.key_place import key_place
 from spolia_kvstore import directory_server, server
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.directory import Directory
@@ -15,9 +17,11 @@ from spolia_kvstore.housekeeping import Housekeeping
 from spolia_kvstore.index_sync import IndexSync
 from spolia_kvstore.metrics import StoreCollector
 from spolia_kvstore.opening import open_store
+from spolia_kvstore.quotas import quotas_in, read_quotas
 from spolia_kvstore.server import KVStoreServer, LeaseDefaults
 from spolia_kvstore.stats import tiers_message
 from spolia_node.channels import ChannelPool
+from spolia_node.key_watch import KeyWatch
 from spolia_node.load_metrics import LoadCollector
 from spolia_node.logs import get_log
 from spolia_node.membership import Registration
@@ -39,8 +43,10 @@ class KVStoreNode:
         self.directory = Directory(config.node_lease_ms / 1000)
         self.server = NodeServer(config, "kvstore")
         self.store = open_store(config, self._stores)
+        self._own_quotas = read_quotas(config.quotas_file) if config.quotas_file is not None else {}
+        self._keys = self._watch_keys()
         self.housekeeping = Housekeeping(self.store, self._served_fingerprints)
-        self._channels = ChannelPool(config.max_message_bytes)
+        self._channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self._index_sync = IndexSync(self.store)
         self._tasks: set[asyncio.Task[None]] = set()
         self._kvstore_server = KVStoreServer(
@@ -61,6 +67,8 @@ class KVStoreNode:
         """Serves; the address. Raises `InvalidRequest` for a port that cannot be bound."""
         await self.server.start()
         self._index_sync.start()
+        if self._keys is not None:
+            self._keys.start()
         await self.store.backend.start()
         await self._directory_server.start()
         self._in_background(self._sweep())
@@ -73,6 +81,8 @@ class KVStoreNode:
 
     async def close(self) -> None:
         """Gives back what is left once the server has ended. Idempotent."""
+        if self._keys is not None:
+            await self._keys.stop()
         await self._directory_server.close()
         await self._index_sync.stop()
         for task in self._tasks:
@@ -82,6 +92,16 @@ class KVStoreNode:
         await self.store.close()
         await self.store.backend.close()
         self.store.catalog.close()
+
+    def _watch_keys(self) -> KeyWatch | None:
+        if not self.config.keys:
+            return None
+        keys = KeyWatch(key_place(self.config.keys), self.server.metrics, self._take_quotas)
+        self._take_quotas(keys.book)
+        return keys
+
+    def _take_quotas(self, book: KeyBook) -> None:
+        self.store.tenants.set_quotas(quotas_in(book) | self._own_quotas)
 
     async def _end_directory(self) -> None:
         """Ends streams to the directory; this node's own first, where it is to this very directory."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spolia_core.errors import Busy, InvalidRequest
+from spolia_core.key_book import KeyBook
 from spolia_kvstore.catalog import Totals
 
 
@@ -26,6 +27,10 @@ class Tenants:
         self._default = default or Quota()
         self._quotas = dict(quotas or {})
         self._held: dict[str, Totals] = {}
+
+    def set_quotas(self, quotas: Mapping[str, Quota]) -> None:
+        """Puts these in place of those of single tenants. A tenant that holds more than its own loses it as it adds."""
+        self._quotas = dict(quotas)
 
     def held(self) -> dict[str, Totals]:
         """Tenants that hold something."""
@@ -78,6 +83,15 @@ def read_quotas(path: Path) -> dict[str, Quota]:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"quotas_file {path} cannot be read: {error}", field="quotas_file") from error
     return {tenant_id: _quota_of(path, tenant_id, table) for tenant_id, table in tables.items()}
+
+
+def quotas_in(book: KeyBook) -> dict[str, Quota]:
+    """What the limits of tenants in a book of API keys allow them in a store."""
+    return {
+        tenant_id: Quota(num_bytes=limits.max_cache_bytes)
+        for tenant_id, limits in book.limits.items()
+        if limits.max_cache_bytes
+    }
 
 
 def _quota_of(path: Path, tenant_id: str, table: object) -> Quota:

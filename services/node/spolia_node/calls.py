@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import grpc
 
-from spolia.errors import Cancelled, Unavailable, error_from_rpc
+from spolia.errors import Cancelled, Forbidden, SpoliaError, Unauthenticated, Unavailable, error_from_rpc
 
 
 @contextmanager
@@ -30,6 +30,18 @@ def call_errors(address: str) -> Iterator[None]:
         raise Unavailable(f"the channel to {address} was closed") from None
 
 
+def inner_error(address: str, error: SpoliaError) -> SpoliaError:
+    """What a node's error means one call further out. A node that refuses this one is as good as away.
+
+    Nobody's caller is to blame for that, and to be told that its key is.
+    """
+    if isinstance(error, Unauthenticated | Forbidden):
+        return Unavailable(f"{address} refuses this node; look at its certificates: {error}")
+    return error
+
+
 def _raised(address: str, error: grpc.RpcError) -> Exception:
     known = error_from_rpc(error)
-    return Unavailable(f"{address} ended the call: {known}") if isinstance(known, Cancelled) else known
+    if isinstance(known, Cancelled):
+        return Unavailable(f"{address} ended the call: {known}")
+    return inner_error(address, known)

@@ -52,6 +52,14 @@ class NodeConfig:
         check=lambda value: None if value else "not empty",
         secret=True,
     )
+    tls_dir: Path | None = setting(
+        None,
+        "Folder with the certificate of this node (ROLE.crt and ROLE.key, or tls.crt and tls.key) and of the authority "
+        "that nodes believe (ca.crt); files replaced there are taken over. Needed when host is not loopback.",
+    )
+    allow_plaintext: bool = setting(
+        False, "Serve outside loopback without TLS: whoever reaches the network reads and changes everything."
+    )
     log_level: str = setting(
         "info", f"Least severe log lines to write: {', '.join(LOG_LEVELS)}.", check=one_of(*LOG_LEVELS)
     )
@@ -100,6 +108,11 @@ class NodeConfig:
     def check_together(self) -> str | None:
         """What is wrong with settings that are each good alone, by name. None when nothing is."""
         return None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        return _is_loopback(self.host)
 
     def _fill(self, name: str, value: str) -> None:
         object.__setattr__(self, name, value)  # the one moment at which a frozen object may still be completed
@@ -204,11 +217,18 @@ def _take_table(
 
 
 def _check_reachability(config: NodeConfig) -> None:
-    if not _is_loopback(config.host) and config.cluster_secret == DEFAULT_SECRET:
+    if not config.is_local and config.cluster_secret == DEFAULT_SECRET:
         raise _invalid(
             "cluster_secret",
             f"cluster_secret must be changed when host is not loopback; host is {config.host}",
             "(the default)",
+        )
+    if not config.is_local and config.tls_dir is None and not config.allow_plaintext:
+        raise _invalid(
+            "tls_dir",
+            f"tls_dir must be set when host is not loopback; host is {config.host} (spolia certs init makes one for "
+            "development; allow_plaintext goes without)",
+            "none",
         )
     if not config.advertise_host and _is_wildcard(config.host):
         raise _invalid(

@@ -27,6 +27,9 @@ _MAX_MESSAGE_CHARS = 512
 Observe = Callable[[str, grpc.StatusCode, float], None]
 """Takes the full method name, the status code and the seconds of a call that ended."""
 
+Check = Callable[[str, Any], None]
+"""Takes the full method name and gRPC's context of a call that begins; raises to refuse it."""
+
 EnterSpan = Callable[[str, Metadata], Span]
 """Takes the full method name and the metadata of a call that begins; gives the span around it."""
 
@@ -42,10 +45,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
     any other exception becomes INTERNAL and is logged with its traceback; cancellation passes. A generator is closed
     before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call, which runs
-    inside the span that `enter` gives.
+    inside the span that `enter` gives; `check`, when there is one, before anything of a request is read.
     """
 
     def __init__(self, observe: Observe | None = None, enter: EnterSpan = lambda method, metadata: NO_SPAN) -> None:
+        self.check: Check | None = None
         self._observe = observe
         self._enter_span = enter
         self._running: dict[asyncio.Task[Any], str] = {}
@@ -83,10 +87,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
         async def invoke(received: Any, context: Any) -> Any:
             with self._enter_span(method, context.invocation_metadata() or ()) as span:
-                return await self._run(method, context, _call(behaviour, read, received, context), span)
+                return await self._run(
+                    method, context, self._checked_call(method, behaviour, read, received, context), span
+                )
 
         # Requests come as bytes: gRPC answers UNKNOWN, and logs a traceback, when a deserializer of its own raises.
         return factory(invoke, None, handler.response_serializer)
+
+    async def _checked_call(self, method: str, behaviour: Any, read: Any, received: Any, context: Any) -> Any:
+        if self.check is not None:
+            self.check(method, context)
+        return await _call(behaviour, read, received, context)
 
     async def _run(self, method: str, context: Any, work: Awaitable[Any], span: Span) -> Any:
         _bind_request_id(context)

@@ -93,7 +93,7 @@ class Registration:
 
     async def _stay_registered(self, address: str) -> None:
         with call_errors(address):
-            call = DirectoryServiceStub(self._channels.get(address)).Register(None)
+            call = DirectoryServiceStub(self._channels.get(address, "kvstore")).Register(None)
             call.add_done_callback(lambda _: self._wake.set())  # a broken stream is noticed at once
             try:
                 while True:
@@ -218,7 +218,7 @@ class ClusterView:
 
     async def _watch(self, address: str) -> None:
         with call_errors(address):
-            call = DirectoryServiceStub(self._channels.get(address)).Watch(WatchRequest(roles=self._roles))
+            call = DirectoryServiceStub(self._channels.get(address, "kvstore")).Watch(WatchRequest(roles=self._roles))
             try:
                 async for snapshot in call:
                     self._turns.answered()

@@ -6,20 +6,26 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from spolia.version import __version__
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node.certificates import Certificates, NodeCertificates
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
 from spolia_node.deadline import Deadline
+from spolia_node.edges import FRONT_DOORS
+from spolia_node.guard import Guard
+from spolia_node.handshakes import Handshakes
 from spolia_node.health import HEALTH_SERVICE, Health
 from spolia_node.interceptor import ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
+from spolia_node.tls import server_credentials
 from spolia_node.tracing import Tracing
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
@@ -43,8 +49,12 @@ class Membership(Protocol):
 class NodeServer:
     """Owns the server, its health, its metrics and its spans. Needs a running event loop from `start` on.
 
-    A service adds what it serves with `add`, sets `registration` when it joins a directory, and appends to `on_drain`
-    what must end before the server does: hooks run concurrently, while calls under way go on.
+    With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
+    users. Raises `InvalidRequest` for certificates that cannot be used.
+
+    A service adds what it serves with `add`, sets `front_certificates` when users are shown others than nodes, sets
+    `registration` when it joins a directory, and appends to `on_drain` what must end before the server does: hooks run
+    concurrently, while calls under way go on.
     """
 
     def __init__(self, config: NodeConfig, role: str) -> None:
@@ -53,6 +63,8 @@ class NodeServer:
         self.node_id = config.node_id
         self.health = Health()
         self.metrics = Metrics()
+        self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
+        self.front_certificates: Certificates | None = self.certificates
         self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
             role, config.node_id, __version__
         ).set(1)
@@ -110,7 +122,8 @@ class NodeServer:
         self.health.register(server)
         self.metrics.begin_rpcs((*self._registrars, HEALTH_SERVICE))
         reflection.enable_server_reflection((*self._registrars, *_ALWAYS_ON), server)
-        self._port = _bind(server, self.config)
+        self._port = self._bind(server)
+        self._tell_expiry()
         self._serve_metrics()
         await server.start()
         self._server = server
@@ -167,6 +180,42 @@ class NodeServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         ]
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        config = self.config
+        address, credentials = join_address(config.host, config.port), self._credentials()
+        try:
+            if credentials is not None:
+                return server.add_secure_port(address, credentials)
+            if not config.is_local:
+                log.warning("serving WITHOUT TLS, as allow_plaintext says: whoever connects is trusted", host=address)
+            return server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise _cannot_bind("port", config.port, error) from error
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        """What the port is served under; also sets the door before the handlers. None is plaintext."""
+        if FRONT_DOORS.intersection(self._registrars):  # its callers show keys instead, to the service itself
+            shown = self.front_certificates
+            return None if shown is None else server_credentials(shown, with_client_certificate=False)
+        if self.certificates is None:
+            return None
+        guard, handshakes = Guard(self.metrics, self._registrars), Handshakes(self.metrics)
+
+        def check(method: str, context: Any) -> None:
+            handshakes.called(context.peer())
+            guard.check(method, context)
+
+        self._interceptor.check = check
+        return server_credentials(self.certificates, with_client_certificate=True, on_handshake=handshakes.began)
+
+    def _tell_expiry(self) -> None:
+        ends = self.metrics.gauge(
+            "spolia_tls_certificate_expiry_timestamp_seconds", "When it ends, seconds since 1970.", "shown_to"
+        )
+        for shown_to, certificates in (("nodes", self.certificates), ("users", self.front_certificates)):
+            if certificates is not None:
+                ends.labels(shown_to).set_function(partial(_expiry_of, certificates))
 
     def _serve_metrics(self) -> None:
         if self.config.metrics_port < 0:
@@ -249,6 +298,10 @@ class NodeServer:
         await self.tracing.stop()
 
 
+def _expiry_of(certificates: Certificates) -> float:
+    return certificates.current().expires_at.timestamp()
+
+
 async def _hook_ended_well(hook: Callable[[], Awaitable[None]]) -> bool:
     try:
         await hook()
@@ -264,13 +317,6 @@ async def _bounded(what: str, work: Awaitable[None]) -> None:
         await asyncio.wait_for(work, _FAREWELL_S)
     except Exception as error:
         log.warning("could not " + what, error=repr(error))
-
-
-def _bind(server: grpc.aio.Server, config: NodeConfig) -> int:
-    try:
-        return server.add_insecure_port(join_address(config.host, config.port))
-    except RuntimeError as error:
-        raise _cannot_bind("port", config.port, error) from error
 
 
 def _cannot_bind(setting: str, port: int, error: Exception) -> InvalidRequest:

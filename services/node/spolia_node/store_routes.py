@@ -53,7 +53,7 @@ class StoreRoutes:
         """Around a call to one store: raises as `watching` does, and `DeadlineExceeded` when no time is left."""
         deadline.check("the call to the store")
         with self.watching(store):
-            yield KVStoreServiceStub(self._channels.get(store.address))
+            yield KVStoreServiceStub(self._channels.get(store.address, "kvstore"))
 
     @contextmanager
     def watching(self, store: StoreAddress) -> Iterator[None]:

@@ -37,9 +37,9 @@ class PrefillNode:
         self.config = config
         self.engine = engine
         self.terms = load_terms(config, engine)
-        self.channels = ChannelPool(config.max_message_bytes)
-        self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.server = NodeServer(config, "prefill")
+        self.channels = ChannelPool(config.max_message_bytes, self.server.certificates)
+        self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.thread = EngineThread(
             "prefill-engine", turn_tokens=lambda: config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
         )

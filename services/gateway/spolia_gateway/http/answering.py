@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from spolia.v1 import common_pb2, gateway_pb2
+from spolia_gateway.caller import Caller
 from spolia_gateway.http.event_stream import EventStream, event
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.gathered import Gathered, reason_of
@@ -30,17 +31,17 @@ class Answering:
     envelope: Envelope
 
     async def answer(
-        self, front: FrontDoor, tenant: str, request: Request, *, streams: bool, tells_usage: bool
+        self, front: FrontDoor, caller: Caller, request: Request, *, streams: bool, tells_usage: bool
     ) -> Response:
         """The response. All work for it ends with it, and when the client goes away."""
-        events = self._events(front, tenant)
+        events = self._events(front, caller)
         if streams:
             return EventStream(front.calls, self._chunks(events, tells_usage=tells_usage))
         return JSONResponse(await front.calls.run(request.receive, self._whole(events)))
 
-    def _events(self, front: FrontDoor, tenant: str) -> AsyncGenerator[Numbered, None]:
+    def _events(self, front: FrontDoor, caller: Caller) -> AsyncGenerator[Numbered, None]:
         deadline = front.deadline()
-        return together([front.gateway.generate(message, tenant, deadline) for message in self.messages])
+        return together([front.gateway.generate(message, caller, deadline) for message in self.messages])
 
     async def _whole(self, events: AsyncGenerator[Numbered, None]) -> dict[str, Any]:
         answers = [Gathered.of(self.num_samples) for _ in self.messages]

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
-from spolia_gateway.http.caller import Tenant
+from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.chat_prompt import chat_prompt
 from spolia_gateway.http.chat_request import ChatRequest, turns_of
 from spolia_gateway.http.fields import message_of
@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 @router.post(PATH)
-async def chat(body: ChatRequest, request: Request, front: Front, tenant: Tenant) -> Response:
+async def chat(body: ChatRequest, request: Request, front: Front, caller: Asking) -> Response:
     """Answers a chat, as OpenAI's chat completions do."""
     front.node.check_accepting()
     body.check()
@@ -33,4 +33,4 @@ async def chat(body: ChatRequest, request: Request, front: Front, tenant: Tenant
     shape = ChatShape(front.texts, has_logprobs=bool(body.logprobs))
     envelope = Envelope(shape, request_id, front.config.served_name)
     answering = Answering([message], body.n or 1, shape, envelope)
-    return await answering.answer(front, tenant, request, streams=bool(body.stream), tells_usage=body.tells_usage)
+    return await answering.answer(front, caller, request, streams=bool(body.stream), tells_usage=body.tells_usage)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from spolia.v1 import gateway_pb2
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
-from spolia_gateway.http.caller import Tenant
+from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.completion_request import CompletionRequest
 from spolia_gateway.http.fields import message_of
 from spolia_gateway.http.front_door import Front
@@ -18,7 +18,7 @@ router = APIRouter()
 
 
 @router.post("/v1/completions")
-async def complete(body: CompletionRequest, request: Request, front: Front, tenant: Tenant) -> Response:
+async def complete(body: CompletionRequest, request: Request, front: Front, caller: Asking) -> Response:
     """Goes on from one prompt, or from each of several, as OpenAI's completions do."""
     front.node.check_accepting()
     body.check()
@@ -30,7 +30,7 @@ async def complete(body: CompletionRequest, request: Request, front: Front, tena
     shape = CompletionShape(front.texts, num_choices, has_logprobs=body.logprobs is not None)
     envelope = Envelope(shape, request_id, front.config.served_name)
     answering = Answering(messages, body.num_samples, shape, envelope)
-    return await answering.answer(front, tenant, request, streams=bool(body.stream), tells_usage=body.tells_usage)
+    return await answering.answer(front, caller, request, streams=bool(body.stream), tells_usage=body.tells_usage)
 
 
 def _messages(body: CompletionRequest, request_id: str) -> list[gateway_pb2.GenerateRequest]:

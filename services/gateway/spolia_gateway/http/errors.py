@@ -17,11 +17,13 @@ from spolia_core.errors import (
     ContextTooLong,
     DataCorrupt,
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidRequest,
     NotFound,
     NotSupported,
     SpoliaError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -47,6 +49,8 @@ HTTP_ERRORS: dict[type[SpoliaError], HttpError] = {
     InvalidRequest: HttpError(400, _REQUEST),
     ContextTooLong: HttpError(400, _REQUEST, "context_length_exceeded"),
     NotSupported: HttpError(400, _REQUEST, "not_supported"),
+    Unauthenticated: HttpError(401, _REQUEST, "invalid_api_key"),
+    Forbidden: HttpError(403, _REQUEST, "forbidden"),
     NotFound: HttpError(404, _REQUEST, "not_found"),
     AlreadyStored: HttpError(409, _REQUEST, "already_stored"),
     Busy: HttpError(429, "rate_limit_error", "busy", comes_back=True),

@@ -12,6 +12,7 @@ from spolia_gateway.chat_template import ChatTemplate
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.gateway import Gateway
 from spolia_gateway.http.calls import Calls
+from spolia_gateway.identities import Identities
 from spolia_gateway.token_texts import TokenTexts
 from spolia_node.deadline import Deadline
 from spolia_node.server import NodeServer
@@ -23,6 +24,7 @@ class FrontDoor:
 
     config: GatewayConfig
     gateway: Gateway
+    identities: Identities
     node: NodeServer
     template: ChatTemplate | None
     texts: TokenTexts

@@ -8,20 +8,20 @@ from fastapi import APIRouter
 
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import NotFound
-from spolia_gateway.http.caller import Tenant
+from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.front_door import Front, FrontDoor
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(front: Front, tenant: Tenant) -> dict[str, Any]:
+async def list_models(front: Front, caller: Asking) -> dict[str, Any]:
     """The models that can be asked for here."""
     return {"object": "list", "data": [_entry(model) for model in _served(front)]}
 
 
 @router.get("/v1/models/{model:path}")
-async def get_model(model: str, front: Front, tenant: Tenant) -> dict[str, Any]:
+async def get_model(model: str, front: Front, caller: Asking) -> dict[str, Any]:
     """One of them."""
     for served in _served(front):
         if served.name == model:

@@ -7,6 +7,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.responses import JSONResponse, Response
 
 from spolia.version import __version__
+from spolia_gateway.http.caller import Operating
 from spolia_gateway.http.front_door import Front
 
 router = APIRouter()
@@ -27,7 +28,7 @@ async def version() -> dict[str, str]:
 
 
 @router.get("/metrics")
-async def metrics(request: Request, front: Front) -> Response:
-    """The node's metrics, in the format the scraper accepts."""
+async def metrics(request: Request, front: Front, _operator: Operating) -> Response:
+    """The node's metrics, in the format the scraper accepts. They name tenants: for operators' keys."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(front.node.metrics.registry), media_type=content_type)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from spolia_gateway.http.calls import Calls
+from spolia_node.certificates import Certificates
 from spolia_node.deadline import Deadline
+from spolia_node.https import https_context
 from spolia_node.logs import get_log
 
 KEEP_ALIVE_S = 65
@@ -30,7 +34,10 @@ log = get_log(__name__)
 class HttpServer:
     """Serves an application in this event loop. `start` it, `drain` it with the node, `close` it at the end."""
 
-    def __init__(self, app: ASGIApp, calls: Calls, host: str, port: int) -> None:
+    def __init__(
+        self, app: ASGIApp, calls: Calls, host: str, port: int, certificates: Certificates | None = None
+    ) -> None:
+        """Under TLS where there are certificates."""
         self._calls = calls
         self._host = host
         self._port = port
@@ -47,6 +54,7 @@ class HttpServer:
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=FAREWELL_S,
+                ssl_context_factory=None if certificates is None else partial(_https_context, certificates),
             )
         )
         self._serving: asyncio.Task[None] | None = None
@@ -109,6 +117,11 @@ class _Uvicorn(uvicorn.Server):
         """Notes that it has ended."""
         await super().startup(sockets)
         self.is_serving.set()
+
+
+def _https_context(certificates: Certificates, _config: object, _default: object) -> ssl.SSLContext:
+    """As uvicorn asks for one."""
+    return https_context(certificates)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
-from spolia_gateway.http.caller import Tenant
+from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.chat_prompt import chat_prompt
 from spolia_gateway.http.chat_request import Message, turns_of
 from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
@@ -31,7 +31,7 @@ class TokenizeRequest(Strict):
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, front: Front, tenant: Tenant) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[str, Any]:
     """The token ids of a prompt, begin-of-sequence token included unless it is unwanted; those of a chat are its
     template's.
     """
@@ -49,5 +49,5 @@ async def tokenize(body: TokenizeRequest, front: Front, tenant: Tenant) -> dict[
         parts.append(gateway_pb2.PromptPart(text=body.prompt or ""))
         message.no_bos = not body.add_special_tokens
     message.parts.extend(parts)
-    token_ids = await front.gateway.prompt_ids(message, tenant, front.short_deadline())
+    token_ids = await front.gateway.prompt_ids(message, caller, front.short_deadline())
     return {"tokens": token_ids, "count": len(token_ids), "max_model_len": context_tokens(front)}

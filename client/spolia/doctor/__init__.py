@@ -1,0 +1,1 @@
+"""Checks of a running cluster from where its clients are: what `spolia doctor` does."""
