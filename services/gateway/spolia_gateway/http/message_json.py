@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from spolia.enum_names import enum_name
@@ -22,13 +21,16 @@ def message_json(message: Message, *, without: Collection[str] = ()) -> dict[str
         if field.name in without or (field.has_presence and not message.HasField(field.name)):
             continue
         value = getattr(message, field.name)
-        told[field.name] = [_plain(field, item) for item in value] if field.is_repeated else _plain(field, value)
+        told[field.name] = (
+            [_plain(item, field.enum_type) for item in value] if field.is_repeated else _plain(value, field.enum_type)
+        )
     return told
 
 
-def _plain(field: FieldDescriptor, value: Any) -> Any:
+def _plain(value: Any, enum: Any) -> Any:
+    """`enum`: the descriptor of the value's enum, by whichever of protobuf's two implementations; None for others."""
     if isinstance(value, Message):
         return message_json(value)
     if isinstance(value, bytes):
         return value.hex()
-    return enum_name(field.enum_type, value) if field.enum_type is not None else value
+    return value if enum is None else enum_name(enum, value)

@@ -65,13 +65,13 @@ FILES = _read()
 """By name. Read once: there are a few, and small ones."""
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
     """The page. It needs no key: what it shows it asks for with the reader's."""
     return FILES[INDEX].answer(request)
 
 
-@router.get("/page/{name}")
+@router.api_route("/page/{name}", methods=["GET", "HEAD"])
 async def part(name: str, request: Request) -> Response:
     """A style, a module or a picture of the page."""
     found = FILES.get(name)

@@ -5,6 +5,7 @@ import { byId, el, figure, fillBar, say } from "./dom.js";
 import { bytes, count, milliseconds, percent } from "./units.js";
 
 const LOOK_MS = 1000;
+const REFUSED_MS = 5000;
 const ROLES = ["gateway", "prefill", "decode", "kvstore"];
 const BLOCKS = [
   ["referenced", "in use", "read or written by a request now"],
@@ -18,6 +19,7 @@ export class ClusterView {
   #watching = false;
   #timer = 0;
   #seen = null;
+  #drawn = "";
 
   constructor() {
     byId("pool-legend").append(...BLOCKS.map(([kind, name, meaning]) =>
@@ -39,15 +41,24 @@ export class ClusterView {
   }
 
   async #look() {
+    let wait = LOOK_MS;
     try {
-      this.#draw(await getJson("/cluster"));
-      this.#seen = Date.now();
-      say(byId("cluster-error"), "");
+      this.#saw(await getJson("/cluster"));
     } catch (error) {
+      wait = REFUSED_MS;
       this.#missed(error);
     }
     clearTimeout(this.#timer);
-    if (this.#watching) this.#timer = setTimeout(() => this.#look(), LOOK_MS);
+    if (this.#watching) this.#timer = setTimeout(() => this.#look(), wait);
+  }
+
+  // What did not change is left alone: readers may be in the middle of it.
+  #saw(told) {
+    this.#seen = Date.now();
+    say(byId("cluster-error"), "");
+    const text = JSON.stringify(told);
+    if (text !== this.#drawn) this.#draw(told);
+    this.#drawn = text;
   }
 
   #missed(error) {
@@ -127,7 +138,7 @@ function work(node, load) {
 
 function holds(node, load) {
   if (load.tiers?.length) return load.tiers.map(tierBar);
-  if (!load.total_blocks) return [el("span", { class: "faint", text: node.role === "kvstore" ? "chunks, by content" : "nothing" })];
+  if (!load.total_blocks) return [el("span", { class: "faint", text: node.role === "kvstore" ? "chunks, by content" : "–" })];
   const used = { referenced: load.referenced_blocks, cached: load.cached_blocks, transfer: load.in_transfer_blocks, lent: load.lent_blocks };
   used.free = Math.max(0, load.total_blocks - sum(Object.values(used)));
   const told = BLOCKS.filter(([kind]) => used[kind]).map(([kind, name]) => `${count(used[kind])} ${name}`);

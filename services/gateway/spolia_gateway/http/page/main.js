@@ -15,7 +15,9 @@ function startTheme() {
     if (!THEMES.includes(chosen)) chosen = "auto";
     if (chosen === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = chosen;
-    button.textContent = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dark" }[chosen];
+    const name = chosen === "auto" ? "system" : chosen;
+    button.lastElementChild.textContent = name;
+    button.setAttribute("aria-label", `Theme: ${name}`);
   };
   button.addEventListener("click", () => {
     chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length];

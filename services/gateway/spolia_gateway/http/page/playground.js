@@ -44,7 +44,7 @@ export class Playground {
     try {
       const [model] = (await getJson("/v1/models")).data;
       if (!model) throw new Error("No model is served now.");
-      byId("model").textContent = `${model.id}, up to ${count(model.max_model_len)} tokens`;
+      byId("model").textContent = `${model.id}, up to ${count(model.max_model_len)} tokens, profile ${model.spolia.profile}`;
       const linked = document.querySelector('[name="reuse"][value="linked"]');
       linked.disabled = !model.spolia.modes.includes("linked");
       linked.parentElement.title = model.spolia.linked_refusal;
@@ -123,7 +123,7 @@ async function stream(asked, signal) {
     first ??= performance.now();
     usage = event.usage ?? usage;
     const text = event.choices[0]?.delta?.content ?? event.choices[0]?.text;
-    if (text) answer.append(text);
+    if (text) answer.append(answer.hasChildNodes() ? text : text.trimStart());
   }
   return { usage, ttftMs: first - begin, totalMs: performance.now() - begin };
 }
