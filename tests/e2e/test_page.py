@@ -97,6 +97,20 @@ def test_documents_put_into_another_order_are_shown_as_reused(page: Browser) -> 
     assert times == ["TTFT", "Total", "Prompt", "Reused"]
 
 
+def test_an_exact_completion_is_shown_as_it_was_asked(page: Browser) -> None:
+    [story] = (text.strip() for text in prompts(5, seed=92)[4:])
+    show_documents(page, [story])
+    page.js("document.querySelector('[name=reuse][value=exact]').click()")
+    page.js("document.getElementById('shape').value = 'completion'")
+    page.js("document.getElementById('question').value = 'Caf\u00e9 \u6f22 <b>&amp;</b>'")
+    ask(page, 1)
+    assert "".join(text for _, text in runs(page)) == f"<s>{story}\nCaf\u00e9 \u6f22 <b>&amp;</b>"
+    again = ask(page, 2)
+    assert again["device"] >= 128, "a whole prefix chunk"
+    assert not again.keys() & {"link", "compiled"}
+    assert [source for source, _ in runs(page)] == ["device", "computed"]
+
+
 def test_documents_are_dragged_by_their_letter(page: Browser) -> None:
     order = page.js(ORDER)
     assert len(order) == 4

@@ -20,7 +20,7 @@ async def cluster(front: Front, tenant: Tenant, response: Response) -> dict[str,
     a node holds there are the numbers, not the ids.
     """
     response.headers["cache-control"] = "no-store"
-    found = front.gateway.get_cluster()
+    found = front.gateway.get_cluster(tenant)
     told = message_json(found, without=("nodes",))
     return told | {"nodes": [_node(record) for record in found.nodes]}
 

@@ -1,4 +1,4 @@
-// The cluster, looked at every second while it is in view. What this release does not tell is not shown.
+// The cluster, looked at every second while it is in view. What nodes of other releases do not tell is not shown.
 
 import { getJson } from "./api.js";
 import { byId, el, figure, fillBar, say } from "./dom.js";
@@ -69,13 +69,13 @@ export class ClusterView {
   #draw(told) {
     const nodes = [...told.nodes].sort((a, b) => ROLES.indexOf(a.role) - ROLES.indexOf(b.role) || compare(a.node_id, b.node_id));
     const state = byId("cluster-state");
-    say(state, told.directory_reachable ? `live, as ${told.gateway_node_id || "this gateway"} sees it`
+    say(state, told.directory_reachable ? `live, as ${told.gateway_node_id} sees it`
       : "the directory cannot be reached: this is the last list known");
     state.classList.toggle("bad", !told.directory_reachable);
     byId("figures").replaceChildren(...figures(nodes, told.gateway_node_id));
     byId("nodes").tBodies[0].replaceChildren(...nodes.map(row));
     byId("pool-legend").hidden = !nodes.some((node) => node.load?.total_blocks);
-    drawRequests(told, nodes);
+    drawRequests(told.requests);
   }
 }
 
@@ -83,20 +83,16 @@ const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
 const sum = (numbers) => numbers.reduce((total, n) => total + n, 0);
 
 function figures(nodes, ownId) {
-  const gateways = nodes.filter((node) => node.role === "gateway");
-  const own = gateways.find((node) => node.node_id === ownId) ?? gateways[0];
-  const serving = own?.load?.serving;
+  const serving = nodes.find((node) => node.node_id === ownId)?.load?.serving;
   const shown = [];
   if (serving) {
-    const seconds = Math.max(1, serving.window_s);
     const share = serving.num_prompt_tokens ? serving.num_cached_tokens / serving.num_prompt_tokens : null;
     const or = (ms) => (ms ? milliseconds(ms) : "–");
     shown.push(
       figure("Hit rate", share === null ? "–" : percent(share), "of prompt tokens"),
       figure("TTFT", or(serving.ttft_p50_ms), `p95 ${or(serving.ttft_p95_ms)}`),
       figure("ITL", or(serving.itl_p50_ms), `p95 ${or(serving.itl_p95_ms)}`),
-      figure("Requests", count(serving.num_requests), `in the last ${seconds} s`),
-      figure("Generated", `${(serving.num_generated_tokens / seconds).toFixed(1)}/s`, "tokens"),
+      figure("Requests", count(serving.num_requests), `in the last ${serving.window_s} s`),
     );
   }
   const decodes = nodes.filter((node) => node.role === "decode");
@@ -129,7 +125,7 @@ function state(node) {
 }
 
 function work(node, load) {
-  if (node.role === "kvstore") return el("span", { class: "faint", text: "–" });
+  if (node.role === "kvstore") return "";
   const waiting = load.num_waiting || load.queued_tokens;
   const words = [`${count(load.num_running ?? 0)} running`];
   if (waiting) words.push(`${count(load.num_waiting)} waiting`, `${count(load.queued_tokens)} tokens to prefill`);
@@ -138,7 +134,7 @@ function work(node, load) {
 
 function holds(node, load) {
   if (load.tiers?.length) return load.tiers.map(tierBar);
-  if (!load.total_blocks) return [el("span", { class: "faint", text: node.role === "kvstore" ? "chunks, by content" : "–" })];
+  if (!load.total_blocks) return [];
   const used = { referenced: load.referenced_blocks, cached: load.cached_blocks, transfer: load.in_transfer_blocks, lent: load.lent_blocks };
   used.free = Math.max(0, load.total_blocks - sum(Object.values(used)));
   const told = BLOCKS.filter(([kind]) => used[kind]).map(([kind, name]) => `${count(used[kind])} ${name}`);
@@ -149,7 +145,7 @@ function holds(node, load) {
 }
 
 function tierBar(tier) {
-  const name = tier.tier.toUpperCase() === "RAM" ? "RAM" : tier.tier;
+  const name = tier.tier === "ram" ? "RAM" : tier.tier;
   const text = `${name}: ${count(tier.num_objects)} chunks, ${bytes(tier.used_bytes)} of ${bytes(tier.budget_bytes)}`;
   const bar = el("div", { class: "stack", role: "img", "aria-label": text });
   const share = tier.budget_bytes ? Math.min(1, tier.used_bytes / tier.budget_bytes) : 0;
@@ -158,14 +154,9 @@ function tierBar(tier) {
     el("small", {}, el("span", { text }), tier.healthy ? null : el("span", { class: "pill warn", text: "not healthy" })));
 }
 
-function drawRequests(told, nodes) {
+function drawRequests(requests) {
   const place = byId("requests");
-  if (told.requests === undefined) {
-    const running = sum(nodes.filter((node) => node.role === "gateway").map((node) => node.load?.num_running ?? 0));
-    place.replaceChildren(el("p", { class: "faint", text: running ? `${count(running)} under way.` : "None now." }));
-    return;
-  }
-  if (!told.requests.length) {
+  if (!requests.length) {
     place.replaceChildren(el("p", { class: "faint", text: "None of yours now." }));
     return;
   }
@@ -173,8 +164,8 @@ function drawRequests(told, nodes) {
   place.replaceChildren(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests in flight" },
     el("table", {},
       el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col", text })))),
-      el("tbody", {}, ...told.requests.map((request) => el("tr", {},
-        el("th", { scope: "row", text: request.request_id }),
+      el("tbody", {}, ...requests.map((request) => el("tr", {},
+        el("th", { scope: "row", class: "id", title: request.request_id, text: request.request_id }),
         el("td", {}, el("span", { class: `pill phase-${request.phase}`, text: request.phase })),
         el("td", { text: request.mode }),
         el("td", { text: milliseconds(request.age_ms) }),

@@ -6,8 +6,8 @@ export const count = (n) => whole.format(n);
 export const percent = (share) => `${(share * 100).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
 
 export function milliseconds(ms) {
-  if (ms >= 10_000) return `${(ms / 1000).toFixed(1)} s`;
-  return ms >= 100 ? `${whole.format(Math.round(ms))} ms` : `${ms.toFixed(1)} ms`;
+  if (ms >= 999.5) return `${(ms / 1000).toFixed(ms >= 9995 ? 1 : 2)} s`;
+  return `${ms.toFixed(ms >= 99.5 ? 0 : 1)} ms`;
 }
 
 export function bytes(n) {
