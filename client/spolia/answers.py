@@ -28,7 +28,7 @@ from spolia.results import (
 )
 from spolia.store_answers import tier_of
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
-from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, TokenSource
+from spolia_core.reuse import ChunkKind, FinishReason, Miss, MissReason, ReuseMode, SourceRun, TokenSource
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
 
@@ -186,6 +186,7 @@ def reuse_of(report: common_pb2.ReuseReport) -> Reuse:
         nodes=tuple(report.nodes),
         forced=report.forced,
         sink_tokens_per_chunk=report.sink_tokens_per_chunk,
+        runs=tuple(SourceRun(_member(TokenSource, run.source), run.num_tokens) for run in report.runs),
     )
 
 

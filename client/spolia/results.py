@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spolia.store_results import TierStats
-from spolia_core.reuse import FinishReason, Miss, ReuseMode, ReuseReport, TokenSource
+from spolia_core.reuse import FinishReason, Miss, ReuseMode, ReuseReport, SourceRun, TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,9 @@ class Reuse:
     """What a request reused and what it did not.
 
     `sources` counts prompt tokens by where their KV came from; the counts add up to the prompt's length, absent
-    sources are zero. `misses` names every chunk that was wanted and not had, and why. `nodes` are the ids of the nodes
-    that took part, in order. `profile` names the model's calibration that chose `link_tokens_per_chunk` and
+    sources are zero. `runs` are the same tokens in the prompt's order, empty where a node of an older release answered.
+    `misses` names every chunk that was wanted and not had, and why. `nodes` are the ids of the nodes that took part, in
+    order. `profile` names the model's calibration that chose `link_tokens_per_chunk` and
     `sink_tokens_per_chunk`: "default" where the model has none, "manual" where an operator set them by hand. `forced`
     says that the answer is LINKED although the profile forbids it.
     """
@@ -81,6 +82,7 @@ class Reuse:
     nodes: tuple[str, ...]
     forced: bool = False
     sink_tokens_per_chunk: int = 0
+    runs: tuple[SourceRun, ...] = ()
 
     @property
     def num_reused_tokens(self) -> int:

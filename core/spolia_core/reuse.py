@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -84,9 +85,27 @@ class Miss:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class SourceSpan:
+    """Tokens `start` … `start + num_tokens` of a prompt, and where their KV came from."""
+
+    start: int
+    num_tokens: int
+    source: TokenSource
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRun:
+    """Neighbouring tokens of a prompt whose KV came from one source."""
+
+    source: TokenSource
+    num_tokens: int
+
+
 @dataclass(slots=True)
 class ReuseReport:
-    """What a request reused. `sources` adds up to the prompt's length; bytes are KV bytes over gRPC.
+    """What a request reused. `sources` adds up to the prompt's length, and so do `runs`, which are in its order; bytes
+    are KV bytes over gRPC.
 
     `forced` says that LINKED was served although `profile` forbids it.
     """
@@ -102,6 +121,18 @@ class ReuseReport:
     nodes: list[str] = field(default_factory=list)
     forced: bool = False
     sink_tokens_per_chunk: int = 0
+    runs: list[SourceRun] = field(default_factory=list)
+
+    def place(self, spans: Iterable[SourceSpan]) -> None:
+        """Says where prompt tokens came from. Spans of one call may come in any order, but all of them stand behind
+        those of earlier calls; empty ones count for nothing.
+        """
+        for span in sorted(spans, key=lambda span: span.start):
+            if span.num_tokens <= 0:
+                continue
+            self.sources[span.source] += span.num_tokens
+            before = self.runs.pop() if self.runs and self.runs[-1].source == span.source else None
+            self.runs.append(SourceRun(span.source, span.num_tokens + (before.num_tokens if before else 0)))
 
     def count_transfers(self, later: ReuseReport) -> None:
         """Adds bytes and nodes of a context that was built once more; what `sources` says of the first stands."""

@@ -28,7 +28,7 @@ from tiny_cluster import (
 from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, NotSupported
-from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
+from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, SourceRun, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.objects import ObjectKey
@@ -130,6 +130,8 @@ async def test_without_store_or_prefill_a_node_computes_itself(world: World) -> 
     answer = await ask(decode, linked, GREEDY, LINKED)
     assert_same(answer, world.expect(linked, GREEDY, LINKED))
     assert answer.sources == {COMPUTED: 12, LINK: 16, COMPILED: 44}
+    in_order = [(run.source, run.num_tokens) for run in answer.report.runs]
+    assert in_order == [(COMPUTED, 3), (LINK, 16), (COMPILED, 44), (COMPUTED, 9)]
 
 
 LINKED_PROMPTS = {
@@ -320,6 +322,7 @@ async def test_a_second_turn_reuses_the_first_answer(world: World) -> None:
     assert_same(there, expected)
     assert here.sources == {DEVICE: 256, COMPUTED: 34}
     assert there.sources == {HOST: 256, COMPUTED: 34}
+    assert there.report.runs == [SourceRun(HOST, 256), SourceRun(COMPUTED, 34)]
 
 
 async def test_publishing_can_be_turned_off(world: World) -> None:

@@ -44,6 +44,7 @@ def test_documents_are_reused_in_another_order(http: openai.OpenAI) -> None:
         report = spolia_of(answer.usage)
         assert report["mode"] == "linked"
         assert sum(report["sources"].values()) == answer.usage.prompt_tokens
+        assert sum(num_tokens for _, num_tokens in report["runs"]) == answer.usage.prompt_tokens
         cached.append(answer.usage.prompt_tokens_details.cached_tokens)
     assert cached[0] == 0
     assert cached[1] > answer.usage.prompt_tokens / 2

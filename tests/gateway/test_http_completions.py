@@ -34,6 +34,8 @@ async def test_a_prompt_goes_on_with_the_begin_of_sequence_token_before_it(met: 
     assert ids[0] == 0
     assert request.sampling.max_tokens == 16, "OpenAI's default"
     assert (await met.http.post("/tokenize", json={"prompt": "hello"})).json()["tokens"] == ids
+    spelled = (await met.http.post("/tokenize", json={"prompt": "hello", "return_token_strs": True})).json()
+    assert "".join(spelled["token_strs"]) == "<s>hello"
 
 
 async def test_token_ids_are_taken_as_they_are(met: HttpWorld, decode: FakeDecode) -> None:

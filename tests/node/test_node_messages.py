@@ -15,7 +15,7 @@ from spolia_core.constraint import Constraint
 from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.prompt import Part, Prompt
-from spolia_core.reuse import ChunkKind, Miss, MissReason, ReuseMode, ReuseReport, TokenSource
+from spolia_core.reuse import ChunkKind, Miss, MissReason, ReuseMode, ReuseReport, SourceRun, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_node.rpc_messages import (
     mode_from_pb,
@@ -65,6 +65,7 @@ reports = st.builds(
     forced=st.booleans(),
     sink_tokens_per_chunk=uint32,
     nodes=st.lists(st.sampled_from(["decode-1", "prefill-2"])),
+    runs=st.lists(st.builds(SourceRun, source=st.sampled_from(TokenSource), num_tokens=uint32), max_size=3),
 )
 parts = st.builds(Part, token_ids=st.lists(uint32).map(tuple), chunk_id=st.none() | st.binary(min_size=32, max_size=32))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import string
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +328,7 @@ async def send(
     assert answer.finish is not None
     assert answer.finish.num_generated_tokens >= len(answer.token_ids)
     if not request.HasField("resume") or answer.token_ids:
-        assert answer.report.num_prompt_tokens == answer.finish.num_prompt_tokens, answer.sources
+        assert_accounts_for_the_prompt(answer)
     assert answer.report.nodes[0] == node.config.node_id
     return answer
 
@@ -345,8 +347,19 @@ async def resume(node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequ
     del answer.token_ids[: len(seen)]
     assert answer.finish is not None
     if answer.token_ids:  # else the answer was over already, and no prompt was read
-        assert answer.report.num_prompt_tokens == answer.finish.num_prompt_tokens, answer.sources
+        assert_accounts_for_the_prompt(answer)
     return answer
+
+
+def assert_accounts_for_the_prompt(answer: Answer) -> None:
+    """Every prompt token has one source, and the runs say the same in their order, none next to one of its source."""
+    report = answer.report
+    assert report.num_prompt_tokens == answer.finish.num_prompt_tokens, answer.sources
+    in_runs: Counter[TokenSource] = Counter()
+    for run in report.runs:
+        in_runs[run.source] += run.num_tokens
+    assert in_runs == report.sources
+    assert all(one.source != next_one.source for one, next_one in pairwise(report.runs)), report.runs
 
 
 async def ask(

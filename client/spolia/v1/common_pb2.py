@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/common.proto\x12\tspolia.v1\"\x9c\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x13\n\x0bnum_samples\x18\x08 \x01(\r\x12\x1d\n\x10num_top_logprobs\x18\t \x01(\rH\x04\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\n \x01(\tH\x00\x12,\n\x0bjson_object\x18\x0b \x01(\x0b\x32\x15.spolia.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x0c \x01(\tH\x00\x12%\n\x07\x63hoices\x18\r \x01(\x0b\x32\x12.spolia.v1.ChoicesH\x00\x12\x0e\n\x04lark\x18\x0e \x01(\tH\x00\x42\x0c\n\nconstraintB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x13\n\x11_num_top_logprobs\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"I\n\x0bSourceCount\x12&\n\x06source\x18\x01 \x01(\x0e\x32\x16.spolia.v1.TokenSource\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"w\n\x04Miss\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.spolia.v1.ChunkKind\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.spolia.v1.MissReason\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\"s\n\rTransferCount\x12#\n\x05plane\x18\x01 \x01(\x0e\x32\x14.spolia.v1.DataPlane\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cinline_bytes\x18\x04 \x01(\x04\"\x96\x02\n\x0bReuseReport\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\'\n\x07sources\x18\x02 \x03(\x0b\x32\x16.spolia.v1.SourceCount\x12\x1f\n\x06misses\x18\x03 \x03(\x0b\x32\x0f.spolia.v1.Miss\x12+\n\ttransfers\x18\x04 \x03(\x0b\x32\x18.spolia.v1.TransferCount\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x1d\n\x15link_tokens_per_chunk\x18\x06 \x01(\r\x12\r\n\x05nodes\x18\x07 \x03(\t\x12\x0e\n\x06\x66orced\x18\x08 \x01(\x08\x12\x1d\n\x15sink_tokens_per_chunk\x18\t \x01(\r\"P\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x0e\n\x06\x65\x32\x65_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"D\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.spolia.v1.TopLogprob\"\x99\x01\n\nTokenDelta\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btext_offset\x18\x04 \x01(\x04\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.spolia.v1.TokenLogprobs\"U\n\x0cSampleFinish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.spolia.v1.FinishReason\x12\x1c\n\x14num_generated_tokens\x18\x02 \x01(\r\"\xee\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.spolia.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\x12%\n\x05reuse\x18\x04 \x01(\x0b\x32\x16.spolia.v1.ReuseReport\x12#\n\x07timings\x18\x05 \x01(\x0b\x32\x12.spolia.v1.Timings\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12(\n\x07samples\x18\x07 \x03(\x0b\x32\x17.spolia.v1.SampleFinish\"5\n\x05\x46rame\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"\xda\x01\n\nObjectInfo\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.spolia.v1.ChunkKind\x12\x16\n\x0e\x66ormat_version\x18\x03 \x01(\r\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x12\x0f\n\x07replica\x18\t \x01(\t\x12\x11\n\tcompute_s\x18\n \x01(\x01\"0\n\tTokenPart\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"a\n\x0b\x45rrorDetail\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tual\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*T\n\tReuseMode\x12\x1a\n\x16REUSE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_MODE_EXACT\x10\x01\x12\x15\n\x11REUSE_MODE_LINKED\x10\x02*k\n\tChunkKind\x12\x1a\n\x16\x43HUNK_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HUNK_KIND_LOCAL\x10\x01\x12\x15\n\x11\x43HUNK_KIND_PREFIX\x10\x02\x12\x15\n\x11\x43HUNK_KIND_LINKED\x10\x03*\xd1\x02\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15MISS_REASON_NOT_FOUND\x10\x01\x12\x15\n\x11MISS_REASON_CODEC\x10\x02\x12\x1e\n\x1aMISS_REASON_FORMAT_VERSION\x10\x03\x12\x1b\n\x17MISS_REASON_FINGERPRINT\x10\x04\x12\x16\n\x12MISS_REASON_DIGEST\x10\x05\x12!\n\x1dMISS_REASON_STORE_UNREACHABLE\x10\x06\x12\x1a\n\x16MISS_REASON_STORE_LATE\x10\x07\x12\x1d\n\x19MISS_REASON_CLAIM_TIMEOUT\x10\x08\x12%\n!MISS_REASON_SLOWER_THAN_COMPUTING\x10\t\x12\x1a\n\x16MISS_REASON_UNREADABLE\x10\n*\xd6\x01\n\x0bTokenSource\x12\x1c\n\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_SOURCE_COMPUTED\x10\x01\x12\x15\n\x11TOKEN_SOURCE_LINK\x10\x02\x12\x17\n\x13TOKEN_SOURCE_DEVICE\x10\x03\x12\x15\n\x11TOKEN_SOURCE_HOST\x10\x04\x12\x15\n\x11TOKEN_SOURCE_DISK\x10\x05\x12\x15\n\x11TOKEN_SOURCE_PEER\x10\x06\x12\x19\n\x15TOKEN_SOURCE_COMPILED\x10\x07*Q\n\tDataPlane\x12\x1a\n\x16\x44\x41TA_PLANE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_PLANE_GRPC\x10\x01\x12\x13\n\x0f\x44\x41TA_PLANE_NIXL\x10\x02*9\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_RAM\x10\x01\x12\r\n\tTIER_DISK\x10\x02*v\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/common.proto\x12\tspolia.v1\"\x9c\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x13\n\x0bnum_samples\x18\x08 \x01(\r\x12\x1d\n\x10num_top_logprobs\x18\t \x01(\rH\x04\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\n \x01(\tH\x00\x12,\n\x0bjson_object\x18\x0b \x01(\x0b\x32\x15.spolia.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x0c \x01(\tH\x00\x12%\n\x07\x63hoices\x18\r \x01(\x0b\x32\x12.spolia.v1.ChoicesH\x00\x12\x0e\n\x04lark\x18\x0e \x01(\tH\x00\x42\x0c\n\nconstraintB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x13\n\x11_num_top_logprobs\"\x0c\n\nJsonObject\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"I\n\x0bSourceCount\x12&\n\x06source\x18\x01 \x01(\x0e\x32\x16.spolia.v1.TokenSource\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"w\n\x04Miss\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.spolia.v1.ChunkKind\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.spolia.v1.MissReason\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\"s\n\rTransferCount\x12#\n\x05plane\x18\x01 \x01(\x0e\x32\x14.spolia.v1.DataPlane\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cinline_bytes\x18\x04 \x01(\x04\"\xbc\x02\n\x0bReuseReport\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\'\n\x07sources\x18\x02 \x03(\x0b\x32\x16.spolia.v1.SourceCount\x12\x1f\n\x06misses\x18\x03 \x03(\x0b\x32\x0f.spolia.v1.Miss\x12+\n\ttransfers\x18\x04 \x03(\x0b\x32\x18.spolia.v1.TransferCount\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x1d\n\x15link_tokens_per_chunk\x18\x06 \x01(\r\x12\r\n\x05nodes\x18\x07 \x03(\t\x12\x0e\n\x06\x66orced\x18\x08 \x01(\x08\x12\x1d\n\x15sink_tokens_per_chunk\x18\t \x01(\r\x12$\n\x04runs\x18\n \x03(\x0b\x32\x16.spolia.v1.SourceCount\"P\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x0e\n\x06\x65\x32\x65_ms\x18\x03 \x01(\x01\x12\x12\n\ncompute_ms\x18\x04 \x01(\x01\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"D\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.spolia.v1.TopLogprob\"\x99\x01\n\nTokenDelta\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btext_offset\x18\x04 \x01(\x04\x12\x14\n\x0csample_index\x18\x05 \x01(\r\x12*\n\x08logprobs\x18\x06 \x03(\x0b\x32\x18.spolia.v1.TokenLogprobs\"U\n\x0cSampleFinish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.spolia.v1.FinishReason\x12\x1c\n\x14num_generated_tokens\x18\x02 \x01(\r\"\xee\x01\n\x06\x46inish\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.spolia.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x03 \x01(\r\x12%\n\x05reuse\x18\x04 \x01(\x0b\x32\x16.spolia.v1.ReuseReport\x12#\n\x07timings\x18\x05 \x01(\x0b\x32\x12.spolia.v1.Timings\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12(\n\x07samples\x18\x07 \x03(\x0b\x32\x17.spolia.v1.SampleFinish\"5\n\x05\x46rame\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"\xda\x01\n\nObjectInfo\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\x0c\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.spolia.v1.ChunkKind\x12\x16\n\x0e\x66ormat_version\x18\x03 \x01(\r\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x12\x0f\n\x07replica\x18\t \x01(\t\x12\x11\n\tcompute_s\x18\n \x01(\x01\"0\n\tTokenPart\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08\x63hunk_id\x18\x02 \x01(\x0c\"a\n\x0b\x45rrorDetail\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tual\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r*T\n\tReuseMode\x12\x1a\n\x16REUSE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_MODE_EXACT\x10\x01\x12\x15\n\x11REUSE_MODE_LINKED\x10\x02*k\n\tChunkKind\x12\x1a\n\x16\x43HUNK_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HUNK_KIND_LOCAL\x10\x01\x12\x15\n\x11\x43HUNK_KIND_PREFIX\x10\x02\x12\x15\n\x11\x43HUNK_KIND_LINKED\x10\x03*\xd1\x02\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15MISS_REASON_NOT_FOUND\x10\x01\x12\x15\n\x11MISS_REASON_CODEC\x10\x02\x12\x1e\n\x1aMISS_REASON_FORMAT_VERSION\x10\x03\x12\x1b\n\x17MISS_REASON_FINGERPRINT\x10\x04\x12\x16\n\x12MISS_REASON_DIGEST\x10\x05\x12!\n\x1dMISS_REASON_STORE_UNREACHABLE\x10\x06\x12\x1a\n\x16MISS_REASON_STORE_LATE\x10\x07\x12\x1d\n\x19MISS_REASON_CLAIM_TIMEOUT\x10\x08\x12%\n!MISS_REASON_SLOWER_THAN_COMPUTING\x10\t\x12\x1a\n\x16MISS_REASON_UNREADABLE\x10\n*\xd6\x01\n\x0bTokenSource\x12\x1c\n\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_SOURCE_COMPUTED\x10\x01\x12\x15\n\x11TOKEN_SOURCE_LINK\x10\x02\x12\x17\n\x13TOKEN_SOURCE_DEVICE\x10\x03\x12\x15\n\x11TOKEN_SOURCE_HOST\x10\x04\x12\x15\n\x11TOKEN_SOURCE_DISK\x10\x05\x12\x15\n\x11TOKEN_SOURCE_PEER\x10\x06\x12\x19\n\x15TOKEN_SOURCE_COMPILED\x10\x07*Q\n\tDataPlane\x12\x1a\n\x16\x44\x41TA_PLANE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_PLANE_GRPC\x10\x01\x12\x13\n\x0f\x44\x41TA_PLANE_NIXL\x10\x02*9\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_RAM\x10\x01\x12\r\n\tTIER_DISK\x10\x02*v\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spolia.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REUSEMODE']._serialized_start=2196
-  _globals['_REUSEMODE']._serialized_end=2280
-  _globals['_CHUNKKIND']._serialized_start=2282
-  _globals['_CHUNKKIND']._serialized_end=2389
-  _globals['_MISSREASON']._serialized_start=2392
-  _globals['_MISSREASON']._serialized_end=2729
-  _globals['_TOKENSOURCE']._serialized_start=2732
-  _globals['_TOKENSOURCE']._serialized_end=2946
-  _globals['_DATAPLANE']._serialized_start=2948
-  _globals['_DATAPLANE']._serialized_end=3029
-  _globals['_TIER']._serialized_start=3031
-  _globals['_TIER']._serialized_end=3088
-  _globals['_FINISHREASON']._serialized_start=3090
-  _globals['_FINISHREASON']._serialized_end=3208
+  _globals['_REUSEMODE']._serialized_start=2234
+  _globals['_REUSEMODE']._serialized_end=2318
+  _globals['_CHUNKKIND']._serialized_start=2320
+  _globals['_CHUNKKIND']._serialized_end=2427
+  _globals['_MISSREASON']._serialized_start=2430
+  _globals['_MISSREASON']._serialized_end=2767
+  _globals['_TOKENSOURCE']._serialized_start=2770
+  _globals['_TOKENSOURCE']._serialized_end=2984
+  _globals['_DATAPLANE']._serialized_start=2986
+  _globals['_DATAPLANE']._serialized_end=3067
+  _globals['_TIER']._serialized_start=3069
+  _globals['_TIER']._serialized_end=3126
+  _globals['_FINISHREASON']._serialized_start=3128
+  _globals['_FINISHREASON']._serialized_end=3246
   _globals['_SAMPLINGPARAMS']._serialized_start=38
   _globals['_SAMPLINGPARAMS']._serialized_end=450
   _globals['_JSONOBJECT']._serialized_start=452
@@ -58,25 +58,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERCOUNT']._serialized_start=688
   _globals['_TRANSFERCOUNT']._serialized_end=803
   _globals['_REUSEREPORT']._serialized_start=806
-  _globals['_REUSEREPORT']._serialized_end=1084
-  _globals['_TIMINGS']._serialized_start=1086
-  _globals['_TIMINGS']._serialized_end=1166
-  _globals['_TOPLOGPROB']._serialized_start=1168
-  _globals['_TOPLOGPROB']._serialized_end=1215
-  _globals['_TOKENLOGPROBS']._serialized_start=1217
-  _globals['_TOKENLOGPROBS']._serialized_end=1285
-  _globals['_TOKENDELTA']._serialized_start=1288
-  _globals['_TOKENDELTA']._serialized_end=1441
-  _globals['_SAMPLEFINISH']._serialized_start=1443
-  _globals['_SAMPLEFINISH']._serialized_end=1528
-  _globals['_FINISH']._serialized_start=1531
-  _globals['_FINISH']._serialized_end=1769
-  _globals['_FRAME']._serialized_start=1771
-  _globals['_FRAME']._serialized_end=1824
-  _globals['_OBJECTINFO']._serialized_start=1827
-  _globals['_OBJECTINFO']._serialized_end=2045
-  _globals['_TOKENPART']._serialized_start=2047
-  _globals['_TOKENPART']._serialized_end=2095
-  _globals['_ERRORDETAIL']._serialized_start=2097
-  _globals['_ERRORDETAIL']._serialized_end=2194
+  _globals['_REUSEREPORT']._serialized_end=1122
+  _globals['_TIMINGS']._serialized_start=1124
+  _globals['_TIMINGS']._serialized_end=1204
+  _globals['_TOPLOGPROB']._serialized_start=1206
+  _globals['_TOPLOGPROB']._serialized_end=1253
+  _globals['_TOKENLOGPROBS']._serialized_start=1255
+  _globals['_TOKENLOGPROBS']._serialized_end=1323
+  _globals['_TOKENDELTA']._serialized_start=1326
+  _globals['_TOKENDELTA']._serialized_end=1479
+  _globals['_SAMPLEFINISH']._serialized_start=1481
+  _globals['_SAMPLEFINISH']._serialized_end=1566
+  _globals['_FINISH']._serialized_start=1569
+  _globals['_FINISH']._serialized_end=1807
+  _globals['_FRAME']._serialized_start=1809
+  _globals['_FRAME']._serialized_end=1862
+  _globals['_OBJECTINFO']._serialized_start=1865
+  _globals['_OBJECTINFO']._serialized_end=2083
+  _globals['_TOKENPART']._serialized_start=2085
+  _globals['_TOKENPART']._serialized_end=2133
+  _globals['_ERRORDETAIL']._serialized_start=2135
+  _globals['_ERRORDETAIL']._serialized_end=2232
 # @@protoc_insertion_point(module_scope)

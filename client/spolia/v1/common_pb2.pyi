@@ -500,6 +500,7 @@ class ReuseReport(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
     SINK_TOKENS_PER_CHUNK_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     mode: Global___ReuseMode.ValueType
     """The mode that was served."""
     profile: _builtins.str
@@ -534,6 +535,12 @@ class ReuseReport(_message.Message):
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Node ids that took part, in the order in which they did."""
 
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceCount]:
+        """The prompt's tokens once more, in their order: each run has one source, the next run another. Added up by source
+        they are `sources`. Empty from older releases.
+        """
+
     def __init__(
         self,
         *,
@@ -546,10 +553,11 @@ class ReuseReport(_message.Message):
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         forced: _builtins.bool = ...,
         sink_tokens_per_chunk: _builtins.int = ...,
+        runs: _abc.Iterable[Global___SourceCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "link_tokens_per_chunk", b"link_tokens_per_chunk", "misses", b"misses", "mode", b"mode", "nodes", b"nodes", "profile", b"profile", "sink_tokens_per_chunk", b"sink_tokens_per_chunk", "sources", b"sources", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "link_tokens_per_chunk", b"link_tokens_per_chunk", "misses", b"misses", "mode", b"mode", "nodes", b"nodes", "profile", b"profile", "runs", b"runs", "sink_tokens_per_chunk", b"sink_tokens_per_chunk", "sources", b"sources", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

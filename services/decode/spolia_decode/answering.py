@@ -303,4 +303,5 @@ async def _holding(place: Place, stream: AsyncGenerator[Delta, None]) -> AsyncGe
 def _begin_again(report: ReuseReport) -> None:
     """Forgets what a try that came to nothing found. The bytes it moved stay counted."""
     report.sources.clear()
+    report.runs.clear()
     report.misses.clear()

@@ -10,15 +10,14 @@ The longest exact prefix comes first: nothing beats it. Behind it, documents are
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from spolia_core.ids import IdSpace
 from spolia_core.link_policy import LinkPolicy
 from spolia_core.prompt import Prompt
-from spolia_core.reuse import PREFIX_CHUNK_TOKENS, TokenSource
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, SourceSpan, TokenSource
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
 from spolia_engine.linked_blocks import LinkedBlock, LinkedChain, exact_blocks, linked_chain, num_exact_tokens
 
@@ -99,15 +98,13 @@ class Composition:
         """The plan where so many of the usable chunks are held."""
         return self.whole.without_first_rows(sum(block.num_tokens for block in self.linked[:num_held]))
 
-    def computed_sources(self, plan: LinkPlan, num_prompt_tokens: int) -> Counter[TokenSource]:
-        """Prompt tokens that the plan computes: those of documents are LINK, all others COMPUTED."""
+    def computed_spans(self, plan: LinkPlan, num_prompt_tokens: int) -> Iterator[SourceSpan]:
+        """Prompt tokens that the plan computes, one by one: those of documents are LINK, all others COMPUTED."""
         ends = list(accumulate(len(part.token_ids) for part in self.context.parts))
-        sources: Counter[TokenSource] = Counter()
         for position in plan.positions:
             if position < num_prompt_tokens:
                 part = self.context.parts[bisect_right(ends, position)]
-                sources[TokenSource.COMPUTED if part.chunk_id is None else TokenSource.LINK] += 1
-        return sources
+                yield SourceSpan(position, 1, TokenSource.COMPUTED if part.chunk_id is None else TokenSource.LINK)
 
 
 def usable_prefix(chain: Sequence[bytes], num_prompt_tokens: int) -> Sequence[bytes]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from spolia.v1.prefill_pb2 import ContextWork
-from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, Miss, ReuseReport, TokenSource
+from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind, Miss, ReuseReport, SourceSpan, TokenSource
 from spolia_decode.continuation import ExactContinuation
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
@@ -49,7 +49,7 @@ class ExactPath:
         chain = list(job.ids.prefix_chain(token_ids))
         prefix = await self._prefix(job, chain[: (len(token_ids) - 1) // PREFIX_CHUNK_TOKENS], report, deadline)
         num_cached = len(prefix) * PREFIX_CHUNK_TOKENS
-        report.sources[TokenSource.COMPUTED] += max(0, job.prompt.num_tokens - num_cached)
+        report.place([SourceSpan(num_cached, job.prompt.num_tokens - num_cached, TokenSource.COMPUTED)])
         prepared = await self._hand_off(job, token_ids, prefix, report, deadline)
         if prepared is None:
             options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
@@ -80,7 +80,7 @@ class ExactPath:
             runs += fetched.runs.values()
             sources += [fetched.sources[chunk_id] for chunk_id in fetched.runs]
             _report_fetch(report, rest, fetched)
-        _count(report, job, sources)
+        report.place(_prefix_spans(job, sources))
         return runs
 
     async def _hand_off(
@@ -145,11 +145,11 @@ class ExactPath:
         return handed_off, self._core.adapter.hidden_from_bytes(handed_off.last_hidden)
 
 
-def _count(report: ReuseReport, job: GenerateJob, sources: Sequence[TokenSource]) -> None:
-    """Counts prefix chunks by source, as far as the prompt reaches: a replay's received tokens are not prompt."""
+def _prefix_spans(job: GenerateJob, sources: Sequence[TokenSource]) -> Iterator[SourceSpan]:
+    """Prefix chunks by source, as far as the prompt reaches: a replay's received tokens are not prompt."""
     for index, source in enumerate(sources):
-        left = job.prompt.num_tokens - index * PREFIX_CHUNK_TOKENS
-        report.sources[source] += max(0, min(PREFIX_CHUNK_TOKENS, left))
+        start = index * PREFIX_CHUNK_TOKENS
+        yield SourceSpan(start, min(PREFIX_CHUNK_TOKENS, job.prompt.num_tokens - start), source)
 
 
 def _report_fetch(report: ReuseReport, wanted: Sequence[bytes], fetched: Fetched) -> None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from spolia_core.prompt import Prompt
-from spolia_core.reuse import ChunkKind, Miss, ReuseReport
+from spolia_core.reuse import ChunkKind, Miss, ReuseReport, SourceSpan
 from spolia_decode.composition import Composition, LinkTermsOfPrompt, num_blocks_before_documents, usable_prefix
 from spolia_decode.continuation import Continuation, ExactContinuation, LinkedContinuation
 from spolia_decode.gather import chunk_id_of
@@ -139,13 +139,15 @@ def _fill(
     held: Held,
     gathered: Gathered,
 ) -> None:
-    """Counts prompt tokens by source; a replay's received tokens are recomputed, but are not prompt."""
-    report.sources.update(composition.computed_sources(plan, job.prompt.num_tokens))
+    """Says where prompt tokens came from; a replay's received tokens are recomputed, but are not prompt."""
+    num_prompt_tokens = job.prompt.num_tokens
+    spans = list(composition.computed_spans(plan, num_prompt_tokens))
     for run, source in zip(held.runs, held.sources, strict=True):
-        report.sources[source] += max(0, min(run.num_tokens, job.prompt.num_tokens - run.rope_base))
+        spans.append(SourceSpan(run.rope_base, min(run.num_tokens, num_prompt_tokens - run.rope_base), source))
     for fragment in plan.fragments:
         source = gathered.sources[chunk_id_of(composition.context.parts[fragment.part_index])]
-        report.sources[source] += fragment.end - fragment.start
+        spans.append(SourceSpan(fragment.offset + fragment.start, fragment.end - fragment.start, source))
+    report.place(spans)
     report.misses += [
         Miss(chunk_id, ChunkKind.LOCAL, gathered.misses[chunk_id], len(part.token_ids))
         for chunk_id, part in gathered.wanted.items()

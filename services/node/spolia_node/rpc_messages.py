@@ -15,7 +15,7 @@ from spolia_core.digests import digest
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import ID_BYTES
 from spolia_core.prompt import Part, Prompt
-from spolia_core.reuse import ChunkKind, Miss, MissReason, ReuseMode, ReuseReport, TokenSource
+from spolia_core.reuse import ChunkKind, Miss, MissReason, ReuseMode, ReuseReport, SourceRun, TokenSource
 from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 
 E = TypeVar("E", bound=IntEnum)
@@ -69,11 +69,7 @@ def report_to_pb(report: ReuseReport) -> common_pb2.ReuseReport:
     )
     return common_pb2.ReuseReport(
         mode=common_pb2.ReuseMode.ValueType(report.mode),
-        sources=[
-            common_pb2.SourceCount(source=common_pb2.TokenSource.ValueType(source), num_tokens=count)
-            for source, count in sorted(report.sources.items())
-            if count
-        ],
+        sources=[_count_to_pb(source, count) for source, count in sorted(report.sources.items()) if count],
         misses=[_miss_to_pb(miss) for miss in report.misses],
         transfers=[transfer] if moved else [],
         profile=report.profile,
@@ -81,6 +77,7 @@ def report_to_pb(report: ReuseReport) -> common_pb2.ReuseReport:
         nodes=report.nodes,
         forced=report.forced,
         sink_tokens_per_chunk=report.sink_tokens_per_chunk,
+        runs=[_count_to_pb(run.source, run.num_tokens) for run in report.runs],
     )
 
 
@@ -102,6 +99,7 @@ def report_from_pb(message: common_pb2.ReuseReport) -> ReuseReport:
         nodes=list(message.nodes),
         forced=message.forced,
         sink_tokens_per_chunk=message.sink_tokens_per_chunk,
+        runs=[SourceRun(_known(TokenSource, run.source, "reuse.runs"), run.num_tokens) for run in message.runs],
     )
 
 
@@ -155,6 +153,10 @@ def _part_from_pb(index: int, part: common_pb2.TokenPart) -> Part:
             actual=f"{size} bytes",
         )
     return Part(tuple(part.token_ids), part.chunk_id or None)
+
+
+def _count_to_pb(source: TokenSource, num_tokens: int) -> common_pb2.SourceCount:
+    return common_pb2.SourceCount(source=common_pb2.TokenSource.ValueType(source), num_tokens=num_tokens)
 
 
 def _miss_to_pb(miss: Miss) -> common_pb2.Miss:

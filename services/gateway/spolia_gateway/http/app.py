@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from spolia.version import __version__
 from spolia_core.errors import InternalError, InvalidRequest, SpoliaError
-from spolia_gateway.http import chat, completions, models, operations, tokenize
+from spolia_gateway.http import chat, cluster, completions, models, operations, page_files, tokenize
 from spolia_gateway.http.edge import BodyRefused, Edge, HttpMetrics
 from spolia_gateway.http.errors import error_response, invalid_body, plain_error
 from spolia_gateway.http.front_door import FrontDoor
@@ -22,10 +22,10 @@ log = get_log(__name__)
 
 
 def make_app(front: FrontDoor) -> ASGIApp:
-    """The application over one gateway. Its schema is at /openapi.json; there are no pages that need the internet."""
+    """The application over one gateway. Its schema is at /openapi.json; no page needs the internet."""
     app = FastAPI(title="Spolia", version=__version__, docs_url=None, redoc_url=None)
     app.state.front = front
-    for part in (chat, completions, models, tokenize, operations):
+    for part in (chat, completions, models, tokenize, cluster, operations, page_files):
         app.include_router(part.router)
     app.add_exception_handler(SpoliaError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

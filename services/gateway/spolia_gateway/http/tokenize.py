@@ -28,12 +28,13 @@ class TokenizeRequest(Strict):
     documents: list[str | DocumentText] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
+    return_token_strs: bool = False
 
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[str, Any]:
     """The token ids of a prompt, begin-of-sequence token included unless it is unwanted; those of a chat are its
-    template's.
+    template's. With `return_token_strs` also what each says.
     """
     documents = reusable_texts(body.documents)
     front.check_documents(documents)
@@ -50,4 +51,5 @@ async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[
         message.no_bos = not body.add_special_tokens
     message.parts.extend(parts)
     token_ids = await front.gateway.prompt_ids(message, caller, front.short_deadline())
-    return {"tokens": token_ids, "count": len(token_ids), "max_model_len": context_tokens(front)}
+    told = {"tokens": token_ids, "count": len(token_ids), "max_model_len": context_tokens(front)}
+    return told | ({"token_strs": [front.texts.name_of(i) for i in token_ids]} if body.return_token_strs else {})

@@ -32,12 +32,14 @@ def usage_of(finishes: Sequence[common_pb2.Finish]) -> dict[str, Any]:
 
 def _report(finishes: Sequence[common_pb2.Finish], sources: Counter[int]) -> dict[str, Any]:
     reports = [finish.reuse for finish in finishes]
+    runs = reports[0].runs if len(reports) == 1 else ()
     return {
         "mode": _one_of({_name(ReuseMode, report.mode) for report in reports}),
         "profile": _one_of({report.profile for report in reports}),
         "forced": any(report.forced for report in reports),
         "link_tokens_per_chunk": max(report.link_tokens_per_chunk for report in reports),
         "sources": {_name(TokenSource, source): count for source, count in sorted(sources.items()) if count},
+        "runs": [[_name(TokenSource, run.source), run.num_tokens] for run in runs],
         "misses": _misses(reports),
         "kv_bytes": {
             "chunks": sum(t.chunk_bytes for report in reports for t in report.transfers),
