@@ -153,17 +153,32 @@ def test_the_cluster_is_shown_live(page: Browser, cluster: LocalCluster) -> None
     assert page.js(looks) <= num_looks + 1, "who does not look asks for nothing"
 
 
+REFUSES_STRANGERS = """
+    window.keys = [];
+    window.fetch = async (path, { headers }) => {
+        keys.push(headers.authorization ?? "");
+        const error = { message: "an API key is wanted", code: "invalid_api_key" };
+        return new Response(JSON.stringify({ error }), { status: 401 });
+    };
+"""
+
+
 def test_a_key_is_asked_for_once_and_kept_for_the_tab_only(page: Browser) -> None:
-    page.js("document.dispatchEvent(new CustomEvent('key-wanted'))")
-    assert page.js("document.getElementById('key-dialog').open")
+    page.js(REFUSES_STRANGERS)
+    page.js("document.getElementById('send').click()")
+    page.wait("document.getElementById('key-dialog').open")
+    assert page.js("document.getElementById('ask-error').textContent") == "an API key is wanted"
     page.js("document.getElementById('key').value = 'sk-1'")
     page.js("document.querySelector('#key-dialog [value=use]').click()")
-    page.wait("sessionStorage.getItem('spolia-key') === 'sk-1'")
-    assert not page.js("document.getElementById('key-dialog').open")
+    page.wait("window.keys.at(-1) === 'Bearer sk-1'")
+    assert page.js("window.keys[0]") == ""
+    assert page.js("sessionStorage.getItem('spolia-key')") == "sk-1"
     assert page.js("document.getElementById('key').value") == ""
     assert page.js("JSON.stringify(localStorage)") == "{}"
-    page.js("document.dispatchEvent(new CustomEvent('key-wanted'))")
-    assert not page.js("document.getElementById('key-dialog').open"), "who cancelled is not asked again and again"
+    page.js("document.getElementById('send').click()")
+    page.wait(f"window.keys.length >= 3 && {IDLE}")
+    assert not page.js("document.getElementById('key-dialog').open"), "it opens by itself once; then there is a button"
+    assert not page.js("document.getElementById('key-button').hidden")
     page.js("sessionStorage.clear()")
 
 

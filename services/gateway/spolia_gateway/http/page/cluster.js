@@ -126,9 +126,9 @@ function state(node) {
 
 function work(node, load) {
   if (node.role === "kvstore") return "";
-  const waiting = load.num_waiting || load.queued_tokens;
   const words = [`${count(load.num_running ?? 0)} running`];
-  if (waiting) words.push(`${count(load.num_waiting)} waiting`, `${count(load.queued_tokens)} tokens to prefill`);
+  if (load.num_waiting) words.push(`${count(load.num_waiting)} waiting`);
+  if (load.queued_tokens) words.push(`${count(load.queued_tokens)} tokens to prefill`);
   return el("span", { text: words.join(", ") });
 }
 

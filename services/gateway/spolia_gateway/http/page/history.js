@@ -50,7 +50,7 @@ function gain(all) {
   if (!last || first === last || !last.documents.length) return "";
   const ratio = first.ttftMs / last.ttftMs;
   const where = first.documents.every(({ letter }, i) => letter === last.documents[i].letter) ? "in the same order" : "in another order";
-  const times = ratio >= 1.05 ? `came ${ratio.toFixed(1)} × sooner than` : ratio > 0.95 ? "came as soon as" : `came ${(1 / ratio).toFixed(1)} × later than`;
+  const times = ratio >= 1.05 ? `came ${ratio.toFixed(1)}\u00a0× sooner than` : ratio > 0.95 ? "came as soon as" : `came ${(1 / ratio).toFixed(1)}\u00a0× later than`;
   return `The first token of ask ${last.number} ${times} that of ask ${first.number}, which had the same documents ${where}.`;
 }
 
