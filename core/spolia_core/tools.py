@@ -117,6 +117,10 @@ def _read_tool(tool: object, field: str) -> Tool:
     name = function.get("name")
     limit = "1 … 64 letters, digits, _ and -"
     check_field(isinstance(name, str) and bool(_NAME.fullmatch(name)), f"{field}.function.name", limit, name)
+    description = function.get("description", "")
+    check_field(
+        description is None or isinstance(description, str), f"{field}.function.description", "text", description
+    )
     parameters = function.get("parameters")
     schema = _NO_PARAMETERS if parameters is None else parameters
     place = f"{field}.function.parameters"

@@ -97,6 +97,37 @@ def test_an_answer_matches_the_schema_that_was_asked_for(http: openai.OpenAI) ->
     assert caught.value.param == "response_format"
 
 
+def test_a_required_call_has_valid_arguments_whatever_the_model_thinks(http: openai.OpenAI) -> None:
+    properties = {"ship": {"enum": ["Bulette", "Marigold"]}, "year": {"type": "integer", "minimum": 1, "maximum": 9}}
+    parameters = {"type": "object", "properties": properties, "required": ["ship", "year"]}
+    captain = {"name": "captain_of", "parameters": parameters | {"additionalProperties": False}}
+    tools: Any = [{"type": "function", "function": captain}, {"type": "function", "function": {"name": "wait"}}]
+    asked: Any = {"model": "demo", "messages": QUESTION, "tools": tools, "seed": 3, "n": 2, "max_tokens": 600}
+
+    def check(choice: Any) -> list[tuple[str, str]]:
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls]
+        for name, text in calls:
+            arguments = json.loads(text)
+            if name == "wait":
+                assert arguments == {}
+                continue
+            assert (name, list(arguments)) == ("captain_of", ["ship", "year"])
+            assert arguments["ship"] in ("Bulette", "Marigold")
+            assert arguments["year"] in range(1, 10)
+        return calls
+
+    for choice in ("required", {"type": "function", "function": {"name": "captain_of"}}):
+        whole = http.chat.completions.create(**asked, tool_choice=choice, parallel_tool_calls=False)
+        with http.chat.completions.stream(**asked, tool_choice=choice, parallel_tool_calls=False) as stream:
+            streamed = stream.get_final_completion()
+        for one, same in zip(whole.choices, streamed.choices, strict=True):
+            assert len(check(one)) == 1
+            assert check(one) == check(same)
+    assert check(whole.choices[0])[0][0] == "captain_of"
+
+
 def test_requests_of_different_salts_share_nothing(http: openai.OpenAI) -> None:
     document = " ".join(prompts(6, seed=83))
 
@@ -154,13 +185,19 @@ def test_dropped_streams_free_every_node(http: openai.OpenAI, client: Client) ->
     wait_until("the gateway has no work", lambda: all(node.num_running == 0 for node in client.cluster().nodes))
 
 
-def test_the_example_of_the_document_works(cluster: LocalCluster) -> None:
+def test_the_examples_of_the_document_work(cluster: LocalCluster) -> None:
     """The address is the one thing changed."""
     found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "http.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert found
-    for example in found:
-        code = example.replace("127.0.0.1:8000", cluster.http_address)
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-        assert ran.returncode == 0, ran.stderr
-        assert "Judith Thorne" in ran.stdout
-        assert re.search(r"\b[1-9]\d* of \d+ prompt tokens cached", ran.stdout), ran.stdout
+    documents, agent = [_ran(example.replace("127.0.0.1:8000", cluster.http_address)) for example in found]
+    assert "Judith Thorne" in documents
+    assert re.search(r"\b[1-9]\d* of \d+ prompt tokens cached", documents), documents
+    called = re.match(r"captain_of (\{.*\}) -> (Judith Thorne|Ursel Crane)\n", agent)
+    assert called is not None, agent
+    assert json.loads(called[1])["ship"] in ("Bulette", "Marigold")
+    assert not agent.splitlines()[-1].startswith("captain_of"), "the last is the answer"
+
+
+def _ran(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

@@ -39,6 +39,11 @@ TEMPLATES = {
         "{%- macro say(m, upper=false) -%}{{ m.content | upper if upper else m.content }}{%- endmacro -%}\n"
         "{{ bos_token }}{% for m in messages %}{{ say(m, loop.first) }}{% if not loop.last %} / {% endif %}{% endfor %}"
     ),
+    "tools": (
+        "{%- if tools is not none and tools -%}\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}{%- endif -%}"
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    ),
     "documents": (
         "{% if documents %}{% for d in documents %}[{{ loop.index }}] {{ d.title }}: {{ d.text }}\n"
         "{% endfor %}{% endif %}{{ messages[-1].content }}"
@@ -76,6 +81,9 @@ def test_a_chat_renders_as_transformers_renders_it(name: str, tmp_path: Path) ->
     for messages in (CHAT, CHAT[1:2]):
         expected = theirs.apply_chat_template(messages, documents=DOCUMENTS, tokenize=False, add_generation_prompt=True)
         assert read(model).render(messages, documents=DOCUMENTS) == expected
+        if name == "tools":
+            told = theirs.apply_chat_template(WITH_CALLS, tools=[TOOL], tokenize=False, add_generation_prompt=True)
+            assert read(model).render(WITH_CALLS, tools=[TOOL]) == told
         texts = [ReusableText(document["text"], document["title"]) for document in DOCUMENTS]
         if name == "documents":
             parts = chat_parts(read(model), messages, texts)
@@ -114,6 +122,51 @@ def test_what_a_template_refuses_or_may_not_do_is_told_in_its_words(source: str,
     with pytest.raises(InvalidRequest, match=words) as caught:
         template_of(source).render(CHAT)
     assert caught.value.field == "messages"
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells é.", "parameters": {}}}
+MADE = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+WITH_CALLS = [
+    {"role": "user", "content": "How warm?"},
+    {"role": "assistant", "content": "", "tool_calls": [MADE, MADE]},
+    {"role": "tool", "content": "4", "name": "weather"},
+    {"role": "tool", "content": "5"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [MADE]},
+    {"role": "tool", "content": "6"},
+]
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
+
+
+def test_tools_are_given_to_templates_that_know_them() -> None:
+    assert template_of("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}").knows_tools([TOOL])
+    assert template_of("{% macro say() %}{{ tools }}{% endmacro %}{{ say() }}").knows_tools(None)
+    assert not template_of("{% set tools = [] %}{{ tools }}{{ messages[0].tools }}").knows_tools([TOOL])
+    named = ChatTemplate({"default": PLAIN, "tool_use": "{{ tools[0].function.name }}"}, {})
+    assert (named.knows_tools(None), named.knows_tools([TOOL])) == (False, True)
+    assert shown(chat_parts(named, WITH_CALLS, tools=[TOOL])) == ["weather"]
+
+
+def test_a_template_that_knows_no_tools_gets_them_and_calls_and_results_as_text() -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    [text] = shown(chat_parts(template_of(PLAIN), WITH_CALLS, tools=[TOOL]))
+    system, turns = text.split("[user]", 1)
+    assert system.startswith("[system]These functions can be called")
+    assert f"\n<tools>\n{json.dumps(TOOL, ensure_ascii=False)}\n</tools>\n" in system
+    assert turns == (
+        f"How warm?[assistant]{call}\n{call}"
+        "[user]<tool_response>\n4\n</tool_response>\n<tool_response>\n5\n</tool_response>"
+        f"[assistant]Let me see.\n{call}[user]<tool_response>\n6\n</tool_response>"
+    )
+    assert shown(chat_parts(template_of(PLAIN), WITH_CALLS)) == [f"[user]{turns}"]
+    with_words = chat_parts(template_of(PLAIN), CHAT[:2], [ReusableText("one")], tools=[TOOL])
+    assert with_words[0].text.startswith("[system]Be <brief> & kind.\n\nThese functions")
+    assert shown(with_words)[1:] == ["[one]", 'Say "é".']
+
+
+def test_tools_that_no_turn_can_tell_are_refused() -> None:
+    with pytest.raises(NotSupported, match="leaves out the system turn") as caught:
+        chat_parts(template_of("{{ messages[-1].content }}"), CHAT, tools=[TOOL])
+    assert caught.value.field == "tools"
 
 
 def test_documents_stand_where_the_template_puts_them() -> None:

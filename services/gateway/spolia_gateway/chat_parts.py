@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_gateway import tool_turns
 from spolia_gateway.chat_template import ChatTemplate
 
 Messages = Sequence[Mapping[str, Any]]
@@ -32,26 +34,44 @@ def chat_parts(
     variables: Mapping[str, Any] | None = None,
 ) -> list[gateway_pb2.PromptPart]:
     """The prompt of a chat. Documents stand where the template puts its `documents`; where it puts none, before the
-    first user message's text, in their order and with nothing between them.
+    first user message's text, in their order and with nothing between them. A template that knows no tools gets them,
+    and calls and their results, in the text of turns.
 
     Raises `InvalidRequest` or `NotSupported`, naming the field, where the template refuses something or a document
     has no place.
     """
     marks = _Marks(len(documents))
+    if template.knows_tools(tools):
+        render = partial(template.render, tools=tools, variables=variables)
+        return marks.cut(_rendered(render, messages, documents, marks), documents)
+    messages, words = tool_turns.in_text(messages), ""
+    if tools:
+        words = tool_turns.words_for(tools)
+        messages = tool_turns.with_system_words(messages, words)
+    rendered = _rendered(partial(template.render, variables=variables), messages, documents, marks)
+    if words not in rendered:
+        raise NotSupported(
+            "the model's chat template knows no tools, and leaves out the system turn that tells them", field="tools"
+        )
+    return marks.cut(rendered, documents)
+
+
+def _rendered(render: Callable[..., str], messages: Messages, documents: Sequence[ReusableText], marks: _Marks) -> str:
+    """The prompt's text, marks for documents. Raises as `chat_parts` says."""
     if not documents:
-        return marks.cut(template.render(messages, tools=tools, variables=variables), documents)
+        return render(messages)
     named = [_as_template_knows(mark, document) for mark, document in zip(marks.texts, documents, strict=True)]
-    rendered = template.render(messages, documents=named, tools=tools, variables=variables)
+    rendered = render(messages, documents=named)
     missing = marks.missing_in(rendered)
     if len(missing) == len(documents):
         _check_untitled(documents)
-        rendered = template.render(_before_first_question(messages, marks), tools=tools, variables=variables)
+        rendered = render(_before_first_question(messages, marks))
         missing = marks.missing_in(rendered)
     if missing:
         raise NotSupported(
             f"the model's chat template leaves out documents[{missing[0]}]", field="documents", actual=str(missing[0])
         )
-    return marks.cut(rendered, documents)
+    return rendered
 
 
 class _Marks:

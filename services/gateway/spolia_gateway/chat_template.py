@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock
 from jinja2.parser import Parser
@@ -34,6 +35,9 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._templates = {name: environment.from_string(source) for name, source in sources.items()}
+            self._knowing_tools = {
+                name for name, source in sources.items() if "tools" in _variables(environment, source)
+            }
         except jinja2.TemplateError as error:
             raise NotFound(f"the model's chat template cannot be compiled: {error}", field="model") from error
         if DEFAULT not in self._templates:
@@ -47,6 +51,10 @@ class ChatTemplate:
         sources = _sources(model, tokenizer_config)
         return cls(sources, _special_tokens(tokenizer_config)) if sources else None
 
+    def knows_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Whether the template for a chat with `tools`, or without any, reads them from its variable."""
+        return self._name(tools) in self._knowing_tools
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -59,7 +67,7 @@ class ChatTemplate:
 
         Raises `InvalidRequest` with the template's words where it refuses the messages or fails on them.
         """
-        template = self._templates.get(WITH_TOOLS if tools else DEFAULT) or self._templates[DEFAULT]
+        template = self._templates[self._name(tools)]
         values = self._special_tokens | dict(variables or {})
         try:
             rendered = template.render(
@@ -71,6 +79,9 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the model's chat template does not take these messages: {error}", field="messages"
             ) from error
+
+    def _name(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        return WITH_TOOLS if tools and WITH_TOOLS in self._templates else DEFAULT
 
 
 def no_template(model_name: str) -> NotSupported:
@@ -114,6 +125,11 @@ def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token")
     }
     return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _variables(environment: jinja2.Environment, source: str) -> set[str]:
+    """Names a template reads that it does not set itself."""
+    return jinja2.meta.find_undeclared_variables(environment.parse(source))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

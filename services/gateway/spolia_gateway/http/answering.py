@@ -76,8 +76,8 @@ class Answering:
     def _pieces(self, choice: int, delta: common_pb2.TokenDelta, opened: set[int]) -> list[dict[str, Any]]:
         """A delta's chunks. Tokens of which no text is final yet are told where they are asked for, else with it."""
         tokens = tokens_of(delta)
-        pieces = [self.shape.piece(choice, delta.text, tokens)] if delta.text or tokens else []
-        return self._opening(choice, opened) + pieces
+        piece = self.shape.piece(choice, delta.text, tokens) if delta.text or tokens else None
+        return self._opening(choice, opened) + ([] if piece is None else [piece])
 
     def _endings(self, first_choice: int, finish: common_pb2.Finish, opened: set[int]) -> list[dict[str, Any]]:
         endings: list[dict[str, Any]] = []

@@ -5,14 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from spolia_core.tools import ToolMode
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
 from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.chat_prompt import chat_prompt
-from spolia_gateway.http.chat_request import ChatRequest, turns_of
+from spolia_gateway.http.chat_request import ChatRequest, told_of
 from spolia_gateway.http.fields import message_of
 from spolia_gateway.http.front_door import Front
+from spolia_gateway.http.messages import turns_of
 from spolia_gateway.http.shapes import ChatShape, Envelope
+from spolia_gateway.http.tool_shape import ToolShape
 
 PATH = "/v1/chat/completions"
 
@@ -27,10 +30,19 @@ async def chat(body: ChatRequest, request: Request, front: Front, caller: Asking
     refusals.check_chat(body)
     request_id: str = request.state.request_id
     message = message_of(body, request_id)
-    message.parts.extend(await chat_prompt(front, turns_of(body.messages), body.reusable, body.chat_template_kwargs))
+    choice = body.to_tool_choice()
+    may_call = choice.mode is not ToolMode.NONE
+    message.sampling.CopyFrom(body.to_sampling(choice))
+    tools = told_of(body.tools) if may_call else []
+    turns = turns_of(body.messages)
+    message.parts.extend(await chat_prompt(front, turns, body.reusable, tools, body.chat_template_kwargs))
     message.no_bos = True  # the template has written it, if the model wants one
-    message.sampling.CopyFrom(body.to_sampling())
-    shape = ChatShape(front.texts, has_logprobs=bool(body.logprobs))
+    num_samples, has_logprobs = body.n or 1, bool(body.logprobs)
+    shape = (
+        ToolShape(front.texts, num_samples, has_logprobs=has_logprobs)
+        if may_call
+        else ChatShape(front.texts, has_logprobs=has_logprobs)
+    )
     envelope = Envelope(shape, request_id, front.config.served_name)
-    answering = Answering([message], body.n or 1, shape, envelope)
+    answering = Answering([message], num_samples, shape, envelope)
     return await answering.answer(front, caller, request, streams=bool(body.stream), tells_usage=body.tells_usage)

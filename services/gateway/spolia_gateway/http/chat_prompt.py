@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from spolia.v1 import gateway_pb2
@@ -20,7 +21,11 @@ Turns = Sequence[Mapping[str, Any]]
 
 
 async def chat_prompt(
-    front: FrontDoor, turns: Turns, documents: Sequence[ReusableText], variables: Mapping[str, Any] | None
+    front: FrontDoor,
+    turns: Turns,
+    documents: Sequence[ReusableText],
+    tools: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] | None,
 ) -> list[gateway_pb2.PromptPart]:
     """The parts. Raises `NotSupported` where the model has no template, else as `chat_parts` does."""
     template = front.template
@@ -30,9 +35,17 @@ async def chat_prompt(
         field = f"chat_template_kwargs.{name}"
         raise InvalidRequest(f"{field} is set by fields of its own, and always", field=field)
     front.check_documents(documents)
-    sizes = [len(str(turn["content"]).encode()) for turn in turns]
+    sizes = [_num_bytes(turn["content"]) + _num_bytes(turn.get("tool_calls", "")) for turn in turns]
     front.config.limits.check_bytes(sizes, "messages")
-    if sum(sizes) <= SHORT_BYTES and len(turns) + len(documents) <= SHORT_TURNS:
-        return chat_parts(template, turns, documents, variables=variables)
-    work = asyncio.to_thread(chat_parts, template, turns, documents, variables=variables)
+    told = [_num_bytes(tool) for tool in tools]
+    front.config.limits.check_bytes(told, "tools")
+    render = partial(chat_parts, template, turns, documents, tools=tools or None, variables=variables)
+    if sum(sizes) + sum(told) <= SHORT_BYTES and len(turns) + len(documents) + len(tools) <= SHORT_TURNS:
+        return render()
+    work = asyncio.to_thread(render)
     return await front.short_deadline().wait(work, "rendering the chat template")
+
+
+def _num_bytes(told: object) -> int:
+    """Of a text; of anything else nearly."""
+    return len(str(told).encode(errors="replace"))

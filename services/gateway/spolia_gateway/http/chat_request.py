@@ -6,30 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from spolia.constraint_message import set_constraint
 from spolia.v1 import common_pb2
 from spolia_core.errors import InvalidRequest, NotSupported
+from spolia_core.tools import ToolChoice, ToolMode, read_tool_choice
 from spolia_gateway.http.fields import MAX_UINT32, GenerationFields, Strict, TopLogprobs
-
-
-class ContentPart(BaseModel):
-    """A piece of a message. Text is what is served; pieces of other types are refused by name."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    type: str
-    text: str | None = None
-
-
-class Message(BaseModel):
-    """A turn of a chat. What it holds besides goes to the template, which may know it."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+from spolia_gateway.http.messages import Message
 
 
 class FunctionTool(Strict):
@@ -37,6 +21,11 @@ class FunctionTool(Strict):
 
     type: Literal["function"]
     function: dict[str, Any]
+
+
+def told_of(tools: Sequence[FunctionTool] | None) -> list[dict[str, Any]]:
+    """The tools as templates take them."""
+    return [tool.model_dump() for tool in tools or ()]
 
 
 class JsonSchema(Strict):
@@ -59,6 +48,16 @@ class ResponseFormat(Strict):
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
             field = "response_format.json_schema.schema"
             raise InvalidRequest(f"{field} is missing", field=field, limit="a JSON schema")
+
+    def check_beside_tools(self) -> None:
+        """Raises `NotSupported` for a form: an answer that may call tools has theirs."""
+        if self.type != "text":
+            raise NotSupported(
+                f"response_format {self.type} is served where no tool may be called; tool_choice none says so",
+                field="response_format",
+                limit="text",
+                actual=self.type,
+            )
 
     def constrain(self, params: common_pb2.SamplingParams) -> None:
         """Has answers match it."""
@@ -100,40 +99,24 @@ class ChatRequest(GenerationFields):
                 actual=str(self.max_completion_tokens),
             )
 
-    def to_sampling(self) -> common_pb2.SamplingParams:
-        """How tokens are drawn."""
+    def to_tool_choice(self) -> ToolChoice:
+        """Whether answers call tools. Raises `InvalidRequest` naming the field, `tools[2].function.name` for example;
+        `NotSupported` where a form is asked for too.
+        """
+        choice = read_tool_choice(told_of(self.tools), self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        if choice.mode is not ToolMode.NONE and self.response_format is not None:
+            self.response_format.check_beside_tools()
+        return choice
+
+    def to_sampling(self, choice: ToolChoice) -> common_pb2.SamplingParams:
+        """How tokens are drawn, `choice` as `to_tool_choice` gives it. Raises `InvalidRequest` for tools too large
+        together.
+        """
         params = self.sampling(num_top_logprobs=(self.top_logprobs or 0) if self.logprobs else None)
         max_tokens = self.max_completion_tokens or self.max_tokens
         if max_tokens is not None:
             params.max_tokens = max_tokens
         if self.response_format is not None:
             self.response_format.constrain(params)
+        set_constraint(params, choice.constraint)
         return params
-
-
-def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as templates take them. Raises `NotSupported` for content that is no text."""
-    return [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _turn(message: Message, field: str) -> dict[str, Any]:
-    """Templates written for text take content as one string, and know the developer by the older name."""
-    turn = message.model_dump(exclude_none=True)
-    turn["content"] = _text(message.content, field)
-    if message.role == "developer":
-        turn["role"] = "system"
-    return turn
-
-
-def _text(content: str | list[ContentPart] | None, field: str) -> str:
-    if not isinstance(content, list):
-        return content or ""
-    for index, part in enumerate(content):
-        if part.type != "text":
-            raise NotSupported(
-                f"{field}.content[{index}] is {part.type!r}; this server takes text",
-                field=f"{field}.content[{index}].type",
-                limit="text",
-                actual=part.type,
-            )
-    return "\n".join(part.text or "" for part in content)

@@ -69,6 +69,7 @@ _PARAMS = {
     "sampling.num_top_logprobs": "top_logprobs",
     "sampling.json_schema": "response_format",
     "sampling.json_object": "response_format",
+    "sampling.lark": "tools",
     "mode": "reuse",
     "profile": "reuse",
 }

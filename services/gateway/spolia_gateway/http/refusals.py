@@ -1,7 +1,4 @@
-"""What OpenAI's API has and this server does not: refused by name, before anything is held.
-
-Tools are refused here and nowhere else.
-"""
+"""What OpenAI's API has and this server does not: refused by name, before anything is held."""
 
 from __future__ import annotations
 
@@ -16,10 +13,6 @@ from spolia_gateway.http.fields import GenerationFields
 def check_chat(body: ChatRequest) -> None:
     """Raises `NotSupported` for the first field that asks for what is not served."""
     _check_common(body)
-    if body.tools:
-        raise _not_served("tools", f"{len(body.tools)} tools", "none")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise _not_served("tool_choice", str(body.tool_choice), "none")
 
 
 def check_completion(body: CompletionRequest) -> None:

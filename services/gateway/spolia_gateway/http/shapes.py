@@ -33,8 +33,8 @@ class Shape(Protocol):
     def opening(self, choice: int) -> dict[str, Any] | None:
         """The first chunk's choice, before any text; None where there is none."""
 
-    def piece(self, choice: int, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
-        """A chunk's choice."""
+    def piece(self, choice: int, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """A chunk's choice; None where there is nothing to tell yet."""
 
     def ending(self, choice: int, reason: int) -> dict[str, Any]:
         """The last chunk's choice."""
@@ -58,7 +58,7 @@ class ChatShape:
         """Says who speaks."""
         return self._chunk(choice, {"role": "assistant", "content": ""})
 
-    def piece(self, choice: int, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+    def piece(self, choice: int, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """New text."""
         return self._chunk(choice, {"content": text}, self._logprobs(tokens))
 

@@ -11,9 +11,10 @@ from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.caller import Asking
 from spolia_gateway.http.chat_prompt import chat_prompt
-from spolia_gateway.http.chat_request import Message, turns_of
+from spolia_gateway.http.chat_request import FunctionTool, told_of
 from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
 from spolia_gateway.http.front_door import Front
+from spolia_gateway.http.messages import Message, turns_of
 from spolia_gateway.http.models import context_tokens
 
 router = APIRouter()
@@ -26,6 +27,7 @@ class TokenizeRequest(Strict):
     prompt: Annotated[str, Field(min_length=1)] | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     documents: list[str | DocumentText] | None = None
+    tools: list[FunctionTool] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
@@ -42,7 +44,8 @@ async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give one of prompt and messages", field="prompt", limit="one of prompt, messages")
     if body.messages is not None:
-        parts = await chat_prompt(front, turns_of(body.messages), documents, body.chat_template_kwargs)
+        turns, tools = turns_of(body.messages), told_of(body.tools)
+        parts = await chat_prompt(front, turns, documents, tools, body.chat_template_kwargs)
         message.no_bos = True
     else:
         named = [gateway_pb2.Document(text=document.text) for document in documents]

@@ -1,0 +1,85 @@
+"""The JSON of chats that may call tools."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from spolia.v1 import common_pb2
+from spolia_core.tool_calls import (
+    CallArguments,
+    CallBegins,
+    CallEvent,
+    Content,
+    ToolCall,
+    ToolCallParser,
+    parse_tool_calls,
+)
+from spolia_gateway.http.gathered import Sample
+from spolia_gateway.http.logprob_tokens import Token
+from spolia_gateway.http.shapes import ChatShape, finish_reason
+from spolia_gateway.token_texts import TokenTexts
+
+_ID_CHARS = string.ascii_letters + string.digits
+_ID_LENGTH = 9
+"""What Mistral's templates demand of ids, and no others mind: answers become messages of the next request."""
+
+
+class ToolShape(ChatShape):
+    """Chat completions whose text is read for calls."""
+
+    def __init__(self, texts: TokenTexts, num_choices: int, *, has_logprobs: bool) -> None:
+        super().__init__(texts, has_logprobs=has_logprobs)
+        self._parsers = [ToolCallParser() for _ in range(num_choices)]
+
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        """Says who speaks; whether there will be text is not known."""
+        return self._chunk(choice, {"role": "assistant", "content": None})
+
+    def piece(self, choice: int, text: str, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """What the text settles, and all tokens, those of calls too."""
+        delta = _delta(self._parsers[choice].feed(text))
+        return self._chunk(choice, delta, self._logprobs(tokens)) if delta or tokens else None
+
+    def ending(self, choice: int, reason: int) -> dict[str, Any]:
+        """Says why it ended, and the text that was held back as it might have begun a call."""
+        parser = self._parsers[choice]
+        delta = _delta(parser.finish())
+        return self._chunk(choice, delta) | {"finish_reason": _finish_reason(reason, parser.num_calls)}
+
+    def whole(self, choice: int, sample: Sample) -> dict[str, Any]:
+        """The message."""
+        answer = parse_tool_calls(sample.text)
+        told = super().whole(choice, sample) | {"finish_reason": _finish_reason(sample.reason, len(answer.calls))}
+        told["message"]["content"] = answer.content
+        if answer.calls:
+            told["message"] |= {"content": answer.content or None, "tool_calls": [_call(call) for call in answer.calls]}
+        return told
+
+
+def _finish_reason(reason: int, num_calls: int) -> str:
+    """A text cut by `max_tokens` or a stop string may end inside a call, so that says what cut it."""
+    return "tool_calls" if num_calls and reason == common_pb2.FINISH_REASON_EOS else finish_reason(reason)
+
+
+def _delta(events: Sequence[CallEvent]) -> dict[str, Any]:
+    """Events as one delta: text, and by its index what is new of each call. Empty where nothing is."""
+    delta: dict[str, Any] = {}
+    calls: dict[int, dict[str, Any]] = {}
+    for event in events:
+        match event:
+            case Content():
+                delta["content"] = delta.get("content", "") + event.text
+            case CallBegins():
+                calls[event.index] = {"index": event.index} | _call(ToolCall(event.name, ""))
+            case CallArguments():
+                call = calls.setdefault(event.index, {"index": event.index, "function": {"arguments": ""}})
+                call["function"]["arguments"] += event.text
+    return delta | {"tool_calls": list(calls.values())} if calls else delta
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    call_id = "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
