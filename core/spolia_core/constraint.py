@@ -30,6 +30,11 @@ class ConstraintKind(Enum):
     CHOICES = "choices"
     LARK = "lark"
 
+    @property
+    def field(self) -> str:
+        """The contract's name for it."""
+        return f"sampling.{self.value}"
+
 
 _MAX_BYTES = {
     ConstraintKind.JSON_SCHEMA: MAX_SCHEMA_BYTES,
@@ -74,7 +79,7 @@ class Constraint:
     @property
     def field(self) -> str:
         """The contract's name for it."""
-        return f"sampling.{self.kind.value}"
+        return self.kind.field
 
     def validate(self) -> None:
         """Raises `InvalidRequest` naming the field, its limit and its value.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from spolia_core.constraint import MAX_LARK_BYTES, Constraint
-from spolia_core.errors import InvalidRequest
+from spolia_core.constraint import MAX_LARK_BYTES, Constraint, ConstraintKind
+from spolia_core.errors import InvalidRequest, SpoliaError
 from spolia_core.field_checks import check_field, wrong_field
 
 MAX_TOOLS = 128
@@ -29,16 +29,21 @@ OPEN_TAG = "<tool_call>"
 CLOSE_TAG = "</tool_call>"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOOLS_LINE = re.compile(r"tool_(\d+): ")
+_REFUSED_LINE = re.compile(r"cannot be enforced: at (\d+)\(\d+\): (.*)")
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _READ_BY_LLGUIDANCE = {"whitespace_pattern": "[ ]?"}
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call. `parameters` is the JSON schema of its arguments, an object, as text."""
+    """A function the model may call. `parameters` is the JSON schema of its arguments, an object, as text, and `field`
+    where the request has it.
+    """
 
     name: str
     parameters: str
+    field: str
 
 
 class ToolMode(Enum):
@@ -70,6 +75,21 @@ class ToolChoice:
         size = len(grammar.encode())
         check_field(size <= MAX_LARK_BYTES, "tools", f"≤ {MAX_LARK_BYTES} bytes together", f"{size} bytes")
         return Constraint.lark(grammar)
+
+    def explain(self, error: SpoliaError) -> SpoliaError:
+        """A decode node's refusal of the grammar, which names a line of it, told of the tool whose line that is; any
+        other error as it is.
+        """
+        refused = _REFUSED_LINE.search(error.message)
+        if refused is None or error.field != ConstraintKind.LARK.field:
+            return error
+        lines = _grammar(self).split("\n")
+        at = int(refused[1]) - 1
+        said = _TOOLS_LINE.match(lines[at]) if at < len(lines) else None
+        if said is None:
+            return error
+        field = self.tools[int(said[1])].field
+        return InvalidRequest(f"{field} cannot be enforced: {refused[2]}", field=field, limit=error.limit)
 
 
 def read_tool_choice(tools: object, choice: object = None, *, parallel: bool = True) -> ToolChoice:
@@ -126,7 +146,7 @@ def _read_tool(tool: object, field: str) -> Tool:
     place = f"{field}.function.parameters"
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise wrong_field(place, "an object's schema", schema)
-    return Tool(str(name), _schema_text(schema, place))
+    return Tool(str(name), _schema_text(schema, place), place)
 
 
 def _schema_text(schema: Mapping[str, Any], field: str) -> str:

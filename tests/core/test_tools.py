@@ -46,6 +46,7 @@ def test_a_choice_becomes_a_grammar(choice: str) -> None:
         ([tool(7)], None, "tools[0].function.name"),
         ([tool("x" * 65)], None, "tools[0].function.name"),
         ([tool(), tool()], None, "tools[1].function.name"),
+        ([tool(description=["x"])], None, "tools[0].function.description"),
         ([tool(parameters=[])], None, "tools[0].function.parameters"),
         ([tool(parameters={"type": "string"})], None, "tools[0].function.parameters"),
         ([tool(parameters={"enum": [float("nan")]})], None, "tools[0].function.parameters"),

@@ -126,6 +126,10 @@ def test_a_required_call_has_valid_arguments_whatever_the_model_thinks(http: ope
             assert len(check(one)) == 1
             assert check(one) == check(same)
     assert check(whole.choices[0])[0][0] == "captain_of"
+    properties["year"]["uniqueItems"] = True
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+        http.chat.completions.create(**asked)
+    assert caught.value.param == "tools[0].function.parameters"
 
 
 def test_requests_of_different_salts_share_nothing(http: openai.OpenAI) -> None:

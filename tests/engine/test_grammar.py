@@ -222,6 +222,23 @@ def test_calls_keep_their_tools_parameters(choice: str) -> None:
     assert not accepts(GRAMMARS.compile(single), f"{good}\n{good}")
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "second"}}])
+def test_what_is_refused_of_a_grammar_is_told_of_its_tool(choice: object) -> None:
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"properties": {"x": {"uniqueItems": unique}}}}}
+        for name, unique in (("first", False), ("second", True))
+    ]
+    tools[0]["function"]["parameters"] = {"title": "\u2028 and\nlines"}
+    read = read_tool_choice(tools, choice)
+    assert read.constraint is not None
+    with pytest.raises(InvalidRequest) as caught:
+        GRAMMARS.compile(read.constraint)
+    told = read.explain(caught.value)
+    assert told.field == "tools[1].function.parameters"
+    assert told.message.startswith("tools[1].function.parameters cannot be enforced: ")
+    assert "uniqueItems" in told.message
+
+
 def test_allowed_tokens_are_exactly_those_that_can_be_taken() -> None:
     matcher = follow(GRAMMARS.compile(Constraint.json_object()), '{"a": ')
     allowed = set(matcher.allowed().tolist())

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from gateway_fakes import FakeDecode
 from gateway_tokenizers import byte_level_tokenizer
@@ -16,6 +17,7 @@ from openai.types.chat import ChatCompletion
 
 from spolia.constraint_message import constraint_of
 from spolia.v1 import common_pb2, decode_pb2
+from spolia_core.errors import InvalidRequest
 from spolia_core.tools import read_tool_choice
 
 TEMPLATE = (
@@ -282,3 +284,22 @@ async def test_bad_requests_name_the_field_before_any_node_is_asked(met: HttpWor
         assert error["type"] == "invalid_request_error"
     assert not decode.requests
     assert met.world.node.gateway.num_running == 0
+
+
+async def test_a_nodes_refusal_names_the_tool(met: HttpWorld, speaker: Speaker) -> None:
+    """The line is that of the grammar: of a named function there is one only, the fifth."""
+    tools = [tool("weather"), tool("time")]
+    named = {"type": "function", "function": {"name": "time"}}
+    for choice, line, param in ((named, 5, "tools[1].function.parameters"), (named, 99, "tools"), ("auto", 1, "tools")):
+        said = f"sampling.lark cannot be enforced: at {line}(9): failed: Unimplemented keys"
+        speaker.error = InvalidRequest(said, field="sampling.lark")
+        for streams in (False, True):
+            with pytest.raises(openai.BadRequestError, match="cannot be enforced") as caught:
+                await met.openai.chat.completions.create(
+                    model="tiny",
+                    messages=CHAT,
+                    tools=tools,
+                    tool_choice=choice,  # type: ignore[arg-type]  # one of both kinds
+                    stream=streams,
+                )
+            assert caught.value.param == param

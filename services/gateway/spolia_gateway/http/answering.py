@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from spolia.v1 import common_pb2, gateway_pb2
+from spolia_core.errors import SpoliaError
 from spolia_gateway.caller import Caller
 from spolia_gateway.http.event_stream import EventStream, event
 from spolia_gateway.http.front_door import FrontDoor
@@ -29,6 +30,8 @@ class Answering:
     num_samples: int
     shape: Shape
     envelope: Envelope
+    explain: Callable[[SpoliaError], SpoliaError] | None = None
+    """Tells an error in the words of the request, where the gateway's are others."""
 
     async def answer(
         self, front: FrontDoor, caller: Caller, request: Request, *, streams: bool, tells_usage: bool
@@ -41,7 +44,8 @@ class Answering:
 
     def _events(self, front: FrontDoor, caller: Caller) -> AsyncGenerator[Numbered, None]:
         deadline = front.deadline()
-        return together([front.gateway.generate(message, caller, deadline) for message in self.messages])
+        events = together([front.gateway.generate(message, caller, deadline) for message in self.messages])
+        return events if self.explain is None else _explained(events, self.explain)
 
     async def _whole(self, events: AsyncGenerator[Numbered, None]) -> dict[str, Any]:
         answers = [Gathered.of(self.num_samples) for _ in self.messages]
@@ -93,3 +97,14 @@ class Answering:
         opened.add(choice)
         opening = self.shape.opening(choice)
         return [] if opening is None else [opening]
+
+
+async def _explained(
+    events: AsyncGenerator[Numbered, None], explain: Callable[[SpoliaError], SpoliaError]
+) -> AsyncGenerator[Numbered, None]:
+    try:
+        async with aclosing(events) as numbered:
+            async for each in numbered:
+                yield each
+    except SpoliaError as error:
+        raise explain(error) from error

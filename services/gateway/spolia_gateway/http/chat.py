@@ -38,11 +38,11 @@ async def chat(body: ChatRequest, request: Request, front: Front, caller: Asking
     message.parts.extend(await chat_prompt(front, turns, body.reusable, tools, body.chat_template_kwargs))
     message.no_bos = True  # the template has written it, if the model wants one
     num_samples, has_logprobs = body.n or 1, bool(body.logprobs)
-    shape = (
-        ToolShape(front.texts, num_samples, has_logprobs=has_logprobs)
-        if may_call
-        else ChatShape(front.texts, has_logprobs=has_logprobs)
-    )
+    shape: ChatShape
+    if may_call:
+        shape = ToolShape(front.texts, num_samples, has_logprobs=has_logprobs)
+    else:
+        shape = ChatShape(front.texts, has_logprobs=has_logprobs)
     envelope = Envelope(shape, request_id, front.config.served_name)
-    answering = Answering([message], num_samples, shape, envelope)
+    answering = Answering([message], num_samples, shape, envelope, choice.explain if may_call else None)
     return await answering.answer(front, caller, request, streams=bool(body.stream), tells_usage=body.tells_usage)
