@@ -71,6 +71,7 @@ class AsyncClient:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
         on_progress: Callable[[WarmedDocument], None] | None = None,
         timeout_s: float | None = None,
     ) -> list[WarmedDocument]:
@@ -78,7 +79,9 @@ class AsyncClient:
         given = document_list(documents)
         progress = WarmProgress(given)
         first_index = 0
-        outgoing_requests = self._requests.warm(given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens)
+        outgoing_requests = self._requests.warm(
+            given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
+        )
         for outgoing in outgoing_requests:
             with self._lifetime.call():
                 call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
@@ -96,11 +99,16 @@ class AsyncClient:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
         timeout_s: float | None = None,
     ) -> Forgotten:
-        """Drops the KV of `documents`, text and splitting as they were given, on every tier and node. Idempotent."""
+        """Drops the KV of `documents`, text, splitting, salt as they were given, on every tier and node. Idempotent."""
         outgoing = self._requests.forget(
-            document_list(documents), timeout_s, splitter=splitter, split_max_tokens=split_max_tokens
+            document_list(documents),
+            timeout_s,
+            splitter=splitter,
+            split_max_tokens=split_max_tokens,
+            cache_salt=cache_salt,
         )
         with self._lifetime.call():
             return forgotten_of(

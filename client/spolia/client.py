@@ -78,21 +78,24 @@ class Client:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
         on_progress: Callable[[WarmedDocument], None] | None = None,
         timeout_s: float | None = None,
     ) -> list[WarmedDocument]:
         """Has the KV of `documents` computed and stored before anyone asks about them. Idempotent.
 
-        They are cut into chunks as prompts with the same `splitter` and `split_max_tokens` will name them; see
-        `GenerateOptions`. Calls `on_progress` in this thread as each is done, in any order; returns all in the order
-        given. `timeout_s` limits the whole.
+        They are cut into chunks as prompts with the same `splitter` and `split_max_tokens` will name them, and found by
+        prompts with an equal `cache_salt` only; see `GenerateOptions`. Calls `on_progress` in this thread as each is
+        done, in any order; returns all in the order given. `timeout_s` limits the whole.
 
         >>> client.warm([Document(text, name="handbook")], on_progress=lambda done: print(done.name))
         """
         given = document_list(documents)
         progress = WarmProgress(given)
         first_index = 0
-        outgoing_requests = self._requests.warm(given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens)
+        outgoing_requests = self._requests.warm(
+            given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
+        )
         for outgoing in outgoing_requests:
             with self._lifetime.call():
                 call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
@@ -110,11 +113,16 @@ class Client:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
         timeout_s: float | None = None,
     ) -> Forgotten:
-        """Drops the KV of `documents`, text and splitting as they were given, on every tier and node. Idempotent."""
+        """Drops the KV of `documents`, text, splitting, salt as they were given, on every tier and node. Idempotent."""
         outgoing = self._requests.forget(
-            document_list(documents), timeout_s, splitter=splitter, split_max_tokens=split_max_tokens
+            document_list(documents),
+            timeout_s,
+            splitter=splitter,
+            split_max_tokens=split_max_tokens,
+            cache_salt=cache_salt,
         )
         with self._lifetime.call():
             return forgotten_of(

@@ -132,11 +132,15 @@ class RequestBuilder:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
     ) -> list[Outgoing[gateway_pb2.WarmRequest]]:
         """Warm requests that name all `documents` in order, cut so that none is a large message."""
         request_id, splitting = _new_id(), _splitting(splitter, split_max_tokens)
+        salt = checked_text(cache_salt, "cache_salt")
         requests = [
-            gateway_pb2.WarmRequest(request_id=request_id, model=self.model, documents=batch, splitting=splitting)
+            gateway_pb2.WarmRequest(
+                request_id=request_id, model=self.model, documents=batch, splitting=splitting, cache_salt=salt
+            )
             for batch in _batches(documents)
         ]
         return [self._outgoing(request, "documents", timeout_s, request_id) for request in requests]
@@ -148,11 +152,12 @@ class RequestBuilder:
         *,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
+        cache_salt: str = "",
     ) -> list[Outgoing[gateway_pb2.ForgetRequest]]:
         """Forget requests that name all `documents`."""
-        splitting = _splitting(splitter, split_max_tokens)
+        splitting, salt = _splitting(splitter, split_max_tokens), checked_text(cache_salt, "cache_salt")
         requests = [
-            gateway_pb2.ForgetRequest(model=self.model, documents=batch, splitting=splitting)
+            gateway_pb2.ForgetRequest(model=self.model, documents=batch, splitting=splitting, cache_salt=salt)
             for batch in _batches(documents)
         ]
         return [self._outgoing(request, "documents", timeout_s) for request in requests]

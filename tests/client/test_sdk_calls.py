@@ -217,6 +217,19 @@ def test_a_splitter_arrives_as_it_was_given(
     assert [(each.splitter, each.max_tokens) for each in chosen] == [(3, 256), (0, 64), (1, 0), (0, 0)]
 
 
+@pytest.mark.parametrize("method", ["generate", "warm", "forget"])
+def test_a_salt_arrives_as_it_was_given(method: str, call: Call, gateway: FakeGateway) -> None:
+    call(method, Document("one"), cache_salt="mine")
+    call(method, Document("one"))
+    assert [request.cache_salt for request in gateway.requests] == ["mine", ""]
+
+
+def test_a_salt_goes_with_every_message_of_a_large_corpus(call: Call, gateway: FakeGateway) -> None:
+    for method in ("warm", "forget"):
+        call(method, ["x" * (DOCUMENT_BATCH_BYTES // 2)] * 2, cache_salt="mine")
+    assert [request.cache_salt for request in gateway.requests] == ["mine"] * 4
+
+
 def test_a_warmed_document_says_how_many_chunks_it_has(call: Call) -> None:
     assert [(w.num_chunks, w.num_computed_chunks) for w in call("warm", ["a", "b"])] == [(3, 0), (3, 2)]
 

@@ -210,6 +210,15 @@ def test_a_document_that_cannot_be_sent_is_refused_by_name(documents: Any, field
         assert caught.value.field == field
 
 
+@pytest.mark.parametrize("salt", [None, 5, LONE_SURROGATE])
+def test_a_salt_that_cannot_be_sent_is_refused_by_name(salt: Any, client: Client, gateway: FakeGateway) -> None:
+    for method in (client.warm, client.forget):
+        with pytest.raises(InvalidRequest) as caught:
+            method("a", cache_salt=salt)
+        assert caught.value.field == "cache_salt"
+    assert gateway.requests == []
+
+
 @pytest.mark.parametrize("address", ["", "localhost", "host:", ":7300", "host:70000", "http://host:7300", "host:0"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -15,7 +15,7 @@ import openai
 import pytest
 from e2e_world import ledgers_are_empty, prompts, wait_until
 
-from spolia import Client, TokenIds
+from spolia import Client, Document, MissReason, TokenIds
 from spolia.local_cluster import LocalCluster
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +147,22 @@ def test_requests_of_different_salts_share_nothing(http: openai.OpenAI) -> None:
         assert cached(mode, "two") == 0, "nothing of another salt is found"
         assert cached(mode, "one") > 0
         assert cached(mode, "") == 0
+
+
+def test_what_was_warmed_under_a_salt_is_reused_and_forgotten_under_that_salt_only(client: Client) -> None:
+    document = Document(" ".join(prompts(6, seed=87)))
+    (warmed,) = client.warm(document, cache_salt="one")
+    assert not warmed.already_stored
+    assert client.forget(document, cache_salt="two").num_stored_dropped == 0
+    assert client.warm(document, cache_salt="one")[0].already_stored
+
+    def misses(salt: str) -> int:
+        answer = client.generate([document, "Who?"], mode="linked", max_tokens=2, cache_salt=salt)
+        return sum(miss.reason is MissReason.NOT_FOUND for miss in answer.reuse.misses)
+
+    assert (misses("one"), misses("two"), misses("")) == (0, 1, 1)
+    assert client.forget(document, cache_salt="one").num_stored_dropped == 1
+    assert (misses("one"), misses("two")) == (1, 0)
 
 
 async def test_a_hundred_streams_at_once_are_all_answered(cluster: LocalCluster) -> None:
