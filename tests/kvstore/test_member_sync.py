@@ -27,6 +27,13 @@ def a_record(node_id: str, *, draining: bool = False) -> NodeRecord:
     return NodeRecord(node_id=node_id, role=NODE_ROLE_DECODE, address="localhost:1", draining=draining)
 
 
+class Plaintext:
+    """The context of a call without certificates."""
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+
 class Site:
     """A directory with its own way to the shared backend."""
 
@@ -46,7 +53,7 @@ class Node:
     def __init__(self, site: Site, node_id: str) -> None:
         self.node_id = node_id
         self._requests: asyncio.Queue[RegisterRequest] = asyncio.Queue()
-        self._responses = site.server.Register(self._sent(), None)
+        self._responses = site.server.Register(self._sent(), Plaintext())
 
     async def beat(self, *, draining: bool = False) -> None:
         await self._requests.put(RegisterRequest(record=a_record(self.node_id, draining=draining)))
