@@ -159,9 +159,9 @@ async def test_a_port_that_is_taken_stops_the_start(model: Path) -> None:
 
 async def test_tokens_are_not_held_back_for_acknowledgements(met: HttpWorld) -> None:
     await met.http.get("/version")
-    server = met.world.node._http._uvicorn.server_state  # type: ignore[union-attr]
+    server = met.world.node._http._uvicorn.server_state  # type: ignore[union-attr]  # HTTP is on
     [connection] = server.connections
-    taken = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+    taken = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]  # it is open
     assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

@@ -116,4 +116,4 @@ async def test_a_connection_serves_one_request_after_another(model: Path) -> Non
     async with http_world(model, [FakeDecode("d0", says)]) as met:
         for _ in range(3):
             assert (await met.http.post("/v1/completions", json={"prompt": "x"})).status_code == 200
-        assert len(met.world.node._http._uvicorn.server_state.connections) == 1  # type: ignore[union-attr]
+        assert len(met.world.node._http._uvicorn.server_state.connections) == 1  # type: ignore[union-attr]  # HTTP is on

@@ -3,7 +3,7 @@
 CPU, float32, oneDNN present: packed by `onednn.py`. A decode step has few rows, so a product is as fast as the weights
 are read, and torch's own layout, [num_out, num_in], is read badly by some processors. 512 → 4096, weights from memory,
 2 threads, ms plain, transposed, and packed, AMD EPYC: 1 row 0.71, 0.41, 0.40; 4 rows 1.5, 1.6, 0.53; 32 rows 1.8, 1.6,
-1.2; 1,024 rows 16.6 plain, 12.8 packed. Intel Xeon: 1 row 0.35, 0.31, 0.42; 4 rows 0.60, 0.45, 0.46; 32 rows 1.2, 0.99,
+1.2; 1,024 rows 16.6 plain, 12.8 packed. Intel Xeon: 1 row 0.35, 0.31, 0.47; 4 rows 0.60, 0.45, 0.48; 32 rows 1.2, 0.99,
 0.91. CPU otherwise: plain, few rows in the order that was measured to be faster (`few_rows.py`). CUDA and all else:
 plain.
 """

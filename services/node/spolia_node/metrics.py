@@ -24,7 +24,7 @@ from spolia_node.metrics_endpoint import MetricsEndpoint
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """For calls and pieces of work. What a user waits for has buckets of its own, where it is measured."""
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream
 # A second series for every count, which says when it began: a third more to scrape, and Prometheus ignores it.
 
 M = TypeVar("M", bound=MetricWrapperBase)
