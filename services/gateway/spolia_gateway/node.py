@@ -81,7 +81,7 @@ class GatewayNode:
         await self.server.start()
         if self._http is not None:
             await self._http.start()
-            self.server.on_drain.append(self._drain_http)
+            self.server.on_stop.append(self._drain_http)
             self.server.announced["http"] = self.http_address
         if self._keys is not None:
             self._keys.start()
@@ -108,10 +108,10 @@ class GatewayNode:
         front = FrontDoor(config, self.gateway, self.identities, self.server, template, texts, calls)
         return HttpServer(make_app(front), calls, config.host, config.http_port, self.server.front_certificates)
 
-    async def _drain_http(self) -> None:
+    async def _drain_http(self, deadline: Deadline) -> None:
         assert self._http is not None
-        # As a hook of the drain it must end within the drain's time, with what it has to cut.
-        await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
+        # It must end within the drain's time, with what it has to cut.
+        await self._http.drain(Deadline.after(max(0.0, deadline.remaining() - UNWIND_S)))
 
     def _watch_keys(self) -> KeyWatch | None:
         if not self.config.keys:
@@ -153,7 +153,7 @@ class GatewayNode:
             role=NODE_ROLE_GATEWAY,
             address=self.server.address,
             load=load,
-            draining=not self.server.accepting,
+            draining=self.server.leaving,
             version=__version__,
             metrics_address=self.server.metrics_address,
         )

@@ -71,7 +71,16 @@ class NodeConfig:
     )
     log_json: bool = setting(False, "Write log lines as JSON, for collectors.")
     drain_timeout_s: float = setting(
-        10.0, "Seconds that calls under way get to finish when the node is asked to end.", check=between(0.0, 3600.0)
+        10.0,
+        "Seconds that a node has to end when it is asked to: calls under way get them to finish. Give it as long as "
+        "your longest answer takes, and the platform 5 s more.",
+        check=between(0.0, 3600.0),
+    )
+    drain_delay_s: float = setting(
+        0.5,
+        "Seconds of those in which new calls are still taken, until the others have heard that it ends; more where "
+        "they learn it by probes, of a balancer or of Kubernetes.",
+        check=between(0.0, 3600.0),
     )
     max_message_bytes: int = setting(
         16 << 20, "Largest gRPC message, in bytes, sent or accepted.", check=between(MIN_MESSAGE_BYTES, 2**31 - 1)

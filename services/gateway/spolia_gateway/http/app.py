@@ -38,6 +38,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
         front.node.tracing,
         max_body_bytes=front.config.http_max_body_bytes,
         body_timeout_s=front.config.rpc_timeout_s,
+        leaving=lambda: front.node.leaving,
     )
 
 

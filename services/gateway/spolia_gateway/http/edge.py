@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -38,9 +39,18 @@ class Edge:
     """Gives each request its id, which the answer names, and bounds what it may send and for how long."""
 
     def __init__(
-        self, app: ASGIApp, metrics: HttpMetrics, tracing: Tracing, *, max_body_bytes: int, body_timeout_s: float
+        self,
+        app: ASGIApp,
+        metrics: HttpMetrics,
+        tracing: Tracing,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        leaving: Callable[[], bool],
     ) -> None:
+        """`leaving` says that the node drains: then each answer ends its connection, and the next goes elsewhere."""
         self._app = app
+        self._leaving = leaving
         self._metrics = metrics
         self._tracing = tracing
         self._max_body_bytes = max_body_bytes
@@ -50,7 +60,7 @@ class Edge:
         """One request."""
         if scope["type"] != "http":
             return
-        started, sent = time.monotonic(), _Sent(send)
+        started, sent = time.monotonic(), _Sent(send, self._leaving)
         try:
             sent.request_id = scope.setdefault("state", {})["request_id"] = request_id_of(_header(scope, REQUEST_ID))
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
@@ -117,10 +127,11 @@ class _Body:
 
 
 class _Sent:
-    """The response on its way out: its id is added, its status remembered."""
+    """The response on its way out: its id is added, its status remembered, and whether the connection ends with it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, leaving: Callable[[], bool]) -> None:
         self._send = send
+        self._leaving = leaving
         self.request_id = ""
         self.status = 0
 
@@ -130,6 +141,8 @@ class _Sent:
             self.status = message["status"]
             headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
             headers.append((REQUEST_ID, self.request_id.encode()))
+            if self._leaving() and not any(key == b"connection" for key, _ in headers):
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)
 
