@@ -227,7 +227,9 @@ class LocalCluster:
         """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
         wanted = {process.node.address: process.name for process in processes}
         ca_file = None if self._tls_dir is None else self._tls_dir / AUTHORITY_FILE
-        with Client(self.address, timeout_s=_LOOK_TIMEOUT_S, api_key=self._api_key, ca_file=ca_file) as client:
+        with Client(
+            self.address, timeout_s=_LOOK_TIMEOUT_S, retry_s=0, api_key=self._api_key, ca_file=ca_file
+        ) as client:
             while missing := wanted.keys() - _known_addresses(client):
                 _check_running(processes)
                 if time.monotonic() >= deadline_s:
