@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from spolia.errors import DETAIL_KEY, detail_of, status_of
 from spolia_core.errors import InternalError, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_node.logs import get_log
+from spolia_node.stall_watch import StallWatch
 from spolia_node.tracing import NO_SPAN, Metadata, Span
 
 REQUEST_ID_KEY = "x-request-id"
@@ -216,13 +217,14 @@ async def _call(behaviour: Callable[..., Any], read: Callable[[Any], Any], recei
 
 async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
     # gRPC would leave a generator that it stopped reading to the garbage collector, and with it what its cleanup frees.
-    async with aclosing(responses) as open_responses:  # type: ignore[type-var]  # always a generator
-        async for response in open_responses:
-            try:
-                async with asyncio.timeout(STALLED_READER_S):
-                    await context.write(response)
-            except Exception as error:  # time is up, or gRPC's own, of no public class: the call ended under the write
-                raise _CallerGone from error
+    with closing(StallWatch(STALLED_READER_S)) as watch:
+        async with aclosing(responses) as open_responses:  # type: ignore[type-var]  # always a generator
+            async for response in open_responses:
+                try:
+                    with watch:
+                        await context.write(response)
+                except Exception as error:  # time is up, or gRPC's own, of no public class: the call ended in the write
+                    raise _CallerGone from error
 
 
 class _CallerGone(Exception):
