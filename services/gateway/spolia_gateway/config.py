@@ -41,6 +41,12 @@ class GatewayConfig(NodeConfig):
     http_max_body_bytes: int = setting(
         32 << 20, "Largest body of an HTTP request, in bytes; raise it with max_prompt_bytes.", check=at_least(1)
     )
+    max_connections: int = setting(
+        4096,
+        "Most connections of clients at once, to each of HTTP and gRPC; further ones are refused, over HTTP where all "
+        "others are being answered. Each takes a file descriptor.",
+        check=at_least(1),
+    )
     model: Path | None = setting(
         None, "Hugging Face-format directory of the model served; its tokenizer files are read, its weights are not."
     )

@@ -22,7 +22,7 @@ from spolia_node.edges import FRONT_DOORS
 from spolia_node.guard import Guard
 from spolia_node.handshakes import Handshakes
 from spolia_node.health import HEALTH_SERVICE, Health
-from spolia_node.interceptor import ErrorInterceptor
+from spolia_node.interceptor import Admit, ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 from spolia_node.tls import server_credentials
@@ -32,6 +32,9 @@ _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
 
 _FAREWELL_S = 1.0
+
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""How long a caller may take to connect, TLS and HTTP/2 together."""
 
 log = get_log(__name__)
 
@@ -52,9 +55,10 @@ class NodeServer:
     With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
     users. Raises `InvalidRequest` for certificates that cannot be used.
 
-    A service adds what it serves with `add`, sets `front_certificates` when users are shown others than nodes, sets
-    `registration` when it joins a directory, appends to `on_drain` what must end before the server does, while calls go
-    on, and to `on_stop` what ends beside it, by the deadline it is given. Hooks of a kind run concurrently.
+    A service adds what it serves with `add`, sets `admit` where a call shows who makes it, `front_certificates` where
+    users are shown others than nodes, and `registration` when it joins a directory; it appends to `on_drain` what must
+    end before the server does, while calls go on, and to `on_stop` what ends beside it, by the deadline it is given.
+    Hooks of a kind run concurrently.
     """
 
     def __init__(self, config: NodeConfig, role: str) -> None:
@@ -65,10 +69,13 @@ class NodeServer:
         self.metrics = Metrics()
         self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
         self.front_certificates: Certificates | None = self.certificates
+        self.admit: Admit | None = None
         self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
             role, config.node_id, __version__
         ).set(1)
         self.tracing = Tracing(config, role)
+        self.options: list[tuple[str, int]] = []
+        """Of gRPC, beside those that every node has."""
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[Deadline], Awaitable[None]]] = []
@@ -123,6 +130,7 @@ class NodeServer:
 
     async def start(self) -> int:
         """Binds and serves; the port. Raises `InvalidRequest`, naming the setting, for a port that cannot be bound."""
+        self._interceptor.admit = self.admit
         server = grpc.aio.server(interceptors=(self._interceptor,), options=self._options())
         for register in self._registrars.values():
             register(server)
@@ -187,6 +195,8 @@ class NodeServer:
             # Peers probe often; without this they are dropped as a nuisance.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            *self.options,
         ]
 
     def _bind(self, server: grpc.aio.Server) -> int:
