@@ -77,8 +77,8 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
         """Shows the nodes."""
-        caller = self._caller("GetCluster", context)
-        return self._gateway.get_cluster(caller.tenant_id)
+        self._caller("GetCluster", context)
+        return self._gateway.get_cluster()
 
     def _caller(self, call: str, context: Any) -> Caller:
         return self._identified(call, context.invocation_metadata() or ())
