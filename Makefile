@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test bench gpu protos lint clean
+.PHONY: demo test deploy-check bench gpu protos lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -27,12 +27,21 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# checkov wants older releases of what we use, so it has a place of its own.
+$(VENV)/deploy.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/deploy
+	$(VENV)/deploy/bin/python -m pip --disable-pip-version-check install --quiet ".[deploy]"
+	touch $@
+
 demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
 	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
 # A file's tests run in one process: they share what its fixtures start.
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+deploy-check: $(VENV)/dev.stamp $(VENV)/deploy.stamp  ## What `test` checks of images, compose and manifests, and checkov on them.
+	CHECKOV=$(VENV)/deploy/bin/checkov $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)

@@ -38,7 +38,7 @@ class KVStoreConfig(NodeConfig):
     redis_url: str = setting(
         "",
         "Redis by which several stores share index, claims and membership: a redis://, rediss:// or unix:// URL, or "
-        "for Redis Cluster redis+cluster://; empty: this store is alone.",
+        "for Redis Cluster redis+cluster://, for Sentinels redis+sentinel://HOST,HOST/NAME; empty: this one is alone.",
         secret=True,
     )
     redis_prefix: str = setting("spolia", "First part of every key in Redis; one for each cluster of nodes.")

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 from spolia_core.errors import Unavailable
 from spolia_kvstore.redis_keys import RedisKeys
+from spolia_kvstore.redis_node import RedisNode
 from spolia_kvstore.redis_scripts import Command
 from spolia_kvstore.redis_session import RedisSession, Reply
-from spolia_kvstore.redis_target import RedisNode, RedisTarget
+from spolia_kvstore.redis_target import RedisTarget
 from spolia_node.directory_turns import MAX_BACKOFF_S, Backoff
 from spolia_node.logs import get_log
 
@@ -73,16 +74,19 @@ class RedisLink:
     async def _run(self) -> None:
         backoff = Backoff()
         while True:
-            session = RedisSession(self._target, self._keys, self._timeout_s, self._nodes)
+            session: RedisSession | None = None
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    target = await self._target.located()
+                    session = RedisSession(target, self._keys, self._timeout_s, self._nodes)
                     await session.open()
                 self._say_lost(await self._serve(session, backoff))
             except Exception as error:
                 self._say_lost(error)
             finally:
                 self._session = None
-                await session.close()
+                if session is not None:
+                    await session.close()
             await asyncio.sleep(backoff.next_s())
 
     async def _serve(self, session: RedisSession, backoff: Backoff) -> Exception:
@@ -91,7 +95,7 @@ class RedisLink:
         self._nodes = session.nodes()
         self._session = session
         self._last_said = ""
-        log.info("redis reached", address=self._target.address)
+        log.info("redis reached", address=session.address)
         reader = asyncio.create_task(self._read_news(session), name="redis-news")
         try:
             self._on_up()

@@ -16,8 +16,9 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from spolia_core.errors import Unavailable
 from spolia_kvstore.redis_keys import RedisKeys
+from spolia_kvstore.redis_node import RedisNode
 from spolia_kvstore.redis_scripts import PROBE, Argument, Command, call
-from spolia_kvstore.redis_target import Client, RedisNode, RedisTarget
+from spolia_kvstore.redis_target import Client, RedisTarget
 
 Reply = Any
 """What Redis said; the asker knows its shape."""
@@ -57,6 +58,11 @@ class RedisSession:
         self._client = target.client(nodes)
         self._news: Connection | None = None
         self._turns = asyncio.Semaphore(MAX_CALLS)
+
+    @property
+    def address(self) -> str:
+        """Where it is, without the password."""
+        return self._target.address
 
     async def open(self) -> None:
         """Connects, listens for news, and tries whether Redis lets us do what we do."""
