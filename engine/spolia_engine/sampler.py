@@ -15,10 +15,10 @@ FEW_CANDIDATES = 1024
 def sample(logits: Tensor, params: SamplingParams, token_index: int, sample_index: int = 0) -> int:
     """The next token from `logits` [vocab_size], float32.
 
-    Greedy takes the first of the largest. Otherwise temperature, then top-k, then top-p (the smallest set, most likely
-    first, whose probability reaches `top_p`), then the inverse of the distribution function at
-    `uniform(seed, sample_index, token_index)`: the order transformers and vLLM use. Raises `InternalError` for logits
-    that are NaN.
+    Greedy takes the first of the largest; of equal logits the smaller id counts as the likelier. Otherwise temperature,
+    then top-k, then top-p (the smallest set, most likely first, whose probability reaches `top_p`), then the inverse of
+    the distribution function at `uniform(seed, sample_index, token_index)`: the order transformers and vLLM use. Raises
+    `InternalError` for logits that are NaN.
     """
     if bool(logits.isnan().any()):
         raise InternalError("the model's logits are not numbers: its weights or its KV are broken")
@@ -40,7 +40,7 @@ def _draw(logits: Tensor, num_looked_at: int, num_candidates: int, params: Sampl
 
     None where that lies behind the `num_looked_at` likeliest.
     """
-    values, ids = torch.topk(logits, num_looked_at)
+    values, ids = _likeliest(logits, num_looked_at)
     # From the largest down: no temperature makes it infinite.
     weights = torch.exp((values.double() - values[0].double()) / params.temperature)
     total = weights.sum()
@@ -58,3 +58,13 @@ def _draw(logits: Tensor, num_looked_at: int, num_candidates: int, params: Sampl
     if index >= kept and not is_whole and kept == num_looked_at:
         return None
     return int(ids[min(index, kept - 1)])
+
+
+def _likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest and their ids, equal ones by id: in 16 bits many are, and every device must order them alike."""
+    values, ids = torch.topk(logits, min(count + 1, len(logits)))
+    if bool((values[1:] == values[:-1]).any()):
+        among = (logits >= values[min(count, len(values)) - 1]).nonzero()[:, 0]
+        values, order = torch.sort(logits[among], descending=True, stable=True)
+        ids = among[order]
+    return values[:count], ids[:count]

@@ -21,12 +21,16 @@ from spolia_kernels.paged.append_triton import append_paged_kernel
 from spolia_kernels.paged.attend_own_triton import attend_own_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
+from spolia_kernels.sample.counter_triton import uniform_kernel
+from spolia_kernels.sample.sample_triton import sample_kernel
 
 INTS = "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts"
 POINTERS = {name: "*i32" for name in INTS.split()}
 POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse".split()}
 POINTERS |= {name: "i32" for name in "num_slots stride_row max_pages width".split()}
-POINTERS |= {"sm_scale": "fp32", "eps": "fp32"}
+POINTERS |= {"sm_scale": "fp32", "eps": "fp32", "vocab": "i32", "count": "i32", "top_ks": "*i32"}
+POINTERS |= {name: "*fp64" for name in "temperatures top_ps numbers".split()}
+POINTERS |= {name: "*i64" for name in "seeds sample_indices token_indices token_ids".split()}
 
 def compiles(kernel, tensors="*bf16", options={}, descriptors={}, **constants):
     signature = {name: POINTERS.get(name, tensors) for name in kernel.arg_names} | descriptors
@@ -49,6 +53,10 @@ compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16
 compiles(append_paged_kernel, HALF=64)
 compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)
 compiles(silu_mul_kernel, BLOCK=1024)
+for logits in ("*fp32", "*bf16"):
+    kind = {"logits": logits, "logprobs": "*fp32"}
+    compiles(sample_kernel, descriptors=kind, options={"num_warps": 16}, BLOCK=8192)
+compiles(uniform_kernel, descriptors={"out": "*fp64"}, options={"num_warps": 1}, BLOCK=32)
 """
 
 
