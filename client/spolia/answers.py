@@ -250,6 +250,7 @@ def _request_of(request: gateway_pb2.RequestInFlight) -> RequestInFlight:
         num_prompt_tokens=request.num_prompt_tokens,
         num_generated_tokens=request.num_generated_tokens,
         decode_node=request.decode_node,
+        tenant_id=request.tenant_id,
     )
 
 

@@ -89,6 +89,17 @@ def checked_timeout(value: object) -> float:
     return seconds
 
 
+def checked_retry(value: object) -> float:
+    """`value`, seconds for which a call is made again; 0 is none."""
+    seconds = checked_float(value, "retry_s")
+    if not 0 <= seconds <= MAX_TIMEOUT_S:
+        limit = f"≥ 0 and ≤ {MAX_TIMEOUT_S:.0f} seconds"
+        raise InvalidRequest(
+            f"retry_s must be {limit}, got {seconds}", field="retry_s", limit=limit, actual=str(seconds)
+        )
+    return seconds
+
+
 def checked_request_id(value: object) -> str:
     """`value`, a request's name; may be empty."""
     limit = f"≤ {MAX_REQUEST_ID_BYTES} bytes of printable ASCII"

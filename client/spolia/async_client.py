@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import grpc
 
@@ -16,13 +16,16 @@ from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended,
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
-from spolia.requests import RequestBuilder, document_list
+from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
+from spolia.retries import AsyncPatientStream, AsyncServerStream
 from spolia.stream import AsyncStream
 from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
 
 if TYPE_CHECKING:
     from spolia.v1.gateway_pb2_grpc import GatewayServiceAsyncStub
+
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -40,6 +43,7 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         *,
         timeout_s: float = 60.0,
+        retry_s: float = DEFAULT_RETRY_S,
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         api_key: str | None = None,
@@ -48,7 +52,7 @@ class AsyncClient:
     ) -> None:
         self._lifetime = Lifetime()
         self._door = open_door(address, api_key, ca_file, allow_plaintext)
-        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, self._door.api_key)
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, self._door.api_key, retry_s)
 
     async def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
         """Answers a prompt and waits for the whole answer. `GenerateOptions` lists the keyword arguments."""
@@ -61,8 +65,7 @@ class AsyncClient:
         check_options(options, "AsyncClient.stream")
         sent_s = time.monotonic()
         outgoing = self._requests.generate(parts, **options)
-        with self._lifetime.call():
-            call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+        call = self._streamed(self._stub.Generate, outgoing)
         return AsyncStream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
 
     async def warm(
@@ -83,8 +86,7 @@ class AsyncClient:
             given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
         )
         for outgoing in outgoing_requests:
-            with self._lifetime.call():
-                call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            call = self._streamed(self._stub.Warm, outgoing)
             with self._lifetime.errors(), ended(call):
                 async for response in call:
                     warmed = progress.add(response, first_index)
@@ -110,28 +112,19 @@ class AsyncClient:
             split_max_tokens=split_max_tokens,
             cache_salt=cache_salt,
         )
-        with self._lifetime.call():
-            return forgotten_of(
-                [await self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
-            )
+        return forgotten_of([await self._answered(self._stub.Forget, each) for each in outgoing])
 
     async def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
-        o = self._requests.tokenize(text, timeout_s)
-        with self._lifetime.call():
-            return list((await self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata)).token_ids)
+        return list((await self._answered(self._stub.Tokenize, self._requests.tokenize(text, timeout_s))).token_ids)
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""
-        o = self._requests.models(timeout_s)
-        with self._lifetime.call():
-            return models_of(await self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
+        return models_of(await self._answered(self._stub.ListModels, self._requests.models(timeout_s)))
 
     async def cluster(self, *, timeout_s: float | None = None) -> Cluster:
         """The nodes, how busy they are and what they hold."""
-        o = self._requests.cluster(timeout_s)
-        with self._lifetime.call():
-            return cluster_of(await self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
+        return cluster_of(await self._answered(self._stub.GetCluster, self._requests.cluster(timeout_s)))
 
     async def close(self) -> None:
         """Ends every call under way, with `Cancelled`, and the connection. May be called twice.
@@ -140,6 +133,21 @@ class AsyncClient:
         """
         self._lifetime.close()
         await self._channel.close(grace=None)
+
+    def _streamed(
+        self, method: Callable[..., AsyncServerStream[T]], outgoing: Outgoing[RequestT]
+    ) -> AsyncPatientStream[T]:
+        def begin() -> AsyncServerStream[T]:
+            with self._lifetime.call():
+                return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+
+        return AsyncPatientStream(begin, outgoing.patience(self._lifetime))
+
+    async def _answered(self, method: Callable[..., Awaitable[T]], outgoing: Outgoing[RequestT]) -> T:
+        with self._lifetime.call():
+            return await outgoing.patience(self._lifetime).acall(
+                lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            )
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -6,26 +6,31 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
 from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended, open_door
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import Documents, Parts
-from spolia.requests import RequestBuilder, document_list
+from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
+from spolia.retries import PatientStream, ServerStream
 from spolia.stream import Stream
 from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
+
+T = TypeVar("T")
 
 
 class Client:
     """Talks to a gateway. Any number of threads may share one; close it, or use it in a `with` block.
 
-    `timeout_s`, at most ten years, limits every call that names no limit of its own; `model` may stay empty where the
-    cluster serves one. `max_message_bytes` is the longest request the gateway takes. Calls raise the classes of
-    `spolia.errors` only: `InvalidRequest` names the field to fix, `Busy` and `Unavailable` may be tried again,
-    `DeadlineExceeded` when time ran out. Nothing is sent before the first call.
+    `timeout_s`, at most ten years, limits every call that names no limit of its own. For `retry_s` of that, a call of
+    which nothing has come yet is made again while the gateway cannot be reached, or no node is there for it: so they
+    may be replaced under way. 0 asks once. `model` may stay empty where the cluster serves one. `max_message_bytes` is
+    the longest request the gateway takes. Calls raise the classes of `spolia.errors` only: `InvalidRequest` names the
+    field to fix, `Busy` and `Unavailable` may be tried again, `DeadlineExceeded` when time ran out. Nothing is sent
+    before the first call.
 
     `api_key` says who asks (default: SPOLIA_API_KEY). A gateway on another machine is reached under TLS; `ca_file`
     (default: SPOLIA_CA_FILE) holds the certificate of its authority where that is one's own, and makes TLS of a local
@@ -42,6 +47,7 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         *,
         timeout_s: float = 60.0,
+        retry_s: float = DEFAULT_RETRY_S,
         model: str = "",
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         api_key: str | None = None,
@@ -50,7 +56,7 @@ class Client:
     ) -> None:
         self._lifetime = Lifetime()
         door = open_door(address, api_key, ca_file, allow_plaintext)
-        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, door.api_key)
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, door.api_key, retry_s)
         self._channel = door.channel()
         self._stub = GatewayServiceStub(self._channel)
 
@@ -68,9 +74,9 @@ class Client:
         check_options(options, "Client.stream")
         sent_s = time.monotonic()
         outgoing = self._requests.generate(parts, **options)
-        with self._lifetime.call():
-            call = self._stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-        return Stream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
+        return Stream(
+            self._streamed(self._stub.Generate, outgoing), Answer(outgoing.request_id, sent_s), self._lifetime
+        )
 
     def warm(
         self,
@@ -97,8 +103,7 @@ class Client:
             given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
         )
         for outgoing in outgoing_requests:
-            with self._lifetime.call():
-                call = self._stub.Warm(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            call = self._streamed(self._stub.Warm, outgoing)
             with self._lifetime.errors(), ended(call):
                 for response in call:
                     warmed = progress.add(response, first_index)
@@ -124,28 +129,19 @@ class Client:
             split_max_tokens=split_max_tokens,
             cache_salt=cache_salt,
         )
-        with self._lifetime.call():
-            return forgotten_of(
-                [self._stub.Forget(o.request, timeout=o.timeout_s, metadata=o.metadata) for o in outgoing]
-            )
+        return forgotten_of([self._answered(self._stub.Forget, each) for each in outgoing])
 
     def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
-        o = self._requests.tokenize(text, timeout_s)
-        with self._lifetime.call():
-            return list(self._stub.Tokenize(o.request, timeout=o.timeout_s, metadata=o.metadata).token_ids)
+        return list(self._answered(self._stub.Tokenize, self._requests.tokenize(text, timeout_s)).token_ids)
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""
-        o = self._requests.models(timeout_s)
-        with self._lifetime.call():
-            return models_of(self._stub.ListModels(o.request, timeout=o.timeout_s, metadata=o.metadata))
+        return models_of(self._answered(self._stub.ListModels, self._requests.models(timeout_s)))
 
     def cluster(self, *, timeout_s: float | None = None) -> Cluster:
         """The nodes, how busy they are and what they hold."""
-        o = self._requests.cluster(timeout_s)
-        with self._lifetime.call():
-            return cluster_of(self._stub.GetCluster(o.request, timeout=o.timeout_s, metadata=o.metadata))
+        return cluster_of(self._answered(self._stub.GetCluster, self._requests.cluster(timeout_s)))
 
     def close(self) -> None:
         """Ends every call under way, with `Cancelled`, and the connection. May be called twice.
@@ -154,6 +150,19 @@ class Client:
         """
         self._lifetime.close()
         self._channel.close()
+
+    def _streamed(self, method: Callable[..., ServerStream[T]], outgoing: Outgoing[RequestT]) -> PatientStream[T]:
+        def begin() -> ServerStream[T]:
+            with self._lifetime.call():
+                return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+
+        return PatientStream(begin, outgoing.patience(self._lifetime))
+
+    def _answered(self, method: Callable[..., T], outgoing: Outgoing[RequestT]) -> T:
+        with self._lifetime.call():
+            return outgoing.patience(self._lifetime).call(
+                lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+            )
 
     def __enter__(self) -> Client:
         return self

@@ -21,6 +21,11 @@ class Lifetime:
     def __init__(self) -> None:
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """From here on no call begins, and those under way end as `Cancelled`."""
         self._closed = True
@@ -55,6 +60,11 @@ class Lifetime:
             if closed is None:
                 raise
             raise closed from None
+
+    def check_still_open(self) -> None:
+        """Within a call: raises `Cancelled` once the client was closed."""
+        if self._closed:
+            raise _closed_under_it()
 
     def error_of(self, error: grpc.RpcError) -> SpoliaError:
         """The error that a failed call of this client stands for."""

@@ -22,6 +22,7 @@ ROLES = ("kvstore", "prefill", "decode", "gateway")
 
 ENGINE_ROLES = frozenset({"prefill", "decode"})
 KEY_ROLES = frozenset({"gateway", "kvstore"})
+DRAIN_DELAY_ENV = "SPOLIA_DRAIN_DELAY_S"
 _LOOK_S = 0.1
 _LOOK_TIMEOUT_S = 2.0
 
@@ -76,7 +77,7 @@ class LocalCluster:
         self._settings = _checked_settings(settings)
         self._log_dir = log_dir
         self._verbose = verbose
-        self._env = dict(env or {})
+        self._env = _whole_cluster_env() | dict(env or {})
         self._profile_dir = profile_dir
         self._tls_dir = tls_dir
         self._keys = keys
@@ -226,7 +227,9 @@ class LocalCluster:
         """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
         wanted = {process.node.address: process.name for process in processes}
         ca_file = None if self._tls_dir is None else self._tls_dir / AUTHORITY_FILE
-        with Client(self.address, timeout_s=_LOOK_TIMEOUT_S, api_key=self._api_key, ca_file=ca_file) as client:
+        with Client(
+            self.address, timeout_s=_LOOK_TIMEOUT_S, retry_s=0, api_key=self._api_key, ca_file=ca_file
+        ) as client:
             while missing := wanted.keys() - _known_addresses(client):
                 _check_running(processes)
                 if time.monotonic() >= deadline_s:
@@ -322,6 +325,11 @@ def _known_addresses(client: Client) -> set[str]:
         return {node.address for node in client.cluster().nodes}
     except (Busy, DeadlineExceeded, Unavailable):
         return set()
+
+
+def _whole_cluster_env() -> dict[str, str]:
+    """Nodes of a cluster that ends as a whole have nobody to give time to hear of it."""
+    return {} if DRAIN_DELAY_ENV in os.environ else {DRAIN_DELAY_ENV: "0"}
 
 
 def _engine_env(engine_threads: int | None, num_engines: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ from spolia.argument_checks import (
     checked_int,
     checked_items,
     checked_request_id,
+    checked_retry,
     checked_text,
     checked_timeout,
     checked_uint32,
@@ -29,8 +30,10 @@ from spolia.argument_checks import (
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES
 from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
+from spolia.lifetime import Lifetime
 from spolia.options import Mode, SplitterName
 from spolia.parts import Document, Documents, Parts, TokenIds
+from spolia.retries import Patience
 from spolia.trace_context import trace_metadata
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.constraint import Constraint
@@ -44,6 +47,9 @@ MAX_BATCH_DOCUMENTS = 256
 """Documents travel in requests of about these sizes, so that a large corpus is no large request, and has no more chunks
 than one may have however it is cut."""
 
+DEFAULT_RETRY_S = 15.0
+"""By default a gateway takes up to 10 s to end what it has under way; the next one starts in a few more."""
+
 RequestT = TypeVar("RequestT", bound=Message)
 
 
@@ -55,6 +61,11 @@ class Outgoing(Generic[RequestT]):
     deadline_s: float
     request_id: str
     api_key: str = field(default="", repr=False)
+    retry_s: float = 0.0
+
+    def patience(self, lifetime: Lifetime) -> Patience:
+        """For how long it is tried, from now on."""
+        return Patience(min(time.monotonic() + self.retry_s, self.deadline_s), lifetime)
 
     @property
     def timeout_s(self) -> float:
@@ -76,9 +87,11 @@ class RequestBuilder:
     model: str = ""
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     api_key: str = field(default="", repr=False)
+    retry_s: float = DEFAULT_RETRY_S
 
     def __post_init__(self) -> None:
         checked_timeout(self.timeout_s)
+        checked_retry(self.retry_s)
         checked_text(self.model, "model")
         checked_int(self.max_message_bytes, "max_message_bytes")
 
@@ -187,7 +200,7 @@ class RequestBuilder:
                 actual=f"{size} bytes",
             )
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else checked_timeout(timeout_s))
-        return Outgoing(request, deadline_s, request_id or _new_id(), self.api_key)
+        return Outgoing(request, deadline_s, request_id or _new_id(), self.api_key, self.retry_s)
 
 
 def document_list(documents: Documents) -> list[Document]:

@@ -262,7 +262,8 @@ class RequestInFlight:
     """A generation under way at the gateway that answers.
 
     `phase` is "tokenizing", "routing" (a decode node is being chosen, or waited for), "preparing" (it has it, and no
-    token came yet) or "decoding". `num_prompt_tokens` is 0 and `decode_node` empty while they are not known.
+    token came yet) or "decoding". `num_prompt_tokens` is 0 and `decode_node` empty while they are not known;
+    `tenant_id` is empty from older releases.
     """
 
     request_id: str
@@ -272,13 +273,14 @@ class RequestInFlight:
     num_prompt_tokens: int
     num_generated_tokens: int
     decode_node: str
+    tenant_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The cluster as the gateway `gateway_node_id` sees it. Without `directory_reachable`, `nodes` is the last list it
-    knew. `requests` are the caller's tenant's at this gateway, oldest first. `clock_s` is the gateway's clock, seconds
-    since 1970; 0 from older releases.
+    knew. `requests` are those under way at this gateway, of every tenant, oldest first. `clock_s` is the gateway's
+    clock, seconds since 1970; 0 from older releases.
     """
 
     nodes: tuple[Node, ...]

@@ -76,7 +76,7 @@ class StoreAdmin:
     @classmethod
     def of_cluster(cls, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 60.0) -> StoreAdmin:
         """For every store that the gateway at `address` knows now. Raises `Unavailable` when it knows none."""
-        with Client(address, timeout_s=timeout_s) as client:
+        with Client(address, timeout_s=timeout_s, retry_s=0) as client:
             nodes = client.cluster().nodes
         stores = [node.address for node in nodes if node.role == "kvstore"]
         if not stores:

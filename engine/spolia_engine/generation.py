@@ -28,6 +28,17 @@ class Delta:
     sample_index: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
 
+    def then(self, after: Delta) -> Delta:
+        """This one and the one right after it, as one."""
+        return Delta(
+            self.token_index,
+            self.token_ids + after.token_ids,
+            self.text + after.text,
+            self.text_offset,
+            self.sample_index,
+            self.logprobs + after.logprobs,
+        )
+
 
 class Generation:
     """Generated tokens of one sequence. Pure bookkeeping: knows no tensors."""

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
+from spolia_engine.lazy_memory import lazy_zeros
 
 MIN_CAPACITY = 64
 MAX_SLOTS = 64
 MAX_SLAB_BYTES = 1 << 30
-"""Of addresses, not of memory: pages are taken as they are written."""
+MAX_LAZY_SLAB_BYTES = 4 << 30
+"""On a CPU: of addresses, not of memory, since pages are taken as they are written. Enough for `MAX_SLOTS` of 1,024
+tokens of a model with 64 KiB a token: one batch, one attention call."""
 
 
 class Slot:
@@ -48,11 +51,12 @@ class Slab:
 
     def __init__(self, shape: KvShape, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         slot_bytes = shape.bytes_per_token * capacity
-        self.num_slots = max(1, min(MAX_SLOTS, MAX_SLAB_BYTES // slot_bytes))
+        most_bytes = MAX_LAZY_SLAB_BYTES if device.type == "cpu" else MAX_SLAB_BYTES
+        self.num_slots = max(1, min(MAX_SLOTS, most_bytes // slot_bytes))
         self.capacity = capacity
         size = (shape.num_layers, self.num_slots, shape.num_kv_heads, capacity)
-        self.key = torch.zeros((*size, shape.head_dim), dtype=dtype, device=device)
-        self.value = torch.zeros((*size, shape.v_dim), dtype=dtype, device=device)
+        self.key = lazy_zeros((*size, shape.head_dim), dtype, device)
+        self.value = lazy_zeros((*size, shape.v_dim), dtype, device)
         self.free = list(range(self.num_slots))
 
     @property

@@ -8,6 +8,13 @@ The operations work on **partials**: attention over a set of keys split into par
 parts' partial results (`Partial`, `merge`), so every part may be computed on its own, wherever its keys lie.
 """
 
+import os
+
+# Weights and keys are read once a step, so pages of 4 KiB cost a look-up for every few microseconds of reading. torch
+# asks for huge ones (madvise) where this says so when it first allocates. A decode step of 1 row behind 2,048 tokens:
+# 21.7 → 19.9 ms, of 32 rows behind 4,096: 63.9 → 61.5; 60 M parameters, 2 threads, Intel Xeon.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 from spolia_kernels.append_kv import append_kv
 from spolia_kernels.attend import KeyRange, attend
 from spolia_kernels.attend_batch import BatchLens, attend_batch

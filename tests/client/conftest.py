@@ -41,12 +41,12 @@ def call(request: pytest.FixtureRequest, gateway: FakeGateway) -> Call:
     """`call("generate", …)` on a fresh client, of either kind: what holds for one holds for its twin."""
 
     def blocking(method: str, *args: Any, **options: Any) -> Any:
-        with Client(gateway.address) as client:
+        with Client(gateway.address, retry_s=0) as client:
             return getattr(client, method)(*args, **options)
 
     def on_a_loop(method: str, *args: Any, **options: Any) -> Any:
         async def run() -> Any:
-            async with AsyncClient(gateway.address) as client:
+            async with AsyncClient(gateway.address, retry_s=0) as client:
                 return await getattr(client, method)(*args, **options)
 
         return asyncio.run(run())

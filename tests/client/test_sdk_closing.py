@@ -134,7 +134,7 @@ async def test_a_closed_asyncio_client_refuses_every_call(
 
 def test_an_error_the_gateway_sent_before_is_what_it_was(gateway: FakeGateway) -> None:
     gateway.failure = Unavailable("draining")
-    with Client(gateway.address) as client:
+    with Client(gateway.address, retry_s=0) as client:
         stream = client.stream("Hi")
         with pytest.raises(Unavailable, match="draining"):
             stream.result()

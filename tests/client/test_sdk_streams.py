@@ -93,7 +93,7 @@ def test_a_failed_stream_stays_failed(gateway: FakeGateway) -> None:
 
 
 def test_nobody_at_the_address_is_unavailable() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+    with Client("127.0.0.1:1", retry_s=0) as client, pytest.raises(Unavailable):
         client.generate("Hi")
 
 

@@ -100,7 +100,7 @@ def test_a_tenant_reaches_no_node_but_the_gateway(guarded: Guarded) -> None:
         with channel, pytest.raises(grpc.RpcError) as caught:
             list(DecodeServiceStub(channel).Generate(forged, timeout=10, metadata=metadata))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    plain = Client(guarded.cluster.address, api_key=guarded.key_of["acme"], timeout_s=5.0)
+    plain = Client(guarded.cluster.address, api_key=guarded.key_of["acme"], timeout_s=5.0, retry_s=0)
     with plain, pytest.raises(Unavailable):
         plain.models()
     with guarded.client("acme") as acme:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -54,7 +57,7 @@ def test_a_full_slab_is_followed_by_another_and_an_empty_one_goes(monkeypatch: p
 
 def test_a_slab_of_long_slots_has_few() -> None:
     slot_bytes = SHAPE.bytes_per_token * (1 << 20)
-    assert slabs().take(1 << 20).slab.num_slots == slab_module.MAX_SLAB_BYTES // slot_bytes
+    assert slabs().take(1 << 20).slab.num_slots == slab_module.MAX_LAZY_SLAB_BYTES // slot_bytes
 
 
 def test_a_slot_left_is_zero_as_far_as_it_was_used() -> None:
@@ -226,3 +229,22 @@ def slot_of(tail: Extent) -> Slot:
 
 TestTails = TailMachine.TestCase
 TestTails.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_slab_takes_pages_only_as_they_are_written() -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        pytest.skip("resident memory is read from /proc")
+
+    def resident_bytes() -> int:
+        return int(statm.read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident_bytes()
+    shape = KvShape(2, 2, 64, 64, "F32")
+    slot = Slabs(shape, torch.float32, torch.device("cpu")).take(4096)
+    held = slot.slab.key.nbytes + slot.slab.value.nbytes
+    assert held > 256 << 20
+    assert resident_bytes() - before < held // 8
+    slot.key[:] = 1.0
+    assert bool((slot.key == 1.0).all())
+    assert not slot.value.any()

@@ -146,7 +146,7 @@ async def world(
             "model_name": MODEL,
             "http_port": OFF,
         }
-        config = GatewayConfig(**(fixed | {"drain_timeout_s": 0.2} | changes))
+        config = GatewayConfig(**(fixed | {"drain_timeout_s": 0.2, "drain_delay_s": 0.0} | changes))
         node = GatewayNode(config)
         stack.push_async_callback(node.close)
         stack.push_async_callback(node.server.stop_at_once)

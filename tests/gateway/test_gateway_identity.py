@@ -157,6 +157,17 @@ async def test_only_operators_see_the_cluster(model: Path, keys: Keys) -> None:
         assert await tokenize(w, shown(keys.of["ops"]))
 
 
+async def test_an_operator_sees_whose_each_request_under_way_is(model: Path, keys: Keys) -> None:
+    async with guarded(model, keys, FakeDecode("a", hangs)) as w:
+        call = w.stub.Generate(text_request("the stones"), timeout=WAIT_S, metadata=shown(keys.of["acme"]))
+        await call.read()
+        asked = gateway_pb2.GetClusterRequest()
+        found = await w.stub.GetCluster(asked, timeout=WAIT_S, metadata=shown(keys.of["ops"]))
+        assert [request.tenant_id for request in found.requests] == ["acme"]
+        call.cancel()
+        await w.idle()
+
+
 async def test_a_key_ends_when_it_is_said_to(model: Path, keys: Keys) -> None:
     ended = keys.make("late", expires_at=datetime.now(UTC) - timedelta(seconds=1))
     fresh = keys.make("fresh", expires_at=datetime.now(UTC) + timedelta(hours=1))

@@ -127,6 +127,17 @@ async def test_text_that_is_no_unicode_is_refused(met: HttpWorld) -> None:
         assert answer.status_code == 400, answer.text
 
 
+async def test_a_node_about_to_drain_answers_and_ends_the_connection(model: Path) -> None:
+    async with http_world(model, [FakeDecode("d0")], drain_timeout_s=2.0, drain_delay_s=1.0) as met:
+        assert "connection" not in (await met.http.get("/version")).headers
+        drain = asyncio.ensure_future(met.world.node.server.drain())
+        await asyncio.sleep(0)
+        answer = await met.http.post("/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["connection"] == "close"
+        assert await drain
+
+
 async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> None:
     decode = FakeDecode("d0", hangs)
     async with http_world(model, [decode], drain_timeout_s=1.2) as met:
@@ -138,6 +149,7 @@ async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> Non
         refused = await met.http.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
+        assert refused.headers["connection"] == "close", "the next request is to go elsewhere"
         assert await drain, "the drain was clean"
         answer = await stream
         last = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import urllib.request
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.config import NodeConfig
+from spolia_node.deadline import Deadline
 from spolia_node.metrics_endpoint import MetricsEndpoint
 from spolia_node.server import NodeServer
 
@@ -39,6 +41,10 @@ class Gate:
             await self.opened.wait()
         finally:
             self.left.set()
+
+
+async def _tell(event: asyncio.Event) -> None:
+    event.set()
 
 
 class Journal:
@@ -78,11 +84,71 @@ async def test_a_drain_goes_in_order():
         assert world.server.accepting
         drain = asyncio.ensure_future(world.server.drain())
         await hooked.wait()
-        assert events == [f"touch accepting=False health={HealthCheckResponse.NOT_SERVING}", "hook"]
+        assert events == [f"touch accepting=True health={HealthCheckResponse.NOT_SERVING}", "hook"]
         gate.opened.set()
         assert await stream == [0, 1]
         assert await drain is True
         assert events[2:] == ["leave"]
+
+
+async def test_work_is_taken_until_the_others_have_heard_of_the_drain():
+    async with serving(config=NodeConfig(drain_delay_s=0.3)) as world:
+        world.server.registration = Journal(world, [])
+        assert not world.server.leaving
+        drain = asyncio.ensure_future(world.server.drain())
+        began = time.monotonic()
+        while world.server.accepting:
+            assert await world.unary_unary(timeout=30) == 1
+        assert 0.25 < time.monotonic() - began < 5
+        assert world.server.leaving
+        with pytest.raises(Unavailable, match="draining"):
+            world.server.check_accepting()
+        assert await asyncio.wait_for(drain, 30) is True
+
+
+async def test_the_delay_leaves_half_of_the_limit_to_calls_and_is_none_without_a_directory():
+    for registers, least_s in ((True, 0.2), (False, 0.0)):
+        async with serving(config=NodeConfig(drain_delay_s=60.0, drain_timeout_s=0.4)) as world:
+            if registers:
+                world.server.registration = Journal(world, [])
+            began = time.monotonic()
+            hooked = asyncio.Event()
+            world.server.on_drain.append(partial(_tell, hooked))
+            drain = asyncio.ensure_future(world.server.drain())
+            await asyncio.wait_for(hooked.wait(), 30)
+            assert least_s <= time.monotonic() - began < least_s + 0.19
+            assert await asyncio.wait_for(drain, 30) is True
+
+
+async def test_what_ends_beside_the_server_does_not_keep_it_from_sending_callers_elsewhere():
+    async with serving(config=NodeConfig(drain_timeout_s=30.0)) as world:
+        refused = asyncio.Event()
+        given: list[Deadline] = []
+
+        async def other_server(deadline: Deadline) -> None:
+            given.append(deadline)
+            await refused.wait()
+
+        world.server.on_stop.append(other_server)
+        drain = asyncio.ensure_future(world.server.drain())
+        assert type(await first_failure(world)) is Unavailable
+        assert not drain.done()
+        refused.set()
+        assert await asyncio.wait_for(drain, 30) is True
+        assert 0 < given[0].remaining() <= 30.0
+
+
+async def test_a_stop_at_once_cuts_short_what_ends_beside_the_server():
+    gate = Gate()
+    async with serving(gate, NodeConfig(drain_timeout_s=3600.0)) as world:
+        world.server.on_stop.append(lambda _: asyncio.Event().wait())
+        stream = asyncio.ensure_future(world.unary_stream(timeout=60))
+        await gate.entered.wait()
+        drain = asyncio.ensure_future(world.server.drain())
+        await first_failure(world)
+        await asyncio.wait_for(world.server.stop_at_once(), 30)
+        assert gate.left.is_set()
+        await asyncio.gather(stream, drain, return_exceptions=True)
 
 
 async def test_a_drain_lets_a_running_stream_finish_and_takes_no_new_one():
@@ -338,4 +404,27 @@ async def test_dropping_or_closing_ends_running_calls_which_is_not_a_cancel_of_t
         with pytest.raises(Unavailable):
             await asyncio.wait_for(running, 20)
         await asyncio.wait_for(gate.left.wait(), 20)
+        await pool.close()
+
+
+async def test_a_node_that_comes_back_is_called_at_once_and_one_that_is_connected_is_left_alone():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    pool, address = ChannelPool(16 << 20), f"127.0.0.1:{port}"
+
+    async def call(world: World) -> int:
+        with call_errors(address):
+            return await World(world.server, pool.get(address, "kvstore")).unary_unary(timeout=30)
+
+    async with serving() as somewhere_else:
+        with pytest.raises(Unavailable):  # nobody is there: the channel waits before it tries again
+            await call(somewhere_else)
+    async with serving(config=NodeConfig(port=port)) as world:
+        with pytest.raises(Unavailable):
+            await call(world)
+        pool.look_again(address)
+        assert await call(world) == 1
+        connected = pool.get(address, "kvstore")
+        pool.look_again(address)
+        assert pool.get(address, "kvstore") is connected
         await pool.close()

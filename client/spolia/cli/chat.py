@@ -63,7 +63,7 @@ def chat(
         "seed": seed,
         "stop": [conversation.stop],
     }
-    with Client(address, timeout_s=timeout, model=model) as client:
+    with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
         talk = _Talk(client, conversation, options, mode)
         for line in _lines(is_asked=talk.is_asked):
             if not talk.take(line):

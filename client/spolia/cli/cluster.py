@@ -40,7 +40,7 @@ def cluster(
             limit=f"{MIN_INTERVAL_S:g} … {MAX_INTERVAL_S:g} s",
             actual=str(interval),
         )
-    with Client(address, timeout_s=timeout) as client:
+    with Client(address, timeout_s=timeout, retry_s=0) as client:
         found = client.cluster()
         if as_json:
             print_json(found)

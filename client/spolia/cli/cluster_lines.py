@@ -16,7 +16,7 @@ COLUMNS = ("node", "role", "address", "model", "profile", "linked", *LOAD, *LEDG
 
 SERVING = ("gateway", "requests", "hit rate", "ttft p50", "p95", "itl p50", "p95", "tokens/s")
 TIERS = ("store", "tier", "objects", "used", "budget", "hits", "evictions", "state")
-REQUESTS = ("request", "phase", "age", "mode", "prompt", "generated", "decode node")
+REQUESTS = ("request", "tenant", "phase", "age", "mode", "prompt", "generated", "decode node")
 
 
 def print_cluster(found: Cluster) -> None:
@@ -59,6 +59,7 @@ def request_rows(found: Cluster) -> list[tuple[str, ...]]:
     return [
         (
             request.request_id,
+            request.tenant_id or "-",
             request.phase,
             human_ms(request.age_ms),
             request.mode.name.lower(),

@@ -107,7 +107,7 @@ def _isolation(isolation: Isolation, model: Model) -> list[Finding]:
 def _visitors(door: Door, keys: str, other_key: str, timeout_s: float) -> Iterator[list[Client]]:
     """Clients: who looks around, then the two tenants, where there are two."""
     with _keys_of(door, keys, other_key) as shown:
-        clients = [Client(door.address, api_key=key, timeout_s=timeout_s) for key in shown]
+        clients = [Client(door.address, api_key=key, timeout_s=timeout_s, retry_s=0) for key in shown]
         try:
             if keys:
                 for client in clients:

@@ -106,7 +106,10 @@ def generate(
         "force_linked": force_linked,
     }
     prompt = _prompt(document or [], parts or [])
-    with Client(address, timeout_s=timeout, model=model) as client, client.stream(prompt, **options) as answer:
+    with (
+        Client(address, timeout_s=timeout, retry_s=0, model=model) as client,
+        client.stream(prompt, **options) as answer,
+    ):
         if as_json:
             print_json(_report(answer.result()))
             return

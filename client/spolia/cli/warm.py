@@ -57,7 +57,7 @@ def warm(
         console=console,
         disable=not console.is_terminal,
     )
-    with Client(address, timeout_s=timeout, model=model) as client, bar:
+    with Client(address, timeout_s=timeout, retry_s=0, model=model) as client, bar:
         task = bar.add_task("warming", total=len(files), name="", tokens=0)
 
         def on_done(name: str, num_tokens: int) -> None:

@@ -650,6 +650,7 @@ class RequestInFlight(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     DECODE_NODE_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Its id."""
     phase: Global___RequestPhase.ValueType
@@ -664,6 +665,8 @@ class RequestInFlight(_message.Message):
     """Tokens passed on so far, of all samples."""
     decode_node: _builtins.str
     """The decode node that works on it; empty while none does."""
+    tenant_id: _builtins.str
+    """Whose it is. Empty from older releases, which tell of the caller's tenant alone."""
     def __init__(
         self,
         *,
@@ -674,10 +677,11 @@ class RequestInFlight(_message.Message):
         num_prompt_tokens: _builtins.int = ...,
         num_generated_tokens: _builtins.int = ...,
         decode_node: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "decode_node", b"decode_node", "mode", b"mode", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "phase", b"phase", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "decode_node", b"decode_node", "mode", b"mode", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "phase", b"phase", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,9 +710,7 @@ class GetClusterResponse(_message.Message):
 
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestInFlight]:
-        """The caller's tenant's generations under way at this gateway, oldest first. How many there are of all tenants is in
-        each gateway's load.
-        """
+        """Generations under way at this gateway, of every tenant, oldest first."""
 
     def __init__(
         self,

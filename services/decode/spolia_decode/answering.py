@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission, Place
-from spolia_decode.batch import DecodeBatch, Joined, Preempted
+from spolia_decode.batch import DecodeBatch, Joined
 from spolia_decode.exact import ExactPath
+from spolia_decode.inbox import Preempted
 from spolia_decode.job import GenerateJob
 from spolia_decode.linked import LinkedPath
 from spolia_decode.load import num_tokens_to_prepare

@@ -10,13 +10,13 @@ decodes and who is preempted is what `scheduler.plan` says.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
 
 from torch import Tensor
 
 from spolia_core.errors import Busy, InternalError, SpoliaError
+from spolia_decode.inbox import Inbox, Outbox, Preempted
 from spolia_engine.core import EngineCore
 from spolia_engine.generation import Delta
 from spolia_engine.pool import BlockState
@@ -32,10 +32,6 @@ MAX_TRIES_FOR_ROOM = 8
 """Plans made for one step while other threads take the blocks each of them counts on."""
 
 
-class Preempted(Exception):
-    """A sequence gave its blocks to others. What it said stands; its request may go on when there is room."""
-
-
 class Joined:
     """A sequence in a batch, as its reader sees it. One event loop's."""
 
@@ -49,25 +45,19 @@ class Joined:
         self.cancelled = False
         self.begins = True
         """Its first token is still to be drawn, from its context's last hidden state."""
-        self._loop = asyncio.get_running_loop()
-        # Bounded by max_tokens + 1.
-        self._deltas: asyncio.Queue[Delta | SpoliaError | Preempted | None] = asyncio.Queue()
-
-    def post(self, item: Delta | SpoliaError | Preempted | None) -> None:
-        """From the engine's thread. None says that the sequence is closed."""
-        self._loop.call_soon_threadsafe(self._deltas.put_nowait, item)
+        self.inbox = Inbox()
 
     async def deltas(self, deadline: Deadline) -> AsyncGenerator[Delta, None]:
-        """Each token as it is drawn; ends after the sequence is closed, which leaving earlier brings about.
+        """Tokens as they are drawn; ends after the sequence is closed, which leaving earlier brings about.
 
         Raises `Preempted` when it was closed to make room for others, `DeadlineExceeded`, or what decoding raised.
         """
+        self.inbox.open(deadline)
         try:
-            while (item := await deadline.wait(self._deltas.get(), "decoding")) is not None:
-                if isinstance(item, SpoliaError | Preempted):
-                    raise item
-                yield item
+            while (delta := await self.inbox.take()) is not None:
+                yield delta
         finally:
+            self.inbox.close()
             self.leave()
 
     def leave(self) -> None:
@@ -99,6 +89,7 @@ class DecodeBatch:
         self._core = core
         self._notify = notify
         self._lock = threading.Lock()
+        self._outbox = Outbox()
         self._joining: list[Joined] = []
         self._decoding: list[Joined] = []
         self.num_preempted = 0
@@ -136,6 +127,12 @@ class DecodeBatch:
 
     def step(self) -> bool:
         """One decode step of everything that is here; whether there may be more to do. Engine's thread only."""
+        try:
+            return self._step()
+        finally:
+            self._outbox.deliver()
+
+    def _step(self) -> bool:
         with self._lock:
             self._decoding += self._joining
             self._joining = []
@@ -144,6 +141,7 @@ class DecodeBatch:
         batch = self._with_room()
         if not batch:
             return False
+        self._outbox.deliver()  # first tokens do not wait for a step
         try:
             logits = self._core.step_logits([entry.sequence for entry in batch])
         except Exception as error:
@@ -218,7 +216,7 @@ class DecodeBatch:
     def _accept(self, entry: Joined, logits: Tensor) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
         try:
-            entry.post(self._core.accept(entry.sequence, logits))
+            self._outbox.post(entry.inbox, self._core.accept(entry.sequence, logits))
         except Exception as error:
             self._fail([entry], error)
             return
@@ -244,8 +242,8 @@ class DecodeBatch:
         for entry in entries:
             entry.sequence.close()
             if error is not None:
-                entry.post(error)
-            entry.post(None)
+                self._outbox.post(entry.inbox, error)
+            self._outbox.post(entry.inbox, None)
 
 
 def _as_decoding(entry: Joined) -> Decoding:

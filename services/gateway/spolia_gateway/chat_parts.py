@@ -90,6 +90,8 @@ class _Marks:
 
     def cut(self, rendered: str, documents: Sequence[ReusableText]) -> list[gateway_pb2.PromptPart]:
         """The parts, empty texts left out."""
+        if not documents:  # a pattern of its own for every chat takes 0.2 ms to compile
+            return [gateway_pb2.PromptPart(text=rendered)] if rendered else []
         pieces = re.split(f"{self._stem}([0-9]+)E", rendered)
         parts: list[gateway_pb2.PromptPart] = []
         for at, piece in enumerate(pieces):

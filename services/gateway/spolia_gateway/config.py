@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,6 +40,12 @@ class GatewayConfig(NodeConfig):
     )
     http_max_body_bytes: int = setting(
         32 << 20, "Largest body of an HTTP request, in bytes; raise it with max_prompt_bytes.", check=at_least(1)
+    )
+    max_connections: int = setting(
+        4096,
+        "Most connections of clients at once, to each of HTTP and gRPC; further ones are refused, over HTTP where all "
+        "others are being answered. Each takes a file descriptor.",
+        check=at_least(1),
     )
     model: Path | None = setting(
         None, "Hugging Face-format directory of the model served; its tokenizer files are read, its weights are not."
@@ -125,22 +132,22 @@ class GatewayConfig(NodeConfig):
             return Caller(self.tenant, frozenset(Role))
         return Caller(self.tenant) if self.allow_anonymous else None
 
-    @property
+    @cached_property
     def served_name(self) -> str:
         """The model's name; empty when no model is set."""
         return self.model_name or (self.model.resolve().name if self.model is not None else "")
 
-    @property
+    @cached_property
     def limits(self) -> RequestLimits:
         """Bounds on one request."""
         return RequestLimits(self.max_prompt_bytes, self.max_documents, self.max_parts, self.max_chunks)
 
-    @property
+    @cached_property
     def splitting(self) -> Splitting:
         """How documents are cut where a request leaves it open."""
         return Splitting(Splitter[self.splitter.upper()], self.split_max_tokens)
 
-    @property
+    @cached_property
     def retry_policy(self) -> RetryPolicy:
         """How long to look for a node."""
         return RetryPolicy(max_attempts=self.max_attempts, patience_s=self.replay_patience_s)

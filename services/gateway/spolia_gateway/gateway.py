@@ -165,13 +165,13 @@ class Gateway:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
         return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in models_of(self._decode_nodes())])
 
-    def get_cluster(self, tenant_id: str) -> gateway_pb2.GetClusterResponse:
-        """See GatewayService.GetCluster. Draining nodes are listed; those found dead are not."""
+    def get_cluster(self) -> gateway_pb2.GetClusterResponse:
+        """See GatewayService.GetCluster; for operators. Draining nodes are listed; those found dead are not."""
         nodes = [node for role in ROLES for node in self._cluster.nodes(role, include_draining=True)]
         return gateway_pb2.GetClusterResponse(
             nodes=nodes,
             directory_reachable=self._cluster.reachable,
-            requests=self._requests.of_tenant(tenant_id),
+            requests=self._requests.told(),
             gateway_node_id=self._config.node_id,
             clock_ms=round(time.time() * 1000),
         )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from enum import Enum
 from itertools import product
 
+from prometheus_client import Counter
+
 from spolia.v1 import common_pb2
 from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
 from spolia_gateway.latency import Latencies, RequestLatency
@@ -67,6 +69,7 @@ class GatewayMetrics:
         self.recent = RecentServing()
         self._latencies = Latencies(metrics, self.recent)
         self._reuse = _ReuseCounters(metrics)
+        self._generated_by_tenant: dict[str, Counter] = {}
         for sharing in Sharing:
             self._sharing.labels(sharing.value)
         self.begin(tenant_id)
@@ -81,7 +84,10 @@ class GatewayMetrics:
 
     def count_tokens(self, tenant_id: str, num_tokens: int) -> None:
         """Tokens go to a client."""
-        self._generated.labels(tenant_id).inc(num_tokens)
+        counter = self._generated_by_tenant.get(tenant_id)
+        if counter is None:  # labels are looked up under a lock: not for every token
+            counter = self._generated_by_tenant[tenant_id] = self._generated.labels(tenant_id)
+        counter.inc(num_tokens)
 
     def count_replay(self, tenant_id: str) -> None:
         """A node takes over an answer of which the client has a part."""

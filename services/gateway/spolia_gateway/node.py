@@ -14,6 +14,7 @@ from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
 from spolia_gateway.http.app import make_app
 from spolia_gateway.http.calls import Calls
+from spolia_gateway.http.connection import Connections
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.server import UNWIND_S, HttpServer
 from spolia_gateway.identities import Identities
@@ -30,6 +31,9 @@ from spolia_node.load_metrics import LoadCollector
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer, join_address
+
+IDLE_CONNECTION_MS = 300_000
+"""How long a client of gRPC may stay connected without a call. Clients connect anew by themselves."""
 
 log = get_log(__name__)
 
@@ -63,7 +67,13 @@ class GatewayNode:
         self.identities = Identities(book, config.anonymous, self.server.metrics)
         self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
         self.server.tracing.begin_at(server.TRACED)
-        self.server.add(GatewayServer(self.gateway, self.identities, config, self.server).register, server.SERVICE)
+        service = GatewayServer(self.gateway, self.identities, config, self.server)
+        self.server.add(service.register, server.SERVICE)
+        self.server.admit = service.admit
+        self.server.options += [
+            ("grpc.max_allowed_incoming_connections", config.max_connections),
+            ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
+        ]
         self.server.health.watch(lambda: self.gateway.ready)
         template = ChatTemplate.read(config.model, files.tokenizer_config)
         self._http = self._http_server(template, TokenTexts(files.tokenizer, tokenizer.piece_of))
@@ -81,7 +91,7 @@ class GatewayNode:
         await self.server.start()
         if self._http is not None:
             await self._http.start()
-            self.server.on_drain.append(self._drain_http)
+            self.server.on_stop.append(self._drain_http)
             self.server.announced["http"] = self.http_address
         if self._keys is not None:
             self._keys.start()
@@ -106,12 +116,14 @@ class GatewayNode:
         if config.http_port == OFF:
             return None
         front = FrontDoor(config, self.gateway, self.identities, self.server, template, texts, calls)
-        return HttpServer(make_app(front), calls, config.host, config.http_port, self.server.front_certificates)
+        connections = Connections(self.server.metrics, config.max_connections)
+        shown = self.server.front_certificates
+        return HttpServer(make_app(front), calls, connections, config.host, config.http_port, shown)
 
-    async def _drain_http(self) -> None:
+    async def _drain_http(self, deadline: Deadline) -> None:
         assert self._http is not None
-        # As a hook of the drain it must end within the drain's time, with what it has to cut.
-        await self._http.drain(Deadline.after(max(0.0, self.config.drain_timeout_s - UNWIND_S)))
+        # It must end within the drain's time, with what it has to cut.
+        await self._http.drain(Deadline.after(max(0.0, deadline.remaining() - UNWIND_S)))
 
     def _watch_keys(self) -> KeyWatch | None:
         if not self.config.keys:
@@ -153,7 +165,7 @@ class GatewayNode:
             role=NODE_ROLE_GATEWAY,
             address=self.server.address,
             load=load,
-            draining=not self.server.accepting,
+            draining=self.server.leaving,
             version=__version__,
             metrics_address=self.server.metrics_address,
         )

@@ -65,8 +65,8 @@ class RequestsInFlight:
         finally:
             del self._requests[request]
 
-    def of_tenant(self, tenant_id: str) -> list[gateway_pb2.RequestInFlight]:
-        """A tenant's, oldest first."""
+    def told(self) -> list[gateway_pb2.RequestInFlight]:
+        """As an operator is told of them, whosever they are: oldest first."""
         now = self._now()
         return [
             gateway_pb2.RequestInFlight(
@@ -77,7 +77,7 @@ class RequestsInFlight:
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_generated_tokens=request.num_generated_tokens,
                 decode_node=request.decode_node,
+                tenant_id=request.tenant_id,
             )
             for request in self._requests
-            if request.tenant_id == tenant_id
         ]

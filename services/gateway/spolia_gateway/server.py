@@ -16,6 +16,7 @@ from spolia_gateway.gateway import Gateway
 from spolia_gateway.identities import Identities
 from spolia_node.deadline import Deadline
 from spolia_node.server import NodeServer
+from spolia_node.tracing import Metadata
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 TRACED = tuple(f"/{SERVICE}/{method}" for method in ("Generate", "Warm", "Forget"))
@@ -36,6 +37,12 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not started."""
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server(self, server)
+
+    def admit(self, method: str, metadata: Metadata) -> None:
+        """Raises as `Identities` does for who may not make a call of this service, before its request is taken."""
+        service, _, call = method.strip("/").rpartition("/")
+        if service == SERVICE:
+            self._identified(call, metadata)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Streams an answer. Closed when the client goes away, and with it all work for it."""
@@ -70,13 +77,15 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
         """Shows the nodes."""
-        caller = self._caller("GetCluster", context)
-        return self._gateway.get_cluster(caller.tenant_id)
+        self._caller("GetCluster", context)
+        return self._gateway.get_cluster()
 
     def _caller(self, call: str, context: Any) -> Caller:
+        return self._identified(call, context.invocation_metadata() or ())
+
+    def _identified(self, call: str, metadata: Metadata) -> Caller:
         """Who makes a call, and may. The tenant comes from the key: nothing else a client sends can name one."""
-        sent = dict(context.invocation_metadata() or ())
-        header = sent.get(AUTHORIZATION_KEY)
+        header = dict(metadata).get(AUTHORIZATION_KEY)
         caller = self._identities.of_header(header if isinstance(header, str | None) else "")
         self._identities.check_may(caller, call)
         return caller

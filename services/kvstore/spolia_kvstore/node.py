@@ -148,7 +148,7 @@ class KVStoreNode:
             role=NODE_ROLE_KVSTORE,
             address=self.server.address,
             load=NodeLoad(num_running=self.store.tiers.num_transfers, tiers=tiers_message(self.store)),
-            draining=not self.server.accepting,
+            draining=self.server.leaving,
             version=__version__,
             metrics_address=self.server.metrics_address,
         )

@@ -92,6 +92,16 @@ class ChannelPool:
             channel = self._channels.pop(known)
             _keep(asyncio.get_running_loop().create_task(channel.close(None)), self._closing)
 
+    def look_again(self, address: str) -> None:
+        """Says that somebody has begun to serve at `address`: the next call connects at once.
+
+        A channel whose last try failed waits for up to two seconds before the next, and fails calls meanwhile. One that
+        is connected, or has nothing to lose, is left as it is.
+        """
+        for (at, _), channel in list(self._channels.items()):
+            if at == address and channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                self.drop(address)
+
     async def close(self) -> None:
         """Closes every channel; running calls end as in `drop`. Idempotent."""
         self._closed = True

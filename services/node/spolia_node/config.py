@@ -16,11 +16,13 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from spolia_core.errors import InvalidRequest
 from spolia_node.addresses import addresses_in, is_address
 from spolia_node.logs import LOG_LEVELS
+from spolia_node.own_address import address_towards
 from spolia_node.settings import Setting, at_least, between, one_of, setting, settings_of
 
 __all__ = ["NodeConfig", "at_least", "between", "load_config", "one_of", "role_of", "setting"]
 
 DEFAULT_SECRET = "spolia-development"
+AUTO = "auto"
 ROLES = ("gateway", "prefill", "decode", "kvstore")
 FILE_ENV = "SPOLIA_CONFIG"
 MIN_MESSAGE_BYTES = 5 << 20
@@ -39,7 +41,11 @@ class NodeConfig:
 
     host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 to be reached from other machines.")
     port: int = setting(0, "Port to listen on; 0 takes a free one.", check=between(0, 65535))
-    advertise_host: str = setting("", "Host name or address peers reach this node by; empty: same as host.")
+    advertise_host: str = setting(
+        "",
+        "Host name or address peers reach this node by; empty: same as host. auto: the address from which this machine "
+        "reaches the directory; for containers, which are given theirs.",
+    )
     node_id: str = setting("", "Unique name of this node in the cluster; empty: made from its role and a random part.")
     directory: str = setting(
         "",
@@ -65,7 +71,16 @@ class NodeConfig:
     )
     log_json: bool = setting(False, "Write log lines as JSON, for collectors.")
     drain_timeout_s: float = setting(
-        10.0, "Seconds that calls under way get to finish when the node is asked to end.", check=between(0.0, 3600.0)
+        10.0,
+        "Seconds that a node has to end when it is asked to: calls under way get them to finish. Give it as long as "
+        "your longest answer takes, and the platform 5 s more.",
+        check=between(0.0, 3600.0),
+    )
+    drain_delay_s: float = setting(
+        0.5,
+        "Seconds of those in which new calls are still taken, until the others have heard that it ends; more where "
+        "they learn it by probes, of a balancer or of Kubernetes.",
+        check=between(0.0, 3600.0),
     )
     max_message_bytes: int = setting(
         16 << 20, "Largest gRPC message, in bytes, sent or accepted.", check=between(MIN_MESSAGE_BYTES, 2**31 - 1)
@@ -103,7 +118,7 @@ class NodeConfig:
         if problem:
             raise InvalidRequest(problem)
         self._fill("node_id", self.node_id or f"{role_of(type(self))}-{secrets.token_hex(4)}")
-        self._fill("advertise_host", self.advertise_host or self.host)
+        self._fill("advertise_host", self._advertised_host())
 
     def check_together(self) -> str | None:
         """What is wrong with settings that are each good alone, by name. None when nothing is."""
@@ -113,6 +128,11 @@ class NodeConfig:
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
         return _is_loopback(self.host)
+
+    def _advertised_host(self) -> str:
+        if self.advertise_host == AUTO:
+            return address_towards(addresses_in(self.directory))
+        return self.advertise_host or self.host
 
     def _fill(self, name: str, value: str) -> None:
         object.__setattr__(self, name, value)  # the one moment at which a frozen object may still be completed
@@ -232,7 +252,7 @@ def _check_reachability(config: NodeConfig) -> None:
         )
     if not config.advertise_host and _is_wildcard(config.host):
         raise _invalid(
-            "advertise_host", f"advertise_host must say how peers reach this node; host is {config.host}", ""
+            "advertise_host", f"advertise_host must say how peers reach this node, or auto; host is {config.host}", ""
         )
     if not all(is_address(address) for address in addresses_in(config.directory)):
         raise _invalid(

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from spolia.errors import DETAIL_KEY, detail_of, status_of
 from spolia_core.errors import InternalError, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_node.logs import get_log
+from spolia_node.stall_watch import StallWatch
 from spolia_node.tracing import NO_SPAN, Metadata, Span
 
 REQUEST_ID_KEY = "x-request-id"
@@ -29,6 +30,9 @@ Observe = Callable[[str, grpc.StatusCode, float], None]
 
 Check = Callable[[str, Any], None]
 """Takes the full method name and gRPC's context of a call that begins; raises to refuse it."""
+
+Admit = Callable[[str, Metadata], None]
+"""Takes the full method name and the metadata of a call that begins; raises `SpoliaError` to refuse it unread."""
 
 EnterSpan = Callable[[str, Metadata], Span]
 """Takes the full method name and the metadata of a call that begins; gives the span around it."""
@@ -45,10 +49,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     `SpoliaError` becomes its status code, message and `ErrorDetail`; bytes that are no request become `InvalidRequest`;
     any other exception becomes INTERNAL and is logged with its traceback; cancellation passes. A generator is closed
     before its call ends, so its `finally` blocks have run by then. `observe` is called once for each call, which runs
-    inside the span that `enter` gives; `check`, when there is one, before anything of a request is read.
+    inside the span that `enter` gives; `admit`, where there is one, before gRPC takes a message from the wire, and
+    `check` before one is parsed.
     """
 
     def __init__(self, observe: Observe | None = None, enter: EnterSpan = lambda method, metadata: NO_SPAN) -> None:
+        self.admit: Admit | None = None
         self.check: Check | None = None
         self._observe = observe
         self._enter_span = enter
@@ -76,8 +82,24 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wraps the handler of one call; what gRPC calls."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self._wrapped(handler, handler_call_details.method)
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None:
+            return None
+        if self.admit is not None:
+            try:
+                self.admit(method, handler_call_details.invocation_metadata or ())
+            except SpoliaError as error:
+                return self._refusing(method, error)
+        return self._wrapped(handler, method)
+
+    def _refusing(self, method: str, error: SpoliaError) -> Any:
+        """For a call of any kind: only where requests are a stream does gRPC read none before the handler asks."""
+
+        async def refuse(_received: Any, context: Any) -> Any:
+            with self._enter_span(method, context.invocation_metadata() or ()) as span:
+                return await self._run(method, context, _raising(error), span)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrapped(self, handler: Any, method: str) -> Any:
         behaviour, factory = _behaviour_of(handler)
@@ -216,13 +238,18 @@ async def _call(behaviour: Callable[..., Any], read: Callable[[Any], Any], recei
 
 async def _pump(responses: AsyncIterator[Any], context: Any) -> None:
     # gRPC would leave a generator that it stopped reading to the garbage collector, and with it what its cleanup frees.
-    async with aclosing(responses) as open_responses:  # type: ignore[type-var]  # always a generator
-        async for response in open_responses:
-            try:
-                async with asyncio.timeout(STALLED_READER_S):
-                    await context.write(response)
-            except Exception as error:  # time is up, or gRPC's own, of no public class: the call ended under the write
-                raise _CallerGone from error
+    with closing(StallWatch(STALLED_READER_S)) as watch:
+        async with aclosing(responses) as open_responses:  # type: ignore[type-var]  # always a generator
+            async for response in open_responses:
+                try:
+                    with watch:
+                        await context.write(response)
+                except Exception as error:  # time is up, or gRPC's own, of no public class: the call ended in the write
+                    raise _CallerGone from error
+
+
+async def _raising(error: SpoliaError) -> None:
+    raise error
 
 
 class _CallerGone(Exception):

@@ -236,6 +236,8 @@ class ClusterView:
             self._rejoining = self._known(now)
             self._rejoin_until = now + REJOIN_GRACE_S
             self._notify_later(REJOIN_GRACE_S)
+        for node_id in nodes.keys() - self._nodes.keys():
+            self._channels.look_again(nodes[node_id].address)
         self._rejoining = {node_id: record for node_id, record in self._rejoining.items() if node_id not in nodes}
         self._nodes = nodes
         self._dead_until = {

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from spolia_core.errors import SpoliaError
 from spolia_node.config import NodeConfig, load_config, role_of
 from spolia_node.logs import configure_logs
+from spolia_node.open_files import raise_open_files
 from spolia_node.server import NodeServer
 
 C = TypeVar("C", bound=NodeConfig)
@@ -38,6 +39,7 @@ def run_process(config_class: type[C], make_node: Callable[[C], Node], argv: Seq
     config = load_config(config_class, sys.argv[1:] if argv is None else argv)
     role = role_of(config_class)
     configure_logs(config.log_level, config.log_json, config.node_id, role)
+    raise_open_files()
     try:
         return asyncio.run(_serve(config, make_node))
     except SpoliaError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from spolia_node.edges import FRONT_DOORS
 from spolia_node.guard import Guard
 from spolia_node.handshakes import Handshakes
 from spolia_node.health import HEALTH_SERVICE, Health
-from spolia_node.interceptor import ErrorInterceptor
+from spolia_node.interceptor import Admit, ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 from spolia_node.tls import server_credentials
@@ -32,6 +32,9 @@ _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
 
 _FAREWELL_S = 1.0
+
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""How long a caller may take to connect, TLS and HTTP/2 together."""
 
 log = get_log(__name__)
 
@@ -52,9 +55,10 @@ class NodeServer:
     With `tls_dir` set callers are let in by their certificates (`spolia_node.edges`), except where the service is for
     users. Raises `InvalidRequest` for certificates that cannot be used.
 
-    A service adds what it serves with `add`, sets `front_certificates` when users are shown others than nodes, sets
-    `registration` when it joins a directory, and appends to `on_drain` what must end before the server does: hooks run
-    concurrently, while calls under way go on.
+    A service adds what it serves with `add`, sets `admit` where a call shows who makes it, `front_certificates` where
+    users are shown others than nodes, and `registration` when it joins a directory; it appends to `on_drain` what must
+    end before the server does, while calls go on, and to `on_stop` what ends beside it, by the deadline it is given.
+    Hooks of a kind run concurrently.
     """
 
     def __init__(self, config: NodeConfig, role: str) -> None:
@@ -65,12 +69,16 @@ class NodeServer:
         self.metrics = Metrics()
         self.certificates = NodeCertificates(config.tls_dir, role) if config.tls_dir is not None else None
         self.front_certificates: Certificates | None = self.certificates
+        self.admit: Admit | None = None
         self.metrics.gauge("spolia_node_info", "1: who this node is.", "role", "node_id", "version").labels(
             role, config.node_id, __version__
         ).set(1)
         self.tracing = Tracing(config, role)
+        self.options: list[tuple[str, int]] = []
+        """Of gRPC, beside those that every node has."""
         self.registration: Membership | None = None
         self.on_drain: list[Callable[[], Awaitable[None]]] = []
+        self.on_stop: list[Callable[[Deadline], Awaitable[None]]] = []
         self.announced: dict[str, str] = {}
         """Where else this node is reached, by name; said when it is ready."""
         self._registrars: dict[str, Callable[[grpc.aio.Server], None]] = {}
@@ -79,6 +87,7 @@ class NodeServer:
         self._port = 0
         self._metrics_port = 0
         self._accepting = False
+        self._leaving = False
         self._draining: asyncio.Task[bool] | None = None
 
     @property
@@ -94,8 +103,13 @@ class NodeServer:
 
     @property
     def accepting(self) -> bool:
-        """Whether new work may begin: True between `start` and `drain`."""
+        """Whether new work may begin: from `start` until a drain has been told to whoever sends some."""
         return self._accepting
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a drain has begun: callers are to turn to other nodes, though this one may still be accepting."""
+        return self._leaving
 
     @property
     def num_running(self) -> int:
@@ -116,6 +130,7 @@ class NodeServer:
 
     async def start(self) -> int:
         """Binds and serves; the port. Raises `InvalidRequest`, naming the setting, for a port that cannot be bound."""
+        self._interceptor.admit = self.admit
         server = grpc.aio.server(interceptors=(self._interceptor,), options=self._options())
         for register in self._registrars.values():
             register(server)
@@ -154,9 +169,9 @@ class NodeServer:
     async def drain(self) -> bool:
         """Ends the node in order; whether every hook ended well and in time. Later calls join the first.
 
-        Health says NOT_SERVING; nothing new is accepted and the directory is told; the hooks run; calls under way have
-        what is left of `drain_timeout_s` to finish, then their callers get `Unavailable`; the node leaves the
-        directory.
+        Health says NOT_SERVING and the directory is told; for `drain_delay_s` new work is still taken, from those who
+        have not heard yet; then none is, and the hooks run; calls under way have what is left of `drain_timeout_s` to
+        finish, then their callers get `Unavailable`; the node leaves the directory.
         """
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
@@ -167,7 +182,8 @@ class NodeServer:
         if self._draining is not None:
             self._draining.cancel()
             await asyncio.gather(self._draining, return_exceptions=True)
-        self._refuse_new_work()
+        self._say_it_leaves()
+        self._accepting = False
         await self._stop_serving(Deadline.after(0.0))
         await self._leave_directory()
 
@@ -179,6 +195,8 @@ class NodeServer:
             # Peers probe often; without this they are dropped as a nuisance.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            *self.options,
         ]
 
     def _bind(self, server: grpc.aio.Server) -> int:
@@ -245,17 +263,31 @@ class NodeServer:
 
     async def _drain(self) -> bool:
         deadline = Deadline.after(self.config.drain_timeout_s)
-        self._refuse_new_work()
+        self._say_it_leaves()
         await self._tell_directory()
-        clean = await self._run_hooks(deadline)
-        await self._stop_serving(deadline)
+        await self._wait_until_known(deadline)
+        self._accepting = False
+        clean = await self._run_hooks(self.on_drain, deadline)
+        # Where another server takes requests too, this one sends its callers elsewhere without waiting for that one.
+        stopping = asyncio.ensure_future(self._stop_serving(deadline))
+        try:
+            clean &= await self._run_hooks([partial(hook, deadline) for hook in self.on_stop], deadline)
+            await stopping
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
         await self._leave_directory()
         log.info("drained", clean=clean)
         return clean
 
-    def _refuse_new_work(self) -> None:
+    def _say_it_leaves(self) -> None:
+        self._leaving = True
         self.health.drain()
-        self._accepting = False
+
+    async def _wait_until_known(self, deadline: Deadline) -> None:
+        """Nobody learns of the drain where there is no directory. At least half of the limit is left for calls."""
+        if self.registration is not None:
+            await asyncio.sleep(min(self.config.drain_delay_s, deadline.share(0.5).remaining()))
 
     async def _tell_directory(self) -> None:
         if self.registration is not None:
@@ -267,10 +299,10 @@ class NodeServer:
         if self.registration is not None:
             await _bounded("leave the directory", self.registration.stop())
 
-    async def _run_hooks(self, deadline: Deadline) -> bool:
-        if not self.on_drain:
+    async def _run_hooks(self, hooks: Sequence[Callable[[], Awaitable[None]]], deadline: Deadline) -> bool:
+        if not hooks:
             return True
-        tasks = [asyncio.ensure_future(_hook_ended_well(hook)) for hook in self.on_drain]
+        tasks = [asyncio.ensure_future(_hook_ended_well(hook)) for hook in hooks]
         try:
             _, late = await asyncio.wait(tasks, timeout=deadline.remaining())
         finally:

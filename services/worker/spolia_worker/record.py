@@ -87,7 +87,7 @@ def node_record(
         load=load,
         held_chunks=chunks,
         held_prefixes=prefixes,
-        draining=not server.accepting,
+        draining=server.leaving,
         version=__version__,
         metrics_address=server.metrics_address,
     )

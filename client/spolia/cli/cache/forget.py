@@ -40,7 +40,7 @@ def forget(
     Name the splitter with which they were stored. EXACT prefix chunks that contain the text stay until they age out.
     """
     documents = read_documents(paths, pattern)
-    with Client(address, timeout_s=timeout, model=model) as client:
+    with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
         forgotten = client.forget(documents, splitter=name_of(splitter), split_max_tokens=split_max_tokens)
     if as_json:
         report = plain_record(forgotten)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import SpoliaError
 from spolia_gateway.caller import Caller
-from spolia_gateway.http.event_stream import EventStream, event
+from spolia_gateway.http.event_stream import ChunkEvents, EventStream, event
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.gathered import Gathered, reason_of
 from spolia_gateway.http.logprob_tokens import tokens_of
@@ -62,7 +62,7 @@ class Answering:
         """The stream's events but for `[DONE]`. With usage, every chunk has the field, as OpenAI's has."""
         finishes: dict[int, common_pb2.Finish] = {}
         opened: set[int] = set()
-        rest = {"usage": None} if tells_usage else {}
+        chunks = ChunkEvents(self.envelope.around_choices() | ({"usage": None} if tells_usage else {}))
         async with aclosing(events) as numbered:
             async for prompt_index, response in numbered:
                 first_choice = prompt_index * self.num_samples
@@ -72,7 +72,7 @@ class Answering:
                 else:
                     choices = self._pieces(first_choice + response.delta.sample_index, response.delta, opened)
                 if choices:
-                    yield b"".join(event(self.envelope.chunk([choice]) | rest) for choice in choices)
+                    yield b"".join([chunks.of(choice) for choice in choices])
         if tells_usage:
             usage = usage_of([finishes[index] for index in sorted(finishes)])
             yield event(self.envelope.chunk([]) | {"usage": usage})

@@ -13,9 +13,10 @@ from starlette.types import ASGIApp
 from spolia.version import __version__
 from spolia_core.errors import InternalError, InvalidRequest, SpoliaError
 from spolia_gateway.http import chat, cluster, completions, models, operations, page_files, tokenize
-from spolia_gateway.http.edge import BodyRefused, Edge, HttpMetrics
+from spolia_gateway.http.edge import Edge, HttpMetrics
 from spolia_gateway.http.errors import error_response, invalid_body, plain_error
 from spolia_gateway.http.front_door import FrontDoor
+from spolia_gateway.http.request_body import BodyRefused
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
@@ -38,6 +39,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
         front.node.tracing,
         max_body_bytes=front.config.http_max_body_bytes,
         body_timeout_s=front.config.rpc_timeout_s,
+        leaving=lambda: front.node.leaving,
     )
 
 
@@ -61,6 +63,8 @@ async def _not_served(request: Request, error: Exception) -> Response:
     told = cast(HTTPException, error)
     if isinstance(told, BodyRefused):
         return plain_error(told.status_code, told.detail, told.code, told.headers)
+    if isinstance(told.__cause__, RecursionError | ValueError):  # how FastAPI tells of JSON that Python gives up on
+        return plain_error(400, f"the body is no JSON that can be read: {told.__cause__}", "invalid_json")
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(told.status_code, "http_error")
     message = f"{request.method} {request.url.path} is not served: {told.detail}"
     return plain_error(told.status_code, message, code, told.headers)

@@ -20,7 +20,7 @@ async def cluster(front: Front, operator: Operating, response: Response) -> dict
     a node holds there are the numbers, not the ids. For operators' keys.
     """
     response.headers["cache-control"] = "no-store"
-    found = front.gateway.get_cluster(operator.tenant_id)
+    found = front.gateway.get_cluster()
     told = message_json(found, without=("nodes",))
     return told | {"nodes": [_node(record) for record in found.nodes]}
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.errors import error_response
+from spolia_gateway.http.request_body import RequestBody
 from spolia_gateway.limits import request_id_of
 from spolia_node.metrics import Metrics
 from spolia_node.tracing import NO_SPAN, Span, Tracing
@@ -38,9 +38,18 @@ class Edge:
     """Gives each request its id, which the answer names, and bounds what it may send and for how long."""
 
     def __init__(
-        self, app: ASGIApp, metrics: HttpMetrics, tracing: Tracing, *, max_body_bytes: int, body_timeout_s: float
+        self,
+        app: ASGIApp,
+        metrics: HttpMetrics,
+        tracing: Tracing,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        leaving: Callable[[], bool],
     ) -> None:
+        """`leaving` says that the node drains: then each answer ends its connection, and the next goes elsewhere."""
         self._app = app
+        self._leaving = leaving
         self._metrics = metrics
         self._tracing = tracing
         self._max_body_bytes = max_body_bytes
@@ -50,15 +59,14 @@ class Edge:
         """One request."""
         if scope["type"] != "http":
             return
-        started, sent = time.monotonic(), _Sent(send)
+        started, sent = time.monotonic(), _Sent(send, self._leaving)
         try:
+            body = sent.body = RequestBody(receive, scope["headers"], self._max_body_bytes, self._body_timeout_s)
             sent.request_id = scope.setdefault("state", {})["request_id"] = request_id_of(_header(scope, REQUEST_ID))
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
-            length = int(_header(scope, b"content-length") or 0)
-            body = _Body(receive, length, self._max_body_bytes, self._body_timeout_s)
             with self._span(scope):
                 await self._app(scope, body, sent)
-        except InvalidRequest as error:  # an id that cannot travel
+        except InvalidRequest as error:  # an id that cannot travel, a body of two lengths
             sent.request_id = request_id_of("")
             await error_response(error)(scope, receive, sent)
         finally:
@@ -72,57 +80,18 @@ class Edge:
         return self._tracing.enter_http(scope["method"], scope["path"], headers)
 
 
-class BodyRefused(HTTPException):
-    """A body that is not waited for any longer. Of a class that FastAPI lets pass while it reads one."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(status, message, headers={"connection": "close"})  # the rest of the body may still come
-        self.code = code
-
-
-class _Body:
-    """The request's body, counted and timed as it comes. After its end it only says when the client has gone."""
-
-    def __init__(self, receive: Receive, told_bytes: int, max_bytes: int, timeout_s: float) -> None:
-        """`told_bytes`: what the request says it has, 0 where it does not say."""
-        self._receive = receive
-        self._num_bytes = 0
-        self._told_bytes = told_bytes
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._until = asyncio.get_running_loop().time() + timeout_s
-        self._whole = False
-
-    async def __call__(self) -> Message:
-        """The next message. Raises `BodyRefused`."""
-        if self._whole:
-            return await self._receive()
-        self._check(self._told_bytes)
-        try:
-            async with asyncio.timeout_at(self._until):
-                message = await self._receive()
-        except TimeoutError:
-            late = f"the body did not come within {self._timeout_s:g} s"
-            raise BodyRefused(408, late, "body_too_slow") from None
-        if message["type"] == "http.request":
-            self._num_bytes += len(message.get("body", b""))
-            self._check(self._num_bytes)
-            self._whole = not message.get("more_body", False)
-        return message
-
-    def _check(self, num_bytes: int) -> None:
-        if num_bytes > self._max_bytes:
-            large = f"the body is larger than {self._max_bytes} bytes, the most that is taken"
-            raise BodyRefused(413, large, "body_too_large")
-
-
 class _Sent:
-    """The response on its way out: its id is added, its status remembered."""
+    """The response on its way out: its id is added, its status remembered. The connection ends with it where the node
+    is leaving, and where it goes before its request's body has come whole.
+    """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, leaving: Callable[[], bool]) -> None:
         self._send = send
+        self._leaving = leaving
         self.request_id = ""
         self.status = 0
+        self.body: RequestBody | None = None
+        """None while nothing is known of it, as where a request says two lengths."""
 
     async def __call__(self, message: Message) -> None:
         """Passes a message on."""
@@ -130,7 +99,14 @@ class _Sent:
             self.status = message["status"]
             headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
             headers.append((REQUEST_ID, self.request_id.encode()))
+            is_last = self._leaving() or self.body is None or self.body.is_pending
+            if is_last and not any(key == b"connection" for key, _ in headers):
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
+        elif self.body is not None and self.body.is_pending and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self.body.drop_rest()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
 

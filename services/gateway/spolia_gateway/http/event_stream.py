@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 from starlette.responses import Response
@@ -15,13 +14,33 @@ from spolia_core.errors import Cancelled, SpoliaError
 from spolia_gateway.http.calls import Calls
 from spolia_gateway.http.errors import error_body
 from spolia_node.interceptor import STALLED_READER_S
+from spolia_node.stall_watch import StallWatch
 
 DONE = b"data: [DONE]\n\n"
+
+json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""As `json.dumps` says it; that makes an encoder for each value."""
 
 
 def event(value: Mapping[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return _event(json_text(value))
+
+
+class ChunkEvents:
+    """Events of chunks that differ in their choice alone: what is around it is written once."""
+
+    def __init__(self, around: Mapping[str, Any]) -> None:
+        """`around` is a chunk without its `choices`, which follow it."""
+        self._before = json_text(around)[:-1] + ',"choices":['
+
+    def of(self, choice: Mapping[str, Any]) -> bytes:
+        """The event of a chunk with one choice."""
+        return _event(self._before + json_text(choice) + "]}")
+
+
+def _event(text: str) -> bytes:
+    return f"data: {text}\n\n".encode()
 
 
 class EventStream(Response):
@@ -50,22 +69,24 @@ class EventStream(Response):
             if not self._begun:
                 raise
             last = event(error_body(error))
-        await _written(send, {"type": "http.response.body", "body": last, "more_body": False})
+        with closing(StallWatch(STALLED_READER_S)) as watch:
+            await _written(watch, send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._events) as events:
-            async for data in events:
-                if not self._begun:
-                    start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                    await _written(send, start)
-                    self._begun = True
-                await _written(send, {"type": "http.response.body", "body": data, "more_body": True})
+        with closing(StallWatch(STALLED_READER_S)) as watch:
+            async with aclosing(self._events) as events:
+                async for data in events:
+                    if not self._begun:
+                        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                        await _written(watch, send, start)
+                        self._begun = True
+                    await _written(watch, send, {"type": "http.response.body", "body": data, "more_body": True})
 
 
-async def _written(send: Send, message: dict[str, Any]) -> None:
+async def _written(watch: StallWatch, send: Send, message: dict[str, Any]) -> None:
     """Raises `Cancelled` for a client that takes nothing any more."""
     try:
-        async with asyncio.timeout(STALLED_READER_S):
+        with watch:
             await send(message)
     except TimeoutError:
         raise Cancelled(f"the client read nothing for {STALLED_READER_S:g} s") from None

@@ -54,7 +54,7 @@ class Message(BaseModel):
 
 def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as templates take them. Raises `NotSupported` for content that is no text, `InvalidRequest` for
-    calls that are none.
+    calls that are none and for results of calls that nobody made.
 
     A tool's message gets the name of the function that its call named: some templates write it.
     """
@@ -63,8 +63,10 @@ def turns_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for index, message in enumerate(messages):
         turn = _turn(message, f"messages[{index}]")
         id_to_name |= {call.id: call.function.name for call in message.tool_calls or () if call.id is not None}
-        if message.role == "tool" and message.name is None and message.tool_call_id in id_to_name:
-            turn["name"] = id_to_name[message.tool_call_id]
+        if message.role == "tool" and message.tool_call_id is not None:
+            made = message.tool_call_id in id_to_name
+            check_field(made, f"messages[{index}].tool_call_id", "the id of a call before it", message.tool_call_id)
+            turn.setdefault("name", id_to_name[message.tool_call_id])
         turns.append(turn)
     return turns
 

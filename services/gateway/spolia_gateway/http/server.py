@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from spolia_gateway.http.calls import Calls
+from spolia_gateway.http.connection import MAX_HEAD_BYTES, Connection, Connections
 from spolia_node.certificates import Certificates
 from spolia_node.deadline import Deadline
 from spolia_node.https import https_context
@@ -23,6 +24,10 @@ KEEP_ALIVE_S = 65
 """How long an idle connection stays open: longer than the proxies that people put before it keep theirs."""
 BACKLOG = 2048
 """Connections that may wait to be taken."""
+HANDSHAKE_TIMEOUT_S = 10.0
+"""How long a client may take over a TLS handshake, or over the end of a TLS connection."""
+READER_TIMEOUT_S = 60.0
+"""How long a client may take nothing of what was sent to it, on whatever connection; the kernel looks to it."""
 UNWIND_S = 1.0
 """What calls that are ended get to say so."""
 FAREWELL_S = 1
@@ -35,7 +40,13 @@ class HttpServer:
     """Serves an application in this event loop. `start` it, `drain` it with the node, `close` it at the end."""
 
     def __init__(
-        self, app: ASGIApp, calls: Calls, host: str, port: int, certificates: Certificates | None = None
+        self,
+        app: ASGIApp,
+        calls: Calls,
+        connections: Connections,
+        host: str,
+        port: int,
+        certificates: Certificates | None = None,
     ) -> None:
         """Under TLS where there are certificates."""
         self._calls = calls
@@ -44,18 +55,19 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="h11",
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=FAREWELL_S,
                 ssl_context_factory=None if certificates is None else partial(_https_context, certificates),
-            )
+            ),
+            connections,
         )
         self._serving: asyncio.Task[None] | None = None
 
@@ -102,11 +114,12 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to the node, and says when it serves."""
+    """Leaves signals to the node, says when it serves, and takes connections of ours."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
         self.is_serving = asyncio.Event()
+        self._connections = connections
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,9 +127,23 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Notes that it has ended."""
-        await super().startup(sockets)
+        """Listens at every socket."""
+        await super().startup([])
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        for listener in sockets or ():
+            server = await loop.create_server(
+                self._connection,
+                sock=listener,
+                backlog=BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if tls else None,
+                ssl_shutdown_timeout=HANDSHAKE_TIMEOUT_S if tls else None,
+            )
+            self.servers.append(server)
         self.is_serving.set()
+
+    def _connection(self) -> Connection:
+        return Connection(self._connections, self.config, self.server_state, self.lifespan.state)
 
 
 def _https_context(certificates: Certificates, _config: object, _default: object) -> ssl.SSLContext:
@@ -131,6 +158,8 @@ def _bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from their listener
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(READER_TIMEOUT_S * 1000))
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host, port))

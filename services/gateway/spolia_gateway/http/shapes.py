@@ -123,4 +123,8 @@ class Envelope:
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A chunk of a stream."""
-        return self._common | {"object": self._chunk_object, "choices": choices}
+        return self.around_choices() | {"choices": choices}
+
+    def around_choices(self) -> dict[str, Any]:
+        """What is the same in every chunk."""
+        return self._common | {"object": self._chunk_object}

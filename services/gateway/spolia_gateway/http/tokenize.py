@@ -9,7 +9,7 @@ from pydantic import Field
 
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
-from spolia_gateway.http.caller import Asking
+from spolia_gateway.http.caller import Asking, KeyedRoute
 from spolia_gateway.http.chat_prompt import chat_prompt
 from spolia_gateway.http.chat_request import FunctionTool, told_of
 from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
@@ -17,7 +17,7 @@ from spolia_gateway.http.front_door import Front
 from spolia_gateway.http.messages import Message, turns_of
 from spolia_gateway.http.models import context_tokens
 
-router = APIRouter()
+router = APIRouter(route_class=KeyedRoute)
 
 
 class TokenizeRequest(Strict):

@@ -157,15 +157,16 @@ function tierBar(tier) {
 function drawRequests(requests) {
   const place = byId("requests");
   if (!requests.length) {
-    place.replaceChildren(el("p", { class: "faint", text: "None of yours now." }));
+    place.replaceChildren(el("p", { class: "faint", text: "None now." }));
     return;
   }
-  const head = ["Request", "Phase", "Mode", "Age", "Prompt", "Generated", "Decode node"];
+  const head = ["Request", "Tenant", "Phase", "Mode", "Age", "Prompt", "Generated", "Decode node"];
   place.replaceChildren(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests in flight" },
     el("table", {},
       el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col", text })))),
       el("tbody", {}, ...requests.map((request) => el("tr", {},
         el("th", { scope: "row", class: "id", title: request.request_id, text: request.request_id }),
+        el("td", { class: "id", title: request.tenant_id, text: request.tenant_id }),
         el("td", {}, el("span", { class: `pill phase-${request.phase}`, text: request.phase })),
         el("td", { text: request.mode }),
         el("td", { text: milliseconds(request.age_ms) }),

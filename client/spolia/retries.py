@@ -1,0 +1,164 @@
+"""Calls that are made again while nothing has come of them: what a client waits out while a node is being replaced.
+
+Only `Unavailable` is waited out, and only before the first message of an answer, so nothing is ever said twice. Every
+try is the same request under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+
+from spolia.errors import error_from_rpc
+from spolia.lifetime import Lifetime
+from spolia_core.errors import Cancelled, Unavailable
+
+FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 1.0
+"""Times up to `SPREAD`, by chance, so that those who were turned away together do not come back together."""
+
+SPREAD = 1.5
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Patience:
+    """How long one call is tried again."""
+
+    def __init__(self, until_s: float, lifetime: Lifetime) -> None:
+        """`until_s` on the monotonic clock. A client that is closed tries nothing again."""
+        self._until_s = until_s
+        self._lifetime = lifetime
+        self._pause_s = FIRST_PAUSE_S
+
+    def pause_s(self, error: grpc.RpcError) -> float | None:
+        """How long to wait before the call that failed with `error` is made again; None: it is not."""
+        known = error_from_rpc(error)
+        if self._lifetime.closed or not isinstance(known, Unavailable):
+            return None
+        wait_s = max(known.retry_after_ms / 1000, self._pause_s) * random.uniform(1.0, SPREAD)
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        return wait_s if time.monotonic() + wait_s < self._until_s else None
+
+    def check_goes_on(self) -> None:
+        """After a pause: raises `Cancelled` where the client was closed meanwhile."""
+        self._lifetime.check_still_open()
+
+    def call(self, begin: Callable[[], T]) -> T:
+        """What `begin`, a call with one answer, returns in the end. Raises how the last try failed."""
+        while True:
+            try:
+                return begin()
+            except grpc.RpcError as error:
+                wait_s = self.pause_s(error)
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
+            self.check_goes_on()
+
+    async def acall(self, begin: Callable[[], Awaitable[T]]) -> T:
+        """The same for asyncio."""
+        while True:
+            try:
+                return await begin()
+            except grpc.RpcError as error:
+                wait_s = self.pause_s(error)
+                if wait_s is None:
+                    raise
+            await asyncio.sleep(wait_s)
+            self.check_goes_on()
+
+
+class ServerStream(Protocol[T_co]):
+    """What is needed of a blocking call with many answers."""
+
+    def __next__(self) -> T_co: ...
+
+    def cancel(self) -> object:
+        """Ends the call; does nothing once it has ended."""
+
+
+class PatientStream(Generic[T]):
+    """A blocking call with many answers, begun at once, and again while none has come. To be iterated once."""
+
+    def __init__(self, begin: Callable[[], ServerStream[T]], patience: Patience) -> None:
+        self._begin = begin
+        self._patience = patience
+        self._call = begin()
+        self._has_begun = False
+        self._cancelled = threading.Event()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            try:
+                answer = next(self._call)
+                self._has_begun = True
+                return answer
+            except grpc.RpcError as error:
+                wait_s = None if self._has_begun else self._patience.pause_s(error)
+                if wait_s is None or self._cancelled.is_set():
+                    raise
+            if self._cancelled.wait(wait_s):
+                raise Cancelled("the stream was cancelled")
+            self._patience.check_goes_on()
+            self._call = self._begin()
+
+    def cancel(self) -> None:
+        """Ends the call, and the wait for the next; does nothing once it has ended."""
+        self._cancelled.set()
+        self._call.cancel()
+
+
+class AsyncServerStream(Protocol[T_co]):
+    """What is needed of an asyncio call with many answers."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def cancel(self) -> bool:
+        """Ends the call; False once it has ended."""
+
+
+class AsyncPatientStream(Generic[T]):
+    """The same for asyncio."""
+
+    def __init__(self, begin: Callable[[], AsyncServerStream[T]], patience: Patience) -> None:
+        self._begin = begin
+        self._patience = patience
+        self._call = begin()
+        self._has_begun = False
+        self._pause: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            try:
+                answer = await anext(aiter(self._call))
+                self._has_begun = True
+                return answer
+            except grpc.RpcError as error:
+                wait_s = None if self._has_begun else self._patience.pause_s(error)
+                if wait_s is None:
+                    raise
+            self._pause = asyncio.ensure_future(asyncio.sleep(wait_s))
+            try:
+                await self._pause  # a `cancel` ends it as it would end a call
+            finally:
+                self._pause = None
+            self._patience.check_goes_on()
+            self._call = self._begin()
+
+    def cancel(self) -> bool:
+        """Ends the call, or the wait for the next; False once it has ended."""
+        return self._pause.cancel() if self._pause is not None else self._call.cancel()

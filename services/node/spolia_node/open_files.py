@@ -1,0 +1,20 @@
+"""How many files and connections this process may have open."""
+
+from __future__ import annotations
+
+import resource
+
+WANTED = 65_536
+"""More than a node's limits on connections and objects come to. Some systems allow a billion, which programs that look
+through all that may be open would suffer from."""
+
+
+def raise_open_files() -> int:
+    """Raises the limit to `WANTED`, or as near to it as this system allows; what it is now. Shells leave it at 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    most = WANTED if hard == unlimited else min(hard, WANTED)
+    if soft != unlimited and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return soft
