@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from k8s_world import CONFIGS, POD_IP, Manifests, Workload, amount
+from k8s_world import CONFIGS, POD_IP, Manifests, Workload, amount, set_by_image
 
 from spolia_gateway.config import GatewayConfig
 from spolia_kvstore.config import KVStoreConfig
@@ -32,6 +32,16 @@ def test_every_variable_is_a_setting_of_that_role_and_all_load(manifests: Manife
         known = {item.env for item in settings_of(CONFIGS[found.role])}
         assert set(found.environment) - OF_OTHERS <= known, found.role
         assert config_of(found).node_id == f"spolia-{found.role}-0"
+
+
+def test_manifests_and_images_agree(manifests: Manifests) -> None:
+    """What only an image sets is a setting of that role too, and what both set is the same."""
+    for found in manifests.workloads:
+        image = set_by_image(found.image.removeprefix("spolia-"))
+        for name in set(image) & set(found.environment):
+            assert image[name] == found.environment[name], (found.role, name)
+        config = load_config(CONFIGS[found.role], [], image | found.environment)
+        assert config == config_of(found)
 
 
 def test_no_variable_is_set_twice(manifests: Manifests) -> None:
