@@ -43,11 +43,12 @@ test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per co
 deploy-check: $(VENV)/dev.stamp $(VENV)/deploy.stamp  ## What `test` checks of images, compose and manifests, and checkov on them.
 	CHECKOV=$(VENV)/deploy/bin/checkov $(BIN)/python -m pytest tests/deploy $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, STORE_ARGS, CHAOS_ARGS).
+bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, START_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
 	$(BIN)/spolia bench shared $(SHARED_ARGS)
 	$(BIN)/spolia bench gateway $(GATEWAY_ARGS)
 	$(BIN)/spolia bench structured $(STRUCTURED_ARGS)
+	$(BIN)/spolia bench start $(START_ARGS)
 	$(BIN)/spolia bench store $(STORE_ARGS)
 	$(BIN)/spolia bench store --chaos $(CHAOS_ARGS)
 
