@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test bench gpu protos lint clean
+.PHONY: demo test fuzz bench gpu protos lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -33,6 +33,10 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 # A file's tests run in one process: they share what its fixtures start.
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+SECONDS ?= 600
+fuzz: $(VENV)/dev.stamp  ## Random and mutated requests against a whole cluster, for SECONDS; make test has a short run.
+	SPOLIA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)
 
 bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
