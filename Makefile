@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test deploy-check bench gpu protos lint clean
+.PHONY: demo test fuzz deploy-check bench gpu protos lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -39,6 +39,10 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 # A file's tests run in one process: they share what its fixtures start.
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+SECONDS ?= 600
+fuzz: $(VENV)/dev.stamp  ## Random and mutated requests against a whole cluster, for SECONDS; make test has a short run.
+	SPOLIA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)
 
 deploy-check: $(VENV)/dev.stamp $(VENV)/deploy.stamp  ## What `test` checks of images, compose and manifests, and checkov on them.
 	CHECKOV=$(VENV)/deploy/bin/checkov $(BIN)/python -m pytest tests/deploy $(ARGS)
