@@ -122,13 +122,14 @@ class _Queries:
         """[num_q_heads, rows of the range, head_dim] for each range."""
         if not self._counts:
             return [query] * len(self._as_they_are)
-        turned = iter(torch.split(self._turned(query), self._counts, 1))
+        turned = iter(self._turned(query))
         return [query if same else next(turned) for same in self._as_they_are]
 
-    def _turned(self, query: Tensor) -> Tensor:
-        if self._turns is None:
-            return query.index_select(1, self._rows)
-        return self._turns.of_groups(query) if self._are_groups else self._turns(query, self._rows)
+    def _turned(self, query: Tensor) -> Sequence[Tensor]:
+        if self._turns is not None and self._are_groups:
+            return self._turns.of_groups(query).unbind(0)
+        gathered = query.index_select(1, self._rows) if self._turns is None else self._turns(query, self._rows)
+        return torch.split(gathered, self._counts, 1)
 
 
 def _side_by_side(parts: Sequence[Partial]) -> Partial:

@@ -23,7 +23,7 @@ class TailKeys:
         """[num_layers, batch, num_kv_heads, max_keys, …], of one dtype."""
         self._memory = (key, value)
         self._key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
-        self.begin([1] * key.shape[1])
+        self.begin([0] * key.shape[1])
         self._fits_flash: bool | None = None
 
     def begin(self, lens: Sequence[int]) -> None:
