@@ -10,12 +10,12 @@ Functions that build a context take the references of the runs they are given, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
-from spolia_core.errors import NotSupported
+from spolia_core.errors import InternalError, NotSupported
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
@@ -24,14 +24,15 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs, whole
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.deviation import most_deviant
+from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar, Grammars, Matcher
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
-from spolia_engine.logprobs import logprobs_of
+from spolia_engine.logprobs import TokenLogprobs, logprobs_of
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
-from spolia_engine.pool import DEFAULT_BLOCK_SIZE, Extent, Pool
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Extent, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
@@ -41,6 +42,7 @@ from spolia_engine.sequence import close_all
 from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
+from spolia_engine.slot_memory import SlotMemory
 from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
@@ -69,15 +71,30 @@ class EngineCore:
         block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int = 0,
         grammars: Grammars | None = None,
+        device: DeviceSettings | None = None,
     ) -> None:
         """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id. Without
-        `grammars` no request may have a constraint.
+        `grammars` no request may have a constraint. `device`: decode as a GPU does, out of one piece of memory that is
+        taken now; None: so on a CUDA device, with the defaults, and not elsewhere.
 
-        Raises `NotSupported` for sinks of a model without a begin-of-sequence token, `InvalidRequest` for too many.
+        Raises `NotSupported` for sinks of a model without a begin-of-sequence token, or a model that the device's
+        kernels do not have; `InvalidRequest` for too many sinks, or blocks that are no pages.
         """
         self._sinks = sink_token_ids(adapter, num_sink_tokens)
         self.adapter = adapter
-        self.pool = Pool(adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device)
+        if device is None and adapter.device.type == "cuda":
+            device = DeviceSettings()
+        slots = None
+        if device is not None:
+            dtype = TORCH_DTYPE[adapter.kv_shape.dtype]
+            slots = SlotMemory(
+                adapter.kv_shape, num_pages=num_blocks, page_size=block_size, dtype=dtype, device=adapter.device
+            )
+        self.pool = Pool(
+            adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device, slots=slots
+        )
+        self.device = None if device is None or slots is None else DeviceDecoding(adapter, slots, device)
+        """What decodes on a GPU; None on a CPU, where `plan_batch` and `run_step` do."""
         self.resident = ResidentChunks(self.pool)
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
@@ -411,9 +428,39 @@ class EngineCore:
         logprobs = None if told is None else logprobs_of(among, index, told).of(allowed)
         return generation.accept(int(allowed[index]), logprobs)
 
-    def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
-        """`draw` for a sequence."""
-        return self.draw(sequence.generation, logits)
+    def accept(self, sequence: DecodeSequence, row: torch.Tensor | DrawnRow) -> Delta:
+        """Adds a sequence's next token: what the device drew, else by `draw`.
+
+        What the device does not know is drawn here, from its logits: what a constraint allows.
+        """
+        generation = sequence.generation
+        if not isinstance(row, DrawnRow):
+            return self.draw(generation, row)
+        if row.token_id < 0:
+            raise InternalError("the model's logits are not numbers: its weights or its KV are broken")
+        if generation.matcher is not None:
+            return self.draw(generation, row.logits.float())
+        told = generation.params.num_top_logprobs
+        if told is None:
+            return generation.accept(row.token_id)
+        found = logprobs_of(row.logits.float(), row.token_id, told) if told else TokenLogprobs(row.logprob, ())
+        return generation.accept(row.token_id, found)
+
+    def step_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
+        """Runs each sequence's newest token; a row each for `accept`. Otherwise as `step_logits`."""
+        if self.device is None:
+            return list(self.step_logits(sequences))
+        for sequence in sequences:
+            sequence.make_room()
+        rows: list[DrawnRow] = []
+        for batch in [[each] for each in sequences] if self.deterministic else [list(sequences)]:
+            found = self.device.step(batch, never_shared if self.deterministic else self.sharing)
+            if self.deterministic:  # the next one's step overwrites them
+                found = [replace(row, logits=row.logits.clone()) for row in found]
+            rows += found
+        for sequence in sequences:
+            sequence.tail.length += 1
+        return rows
 
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
@@ -422,6 +469,9 @@ class EngineCore:
         room for the KV of this step.
         """
         batch = tuple(sequences)
+        if self.device is not None:
+            rows = self.step_rows(batch)
+            return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows]).float()
         if self.deterministic:
             return self._step_alone(batch)
         if self._plan is None or self._plan.sequences != batch:
@@ -470,6 +520,8 @@ class EngineCore:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
         self._plan = None
         self._plans_alone.clear()
+        if self.device is not None:
+            self.device.forget()
 
     def seal_answer(self, sequence: DecodeSequence, blocks: Sequence[SealedBlock]) -> list[tuple[bytes, Run]]:
         """Registers chunks that the answer completed, for the next turn; returns the newly registered ones.

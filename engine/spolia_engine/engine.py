@@ -30,6 +30,7 @@ from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.device_decoding import DeviceSettings, DrawnRow
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
@@ -78,6 +79,7 @@ class Engine(EngineCore):
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
         grammars: Grammars | None = None,
+        device: DeviceSettings | None = None,
     ) -> None:
         """As `EngineCore`; `num_sink_tokens` unset are those of `profile`, the model's, or none without one."""
         if num_sink_tokens is None:
@@ -89,6 +91,7 @@ class Engine(EngineCore):
             block_size=block_size,
             num_sink_tokens=num_sink_tokens,
             grammars=grammars,
+            device=device,
         )
         self.profile = profile
 
@@ -289,9 +292,9 @@ class Engine(EngineCore):
         for sequence in sequences:
             self.accept(sequence, first)
         while going := [i for i, sequence in enumerate(sequences) if not sequence.finished]:
-            for i, logits in zip(going, self.step_logits([sequences[i] for i in going]), strict=True):
-                margins[i].append(_margin(logits, sequences[i]))
-                self.accept(sequences[i], logits)
+            for i, row in zip(going, self.step_rows([sequences[i] for i in going]), strict=True):
+                margins[i].append(_margin(row, sequences[i]))
+                self.accept(sequences[i], row)
         return margins
 
     def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:
@@ -314,10 +317,11 @@ def _completion(generation: Generation, report: ReuseReport, margins: Sequence[f
     return Completion(generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins))
 
 
-def _margin(logits: torch.Tensor, sequence: DecodeSequence) -> float:
+def _margin(row: torch.Tensor | DrawnRow, sequence: DecodeSequence) -> float:
+    logits = row.logits.float() if isinstance(row, DrawnRow) else row
     matcher = sequence.generation.matcher
     if matcher is not None:
-        logits = logits[torch.from_numpy(matcher.allowed())]
+        logits = logits[torch.from_numpy(matcher.allowed()).to(logits.device)]
     if len(logits) == 1:
         return math.inf
     best = torch.topk(logits, 2).values
