@@ -35,6 +35,7 @@ from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE
+from spolia_engine.pool_budget import free_bytes, pool_budget
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
@@ -103,14 +104,14 @@ class Engine(EngineCore):
         dtype: str = "float32",
         max_context_tokens: int | None = None,
         pool_bytes: int = 1 << 30,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         device: str = "cpu",
         num_sink_tokens: int | None = None,
     ) -> Engine:
         """Loads a Hugging Face-format directory with a `tokenizer.json`, and the profile beside the model, if any.
 
-        `pool_bytes` is the budget for KV; `num_sink_tokens` set by hand take the place of the profile's. Raises
-        `NotFound`, `NotSupported` or `DataCorrupt`, and as `find_profile` does for a profile that cannot be used.
+        `pool_bytes` is the budget for KV, taken whole at once on a GPU; `block_size` unset is what suits the device.
+        `num_sink_tokens` set by hand take the place of the profile's. Raises `NotFound`, `NotSupported` or `DataCorrupt`, and as `find_profile` does for a profile that cannot be used.
         """
         adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
         return cls.of(
@@ -130,18 +131,27 @@ class Engine(EngineCore):
         decode: Decode,
         *,
         pool_bytes: int = 1 << 30,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
         grammars: Grammars | None = None,
     ) -> Engine:
-        """An engine around a loaded model; `decode` turns ids into text. No profile is looked for."""
-        num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
+        """An engine around a loaded model; `decode` turns ids into text. No profile is looked for.
+
+        `pool_bytes` and `block_size` as for `load`. Raises `InvalidRequest` where the device has not so much.
+        """
+        budget = pool_budget(
+            pool_bytes,
+            block_size,
+            adapter.kv_shape.bytes_per_token,
+            on_device=adapter.device.type == "cuda",
+            free_bytes=free_bytes(adapter.device),
+        )
         return cls(
             adapter,
             decode,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=budget.num_blocks,
+            block_size=budget.block_size,
             num_sink_tokens=num_sink_tokens,
             profile=profile,
             grammars=grammars,
