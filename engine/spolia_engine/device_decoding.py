@@ -59,10 +59,7 @@ class DeviceDecoding:
     """Steps of one model over one memory. One thread's, and one stream's."""
 
     def __init__(self, adapter: ModelAdapter, memory: SlotMemory, settings: DeviceSettings) -> None:
-        """Takes the steps' buffers; on a CUDA device it captures every bucket, which takes seconds.
-
-        Raises `NotSupported` for a model whose heads or activation the device's kernels do not have.
-        """
+        """Raises `NotSupported` for a model whose heads or activation the device's kernels do not have."""
         _check(adapter)
         self._adapter = adapter
         self._memory = memory
@@ -70,22 +67,30 @@ class DeviceDecoding:
         self._angles = adapter.angles(adapter.max_context_tokens)
         self._group = adapter.num_q_heads // adapter.kv_shape.num_kv_heads
         self._steps: dict[int, DeviceStep] = {}
-        pool = None
-        for rows in reversed(settings.row_buckets):  # the largest first: the others fit its memory
-            step = self._steps[rows] = self._made(self._capacity(rows))
-            if adapter.device.type == "cuda":
-                pool = step.capture(pool)
         self._step: DeviceStep | None = None
         self._loaded: list[tuple[DecodeSequence, int]] = []
         self.num_steps = 0
         self.num_eager_steps = 0
         """Steps of batches that no bucket holds, of `num_steps`."""
 
+    def prepare(self) -> None:
+        """Takes the steps' buffers; on a CUDA device it captures every bucket, which takes seconds.
+
+        Call it before the first step, which else does; nobody else may use the device meanwhile.
+        """
+        pool = None
+        for rows in reversed(self._settings.row_buckets):  # the largest first: the others fit its memory
+            step = self._steps[rows] = self._made(self._capacity(rows))
+            if self._adapter.device.type == "cuda":
+                pool = step.capture(pool)
+
     def step(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> list[DrawnRow]:
         """Runs each sequence's newest token, whose KV is written, and draws the next. The caller counts the tokens.
 
         At least one sequence, each with room for the token.
         """
+        if not self._steps:
+            self.prepare()
         now = [(sequence, sequence.tail.length) for sequence in sequences]
         if self._step is None or now != self._loaded or self._step.num_steps_left < 1:
             self._load(sequences, sharing)

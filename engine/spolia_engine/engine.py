@@ -111,7 +111,8 @@ class Engine(EngineCore):
         """Loads a Hugging Face-format directory with a `tokenizer.json`, and the profile beside the model, if any.
 
         `pool_bytes` is the budget for KV, taken whole at once on a GPU; `block_size` unset is what suits the device.
-        `num_sink_tokens` set by hand take the place of the profile's. Raises `NotFound`, `NotSupported` or `DataCorrupt`, and as `find_profile` does for a profile that cannot be used.
+        `num_sink_tokens` set by hand take the place of the profile's. Raises `NotFound`, `NotSupported`, `DataCorrupt`
+        or `InvalidRequest`, and as `find_profile` does for a profile that cannot be used.
         """
         adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
         return cls.of(

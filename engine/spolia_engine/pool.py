@@ -229,6 +229,10 @@ class Pool:
             self._move(extent, BlockState.REFERENCED)
             return extent
 
+    def blocks_to_open(self, num_tokens: int) -> int:
+        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most."""
+        return 1 if self._slots is None else self.blocks_for(num_tokens) + 1
+
     def grow(self, extent: Extent, num_tokens: int) -> None:
         """Takes the blocks that `num_tokens` tokens of a tail need, as many as it lacks.
 
