@@ -51,6 +51,8 @@ class DecodeNode:
         self.config = config
         self.engine = engine
         engine.sharing = load_switch(config, engine)
+        if engine.device is not None:
+            engine.device.prepare()
         engine.deterministic = config.deterministic
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.server = NodeServer(config, "decode")
