@@ -19,7 +19,7 @@ from spolia.v1 import kvstore_pb2
 from spolia.v1.common_pb2 import ErrorDetail
 
 CODE = grpc.StatusCode
-DEADLINE_S = 1.5
+DEADLINE_S = 0.6
 HELD_OPEN_S = 0.03
 MAX_RESPONSES = 200
 
