@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_our_images_are_of_this_release_and_run_as_nobody_in_particular(service:
     release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert SERVICES[service]["image"].endswith(f":{release}")
     assert SERVICES[service]["user"] == stage_of(SERVICES[service]).user == "10001:10001"
+    assert SERVICES[service]["pull_policy"] == "never", "nothing else than what is built here"
     if service != "tools":
         assert SERVICES[service]["build"]["target"] == stage_of(SERVICES[service]).name
 
@@ -262,3 +264,12 @@ def test_grafana_finds_its_source_and_the_dashboard():
     assert source["url"] == "http://prometheus:9090"
     variables = json.loads((DOCKER / "grafana/spolia.json").read_text())["templating"]["list"]
     assert [variable["query"] for variable in variables if variable["type"] == "datasource"] == [source["type"]]
+
+
+def test_the_documents_list_the_variables_that_there_are():
+    """Of both files; and the start of `docs/deploy.md` says the defaults."""
+    text = COMPOSE.read_text() + COMPOSE_GPU.read_text()
+    section = (ROOT / "docs/deploy.md").read_text().partition("\n## Compose\n")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row[1])}
+    assert listed == set(re.findall(r"\$\{(\w+)", text))
