@@ -129,7 +129,7 @@ def test_a_store_has_the_memory_and_the_disk_that_it_may_use(manifests: Manifest
     assert str(config.data_dir) == "/data"
     claim = store.volumes[store.mounts["/data"]["name"]]["claim"]
     assert amount(claim["resources"]["requests"]["storage"]) >= config.disk_budget_bytes * 1.1
-    assert claim["accessModes"] == ["ReadWriteOncePod"], "two stores cannot open one folder"
+    assert claim["accessModes"] == ["ReadWriteOnce"], "a store's folder is its own"
 
 
 def test_a_worker_on_a_cpu_has_the_memory_of_its_pool(manifests: Manifests) -> None:
