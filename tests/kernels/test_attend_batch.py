@@ -25,7 +25,7 @@ def by_lens(query, key, value, key_lens, *, sm_scale):
 def by_tail_keys(query, key, value, key_lens, *, sm_scale):
     """In the second of two layers, in a second step."""
     tails = TailKeys(torch.stack((key, key)), torch.stack((value, value)))
-    tails.begin([1] * len(key_lens))
+    tails.begin([min(1, key.shape[2])] * len(key_lens))
     tails.begin(key_lens.tolist())
     return tails.attend(1, query, sm_scale=sm_scale)
 

@@ -42,8 +42,8 @@ class Rotation:
         return (x * self._both_cos).addcmul_(swapped, self._both_sin)
 
     def of_groups(self, x: Tensor) -> Tensor:
-        """All rows of x [num_heads, num_rows, head_dim] turned several times: [num_groups, num_heads, num_rows, head_dim],
-        a view of any strides but the last. Row i of group g turns as row g · num_rows + i does.
+        """All rows of x [num_heads, num_rows, head_dim] turned several times, row r in group g by the angles of row
+        g · num_rows + r: [num_groups, num_heads, num_rows, head_dim], a view of any strides but the last.
 
         What `__call__` gives for rows 0, 1, 2, …, 0, 1, 2, …, without gathering: 8 groups of 32 rows, 8 heads of 64,
         float32, 2 threads, cold: 182 → 89 us.
@@ -51,8 +51,7 @@ class Rotation:
         half, num_rows = self.cos.shape[-1], x.shape[1]
         groups = self.cos.shape[0] // num_rows
         if x.shape[2] != 2 * half or x.dtype != self.cos.dtype:
-            turned = self._by_halves(x.repeat(1, groups, 1))
-            return turned.unflatten(1, (groups, num_rows)).transpose(0, 1)
+            return self._by_halves(x.repeat(1, groups, 1)).view(x.shape[0], groups, num_rows, -1).transpose(0, 1)
         size = (groups, num_rows, 2 * half)
         swapped = torch.roll(x, half, -1)[:, None]
         turned = (x[:, None] * self._both_cos.view(size)).addcmul_(swapped, self._both_sin.view(size))
