@@ -1,9 +1,9 @@
 """Attend: queries over one contiguous set of keys, giving a partial.
 
 CPU, K and V of one width, all of one dtype, last dimension dense: the fused kernel behind `flash_cpu.py`, cut
-by `cpu.py` into what it answers well; K and V are read in place. CPU otherwise (unequal widths, as compressed
-bases have them; mixed dtypes): the reference over blocks of keys. CUDA and all else: the reference. A Triton
-path has its room here.
+by `cpu.py` into what it answers well, or where it is slow two products a block of keys (`products_cpu.py`); K and
+V are read in place. CPU otherwise (unequal widths, as compressed bases have them; mixed dtypes): the reference
+over blocks of keys. CUDA and all else: the reference. A Triton path has its room here.
 """
 
 from __future__ import annotations

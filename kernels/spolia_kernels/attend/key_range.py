@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spolia_kernels.attend.cpu import attend_cpu, num_splits
 from spolia_kernels.attend.flash_cpu import fits_flash, flash_again
+from spolia_kernels.attend.products_cpu import products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.partial import Partial
 
@@ -43,5 +44,5 @@ class KeyRange:
 def _is_one_call(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.numel() == 0 or query.stride(-1) != 1 or not fits_flash(query, key, value):
         return False
-    num_rows = query.shape[0] // key.shape[1] * query.shape[1]
-    return num_splits(key.shape[1], num_rows, key.shape[2]) == 1
+    stacked = query.reshape(key.shape[1], -1, key.shape[3])
+    return not products_pay(stacked, key[0]) and num_splits(key.shape[1], stacked.shape[1], key.shape[2]) == 1
