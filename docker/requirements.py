@@ -1,6 +1,6 @@
-"""Prints what extras of pyproject.toml depend on, for pip: images install that before the code, which changes more often.
+"""Prints what extras of pyproject.toml depend on, for pip. Images install that first: code changes more often.
 
-    python requirements.py gateway cli > requirements.txt
+python requirements.py gateway cli > requirements.txt
 """
 
 from __future__ import annotations

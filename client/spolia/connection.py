@@ -123,9 +123,11 @@ def _authority_in(path: str) -> bytes:
         ) from error
 
 
-def channel_options(address: str) -> list[tuple[str, int]]:
+def channel_options(address: str) -> list[tuple[str, int | str]]:
     """gRPC options of a channel to `address`."""
-    options = [
+    options: list[tuple[str, int | str]] = [
+        # A name with several addresses is several gateways: calls go to all that answer, in turn.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
         # While a call is under way, a gateway whose machine vanished is noticed within about ten seconds.
         ("grpc.keepalive_time_ms", 5000),

@@ -101,6 +101,12 @@ class LocalCluster:
         return self._only("gateway").node.http_address
 
     @property
+    def url(self) -> str:
+        """The page, and what OpenAI's base URL begins with; empty without HTTP. Call after `start`."""
+        scheme = "http" if self._tls_dir is None else "https"
+        return f"{scheme}://{self.http_address}" if self.http_address else ""
+
+    @property
     def directory_address(self) -> str:
         """Where the kvstore and its directory are. Call after `start`."""
         return self._only("kvstore").node.address

@@ -33,7 +33,7 @@ class NodeRefused(NodeFailed, InvalidRequest):
 @dataclass(frozen=True, slots=True)
 class LocalNode:
     """A node that announced itself. `log_path` is None where its log goes to the terminal, `http_address` empty for a
-    node that serves no HTTP.
+    node that serves no HTTP, `metrics_address` for one that serves no metrics.
     """
 
     name: str
@@ -42,6 +42,7 @@ class LocalNode:
     address: str
     log_path: Path | None
     http_address: str = ""
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class NodeExit:
 
 class NodeProcess:
     """One child process. It says `READY <role> <host:port>` on standard output once it serves, and logs elsewhere; a
-    node with an HTTP server adds `http=<host:port>`.
+    node adds `http=<host:port>` and `metrics=<host:port>` for what it serves there.
 
     In a session of its own, so that a Ctrl-C at the terminal reaches the parent alone, which ends nodes in order. Its
     standard input stays open for as long as the parent lives. `changed`, which several may share, is notified when the
@@ -80,7 +81,7 @@ class NodeProcess:
         self.role = role
         self.log_path = log_path
         self._address = ""
-        self._http_address = ""
+        self._planes: dict[str, str] = {}
         self._exit_code: int | None = None
         self._changed = changed
         self._on_exit = on_exit
@@ -106,7 +107,8 @@ class NodeProcess:
     @property
     def node(self) -> LocalNode:
         """What it is; the address is empty before it is ready."""
-        return LocalNode(self.name, self.role, self.pid, self._address, self.log_path, self._http_address)
+        http, metrics = (self._planes.get(plane, "") for plane in ("http", "metrics"))
+        return LocalNode(self.name, self.role, self.pid, self._address, self.log_path, http, metrics)
 
     @property
     def exit(self) -> NodeExit:
@@ -170,7 +172,7 @@ class NodeProcess:
                     case ["READY", self.role, address, *also] if not self._address:
                         planes = dict(word.split("=", 1) for word in also if "=" in word)
                         with self._changed:
-                            self._address, self._http_address = address, planes.get("http", "")
+                            self._address, self._planes = address, planes
                             self._changed.notify_all()
                     case _:
                         self._log(line)

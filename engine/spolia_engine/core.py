@@ -10,27 +10,27 @@ Functions that build a context take the references of the runs they are given, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from spolia_core.chunk_object import ChunkMeta
-from spolia_core.errors import InternalError, NotSupported
+from spolia_core.errors import NotSupported
 from spolia_core.ids import IdSpace, Recipe
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs, whole
-from spolia_engine.decode_attention import DecodeAttention
+from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.deviation import most_deviant
 from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
+from spolia_engine.drawing import accept_row, draw
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
-from spolia_engine.grammar import Grammar, Grammars, Matcher
+from spolia_engine.grammar import Grammar, Grammars
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
-from spolia_engine.logprobs import TokenLogprobs, logprobs_of
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Extent, Pool
 from spolia_engine.resident import ResidentChunks
@@ -43,20 +43,10 @@ from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.slot_memory import SlotMemory
-from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
 
 __all__ = ["EngineCore", "OnLayer", "PassOptions"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlannedBatch:
-    """Sequences that decode together, and their step as data and as what runs it."""
-
-    sequences: tuple[DecodeSequence, ...]
-    plan: StepPlan
-    attention: DecodeAttention
 
 
 class EngineCore:
@@ -105,8 +95,7 @@ class EngineCore:
 
         Costs the batch: the weights are read once a sequence, and nothing is attended together.
         """
-        self._plan: PlannedBatch | None = None
-        self._plans_alone: dict[DecodeSequence, PlannedBatch] = {}
+        self._steps = DecodeSteps(adapter)
 
     def id_space(self, tenant_key: bytes) -> IdSpace:
         """The ids of a tenant's chunks under this engine's model and recipe."""
@@ -412,39 +401,11 @@ class EngineCore:
 
     def draw(self, generation: Generation, logits: torch.Tensor) -> Delta:
         """Draws an answer's next token from `logits` [vocab_size] and adds it."""
-        if generation.matcher is not None:
-            return self._draw_allowed(generation, logits, generation.matcher)
-        params = generation.params
-        token_id = sample(logits, params, len(generation.token_ids), generation.sample_index)
-        told = params.num_top_logprobs
-        return generation.accept(token_id, None if told is None else logprobs_of(logits, token_id, told))
-
-    def _draw_allowed(self, generation: Generation, logits: torch.Tensor, matcher: Matcher) -> Delta:
-        """`draw` among the tokens that the matcher allows, as if the model had no others."""
-        allowed = torch.from_numpy(matcher.allowed()).to(logits.device)
-        among, params = logits.index_select(0, allowed), generation.params
-        index = sample(among, params, len(generation.token_ids), generation.sample_index)
-        told = params.num_top_logprobs
-        logprobs = None if told is None else logprobs_of(among, index, told).of(allowed)
-        return generation.accept(int(allowed[index]), logprobs)
+        return draw(generation, logits)
 
     def accept(self, sequence: DecodeSequence, row: torch.Tensor | DrawnRow) -> Delta:
-        """Adds a sequence's next token: what the device drew, else by `draw`.
-
-        What the device does not know is drawn here, from its logits: what a constraint allows.
-        """
-        generation = sequence.generation
-        if not isinstance(row, DrawnRow):
-            return self.draw(generation, row)
-        if row.token_id < 0:
-            raise InternalError("the model's logits are not numbers: its weights or its KV are broken")
-        if generation.matcher is not None:
-            return self.draw(generation, row.logits.float())
-        told = generation.params.num_top_logprobs
-        if told is None:
-            return generation.accept(row.token_id)
-        found = logprobs_of(row.logits.float(), row.token_id, told) if told else TokenLogprobs(row.logprob, ())
-        return generation.accept(row.token_id, found)
+        """Adds a sequence's next token: what the device drew, else by `draw`."""
+        return accept_row(sequence.generation, row)
 
     def step_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
         """Runs each sequence's newest token; a row each for `accept`. Otherwise as `step_logits`."""
@@ -468,58 +429,22 @@ class EngineCore:
         At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
         room for the KV of this step.
         """
-        batch = tuple(sequences)
         if self.device is not None:
-            rows = self.step_rows(batch)
+            rows = self.step_rows(sequences)
             return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows]).float()
-        if self.deterministic:
-            return self._step_alone(batch)
-        if self._plan is None or self._plan.sequences != batch:
-            self._plan = self.plan_batch(batch, self.sharing)
-        return self.run_step(self._plan)
-
-    def _step_alone(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
-        """`step_logits`, one sequence after the other."""
-        for sequence in sequences:
-            sequence.make_room()
-        logits: list[torch.Tensor] = []
-        try:
-            for sequence in sequences:
-                if sequence not in self._plans_alone:
-                    self._plans_alone[sequence] = self.plan_batch((sequence,), never_shared)
-                logits.append(self.run_step(self._plans_alone[sequence]))
-        except BaseException:
-            for sequence in sequences[: len(logits)]:
-                sequence.tail.length -= 1
-            raise
-        return torch.cat(logits)
+        return self._steps.alone(sequences) if self.deterministic else self._steps.together(sequences, self.sharing)
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
         """What steps of these sequences do, good while all of them are open."""
-        batch = tuple(sequences)
-        tails = [sequence.tail for sequence in batch]
-        plan = plan_step([sequence.ranges for sequence in batch], tails, sharing)
-        return PlannedBatch(batch, plan, DecodeAttention(plan, tails, self.adapter.rotary))
+        return self._steps.plan(sequences, sharing)
 
     def run_step(self, planned: PlannedBatch) -> torch.Tensor:
         """`step_logits` of a planned batch."""
-        batch, plan, attention = planned.sequences, planned.plan, planned.attention
-        for sequence in batch:
-            sequence.make_room()
-        attention.begin()
-        rows = [batch[number] for number in plan.order]
-        hidden = self.adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)
-        for sequence in batch:
-            sequence.tail.length += 1
-        logits = self.adapter.logits(hidden)
-        if plan.order == tuple(range(len(batch))):
-            return logits
-        return logits[torch.tensor(plan.order, device=logits.device).argsort()]
+        return self._steps.run(planned)
 
     def forget_plan(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
-        self._plan = None
-        self._plans_alone.clear()
+        self._steps.forget()
         if self.device is not None:
             self.device.forget()
 

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from spolia_engine.step_plan import Group, StepPlan, Stretch, Tail
 from spolia_kernels import (
-    BatchLens,
     KeyRange,
     Partial,
     RotaryTable,
     Rotation,
     RowParts,
-    attend_batch,
+    TailKeys,
     attend_private,
     merge_seen,
 )
@@ -63,31 +62,25 @@ class _SlotRows:
 
     def __init__(self, stretch: Stretch, device: torch.device) -> None:
         self._rows = slice(stretch.first_row, stretch.first_row + stretch.num_rows)
-        self._stretch = stretch
+        self._first_token = stretch.first_token
         slots = slice(stretch.first_slot, stretch.first_slot + stretch.num_rows)
-        key, value = stretch.slab.key, stretch.slab.value
-        self._key_bytes = key.shape[2] * (key.shape[4] + value.shape[4]) * key.element_size()
-        # By layer: what the rows read, [num_rows, num_kv_heads, capacity, …], and the same a token's heads together.
-        self._keys, self._values = (m[:, slots, :, stretch.first_token :].unbind(0) for m in (key, value))
-        self._key_lines, self._value_lines = ([m.transpose(1, 2) for m in x] for x in (self._keys, self._values))
+        # What the rows read, [num_layers, num_rows, num_kv_heads, capacity, …], and by layer a token's heads together.
+        memory = [m[:, slots, :, stretch.first_token :] for m in (stretch.slab.key, stretch.slab.value)]
+        self._keys = TailKeys(*memory)
+        self._key_lines, self._value_lines = (m.transpose(2, 3).unbind(0) for m in memory)
         self._number = torch.arange(stretch.num_rows, device=device)
         self._places = (self._number, self._number)
-        self._lens: BatchLens | None = None
 
     def begin(self, tails: Sequence[Tail]) -> None:
-        first = self._stretch.first_token
-        lens = [tail.num_before - first + tail.length + 1 for tail in tails[self._rows]]
-        key = self._keys[0]
-        self._lens = BatchLens.of(lens, key_bytes=self._key_bytes, dtype=key.dtype, device=key.device)
-        self._places = (self._number, self._lens.lens - 1)
+        first = self._first_token
+        self._keys.begin([tail.num_before - first + tail.length + 1 for tail in tails[self._rows]])
+        self._places = (self._number, self._keys.lens.lens - 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
-        assert self._lens is not None, "begin comes first"
-        rows = self._rows
-        self._key_lines[layer].index_put_(self._places, key[:, rows].transpose(0, 1))
-        self._value_lines[layer].index_put_(self._places, value[:, rows].transpose(0, 1))
-        by_row = query[:, rows].transpose(0, 1)
-        return attend_batch(by_row, self._keys[layer], self._values[layer], self._lens, sm_scale=sm_scale)
+        by_row = [x.transpose(0, 1)[self._rows] for x in (query, key, value)]
+        self._key_lines[layer].index_put_(self._places, by_row[1])
+        self._value_lines[layer].index_put_(self._places, by_row[2])
+        return self._keys.attend(layer, by_row[0], sm_scale=sm_scale)
 
 
 class _RangeRows:
@@ -123,14 +116,20 @@ class _Queries:
         self._rows = torch.tensor([row for r in others for row in r.row_numbers], dtype=torch.int64, device=device)
         offsets = torch.tensor([o for r in others for o in r.offsets], dtype=torch.int64, device=device)
         self._turns = Rotation.to(-offsets, rotary) if bool(offsets.any()) else None
+        self._are_groups = all(r.is_every_row for r in others)
 
     def adapted(self, query: Tensor) -> list[Tensor]:
         """[num_q_heads, rows of the range, head_dim] for each range."""
         if not self._counts:
             return [query] * len(self._as_they_are)
-        gathered = query.index_select(1, self._rows) if self._turns is None else self._turns(query, self._rows)
-        turned = iter(torch.split(gathered, self._counts, 1))
+        turned = iter(self._turned(query))
         return [query if same else next(turned) for same in self._as_they_are]
+
+    def _turned(self, query: Tensor) -> Sequence[Tensor]:
+        if self._turns is not None and self._are_groups:
+            return self._turns.of_groups(query).unbind(0)
+        gathered = query.index_select(1, self._rows) if self._turns is None else self._turns(query, self._rows)
+        return torch.split(gathered, self._counts, 1)
 
 
 def _side_by_side(parts: Sequence[Partial]) -> Partial:

@@ -37,16 +37,27 @@ class RmsNorm:
 
     weight: Tensor
     eps: float
+    root_weight: Tensor
+    """w · sqrt(width), and `root_eps`, [], sqrt(eps · width): y = x / hypot(norm(x), root_eps) · root_weight, which is
+    four calls instead of seven. Cold, as in a step, us of 1 row of 512 and of 32: 55 → 31, 67 → 40."""
+    root_eps: Tensor
 
     @classmethod
     def of(cls, module: Any) -> RmsNorm:
         """From any of transformers' RMSNorm modules."""
-        return cls(module.weight.detach(), float(module.variance_epsilon))
+        return cls.with_weight(module.weight.detach(), float(module.variance_epsilon))
+
+    @classmethod
+    def with_weight(cls, weight: Tensor, eps: float) -> RmsNorm:
+        """With `weight` [width]."""
+        width = weight.shape[0]
+        return cls(weight, eps, weight * width**0.5, weight.new_tensor((eps * width) ** 0.5))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x of any shape and strides."""
         if x.dtype == torch.float32:
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True).add_(self.eps)) * self.weight
+            length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return (x / length.hypot_(self.root_eps)).mul_(self.root_weight)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -117,9 +128,9 @@ class DecoderLayer:
         """Hidden states [num_rows, width] behind the layer; `hidden` is left unchanged."""
         projected = self.project(hidden, rotation)
         seen = attention(self.index, projected.query, projected.key, projected.value, self.sm_scale)
-        hidden = hidden + self.out(seen.transpose(0, 1).reshape(hidden.shape[0], -1))
+        hidden = self.out.added_to(hidden, seen.transpose(0, 1).reshape(hidden.shape[0], -1))
         gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
-        return hidden + self.down(self.activation(gate) * up)
+        return self.down.added_to(hidden, self.activation(gate).mul_(up))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

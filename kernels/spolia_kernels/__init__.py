@@ -17,7 +17,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from spolia_kernels.append_kv import append_kv
 from spolia_kernels.attend import KeyRange, attend
-from spolia_kernels.attend_batch import BatchLens, attend_batch
+from spolia_kernels.attend_batch import BatchLens, TailKeys, attend_batch
 from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import NOT_MEASURED, FewRows, Linear, measured_few_rows
 from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
@@ -36,6 +36,7 @@ __all__ = [
     "RotaryTable",
     "Rotation",
     "RowParts",
+    "TailKeys",
     "append_kv",
     "attend",
     "attend_batch",

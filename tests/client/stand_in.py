@@ -52,6 +52,7 @@ def main(role: str) -> None:
         if not options.mute:
             print("a line that is not for the parent", flush=True)
             also = f" http=127.0.0.1:{options.http_port or 8001}" if options.http_port >= 0 else ""
+            also += " metrics=127.0.0.1:9"
             print(f"READY {role} {address}{also}", flush=True)
         while not end.wait(0.05):
             pass

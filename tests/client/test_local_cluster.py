@@ -59,9 +59,11 @@ def roles_of(cluster: LocalCluster) -> list[str]:
 def test_the_gateway_says_where_it_serves_http(make_cluster: MakeCluster) -> None:
     with make_cluster(http_port=8123) as cluster:
         assert cluster.http_address == "127.0.0.1:8123"
+        assert cluster.url == "http://127.0.0.1:8123"
         assert [node.http_address for node in cluster.nodes if node.role != "gateway"] == ["", "", ""]
+        assert {node.metrics_address for node in cluster.nodes} == {"127.0.0.1:9"}
     with make_cluster(http_port=-1) as silent:
-        assert silent.http_address == ""
+        assert silent.http_address == silent.url == ""
 
 
 def test_a_started_cluster_is_known_to_its_gateway(make_cluster: MakeCluster) -> None:

@@ -112,6 +112,12 @@ class Workload:
         return found
 
     @property
+    def image(self) -> str:
+        """Its name, which is that of a target of the Dockerfile behind `spolia-`."""
+        name: str = self.container["image"].partition(":")[0]
+        return name
+
+    @property
     def drain_s(self) -> float:
         return float(self.environment["SPOLIA_DRAIN_TIMEOUT_S"])
 

@@ -106,10 +106,9 @@ def test_pods_run_the_service_of_their_role_from_its_image(manifests: Manifests)
         assert found.container["command"] == ["python", "-m", f"spolia_{found.role}"]
         assert (ROOT / "services" / found.role / f"spolia_{found.role}" / "__main__.py").is_file()
         assert "args" not in found.container
-        image, _, tag = found.container["image"].partition(":")
-        assert image in IMAGES[found.role]
-        assert tag == __version__
-        assert image.endswith("cuda") == (found.environment.get("SPOLIA_DEVICE") == "cuda")
+        assert found.image in IMAGES[found.role]
+        assert found.container["image"] == f"{found.image}:{__version__}"
+        assert found.image.endswith("cuda") == (found.environment.get("SPOLIA_DEVICE") == "cuda")
 
 
 def test_selectors_find_the_pods_they_mean(manifests: Manifests) -> None:
@@ -157,6 +156,14 @@ def test_requests_are_within_limits_and_gpus_go_to_workers_that_use_them(manifes
         assert amount(requests["cpu"]) > 0
         on_gpu = found.environment.get("SPOLIA_DEVICE") == "cuda"
         assert amount(limits.get("nvidia.com/gpu", 0)) == (1 if on_gpu else 0)
+
+
+def test_a_rollout_takes_no_node_away_before_another_serves_but_where_that_wants_a_gpu(manifests: Manifests) -> None:
+    for found in manifests.workloads:
+        if found.kind == "Deployment":
+            rolling = found.object["spec"]["strategy"]["rollingUpdate"]
+            on_gpu = found.environment.get("SPOLIA_DEVICE") == "cuda"
+            assert (rolling["maxSurge"], rolling["maxUnavailable"]) == ((0, 1) if on_gpu else (1, 0))
 
 
 def assert_restricted(pod: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from docker_files import stages
 from k8s_world import CONFIGS, POD_IP, Manifests, Workload, amount
 
 from spolia_gateway.config import GatewayConfig
@@ -32,6 +33,18 @@ def test_every_variable_is_a_setting_of_that_role_and_all_load(manifests: Manife
         known = {item.env for item in settings_of(CONFIGS[found.role])}
         assert set(found.environment) - OF_OTHERS <= known, found.role
         assert config_of(found).node_id == f"spolia-{found.role}-0"
+
+
+def test_manifests_and_images_agree(manifests: Manifests) -> None:
+    """What only an image sets is a setting of that role too, and what both set is the same."""
+    for found in manifests.workloads:
+        image = stages()[found.image.removeprefix("spolia-")]
+        for name in set(image.env) & set(found.environment):
+            assert image.env[name] == found.environment[name], (found.role, name)
+        config = load_config(CONFIGS[found.role], [], image.env | found.environment)
+        assert config == config_of(found)
+        context = found.pod["securityContext"]
+        assert image.user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
 def test_no_variable_is_set_twice(manifests: Manifests) -> None:
@@ -116,7 +129,7 @@ def test_a_store_has_the_memory_and_the_disk_that_it_may_use(manifests: Manifest
     assert str(config.data_dir) == "/data"
     claim = store.volumes[store.mounts["/data"]["name"]]["claim"]
     assert amount(claim["resources"]["requests"]["storage"]) >= config.disk_budget_bytes * 1.1
-    assert claim["accessModes"] == ["ReadWriteOncePod"], "two stores cannot open one folder"
+    assert claim["accessModes"] == ["ReadWriteOnce"], "a store's folder is its own"
 
 
 def test_a_worker_on_a_cpu_has_the_memory_of_its_pool(manifests: Manifests) -> None:

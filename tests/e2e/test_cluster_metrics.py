@@ -164,8 +164,13 @@ def drawn() -> Iterator[str]:
 
 NAME = re.compile(r"\b((?:spolia|process)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 BY = re.compile(r"\bby \(([^)]*)\)")
-UNDER_TLS = {"spolia_tls_handshakes_total", "spolia_tls_certificate_expiry_timestamp_seconds"}
-"""Have no series without certificates."""
+UNDER_TLS = {
+    "spolia_key_book_reads_total",
+    "spolia_refused_calls_total",
+    "spolia_tls_certificate_expiry_timestamp_seconds",
+    "spolia_tls_handshakes_total",
+}
+"""Have no series without certificates and keys."""
 ADDED = {"le", "instance", "job"}
 """Labels of buckets, and those that Prometheus adds."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from e2e_world import DEMO_MODEL
@@ -18,6 +20,11 @@ def readme_example() -> str:
     found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found, "the README has no Python example"
     return found.group(1)
+
+
+def content(url: str) -> str:
+    with urlopen(url, timeout=10) as answer:
+        return str(answer.read(), "utf-8")
 
 
 def test_the_readme_example_works_on_spolia_up() -> None:
@@ -41,15 +48,18 @@ def test_the_readme_example_works_on_spolia_up() -> None:
     )
     try:
         assert up.stdout is not None
-        address = re.search(r'"address": "([^"]+)"', up.stdout.readline())
-        assert address, "spolia up did not say where it is"
-        example = readme_example().replace("127.0.0.1:7300", address.group(1))
+        said = json.loads(up.stdout.readline())
+        example = readme_example().replace("127.0.0.1:7300", said["address"])
         ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=60, check=False)
         assert ran.returncode == 0, ran.stderr
         lines = ran.stdout.splitlines()
         reused = [int(match) for match in re.findall(r"\| (\d+) of \d+ prompt tokens reused", ran.stdout)]
         assert len(reused) == 2, lines
         assert reused[0] == 0 < reused[1], "the second order must reuse what the first computed"
+        assert "Spolia" in content(f"{said['url']}/"), "the page"
+        assert len(said["nodes"]) == 4
+        for node in said["nodes"]:
+            assert "spolia_node_info" in content(f"http://{node['metrics_address']}/metrics"), node
     finally:
         up.send_signal(signal.SIGINT)
         try:

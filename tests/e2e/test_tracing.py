@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 from collector import Collector, a_collector
 from tiny_cluster import TENANT, WAIT_S, World, a_world
@@ -61,7 +62,7 @@ async def a_traced_cluster(model: Path, **decode_settings: Any) -> AsyncIterator
         await world.prefill(tracing_endpoint=endpoint)
         for _ in range(2):
             await world.decode(tracing_endpoint=endpoint, **decode_settings)
-        gateway = await stack.enter_async_context(a_gateway(world, TENANT, tracing_endpoint=endpoint))
+        gateway = await stack.enter_async_context(a_gateway(world, TENANT, tracing_endpoint=endpoint, http_port=0))
         await gateway.cluster.wait_for(lambda v: len(v.nodes(NODE_ROLE_DECODE)) == 2, Deadline.after(WAIT_S))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(gateway.server.address))
         yield Traced(world, gateway, collector, channel, stack)
@@ -156,6 +157,49 @@ async def test_an_exact_request_is_transferred_from_a_prefill_node_and_published
     puts = spans.named("put", "spolia-decode")
     assert len(puts) == finish.num_prompt_tokens // 128
     assert all(spans.path(put)[-2:] == ["prepare", "put"] for put in puts), spans.drawn()
+
+
+async def test_a_request_over_http_is_one_trace_too(tiny: Path) -> None:
+    async with a_traced_cluster(tiny) as traced:
+        url = f"http://{traced.gateway.http_address}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=WAIT_S, max_retries=0) as client:
+            await client.models.list()  # no span: it asks no other node
+            answer = await client.completions.create(
+                model=traced.gateway.config.served_name,
+                prompt="WHO?",
+                max_tokens=6,
+                stream=True,
+                extra_body={"documents": TEXTS, "reuse": "linked"},
+                extra_headers={**dict(SAMPLED), "x-request-id": "the-request"},
+            )
+            assert [chunk.choices[0].finish_reason async for chunk in answer][-1] == "length"
+        spans = await traced.spans()
+    assert {span.trace_id for span in spans.spans} == {TRACE_ID}
+    root = spans.one("POST /v1/completions")
+    assert root.parent_id == SPAN_ID, "the client's span"
+    by_id = {span.span_id: span for span in spans.spans}
+    assert all(span.parent_id in by_id for span in spans.spans if span is not root), spans.drawn()
+    assert {span.service for span in spans.spans} == {
+        "spolia-gateway",
+        "spolia-decode",
+        "spolia-prefill",
+        "spolia-kvstore",
+    }
+    decode = "POST /v1/completions > DecodeService/Generate"
+    fetch = f"{decode} > prepare > fetch"
+    assert {" > ".join(spans.path(span)) for span in spans.spans} >= {
+        "POST /v1/completions > tokenize",
+        "POST /v1/completions > route",
+        f"{decode} > decode",
+        f"{decode} > prepare > link",
+        f"{fetch} > compile request > PrefillService/Prefill > put > KVStoreService/Put",
+        f"{fetch} > compile request > get > KVStoreService/Get",
+    }, spans.drawn()
+    assert root.attributes["http.route"] == "/v1/completions"
+    assert root.attributes["request_id"] == "the-request"
+    assert root.attributes["num_generated_tokens"] == 6
+    # It ends when the last byte has gone, not when the answer begins.
+    assert root.end_ns >= spans.one("decode").end_ns
 
 
 async def test_an_answer_that_moves_to_another_node_stays_one_trace(tiny: Path) -> None:

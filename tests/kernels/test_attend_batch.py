@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, assert_same, oracle, poisoned
 
-from spolia_kernels import BatchLens, Partial, attend, attend_batch, merge, merge_into
+from spolia_kernels import BatchLens, Partial, TailKeys, attend, attend_batch, merge, merge_into
 from spolia_kernels.attend import cpu as attend_cpu_module
 from spolia_kernels.attend_batch import attend_batch_ref
 from spolia_kernels.attend_batch import cpu as batch_cpu_module
@@ -22,9 +22,17 @@ def by_lens(query, key, value, key_lens, *, sm_scale):
     return attend_batch(query, key, value, lens, sm_scale=sm_scale)
 
 
+def by_tail_keys(query, key, value, key_lens, *, sm_scale):
+    """In the second of two layers, in a second step."""
+    tails = TailKeys(torch.stack((key, key)), torch.stack((value, value)))
+    tails.begin([min(1, key.shape[2])] * len(key_lens))
+    tails.begin(key_lens.tolist())
+    return tails.attend(1, query, sm_scale=sm_scale)
+
+
 KEY_BYTES = 20_000
 """Of a key: large, so that small tails of unlike length make several calls."""
-PATHS = pytest.mark.parametrize("function", [by_lens, attend_batch_ref])
+PATHS = pytest.mark.parametrize("function", [by_lens, by_tail_keys, attend_batch_ref])
 
 
 def tails(

@@ -93,3 +93,16 @@ def test_the_faster_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_few_rows.__wrapped__().rows_first <= {1, 2, 4, 8, 16, 32, 64}
     monkeypatch.setattr(few, "_seconds", seconds)
     assert measured_few_rows.__wrapped__() == FewRows(frozenset({1, 2, 4}))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize("num_rows", [1, 32, 65])
+def test_a_sum_with_a_product_is_their_sum(num_rows: int, shared: bool, has_bias: bool) -> None:
+    weight, bias = weights(64, 100, torch.float32)
+    linear = Linear.of(weight, bias if has_bias else None, shared=shared)
+    x, base = torch.randn(num_rows, 64), torch.randn(num_rows, 100)
+    before = base.clone()
+    torch.testing.assert_close(linear.added_to(base, x), base + linear(x), atol=1e-5, rtol=1e-5)
+    assert torch.equal(base, before)

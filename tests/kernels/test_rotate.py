@@ -128,6 +128,19 @@ def test_rows_are_picked_and_then_turned(num_rows):
     assert torch.equal(rotation(x, rows), rotation(x[:, rows]))
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 32])
+@pytest.mark.parametrize("rotary_dim", [HEAD_DIM, 32])
+def test_groups_turn_as_their_rows_do(num_rows, rotary_dim):
+    positions = torch.arange(3 * num_rows) * 7 - 40
+    rotation = Rotation.to(positions, table(rotary_dim))
+    for x in (drawn(2, num_rows, HEAD_DIM), drawn(num_rows, 2, HEAD_DIM).transpose(0, 1)):
+        got = rotation.of_groups(x)
+        assert got.shape == (3, 2, num_rows, HEAD_DIM)
+        assert got.stride(-1) == 1
+        wanted = rotation(x, torch.arange(num_rows).repeat(3)).unflatten(1, (3, num_rows)).transpose(0, 1)
+        torch.testing.assert_close(got, wanted)
+
+
 def test_one_row_turns_all_alike_and_a_scale_scales():
     x, rotary = drawn(2, 5, HEAD_DIM), table()
     alike = Rotation.to(torch.tensor([9]), rotary)(x)

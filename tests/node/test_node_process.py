@@ -48,8 +48,9 @@ async def node(hook: str, *flags: str) -> AsyncIterator[Started]:
     process = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), hook, *flags, stdout=pipe, stderr=pipe)
     started = Started(process, "")
     try:
-        ready, role, started.address = (await started.line()).split()
+        ready, role, started.address, metrics = (await started.line()).split()
         assert (ready, role) == ("READY", "kvstore")
+        assert metrics.startswith("metrics=127.0.0.1:")
         yield started
     finally:
         if process.returncode is None:

@@ -74,7 +74,7 @@ def random_model(shape: Shape) -> Decoder:
         return torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).normal_(std=columns**-0.5)
 
     def norm() -> RmsNorm:
-        return RmsNorm(torch.ones(shape.width, dtype=torch.bfloat16, device=DEVICE), 1e-5)
+        return RmsNorm.with_weight(torch.ones(shape.width, dtype=torch.bfloat16, device=DEVICE), 1e-5)
 
     joined = (heads.num_q_heads + 2 * heads.num_kv_heads) * heads.head_dim
     layers = tuple(

@@ -17,7 +17,8 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
-from spolia_engine.core import EngineCore, PlannedBatch
+from spolia_engine.core import EngineCore
+from spolia_engine.decode_steps import PlannedBatch
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
 from spolia_engine.sequence import Sequence as DecodeSequence

@@ -13,7 +13,7 @@ import typer
 from spolia.cli.options import Json
 from spolia.cli.output import notes, print_columns, print_json
 from spolia.local_cluster import LocalCluster
-from spolia.local_node import NodeExit, NodeFailed
+from spolia.local_node import LocalNode, NodeExit, NodeFailed
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_DELAY_S = 0.5
@@ -114,20 +114,28 @@ def _announce(cluster: LocalCluster, *, as_json: bool) -> None:
             {
                 "address": cluster.address,
                 "http_address": cluster.http_address,
+                "url": cluster.url,
                 "log_dir": cluster.log_dir,
                 "nodes": cluster.nodes,
             }
         )
         return
-    rows = [(node.name, node.address, str(node.pid), str(node.log_path or "this terminal")) for node in cluster.nodes]
-    print_columns(("node", "address", "pid", "log"), *rows)
-    over_http = f"OpenAI's clients: base URL http://{cluster.http_address}/v1\n\n" if cluster.http_address else ""
+    print_columns(("node", "address", "metrics", "pid", "log"), *map(_cells, cluster.nodes))
     print(
         "\nready. Try, in another terminal:\n\n"
-        f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n{over_http}'
-        "Ctrl-C ends the cluster.",
+        f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n'
+        f"{_over_http(cluster)}Ctrl-C ends the cluster.",
         flush=True,
     )
+
+
+def _cells(node: LocalNode) -> tuple[str, ...]:
+    metrics = f"http://{node.metrics_address}/metrics" if node.metrics_address else "-"
+    return node.name, node.address, metrics, str(node.pid), str(node.log_path or "this terminal")
+
+
+def _over_http(cluster: LocalCluster) -> str:
+    return f"to look at: {cluster.url}/\nOpenAI's clients: base URL {cluster.url}/v1\n\n" if cluster.url else ""
 
 
 def _watch(cluster: LocalCluster, events: SimpleQueue[NodeExit | None]) -> None:

@@ -1,9 +1,10 @@
 """Attend: queries over one contiguous set of keys, giving a partial.
 
 CPU, K and V of one width, all of one dtype, last dimension dense: the fused kernel behind `flash_cpu.py`, cut
-by `cpu.py` into what it answers well; K and V are read in place. CPU otherwise (unequal widths, as compressed
-bases have them; mixed dtypes): the reference over blocks of keys. CUDA, 16 bits: FlashAttention behind
-`flash_cuda.py`, cut by `cuda.py`. CUDA otherwise and all else: the reference.
+by `cpu.py` into what it answers well, or where it is slow two products a block of keys (`products_cpu.py`); K and
+V are read in place. CPU otherwise (unequal widths, as compressed bases have them; mixed dtypes): the reference
+over blocks of keys. CUDA, 16 bits: FlashAttention behind `flash_cuda.py`, cut by `cuda.py`. CUDA otherwise and all
+else: the reference.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.attend.flash_cpu import fits_flash, flash, flash_one
+from spolia_kernels.attend.products_cpu import attend_products, products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.attend.shapes import AttendShape
 from spolia_kernels.merge import merge, merge_into
@@ -88,11 +89,14 @@ def _attend_all(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> P
 
 
 def attend_stacked(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float) -> Partial:
-    """Runs the fused kernel over one or more equal cuts of the keys, so that all threads have work.
+    """Runs the fused kernel over one or more equal cuts of the keys, so that all threads have work, or two products
+    where they are faster.
 
     query [num_kv_heads, group_size * num_rows, head_dim], tensors for which `fits_flash` holds. The cuts are a batch
     dimension of views, so nothing is copied; their partials merge exactly.
     """
+    if products_pay(query, key):
+        return attend_products(query, key, value, sm_scale=sm_scale)
     num_heads, num_keys, width = key.shape
     cuts = num_splits(num_heads, query.shape[1], num_keys)
     if cuts == 1:

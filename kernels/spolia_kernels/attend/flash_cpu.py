@@ -44,9 +44,18 @@ def flash(
     """
     assert fits_flash(query, key, value), "flash would crash or misread these tensors"
     assert not causal or query.shape[2] == key.shape[2], "causal is top-left aligned: only a square is unambiguous"
+    return flash_again(query, key, value, sm_scale=sm_scale, causal=causal, mask=mask)
+
+
+def flash_again(
+    query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`flash` for tensors alike in shape, strides and dtype to others for which `fits_flash` held: one layer's after
+    another's. The question takes 5 us in a step, the call itself 20.
+    """
     out, lse = _FLASH(query, key, value, 0.0, causal, attn_mask=mask, scale=sm_scale)
     dtype = compute_dtype(query.dtype)
-    return out.to(dtype), lse.to(dtype)
+    return (out, lse) if out.dtype == dtype else (out.to(dtype), lse.to(dtype))
 
 
 def flash_one(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, causal: bool = False) -> Partial:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spolia_kernels.attend.cpu import attend_cpu, num_splits
-from spolia_kernels.attend.flash_cpu import fits_flash, flash
+from spolia_kernels.attend.flash_cpu import fits_flash, flash_again
+from spolia_kernels.attend.products_cpu import products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.partial import Partial
 
@@ -34,12 +35,14 @@ class KeyRange:
             kernel = attend_cpu if query.device.type == "cpu" else attend_ref
             return kernel(query, key[0], value[0], sm_scale=sm_scale)
         # The rows of one GQA group are stacked under their KV head, as in `attend_cpu`.
-        out, lse = flash(query.reshape(1, key.shape[1], -1, key.shape[3]), key, value, sm_scale=sm_scale)
+        out, lse = flash_again(query.reshape(1, key.shape[1], -1, key.shape[3]), key, value, sm_scale=sm_scale)
+        if key.shape[1] == query.shape[0]:
+            return Partial(out[0], lse[0])
         return Partial(out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2]))
 
 
 def _is_one_call(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.numel() == 0 or query.stride(-1) != 1 or not fits_flash(query, key, value):
         return False
-    num_rows = query.shape[0] // key.shape[1] * query.shape[1]
-    return num_splits(key.shape[1], num_rows, key.shape[2]) == 1
+    stacked = query.reshape(key.shape[1], -1, key.shape[3])
+    return not products_pay(stacked, key[0]) and num_splits(key.shape[1], stacked.shape[1], key.shape[2]) == 1

@@ -12,9 +12,10 @@ from torch import Tensor
 from spolia_kernels.attend_batch.cpu import attend_batch_cpu
 from spolia_kernels.attend_batch.lens import BatchLens
 from spolia_kernels.attend_batch.reference import attend_batch_ref
+from spolia_kernels.attend_batch.tail_keys import TailKeys
 from spolia_kernels.partial import Partial
 
-__all__ = ["BatchLens", "attend_batch", "attend_batch_ref"]
+__all__ = ["BatchLens", "TailKeys", "attend_batch", "attend_batch_ref"]
 
 
 def attend_batch(query: Tensor, key: Tensor, value: Tensor, lens: BatchLens, *, sm_scale: float) -> Partial:

@@ -39,6 +39,11 @@ def attend_batch_cpu(query: Tensor, key: Tensor, value: Tensor, lens: BatchLens,
     return Partial(out.reshape(batch, num_q_heads, v_dim).transpose(0, 1), lse.reshape(batch, num_q_heads).t())
 
 
+def is_split(cut: Cut) -> bool:
+    """Whether the keys of a cut may be attended in pieces."""
+    return cut.count == 1 and cut.num_keys >= _LONG_TAIL
+
+
 def _attend_cut(query: Tensor, key: Tensor, value: Tensor, cut: Cut, sm_scale: float) -> tuple[Tensor, Tensor]:
     """Attends a cut of query [batch, num_kv_heads, group_size, head_dim]; returns out of that shape, lse without its
     last dimension.
@@ -49,7 +54,7 @@ def _attend_cut(query: Tensor, key: Tensor, value: Tensor, cut: Cut, sm_scale: f
         return torch.zeros_like(query, dtype=dtype), query.new_full(query.shape[:3], float("-inf"), dtype=dtype)
     key = key.narrow(0, cut.first, cut.count).narrow(2, 0, cut.num_keys)
     value = value.narrow(0, cut.first, cut.count).narrow(2, 0, cut.num_keys)
-    if cut.count == 1 and cut.num_keys >= _LONG_TAIL:
+    if is_split(cut):
         alone = attend_stacked(query[0], key[0], value[0], sm_scale=sm_scale)
         return alone.out[None], alone.lse[None]
     return flash(query, key, value, sm_scale=sm_scale, mask=cut.mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from spolia_kernels.linear.few_rows import NOT_MEASURED, FewRows, measured_few_rows
-from spolia_kernels.linear.onednn import can_pack, pack, packed_linear
+from spolia_kernels.linear.onednn import can_pack, pack, packed_linear, packed_linear_added
 from spolia_kernels.linear.reference import linear_ref
 
 __all__ = ["NOT_MEASURED", "FewRows", "Linear", "linear_ref", "measured_few_rows"]
@@ -53,3 +53,9 @@ class Linear:
             out = self.few_rows.product(x, self.weight)
             return out if self.bias is None else out + self.bias
         return linear(x, self.weight, self.bias)
+
+    def added_to(self, base: Tensor, x: Tensor) -> Tensor:
+        """`base` + y of x, in one pass where it is packed; `base` [num_rows, num_out] is left unchanged."""
+        if self.is_packed and self.bias is None:
+            return packed_linear_added(base, x, self.weight)
+        return base + self(x)

@@ -36,3 +36,9 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., num_in] times a packed weight's transpose, plus bias: [..., num_out]."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return out
+
+
+def packed_linear_added(base: Tensor, x: Tensor, packed: Tensor) -> Tensor:
+    """`base` [num_rows, num_out] plus x [num_rows, num_in] times a packed weight's transpose, a new tensor."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, base, packed, None, "add")
+    return out

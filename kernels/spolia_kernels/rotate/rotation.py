@@ -41,6 +41,22 @@ class Rotation:
             x, swapped = x.index_select(1, rows), swapped.index_select(1, rows)
         return (x * self._both_cos).addcmul_(swapped, self._both_sin)
 
+    def of_groups(self, x: Tensor) -> Tensor:
+        """All rows of x [num_heads, num_rows, head_dim] turned several times, row r in group g by the angles of row
+        g · num_rows + r: [num_groups, num_heads, num_rows, head_dim], a view of any strides but the last.
+
+        What `__call__` gives for rows 0, 1, 2, …, 0, 1, 2, …, without gathering: 8 groups of 32 rows, 8 heads of 64,
+        float32, 2 threads, cold: 182 → 89 us.
+        """
+        half, num_rows = self.cos.shape[-1], x.shape[1]
+        groups = self.cos.shape[0] // num_rows
+        if x.shape[2] != 2 * half or x.dtype != self.cos.dtype:
+            return self._by_halves(x.repeat(1, groups, 1)).view(x.shape[0], groups, num_rows, -1).transpose(0, 1)
+        size = (groups, num_rows, 2 * half)
+        swapped = torch.roll(x, half, -1)[:, None]
+        turned = (x[:, None] * self._both_cos.view(size)).addcmul_(swapped, self._both_sin.view(size))
+        return turned.transpose(0, 1)
+
     def _by_halves(self, x: Tensor) -> Tensor:
         cos, sin, half = self.cos, self.sin, self.cos.shape[-1]
         source = x if x.dtype == cos.dtype else x.to(cos.dtype)

@@ -226,8 +226,12 @@ class DecodeBatch:
             self._drop([entry], None)
 
     def _fail(self, entries: list[Joined], error: Exception) -> None:
-        log.error("decoding failed", num_sequences=len(entries), exc_info=error)
-        self._drop(entries, error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}"))
+        told = error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}")
+        if isinstance(told, InternalError):
+            log.error("decoding failed", num_sequences=len(entries), exc_info=error)
+        else:  # as of a constraint that nothing can follow any more: its caller's matter
+            log.warning("answers ended", num_sequences=len(entries), error=told.message)
+        self._drop(entries, told)
 
     def _finish(self, entry: Joined) -> None:
         try:

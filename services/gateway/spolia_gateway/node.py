@@ -109,6 +109,7 @@ class GatewayNode:
         if self._keys is not None:
             await self._keys.stop()
         await self.cluster.stop()
+        await self.gateway.close()
         await self._channels.close()
 
     def _http_server(self, template: ChatTemplate | None, texts: TokenTexts) -> HttpServer | None:

@@ -57,6 +57,11 @@ class CheckedRequest:
         splitting = read_splitting(message.splitting, default_splitting)
         return cls(message, request_id, mode, read_sampling(message.sampling), splitting, limits)
 
+    @property
+    def num_text_bytes(self) -> int:
+        """Bytes of text to tokenize."""
+        return sum(_text_bytes(part) for part in self.message.parts)
+
     def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
         """Tokenizes and derives ids; seconds for the longest prompts, so keep it off the event loop.
 
@@ -65,8 +70,7 @@ class CheckedRequest:
         """
         if self.mode is ReuseMode.LINKED:
             model.check_linked(force_linked=self.message.force_linked)
-        num_text_bytes = sum(_text_bytes(part) for part in self.message.parts)
-        check_may_fit(num_text_bytes, "parts", model.max_context_tokens, tokenizer.max_bytes_per_token)
+        check_may_fit(self.num_text_bytes, "parts", model.max_context_tokens, tokenizer.max_bytes_per_token)
         scope = cache_scope(tenant_id, self.message.cache_salt)
         prompt = Prompt(tuple(self._parts(model, ids, tokenizer, scope)))
         check_context_length(prompt.num_tokens, model.max_context_tokens)

@@ -46,6 +46,7 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Streams an answer. Closed when the client goes away, and with it all work for it."""
+        await self._gateway.turnstile.through()
         caller = self._caller("Generate", context)
         self._node.check_accepting()
         async with aclosing(self._gateway.generate(request, caller, self._deadline(context))) as responses:

@@ -140,6 +140,8 @@ class NodeServer:
         self._port = self._bind(server)
         self._tell_expiry()
         self._serve_metrics()
+        if self._metrics_port:
+            self.announced["metrics"] = self.metrics_address
         await server.start()
         self._server = server
         self.health.start()

@@ -37,6 +37,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
         app,
         HttpMetrics(front.node.metrics),
         front.node.tracing,
+        front.gateway.turnstile,
         max_body_bytes=front.config.http_max_body_bytes,
         body_timeout_s=front.config.rpc_timeout_s,
         leaving=lambda: front.node.leaving,

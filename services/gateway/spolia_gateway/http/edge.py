@@ -12,6 +12,7 @@ from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.errors import error_response
 from spolia_gateway.http.request_body import RequestBody
 from spolia_gateway.limits import request_id_of
+from spolia_gateway.turnstile import Turnstile
 from spolia_node.metrics import Metrics
 from spolia_node.tracing import NO_SPAN, Span, Tracing
 
@@ -42,6 +43,7 @@ class Edge:
         app: ASGIApp,
         metrics: HttpMetrics,
         tracing: Tracing,
+        turnstile: Turnstile,
         *,
         max_body_bytes: int,
         body_timeout_s: float,
@@ -52,6 +54,7 @@ class Edge:
         self._leaving = leaving
         self._metrics = metrics
         self._tracing = tracing
+        self._turnstile = turnstile
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
 
@@ -64,6 +67,8 @@ class Edge:
             body = sent.body = RequestBody(receive, scope["headers"], self._max_body_bytes, self._body_timeout_s)
             sent.request_id = scope.setdefault("state", {})["request_id"] = request_id_of(_header(scope, REQUEST_ID))
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
+            if scope["path"] in TRACED:
+                await self._turnstile.through()
             with self._span(scope):
                 await self._app(scope, body, sent)
         except InvalidRequest as error:  # an id that cannot travel, a body of two lengths

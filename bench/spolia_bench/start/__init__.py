@@ -1,0 +1,1 @@
+"""`spolia bench start`: how soon a cluster serves, and how much memory its nodes take."""

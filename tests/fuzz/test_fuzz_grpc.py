@@ -1,0 +1,55 @@
+"""No request makes a node break: whatever comes is answered by name, and nothing is held for it afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from effort import SECONDS, fuzz
+from fuzz_world import FuzzWorld
+from fuzzed_calls import FuzzedCall, Leaving
+from good_messages import Method, methods_of
+from hypothesis import strategies as st
+from messages import requests
+
+pytestmark = pytest.mark.timeout(SECONDS * 2 + 180)
+
+SHARE = 0.1
+"""Of the seconds asked for, for each of five services."""
+
+
+@st.composite
+def calls(draw: Any, methods: list[Method], keys: list[str | None]) -> FuzzedCall:
+    """A call of one of the methods, its requests a good sequence with some spoilt, or any sequence."""
+    method = draw(st.sampled_from(methods))
+    told = [message.SerializeToString() for message in method.good]
+    if not method.streams:
+        sent = [draw(requests(method.good))] * draw(st.sampled_from([1, 1, 1, 1, 0, 2]))
+    elif draw(st.booleans()):
+        sent = list(told)
+        for _ in range(draw(st.integers(0, 2))):
+            sent[draw(st.integers(0, len(sent) - 1))] = draw(requests(method.good))
+    else:
+        sent = draw(st.lists(st.sampled_from(told) | requests(method.good), max_size=5))
+    return FuzzedCall(method, sent, draw(st.sampled_from(list(Leaving))), draw(st.sampled_from(keys)))
+
+
+@pytest.mark.parametrize("node", ["gateway", "decode", "prefill", "store", "directory"])
+def test_no_request_breaks_a_node_or_leaves_anything_held(
+    world: FuzzWorld, node: str, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = [method for method in methods_of(world) if method.node == node]
+    keys = [*world.keys.values(), *[world.keys["operator"]] * 9] if node == "gateway" else [None]
+    statuses: Counter[str] = Counter()
+
+    def one(call: FuzzedCall) -> None:
+        world.run(call.make(world, statuses))
+
+    with world.at_rest():
+        fuzz(one, SHARE, 30, call=calls(methods, keys))
+    with capsys.disabled():
+        if SECONDS:
+            print(f"\n{node}: {sum(statuses.values())} calls, {dict(sorted(statuses.items()))}")
+    assert any(status.endswith(" OK") for status in statuses), statuses
+    assert any(status.endswith(" INVALID_ARGUMENT") for status in statuses) or node == "directory", statuses
