@@ -102,13 +102,17 @@ class Container:
         """
         began = time.monotonic()
         self.signal(signal.SIGTERM)
-        assert self._process is not None
+        self.wait()
+        return time.monotonic() - began
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended. Raises `AssertionError` when it had to be killed after its grace period."""
+        assert self._process is not None, f"{self.name} was never started"
         try:
-            self._process.wait(self.service.stop_grace_s)
+            return self._process.wait(self.service.stop_grace_s)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.name} did not end within {self.service.stop_grace_s} s") from None
-        return time.monotonic() - began
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -6,6 +6,7 @@ What is here stays under a minute; `make deploy-test` runs the long ones too.
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ SETTLE_S = 1.0
 """The load runs alone before and after an event."""
 
 CUT_S = 5.0
+AT_ONCE_S = 0.05
+"""Between the two signals: what runs is told apart from what waits, and little of it ends by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,15 @@ def roll(topology: Topology, load: Load, *containers: Container) -> None:
         with load.event(f"restart of {container.name}"):
             topology.restart(container)
         time.sleep(SETTLE_S)
+
+
+def replays(topology: Topology, user: Container) -> float:
+    """Answers that went on at another decode node."""
+    read = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+    told = user.run("python", "-c", read, f"http://{topology.of('gateway')[0].address}:9400/metrics")
+    found = re.findall(r"^spolia_gateway_replays_total\{.*\} (\S+)$", told.stdout, re.MULTILINE)
+    assert found, told.stderr
+    return sum(map(float, found))
 
 
 def example() -> str:
@@ -147,6 +159,25 @@ def test_more_decode_nodes_join_and_every_replica_is_restarted_in_turn(
     load.check()
     seen = user.run("cat", "/etc/hosts").stdout
     assert seen.count(" decode decode-") == 4
+
+
+@pytest.mark.deploy
+def test_what_a_decode_node_cannot_finish_goes_on_at_another(topology: Topology, user: Container, load: Load) -> None:
+    before = replays(topology, user)
+    with load.running():
+        time.sleep(SETTLE_S)
+        for victim in topology.of("decode"):
+            with load.event(f"{victim.name} must end at once"):
+                victim.signal(signal.SIGTERM)
+                time.sleep(AT_ONCE_S)
+                victim.signal(signal.SIGTERM)
+                assert victim.wait() == 128 + signal.SIGTERM
+            with load.event("its start"):
+                victim.start()
+                topology.wait_healthy(victim)
+            time.sleep(SETTLE_S)
+    load.check()
+    assert replays(topology, user) > before, "no stream was cut"
 
 
 @pytest.mark.deploy
