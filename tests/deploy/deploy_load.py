@@ -59,10 +59,10 @@ class Load:
             yield
         finally:
             self._say("end")
-        line = self._read_line()
-        assert line, f"the load did not end: {self._said()}"
-        self.records = json.loads(line)
-        print(self.summary())  # pytest shows it with -rP, and of a test that fails
+            line = self._read_line()
+            assert line, f"the load did not end: {self._said()}"
+            self.records = json.loads(line)
+            print(self.summary())  # pytest shows it with -rP, and of a test that fails
 
     def close(self) -> None:
         """Ends the process, whatever it does."""
