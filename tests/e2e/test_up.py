@@ -9,14 +9,14 @@ from urllib.request import urlopen
 import pytest
 
 from spolia import Client
-from spolia.cli.up import announce
+from spolia.cli.up import _announce
 from spolia.local_cluster import LocalCluster
 
 PATIENCE_S = 10.0
 
 
 def test_every_address_that_is_printed_answers(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    announce(cluster, as_json=False)
+    _announce(cluster, as_json=False)
     shown = capsys.readouterr().out
     page = re.search(r"^to look at: (\S+)$", shown, re.MULTILINE)
     assert page is not None, shown
