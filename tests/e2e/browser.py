@@ -36,9 +36,7 @@ def found_browser() -> str | None:
 class Browser:
     """One page. Every wait ends within `ANSWER_S`."""
 
-    def __init__(
-        self, path: str, profile: Path, *, width: int = 1280, height: int = 900, flags: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, path: str, profile: Path, *, width: int = 1280, height: int = 900) -> None:
         self._next_id = 0
         self._rest = b""
         self.problems: list[str] = []
@@ -47,7 +45,7 @@ class Browser:
         self._read, answers = os.pipe()
         # The pipe's ends are 3 and 4 in the browser; no other is passed on.
         redirect = f'exec "$@" 3<&{commands} 4>&{answers}'
-        flags = (*FLAGS, *flags, f"--user-data-dir={profile}", f"--window-size={width},{height}")
+        flags = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}")
         self._process = subprocess.Popen(
             ["bash", "-c", redirect, "browser", path, *flags, "about:blank"],
             pass_fds=(commands, answers),

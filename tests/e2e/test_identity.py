@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import ssl
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
-from browser import Browser, found_browser
 from e2e_world import DEMO_MODEL, ledgers_are_empty, wait_until
 
 from spolia import Client, Document
@@ -75,9 +72,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         yield Guarded(cluster, folder / "certs", keys, key_of)
 
 
-CHROMIUM = found_browser()
-
-
 def ask(client: Client) -> Result:
     return client.generate([MANUAL, "Why?"], mode="linked", max_tokens=4)
 
@@ -93,52 +87,6 @@ def test_one_tenants_document_is_another_tenants_miss(guarded: Guarded) -> None:
         assert ask(acme).reuse.num_reused_tokens > 0
         with pytest.raises(Forbidden):
             bolt.cluster()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page is not looked at")
-def test_the_page_asks_for_a_key_and_shows_what_that_key_may_see(guarded: Guarded, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
-    trusted = ("--ignore-certificate-errors",)  # the authority is the test's own
-    with Browser(CHROMIUM, tmp_path, flags=trusted) as page, guarded.client("acme") as acme:
-
-        def use(key: str) -> None:
-            page.js(f"document.getElementById('key').value = {key!r}")
-            page.js("document.querySelector('#key-dialog [value=use]').click()")
-            page.wait(f"sessionStorage.getItem('spolia-key') === {key!r}")
-
-        def change(key: str) -> None:
-            page.js("document.getElementById('key-button').click()")
-            use(key)
-
-        def says(part: str) -> None:
-            page.wait(f"document.getElementById('cluster-error').textContent.includes({part!r})")
-
-        page.open(f"{guarded.cluster.url}/#cluster")
-        page.wait("document.getElementById('key-dialog')?.open")
-        assert page.js("document.querySelectorAll('#nodes tbody tr').length") == 0
-        use("sk-spolia-of-nobody")
-        says("key")
-        assert page.js("document.querySelectorAll('#nodes tbody tr').length") == 0
-        change(guarded.key_of["bolt"])
-        says("operator")
-        assert page.js("document.querySelectorAll('#nodes tbody tr').length") == 0
-        change(guarded.key_of["ops"])
-        page.wait("document.querySelectorAll('#nodes tbody tr').length === 4")
-        is_seen = threading.Event()
-
-        def keep_asking() -> None:
-            while not is_seen.is_set():
-                acme.generate([MANUAL, "Why?"], max_tokens=200, ignore_eos=True)
-
-        with ThreadPoolExecutor(1) as pool:
-            asking = pool.submit(keep_asking)
-            try:
-                page.wait("document.querySelector('#requests tbody td')?.textContent === 'acme'")
-            finally:
-                is_seen.set()
-            asking.result(60)
-        shown = page.js("document.documentElement.innerHTML")
-        assert not any(key in shown for key in guarded.key_of.values()), "a key is in the page"
 
 
 def test_a_tenant_reaches_no_node_but_the_gateway(guarded: Guarded) -> None:
