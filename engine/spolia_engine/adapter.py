@@ -24,6 +24,7 @@ from spolia_engine.kv_bytes import hidden_from_bytes
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable, Rotation
+from spolia_kernels.paged import Angles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -57,14 +58,15 @@ class ModelAdapter:
         self.bos_token_id: int | None = bos if bos is not None and 0 <= bos < self.vocab_size else None
         self.num_layers = int(config.num_hidden_layers)
         self.num_q_heads = int(config.num_attention_heads)
+        self.hidden_act = str(config.hidden_act)
         model = model.to(DTYPES[dtype]).eval()
         # Made anew: the model's own frequencies follow `.to(dtype)` into 16 bits, or the length of what it ran before.
         rope = type(model.model.rotary_emb)(config)
         self._rope_scaling = float(rope.attention_scaling)
         self.device = next(model.parameters()).device
         self.fingerprint = fingerprint_model(model, rope.inv_freq, self._rope_scaling)
-        self._decoder = Decoder.of(model, takes_weights=takes_weights)
-        head_dim = self._decoder.layers[0].head_dim
+        self.decoder = Decoder.of(model, takes_weights=takes_weights)
+        head_dim = self.decoder.layers[0].head_dim
         self.rotary = RotaryTable(
             rope.inv_freq, head_dim=head_dim, max_position=min(self.max_context_tokens, 4096), device=self.device
         )
@@ -106,13 +108,13 @@ class ModelAdapter:
         written. It pauses only where it has to wait.
         """
         hidden, rotation = self._embed(token_ids), self._rotation(positions)
-        for index, layer in enumerate(self._decoder.layers):
+        for index, layer in enumerate(self.decoder.layers):
             while ready is not None and not ready(index):
                 yield Pause(ready=partial(ready, index))
             hidden = layer(hidden, rotation, attention)
             if on_layer:
                 on_layer(index)
-        return self._decoder.norm(hidden)
+        return self.decoder.norm(hidden)
 
     @torch.inference_mode()
     def values_at(
@@ -125,22 +127,30 @@ class ModelAdapter:
         if not 0 <= layer < self.num_layers:
             raise IndexError(f"the model has {self.num_layers} layers, layer {layer} is not among them")
         hidden, rotation = self._embed(token_ids), self._rotation(positions)
-        for before in self._decoder.layers[:layer]:
+        for before in self.decoder.layers[:layer]:
             hidden = before(hidden, rotation, attention)
-        return self._decoder.layers[layer].project(hidden, rotation).value
+        return self.decoder.layers[layer].project(hidden, rotation).value
 
     def hidden_from_bytes(self, data: bytes) -> Tensor:
         """A hidden state [hidden] that another node of this model kept. Raises `DataCorrupt` for another length."""
-        embedding = self._decoder.embedding
+        embedding = self.decoder.embedding
         return hidden_from_bytes(data, embedding.shape[1], embedding.dtype).to(embedding.device)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [num_rows, vocab_size] in float32 of hidden states [num_rows, hidden]."""
-        return self._decoder.head(hidden).float()
+        return self.decoder.head(hidden).float()
+
+    def angles(self, num_positions: int) -> Angles:
+        """What turns the model's own queries and keys, by position: the temperature of YaRN is in it.
+
+        A query so turned by its distance from a span is turned back purely: the span's keys have theirs already.
+        """
+        cos, sin = self.rotary.cos_sin(torch.arange(num_positions, device=self.device))
+        return Angles(cos * self._rope_scaling, sin * self._rope_scaling)
 
     def _embed(self, token_ids: Sequence[int]) -> Tensor:
-        return self._decoder.embedding[torch.tensor(list(token_ids), device=self.device)]
+        return self.decoder.embedding[torch.tensor(list(token_ids), device=self.device)]
 
     def _rotation(self, positions: Sequence[int]) -> Rotation:
         # From the same float64-exact table that rotates queries over spans, so both rotations agree to the last bit;

@@ -10,6 +10,7 @@ Functions that build a context take the references of the runs they are given, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -23,23 +24,25 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs, whole
 from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.deviation import most_deviant
-from spolia_engine.drawing import draw
+from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
+from spolia_engine.drawing import accept_row, draw
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar, Grammars
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
-from spolia_engine.pool import DEFAULT_BLOCK_SIZE, Extent, Pool
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Extent, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
-from spolia_engine.sharing import Sharing, always_shared
+from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
+from spolia_engine.slot_memory import SlotMemory
 from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
 
@@ -58,15 +61,30 @@ class EngineCore:
         block_size: int = DEFAULT_BLOCK_SIZE,
         num_sink_tokens: int = 0,
         grammars: Grammars | None = None,
+        device: DeviceSettings | None = None,
     ) -> None:
         """`num_sink_tokens` dummy sinks before every local chunk are part of the recipe, and so of every id. Without
-        `grammars` no request may have a constraint.
+        `grammars` no request may have a constraint. `device`: decode as a GPU does, out of one piece of memory that is
+        taken now; None: so on a CUDA device, with the defaults, and not elsewhere.
 
-        Raises `NotSupported` for sinks of a model without a begin-of-sequence token, `InvalidRequest` for too many.
+        Raises `NotSupported` for sinks of a model without a begin-of-sequence token, or a model that the device's
+        kernels do not have; `InvalidRequest` for too many sinks, or blocks that are no pages.
         """
         self._sinks = sink_token_ids(adapter, num_sink_tokens)
         self.adapter = adapter
-        self.pool = Pool(adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device)
+        if device is None and adapter.device.type == "cuda":
+            device = DeviceSettings()
+        slots = None
+        if device is not None:
+            dtype = TORCH_DTYPE[adapter.kv_shape.dtype]
+            slots = SlotMemory(
+                adapter.kv_shape, num_pages=num_blocks, page_size=block_size, dtype=dtype, device=adapter.device
+            )
+        self.pool = Pool(
+            adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device, slots=slots
+        )
+        self.device = None if device is None or slots is None else DeviceDecoding(adapter, slots, device)
+        """What decodes on a GPU; None on a CPU, where `plan_batch` and `run_step` do."""
         self.resident = ResidentChunks(self.pool)
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
@@ -385,9 +403,25 @@ class EngineCore:
         """Draws an answer's next token from `logits` [vocab_size] and adds it."""
         return draw(generation, logits)
 
-    def accept(self, sequence: DecodeSequence, logits: torch.Tensor) -> Delta:
-        """`draw` for a sequence."""
-        return draw(sequence.generation, logits)
+    def accept(self, sequence: DecodeSequence, row: torch.Tensor | DrawnRow) -> Delta:
+        """Adds a sequence's next token: what the device drew, else by `draw`."""
+        return accept_row(sequence.generation, row)
+
+    def step_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
+        """Runs each sequence's newest token; a row each for `accept`. Otherwise as `step_logits`."""
+        if self.device is None:
+            return list(self.step_logits(sequences))
+        for sequence in sequences:
+            sequence.make_room()
+        rows: list[DrawnRow] = []
+        for batch in [[each] for each in sequences] if self.deterministic else [list(sequences)]:
+            found = self.device.step(batch, never_shared if self.deterministic else self.sharing)
+            if self.deterministic:  # the next one's step overwrites them
+                found = [replace(row, logits=row.logits.clone()) for row in found]
+            rows += found
+        for sequence in sequences:
+            sequence.tail.length += 1
+        return rows
 
     def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
         """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
@@ -395,6 +429,9 @@ class EngineCore:
         At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
         room for the KV of this step.
         """
+        if self.device is not None:
+            rows = self.step_rows(sequences)
+            return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows]).float()
         return self._steps.alone(sequences) if self.deterministic else self._steps.together(sequences, self.sharing)
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
@@ -408,6 +445,8 @@ class EngineCore:
     def forget_plan(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
         self._steps.forget()
+        if self.device is not None:
+            self.device.forget()
 
     def seal_answer(self, sequence: DecodeSequence, blocks: Sequence[SealedBlock]) -> list[tuple[bytes, Run]]:
         """Registers chunks that the answer completed, for the next turn; returns the newly registered ones.

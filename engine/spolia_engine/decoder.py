@@ -45,7 +45,11 @@ class RmsNorm:
     @classmethod
     def of(cls, module: Any) -> RmsNorm:
         """From any of transformers' RMSNorm modules."""
-        weight, eps = module.weight.detach(), float(module.variance_epsilon)
+        return cls.with_weight(module.weight.detach(), float(module.variance_epsilon))
+
+    @classmethod
+    def with_weight(cls, weight: Tensor, eps: float) -> RmsNorm:
+        """With `weight` [width]."""
         width = weight.shape[0]
         return cls(weight, eps, weight * width**0.5, weight.new_tensor((eps * width) ** 0.5))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spolia_core.errors import InternalError
+from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Matcher
-from spolia_engine.logprobs import logprobs_of
+from spolia_engine.logprobs import TokenLogprobs, logprobs_of
 from spolia_engine.sampler import sample
 
 
@@ -19,6 +21,24 @@ def draw(generation: Generation, logits: Tensor) -> Delta:
     token_id = sample(logits, params, len(generation.token_ids), generation.sample_index)
     told = params.num_top_logprobs
     return generation.accept(token_id, None if told is None else logprobs_of(logits, token_id, told))
+
+
+def accept_row(generation: Generation, row: Tensor | DrawnRow) -> Delta:
+    """Adds an answer's next token: what the device drew, else by `draw`.
+
+    What the device does not know is drawn here, from its logits: what a constraint allows.
+    """
+    if not isinstance(row, DrawnRow):
+        return draw(generation, row)
+    if row.token_id < 0:
+        raise InternalError("the model's logits are not numbers: its weights or its KV are broken")
+    if generation.matcher is not None:
+        return draw(generation, row.logits.float())
+    told = generation.params.num_top_logprobs
+    if told is None:
+        return generation.accept(row.token_id)
+    found = logprobs_of(row.logits.float(), row.token_id, told) if told else TokenLogprobs(row.logprob, ())
+    return generation.accept(row.token_id, found)
 
 
 def _draw_allowed(generation: Generation, logits: Tensor, matcher: Matcher) -> Delta:

@@ -30,10 +30,12 @@ from spolia_core.sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.device_decoding import DeviceSettings, DrawnRow
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE
+from spolia_engine.pool_budget import free_bytes, pool_budget
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
@@ -78,6 +80,7 @@ class Engine(EngineCore):
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
         grammars: Grammars | None = None,
+        device: DeviceSettings | None = None,
     ) -> None:
         """As `EngineCore`; `num_sink_tokens` unset are those of `profile`, the model's, or none without one."""
         if num_sink_tokens is None:
@@ -89,6 +92,7 @@ class Engine(EngineCore):
             block_size=block_size,
             num_sink_tokens=num_sink_tokens,
             grammars=grammars,
+            device=device,
         )
         self.profile = profile
 
@@ -100,14 +104,15 @@ class Engine(EngineCore):
         dtype: str = "float32",
         max_context_tokens: int | None = None,
         pool_bytes: int = 1 << 30,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         device: str = "cpu",
         num_sink_tokens: int | None = None,
     ) -> Engine:
         """Loads a Hugging Face-format directory with a `tokenizer.json`, and the profile beside the model, if any.
 
-        `pool_bytes` is the budget for KV; `num_sink_tokens` set by hand take the place of the profile's. Raises
-        `NotFound`, `NotSupported` or `DataCorrupt`, and as `find_profile` does for a profile that cannot be used.
+        `pool_bytes` is the budget for KV, taken whole at once on a GPU; `block_size` unset is what suits the device.
+        `num_sink_tokens` set by hand take the place of the profile's. Raises `NotFound`, `NotSupported`, `DataCorrupt`
+        or `InvalidRequest`, and as `find_profile` does for a profile that cannot be used.
         """
         adapter = ModelAdapter.load(path, dtype=dtype, max_context_tokens=max_context_tokens, device=device)
         return cls.of(
@@ -127,18 +132,27 @@ class Engine(EngineCore):
         decode: Decode,
         *,
         pool_bytes: int = 1 << 30,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         num_sink_tokens: int | None = None,
         profile: ReuseProfile | None = None,
         grammars: Grammars | None = None,
     ) -> Engine:
-        """An engine around a loaded model; `decode` turns ids into text. No profile is looked for."""
-        num_blocks = max(1, pool_bytes // (adapter.kv_shape.bytes_per_token * block_size))
+        """An engine around a loaded model; `decode` turns ids into text. No profile is looked for.
+
+        `pool_bytes` and `block_size` as for `load`. Raises `InvalidRequest` where the device has not so much.
+        """
+        budget = pool_budget(
+            pool_bytes,
+            block_size,
+            adapter.kv_shape.bytes_per_token,
+            on_device=adapter.device.type == "cuda",
+            free_bytes=free_bytes(adapter.device),
+        )
         return cls(
             adapter,
             decode,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=budget.num_blocks,
+            block_size=budget.block_size,
             num_sink_tokens=num_sink_tokens,
             profile=profile,
             grammars=grammars,
@@ -289,9 +303,9 @@ class Engine(EngineCore):
         for sequence in sequences:
             self.accept(sequence, first)
         while going := [i for i, sequence in enumerate(sequences) if not sequence.finished]:
-            for i, logits in zip(going, self.step_logits([sequences[i] for i in going]), strict=True):
-                margins[i].append(_margin(logits, sequences[i]))
-                self.accept(sequences[i], logits)
+            for i, row in zip(going, self.step_rows([sequences[i] for i in going]), strict=True):
+                margins[i].append(_margin(row, sequences[i]))
+                self.accept(sequences[i], row)
         return margins
 
     def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:
@@ -314,10 +328,11 @@ def _completion(generation: Generation, report: ReuseReport, margins: Sequence[f
     return Completion(generation.text, tuple(generation.token_ids), generation.finish_reason, report, tuple(margins))
 
 
-def _margin(logits: torch.Tensor, sequence: DecodeSequence) -> float:
+def _margin(row: torch.Tensor | DrawnRow, sequence: DecodeSequence) -> float:
+    logits = row.logits.float() if isinstance(row, DrawnRow) else row
     matcher = sequence.generation.matcher
     if matcher is not None:
-        logits = logits[torch.from_numpy(matcher.allowed())]
+        logits = logits[torch.from_numpy(matcher.allowed()).to(logits.device)]
     if len(logits) == 1:
         return math.inf
     best = torch.topk(logits, 2).values

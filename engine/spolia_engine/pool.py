@@ -7,7 +7,8 @@
 
 The ledger: free + referenced + cached + in transfer + lent = pool, at all times. On a CPU an extent is memory of its
 own, `[layer][kv_head][token][head_dim]`, so a run is contiguous and attention reads it as it lies; the ledger counts
-blocks all the same, so the budget means the same on every device.
+blocks all the same, so the budget means the same on every device. On a device all memory is one piece, taken at start
+(`slot_memory`), blocks are its pages, and an extent is a range of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_engine.slab import Slabs, Slot
+from spolia_engine.slot_memory import SlotMemory
 
 DEFAULT_BLOCK_SIZE = 8
 """Tokens. What a sequence ends in is half empty on average. Of 32 short answers behind 4,096 shared tokens that is
@@ -71,6 +73,7 @@ class Extent:
     __slots__ = (
         "capacity",
         "chunk_ids",
+        "first_slot",
         "key",
         "num_blocks",
         "num_spare",
@@ -94,6 +97,8 @@ class Extent:
         """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
         self.slot = slot
         """Where a sequence writes it, or reads it beside what it writes; None for memory of its own."""
+        self.first_slot: int | None = None
+        """Where it lies in the memory of a device; None for memory of its own."""
         self.num_spare = 0
         """Tokens that a tail holds in the last block of what stands before it."""
 
@@ -109,7 +114,10 @@ class Pool:
         block_size: int = DEFAULT_BLOCK_SIZE,
         device: torch.device | str = "cpu",
         on_evict: Callable[[Extent], None] | None = None,
+        slots: SlotMemory | None = None,
     ) -> None:
+        """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own."""
+        assert slots is None or (slots.arena.num_pages, slots.page_size) == (num_blocks, block_size)
         self.shape = shape
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -125,6 +133,7 @@ class Pool:
         self._uses = count(1)
         self._sparing = threading.local()
         self._slabs = Slabs(shape, self.dtype, self.device)
+        self._slots = slots
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -174,16 +183,19 @@ class Pool:
     def allocate(self, num_tokens: int, *, in_transfer: bool = False) -> Extent:
         """An extent for `num_tokens` ≥ 1 tokens with one reference, its memory uninitialised.
 
-        Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
+        Evicts cached extents when needed. Raises `Busy`, with nothing held, when referenced memory leaves no room.
         """
         if num_tokens < 1:
             raise ValueError(f"an extent holds at least one token, not {num_tokens}")
         needed = self.blocks_for(num_tokens)
         with self.lock:
             self._make_room(needed)
-            extent = Extent(
-                self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
-            )
+            if self._slots is not None:
+                extent = self._in_slots(self._slots, self._pages(self._slots, needed), num_tokens, needed)
+            else:
+                extent = Extent(
+                    self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
+                )
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
@@ -194,10 +206,16 @@ class Pool:
 
         It lies in a slot of a slab, right behind `head`, KV that the writer alone reads: that is moved there, and its
         blocks stay as they are. Holds one reference, and no block yet.
+
+        In the memory of a device it takes all its blocks now: graphs read where they were told it lies. `head` stays
+        where it is but for what it has in a page that is not full: the tail's first page begins with a copy of that.
+        Raises `Busy` then, as `allocate` does.
         """
         if num_tokens < 1:
             raise ValueError(f"a tail holds at least one token, not {num_tokens}")
         with self.lock:
+            if self._slots is not None:
+                return self._open_in_slots(self._slots, num_tokens, head)
             num_before = 0 if head is None else head.capacity
             slot = self._slabs.take(num_before + num_tokens)
             if head is not None:
@@ -211,12 +229,16 @@ class Pool:
             self._move(extent, BlockState.REFERENCED)
             return extent
 
+    def blocks_to_open(self, num_tokens: int) -> int:
+        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most."""
+        return 1 if self._slots is None else self.blocks_for(num_tokens) + 1
+
     def grow(self, extent: Extent, num_tokens: int) -> None:
         """Takes the blocks that `num_tokens` tokens of a tail need, as many as it lacks.
 
         Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
         """
-        assert extent.slot is not None, "only a tail grows"
+        assert extent.slot is not None or extent.first_slot is not None, "only a tail grows"
         assert num_tokens <= extent.capacity, (num_tokens, extent.capacity)
         with self.lock:
             lacking = self.lacking_blocks(extent, num_tokens)
@@ -291,11 +313,48 @@ class Pool:
             assert all(seen[state] == self._counts[state] for state in BlockState), (seen, self._counts)
             uses = [extent.used_at for extent in self._cached]
             assert uses == sorted(uses)
+            if self._slots is not None:
+                self._slots.arena.check_invariants()
+                assert self._slots.arena.num_free == seen[BlockState.FREE], "every block is a page"
 
     def _make_room(self, num_blocks: int) -> None:
         self.check_room(num_blocks)
         while self._counts[BlockState.FREE] < num_blocks:
             self._evict(next(iter(self._cached)))
+
+    def _pages(self, slots: SlotMemory, num_pages: int) -> int:
+        """The first slot of so many pages side by side, for which there is room; evicts until some are."""
+        while (slot := slots.take(num_pages)) is None:
+            if self._is_sparing or not self._cached:
+                raise Busy(
+                    f"{num_pages} blocks are free, but not side by side",
+                    field="pool",
+                    limit="the longest free range",
+                    actual=f"{num_pages} blocks",
+                    retry_after_ms=500,
+                )
+            self._evict(next(iter(self._cached)))
+        return slot
+
+    @staticmethod
+    def _in_slots(slots: SlotMemory, slot: int, num_tokens: int, num_blocks: int) -> Extent:
+        extent = Extent(*slots.at(slot, num_tokens), num_blocks)
+        extent.first_slot = slot
+        return extent
+
+    def _open_in_slots(self, slots: SlotMemory, num_tokens: int, head: Extent | None) -> Extent:
+        num_copied = 0 if head is None else head.capacity % self.block_size
+        needed = self.blocks_for(num_copied + num_tokens)
+        self._make_room(needed)
+        slot = self._pages(slots, needed)
+        if head is not None and num_copied:
+            for copy, memory in zip(slots.at(slot, num_copied), (head.key, head.value), strict=True):
+                copy.copy_(memory[:, :, head.capacity - num_copied :])
+        extent = self._in_slots(slots, slot + num_copied, num_tokens, needed)
+        extent.ref_count = 1
+        self._extents.add(extent)
+        self._move(extent, BlockState.REFERENCED)
+        return extent
 
     def _move_into(self, extent: Extent, slot: Slot) -> None:
         """Moves an extent's KV to the beginning of a slot. Those who read where it was may go on: it stays as it is."""
@@ -327,6 +386,8 @@ class Pool:
         self._move(extent, BlockState.FREE)
         self._extents.discard(extent)
         self._leave_slot(extent)
+        if self._slots is not None and extent.first_slot is not None:
+            self._slots.give_back(extent.first_slot, extent.num_blocks)
         empty = torch.empty(0)
         extent.key = extent.value = empty  # the memory goes now, whoever still holds the handle
 

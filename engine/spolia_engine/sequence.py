@@ -76,7 +76,8 @@ class Sequence:
         if not self._closed:
             self._closed = True
             # A step that failed may have written one token more than it counted.
-            self.tail.slot.num_used = min(self.tail.slot.slab.capacity, self.tail.num_before + self.tail.length + 1)
+            if (slot := self.tail.extent.slot) is not None:
+                slot.num_used = min(slot.slab.capacity, self.tail.num_before + self.tail.length + 1)
             self.context.close()
             self.context.pool.release(self.tail.extent)
 

@@ -98,22 +98,36 @@ def plan_step(
     A sequence whose head others read as well reads it as they do, and only its tail in its slot.
     """
     order = sorted(range(len(tails)), key=lambda i: (id(tails[i].slot.slab), tails[i].slot.index))
-    by_extent: dict[Extent, list[tuple[int, SlotRange]]] = defaultdict(list)
-    for row, number in enumerate(order):
-        for slots in contexts[number]:
-            by_extent[slots.extent].append((row, slots))
+    by_extent = _by_extent([contexts[number] for number in order])
     starts: list[int] = []
     for row, number in enumerate(order):
         head = tails[number].head
         if is_read_by_others := head is not None and head in by_extent:
             by_extent[head].append((row, SlotRange(head, 0, head.capacity, 0)))
         starts.append(tails[number].num_before if is_read_by_others else 0)
-    groups = tuple(
+    stretches = _stretches([tails[number].slot for number in order], starts)
+    return StepPlan(tuple(order), tuple(stretches), _groups(by_extent, sharing))
+
+
+def group_ranges(contexts: Sequence[Sequence[SlotRange]], sharing: Sharing = always_shared) -> tuple[Group, ...]:
+    """The groups of rows that read `contexts[r]` each, as `plan_step` makes them."""
+    return _groups(_by_extent(contexts), sharing)
+
+
+def _by_extent(contexts: Sequence[Sequence[SlotRange]]) -> dict[Extent, list[tuple[int, SlotRange]]]:
+    by_extent: dict[Extent, list[tuple[int, SlotRange]]] = defaultdict(list)
+    for row, ranges in enumerate(contexts):
+        for slots in ranges:
+            by_extent[slots.extent].append((row, slots))
+    return by_extent
+
+
+def _groups(by_extent: dict[Extent, list[tuple[int, SlotRange]]], sharing: Sharing) -> tuple[Group, ...]:
+    return tuple(
         _group(SlotRange(extent, start, end, 0), readers, sharing)
         for extent, uses in by_extent.items()
         for start, end, readers in _pieces(uses)
     )
-    return StepPlan(tuple(order), tuple(_stretches([tails[number].slot for number in order], starts)), groups)
 
 
 def _stretches(slots: Sequence[Slot], starts: Sequence[int]) -> Iterator[Stretch]:

@@ -25,6 +25,7 @@ from tiny_cluster import (
     stored,
     tokens,
 )
+from worker_logs import captured_logs
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier, TokenPart
 from spolia.v1.kvstore_pb2 import LookupEntry
@@ -104,9 +105,14 @@ async def test_a_request_names_chunks_of_its_tenant_and_of_shared_and_no_others(
     assert stored(store, chunk_id) is not None
     assert store.store.tiers.ram.find(ObjectKey(SHARED_TENANT, chunk_id)) is None, "only operators write what all read"
     assert_same((await ask_by(TENANT, document.token_ids))[0], expected)
-    for tenant_id, named in (("another", document.token_ids), (SHARED_TENANT, live)):
-        with pytest.raises(InvalidRequest, match="not the id of these tokens"):
-            await ask_by(tenant_id, named)
+    with captured_logs() as logs:
+        for tenant_id, named in (("another", document.token_ids), (SHARED_TENANT, live)):
+            with pytest.raises(InvalidRequest, match="not the id of these tokens"):
+                await ask_by(tenant_id, named)
+    refused = [entry["field"] for entry in logs if entry["event"].startswith("chunk id refused")]
+    assert refused == ["parts[0].chunk_id"] * 2
+    labels = {"service": "spolia.v1.DecodeService", "method": "Generate", "code": "INVALID_ARGUMENT"}
+    await eventually(lambda: decode.server.metrics.value("spolia_rpc_requests_total", **labels) == 2)
 
 
 @pytest.mark.parametrize("kind", [ChunkKind.LOCAL, ChunkKind.PREFIX], ids=lambda kind: kind.name)

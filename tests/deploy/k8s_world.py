@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -217,20 +216,6 @@ def manifests_in(text: str) -> Manifests:
 def sources() -> Iterator[Path]:
     """Every file of manifests."""
     return (path for path in sorted(K8S.rglob("*.yaml")))
-
-
-def set_by_image(target: str) -> dict[str, str]:
-    """What a target of the Dockerfile sets in the environment, with what those below it set."""
-    stages = re.split(r"^FROM ", (ROOT / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
-    texts = {text.split()[2]: (text.split()[0], text) for text in stages if text.split()[1] == "AS"}
-    found: dict[str, str] = {}
-    while target in texts:
-        below, text = texts[target]
-        for line in re.findall(r"^ENV (.*)$", text.replace("\\\n", " "), re.MULTILINE):
-            found = dict(pair.split("=", 1) for pair in line.split()) | found
-        target = below
-    assert found["SPOLIA_PORT"], "every target is above one that sets it"
-    return found
 
 
 def amount(text: object) -> float:

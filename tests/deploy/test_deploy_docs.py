@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import promql
-from k8s_world import K8S, ROOT
+from k8s_world import K8S, ROOT, build, manifests_in
 
 from spolia_core.chunk_object import KvShape
 from spolia_kvstore.config import KVStoreConfig
 
 TEXT = (ROOT / "docs" / "deploy.md").read_text()
 GIB = 1 << 30
+DIGEST = f"sha256:{'0' * 64}"
 DTYPES = {2: "BF16", 4: "F32"}
 MODEL_ROW = re.compile(r"\| (?P<model>[\w./, -]+) " + r"\| ([\d,]+) " * 7 + r"\|")
 
@@ -67,6 +70,20 @@ def test_every_overlay_and_component_is_described_and_no_other() -> None:
     here = {path.name for path in (K8S / "components").iterdir()} - {"redis"}
     rows = re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| .+ \| .+ \|$", described, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row) if not name.startswith("spolia-")} == here
+
+
+def test_the_kustomization_of_ones_own_builds_with_digests(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", section("Kubernetes"), re.DOTALL)
+    here = tmp_path.resolve()
+    overlay = os.path.relpath(K8S / "overlays" / "production", here)
+    text = example.replace("../spolia/k8s/overlays/production", overlay).replace("sha256:…", DIGEST)
+    (here / "kustomization.yaml").write_text(text)
+    manifests = manifests_in(build(here))
+    for found in manifests.workloads:
+        assert found.container["image"].startswith("registry.example/spolia-")
+        assert found.container["image"].endswith(f"@{DIGEST}")
+        if found.role != "kvstore":
+            assert found.environment["SPOLIA_MODEL_NAME"] == "my-model"
 
 
 def test_files_that_commands_name_are_there() -> None:

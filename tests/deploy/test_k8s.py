@@ -158,6 +158,14 @@ def test_requests_are_within_limits_and_gpus_go_to_workers_that_use_them(manifes
         assert amount(limits.get("nvidia.com/gpu", 0)) == (1 if on_gpu else 0)
 
 
+def test_a_rollout_takes_no_node_away_before_another_serves_but_where_that_wants_a_gpu(manifests: Manifests) -> None:
+    for found in manifests.workloads:
+        if found.kind == "Deployment":
+            rolling = found.object["spec"]["strategy"]["rollingUpdate"]
+            on_gpu = found.environment.get("SPOLIA_DEVICE") == "cuda"
+            assert (rolling["maxSurge"], rolling["maxUnavailable"]) == ((0, 1) if on_gpu else (1, 0))
+
+
 def assert_restricted(pod: Mapping[str, object]) -> None:
     """What the Pod Security Standard `restricted` asks, and a root file system that nobody writes."""
     context = pod["securityContext"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from k8s_world import CONFIGS, POD_IP, Manifests, Workload, amount, set_by_image
+from docker_files import stages
+from k8s_world import CONFIGS, POD_IP, Manifests, Workload, amount
 
 from spolia_gateway.config import GatewayConfig
 from spolia_kvstore.config import KVStoreConfig
@@ -37,11 +38,13 @@ def test_every_variable_is_a_setting_of_that_role_and_all_load(manifests: Manife
 def test_manifests_and_images_agree(manifests: Manifests) -> None:
     """What only an image sets is a setting of that role too, and what both set is the same."""
     for found in manifests.workloads:
-        image = set_by_image(found.image.removeprefix("spolia-"))
-        for name in set(image) & set(found.environment):
-            assert image[name] == found.environment[name], (found.role, name)
-        config = load_config(CONFIGS[found.role], [], image | found.environment)
+        image = stages()[found.image.removeprefix("spolia-")]
+        for name in set(image.env) & set(found.environment):
+            assert image.env[name] == found.environment[name], (found.role, name)
+        config = load_config(CONFIGS[found.role], [], image.env | found.environment)
         assert config == config_of(found)
+        context = found.pod["securityContext"]
+        assert image.user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
 def test_no_variable_is_set_twice(manifests: Manifests) -> None:
@@ -126,7 +129,7 @@ def test_a_store_has_the_memory_and_the_disk_that_it_may_use(manifests: Manifest
     assert str(config.data_dir) == "/data"
     claim = store.volumes[store.mounts["/data"]["name"]]["claim"]
     assert amount(claim["resources"]["requests"]["storage"]) >= config.disk_budget_bytes * 1.1
-    assert claim["accessModes"] == ["ReadWriteOncePod"], "two stores cannot open one folder"
+    assert claim["accessModes"] == ["ReadWriteOnce"], "a store's folder is its own"
 
 
 def test_a_worker_on_a_cpu_has_the_memory_of_its_pool(manifests: Manifests) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
+from spolia_engine.decoder import Decoder
+from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
 from spolia_kernels.paged import Angles, PagedKv, SlotSpan, Tails, WorkShape, plan_work
+from spolia_kernels.sample import Draws
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAGE = 16
@@ -33,22 +35,6 @@ def _model() -> Any:
     return LlamaForCausalLM(config).float().eval().to(DEVICE)
 
 
-def _weights(model: Any) -> DeviceModel:
-    layers = tuple(
-        DeviceLayer(
-            layer.input_layernorm.weight,
-            torch.cat([p.weight for p in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)]),
-            layer.self_attn.o_proj.weight,
-            layer.post_attention_layernorm.weight,
-            torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
-            layer.mlp.down_proj.weight,
-        )
-        for layer in model.model.layers
-    )
-    inner = model.model
-    return DeviceModel(layers, inner.embed_tokens.weight, inner.norm.weight, model.lm_head.weight, 4, 2, 64, 1e-6)
-
-
 @torch.no_grad()
 def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
     model = _model()
@@ -70,12 +56,11 @@ def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
     tails = Tails(tail_pages.to(DEVICE), starts.to(DEVICE), positions.to(DEVICE))
 
     capacity = StepCapacity(rows=4, items=64, readings=16, parts=16, tail_pages=per_row + 1, tile=16)
-    step = DeviceStep(_weights(model), kv, _angles(), capacity)
+    step = DeviceStep(Decoder.of(model), kv, _angles(), capacity)
     last = torch.tensor([prompt[-1] for prompt in prompts], device=DEVICE)
     if DEVICE == "cuda":
-        step.load(work, tails, last)
         step.capture()
-    step.load(work, tails, last)
+    step.load(StepBatch(work, tails, last, Draws.greedy(3, DEVICE)))
     found = []
     for _ in range(STEPS):
         step.run()
@@ -86,11 +71,12 @@ def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
 def test_a_batch_larger_than_its_buffers_is_refused() -> None:
     model = _model()
     kv = tuple(PagedKv.zeros(4, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
-    step = DeviceStep(_weights(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 1, 16))
+    step = DeviceStep(Decoder.of(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 1, 16))
     two = torch.zeros(2, dtype=torch.int32, device=DEVICE)
     tails = Tails(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), two, two)
+    batch = StepBatch(plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE), tails, two.long(), Draws.greedy(2, DEVICE))
     with pytest.raises(ValueError, match="fit"):
-        step.load(plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE), tails, two.long())
+        step.load(batch)
 
 
 def _alone(model: Any, prompt: list[int]) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]]]:

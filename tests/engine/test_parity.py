@@ -144,8 +144,8 @@ def test_decode_logits_of_a_batch_are_those_of_transformers_alone(name: str) -> 
     for row, (ids, answer) in enumerate(zip(prompts, answers, strict=True)):
         expected = oracle_logits(oracle_of(name), ids + answer)[len(ids) :]
         check_logits(torch.stack([step[row] for step in steps]), expected, len(ids))
-    assert core._plan is not None
-    assert any(len(group.rows) == 4 and group.shared for group in core._plan.plan.groups), "nothing was shared"
+    assert core._steps._plan is not None
+    assert any(len(group.rows) == 4 and group.shared for group in core._steps._plan.plan.groups), "nothing was shared"
     core.forget_plan()
     for sequence in sequences:
         sequence.close()

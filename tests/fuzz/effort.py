@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 SECONDS_ENV = "SPOLIA_FUZZ_SECONDS"
 SEED_ENV = "SPOLIA_FUZZ_SEED"
-BATCH = 200
+BATCH = 50
 
 SECONDS = float(os.environ.get(SECONDS_ENV, "0"))
 FIRST_SEED = int(os.environ.get(SEED_ENV, "0"))

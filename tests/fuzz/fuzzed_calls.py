@@ -19,7 +19,7 @@ from spolia.v1 import kvstore_pb2
 from spolia.v1.common_pb2 import ErrorDetail
 
 CODE = grpc.StatusCode
-DEADLINE_S = 1.5
+DEADLINE_S = 0.6
 HELD_OPEN_S = 0.03
 MAX_RESPONSES = 200
 
@@ -81,9 +81,11 @@ class FuzzedCall:
         finally:
             call.cancel()
         code = await call.code()
-        statuses[f"{self.method.service}.{self.method.name} {code.name}"] += 1
+        details = await call.details()
+        told = "BROKEN_OFF" if details == BROKEN_OFF else code.name
+        statuses[f"{self.method.service}.{self.method.name} {told}"] += 1
         await self._undo(world)
-        self._judge(code, await call.details(), tuple(await call.trailing_metadata() or ()))
+        self._judge(code, details, tuple(await call.trailing_metadata() or ()))
 
     async def _send(self, call: Any) -> None:
         for request in self.requests:

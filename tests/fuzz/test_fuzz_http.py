@@ -43,13 +43,11 @@ def hurry(case: Any) -> None:
     """Long answers are no better inputs than short ones: those that may be short are."""
     body = case.body
     if isinstance(body, dict) and case.path in ("/v1/completions", "/v1/chat/completions"):
-        limits = [name for name in ("max_tokens", "max_completion_tokens") if type(body.get(name)) is int]
-        for name in limits or ["max_tokens"]:
-            value = body.get(name)
-            if value is None or value > FEW_TOKENS:
+        for name in ("max_tokens", "max_completion_tokens", "n"):
+            if type(body.get(name)) is int and body[name] > FEW_TOKENS:
                 body[name] = FEW_TOKENS
-        if type(body.get("n")) is int and body["n"] > FEW_TOKENS:
-            body["n"] = FEW_TOKENS
+        if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+            body["max_tokens"] = FEW_TOKENS
 
 
 def judge(path: str, who: str, answer: Any) -> None:

@@ -136,6 +136,19 @@ async def test_a_chunk_that_is_none_ends_the_connection_before_and_under_an_answ
             assert status in (await raw.rest()).split(b"\r\n")[0]
 
 
+async def test_a_handler_whose_request_breaks_off_is_told_so_and_answers_nobody(
+    met: HttpWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All in one packet, so that the handler begins when the refusal has been sent."""
+    async with connected(met) as raw:
+        raw.writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n")
+        assert b" 400 " in (await raw.rest()).split(b"\r\n")[0]
+    async with asyncio.timeout(WAIT_S):
+        while tasks := met.world.node._http._uvicorn.server_state.tasks:  # type: ignore[union-attr]  # HTTP is on
+            await asyncio.wait(tasks)
+    assert not [record for record in caplog.records if record.name == "uvicorn.error"]
+
+
 async def test_requests_sent_ahead_are_answered_in_their_order(met: HttpWorld) -> None:
     async with connected(met) as raw:
         raw.writer.write(ASK * 50 + b"GET /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

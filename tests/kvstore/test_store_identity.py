@@ -16,6 +16,7 @@ from kvstore_worlds import TENANT, captured_logs, eventually, fresh_id, make_chu
 from spolia.local_authority import init_authority
 from spolia.store_admin import StoreAdmin
 from spolia.v1 import directory_pb2, kvstore_pb2
+from spolia.v1.common_pb2 import MISS_REASON_NOT_FOUND
 from spolia.v1.directory_pb2_grpc import DirectoryServiceStub
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import Busy, Unavailable
@@ -23,7 +24,7 @@ from spolia_core.ids import IdSpace, Recipe, tenant_key
 from spolia_core.key_book import TenantLimits
 from spolia_core.key_file import KeyFile
 from spolia_kvstore.node import KVStoreNode
-from spolia_node import key_watch
+from spolia_node import handshakes, key_watch
 from spolia_node.certificates import NodeCertificates
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
@@ -94,26 +95,37 @@ async def test_a_node_registers_as_what_its_certificate_says_and_takes_no_others
     assert [entry["role"] for entry in logs if entry["event"] == "registration refused"] == ["prefill"]
 
 
-async def test_a_tenant_that_forges_its_name_at_a_store_reaches_nothing(certificates: Path) -> None:
-    async with running_node(tls_dir=certificates) as node, calling_as(certificates, "decode", node) as pool:
-        store = StoreClient(pool, lambda: stores_at(node.server.address))
-        await store.put(TENANT, CHUNK.info, memoryview(CHUNK.data), Deadline.after(WAIT_S))
-        request = kvstore_pb2.LookupRequest(tenant_id=TENANT, chunk_ids=[CHUNK.chunk_id])
-        # What a tenant has: the address, the authority's certificate, and the right to be heard by a gateway.
-        credentials = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
-        options = [("grpc.ssl_target_name_override", "kvstore.node.spolia.internal")]
-        for channel in (
-            grpc.aio.secure_channel(node.server.address, credentials, options=options),
-            grpc.aio.insecure_channel(node.server.address),
-        ):
-            async with channel:
-                call: Any = KVStoreServiceStub(channel)
-                metadata = (("authorization", "Bearer sk-spolia-known-at-the-gateway"), ("tenant-id", TENANT))
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await call.Lookup(request, timeout=WAIT_S, metadata=metadata)
-                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        labels = {"service": "spolia.v1.KVStoreService", "method": "Lookup", "code": "OK"}
-        assert node.server.metrics.value("spolia_rpc_requests_total", **labels) == 0
+async def test_a_tenant_that_forges_its_name_at_a_store_reaches_nothing_and_is_counted_and_logged(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "GRACE_S", 0.5)
+    with captured_logs() as logs:
+        async with running_node(tls_dir=certificates) as node, calling_as(certificates, "decode", node) as pool:
+            store = StoreClient(pool, lambda: stores_at(node.server.address))
+            await store.put(TENANT, CHUNK.info, memoryview(CHUNK.data), Deadline.after(WAIT_S))
+            await forge_a_lookup(certificates, node.server.address)
+            metrics = node.server.metrics
+            labels = {"service": "spolia.v1.KVStoreService", "method": "Lookup", "code": "OK"}
+            assert metrics.value("spolia_rpc_requests_total", **labels) == 0
+            await eventually(lambda: metrics.value("spolia_tls_handshakes_total", outcome="unused") >= 2)
+    assert any(entry["event"].startswith("nobody called after a TLS handshake") for entry in logs)
+
+
+async def forge_a_lookup(certificates: Path, address: str) -> None:
+    """With what a tenant has: the address, the authority's certificate, and the right to be heard by a gateway."""
+    request = kvstore_pb2.LookupRequest(tenant_id=TENANT, chunk_ids=[CHUNK.chunk_id])
+    credentials = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
+    options = [("grpc.ssl_target_name_override", "kvstore.node.spolia.internal")]
+    for channel in (
+        grpc.aio.secure_channel(address, credentials, options=options),
+        grpc.aio.insecure_channel(address),
+    ):
+        async with channel:
+            call: Any = KVStoreServiceStub(channel)
+            metadata = (("authorization", "Bearer sk-spolia-known-at-the-gateway"), ("tenant-id", TENANT))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.Lookup(request, timeout=WAIT_S, metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_ids_that_are_guessed_name_nothing_of_another_tenants(certificates: Path) -> None:
@@ -127,7 +139,12 @@ async def test_ids_that_are_guessed_name_nothing_of_another_tenants(certificates
         assert own.HasField("info")
         others = (await call.Lookup(kvstore_pb2.LookupRequest(tenant_id="guesser", chunk_ids=ids))).entries
         assert [entry.HasField("info") for entry in others] == [False, False]
+        assert {entry.miss for entry in others} == {MISS_REASON_NOT_FOUND}
         assert others[0] == others[1] == fresh  # nor is it told that it exists
+        read = [each async for each in call.Get(kvstore_pb2.GetRequest(tenant_id="guesser", chunk_ids=ids))]
+        assert [each.header.entry.miss for each in read] == [MISS_REASON_NOT_FOUND] * 2
+        misses = node.server.metrics.value("spolia_store_misses_total", reason="not_found")
+        assert misses == 2, "counted as what they are for the guesser: chunks that are not there"
 
 
 def test_no_tenant_can_derive_anothers_ids_from_the_same_text() -> None:

@@ -114,10 +114,12 @@ async def test_another_nodes_role_is_refused_by_name_counted_and_logged(certific
 async def test_a_certificate_without_a_role_is_no_identity(certificates: Path, tmp_path: Path) -> None:
     LocalAuthority.open(certificates).issue(tmp_path, "janitor", DAY)
     credentials = credentials_unchecked(tmp_path, "janitor", authority=certificates)
-    async with serving_tls(certificates) as server, channel_to(server.address, credentials) as channel:
-        assert await refused(channel) is grpc.StatusCode.UNAUTHENTICATED
-        labels = {"service": edges.KVSTORE, "reason": "no_identity"}
-        assert server.metrics.value("spolia_refused_calls_total", **labels) == 1
+    with captured_logs() as logs:
+        async with serving_tls(certificates) as server, channel_to(server.address, credentials) as channel:
+            assert await refused(channel) is grpc.StatusCode.UNAUTHENTICATED
+            labels = {"service": edges.KVSTORE, "reason": "no_identity"}
+            assert server.metrics.value("spolia_refused_calls_total", **labels) == 1
+    assert [entry["reason"] for entry in logs if entry["event"] == "call refused"] == ["no_identity"]
 
 
 async def test_a_refused_stream_is_never_read(certificates: Path) -> None:

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 where a kernel is off; nothing is timed then."""
     parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
     parser.add_argument("--grid", action="store_true", help="all attention points, not the named 16")
-    parser.add_argument("--only", choices=["kernels", "attention", "steps"], help="one section")
+    parser.add_argument("--only", choices=["kernels", "attention", "steps", "linked"], help="one section")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: bench/results/gpu-DEVICE-COMMIT.json)")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _time(result: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
     """Fills in what was asked for, saving after each row: a run that is cut short leaves what it has."""
-    from spolia_bench.gpu import attention, steps
+    from spolia_bench.gpu import attention, linked, steps
     from spolia_bench.gpu.rates import measure
 
     rates = measure()
@@ -58,6 +58,11 @@ def _time(result: dict[str, Any], options: argparse.Namespace, path: Path) -> No
             for row in steps.compare(shape, rates, steps.POINTS):
                 _say(rows, row, result, path)
             torch.cuda.empty_cache()
+    if options.only in (None, "linked"):
+        rows = result["linked"] = []
+        for row in linked.compare(steps.SHAPES[0], rates):
+            _say(rows, row, result, path)
+        torch.cuda.empty_cache()
     if options.only in (None, "attention"):
         rows = result["attention"] = []
         for row in attention.compare(rates, attention.GRID if options.grid else attention.NAMED):

@@ -21,6 +21,7 @@ from spolia_bench.gpu.batches import (
     tile_for,
 )
 from spolia_bench.gpu.flashinfer_cascade import cascade
+from spolia_bench.gpu.flex import Patience, flex
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
 from spolia_kernels import Partial
@@ -40,6 +41,8 @@ NAMED = [
 GRID = [
     Point(rows, shared, suffix) for rows in (32, 256, 1024) for shared in (1024, 4096, 16384) for suffix in (0, 128)
 ]
+FLEX_S = 90.0
+"""For FlexAttention at all points, compiling included; points that come later are left out."""
 PRIVATE_BYTES = 400e9
 """Private readings beyond this are not timed: they take a tenth of a second and say nothing new."""
 
@@ -81,6 +84,7 @@ class Layer:
 
 def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
     """One row of figures per point and head shape."""
+    patience = Patience(FLEX_S)
     for name, heads in (("mha", MHA), ("gqa8", GQA)):
         for point in points:
             layer = Layer(point, heads)
@@ -102,6 +106,11 @@ def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
                 row["flashinfer_ms"] = timed(cascade(point, heads), repeats=10, inner=5).median_ms
             except (ImportError, RuntimeError) as error:
                 row["flashinfer_error"] = str(error).splitlines()[0][:120]
+            try:
+                with patience.spent():
+                    row["flex_ms"] = timed(flex(point, heads), repeats=10, inner=5).median_ms
+            except Exception as error:  # a compiler may fail in many ways: its column says so
+                row["flex_error"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             row["roofline"] = floor / row["shared_ms"]
             del layer
             torch.cuda.empty_cache()

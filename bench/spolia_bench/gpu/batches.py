@@ -9,7 +9,8 @@ import torch
 
 from spolia_kernels.paged import Angles, PagedKv, PagedWork, Rows, SlotSpan, Tails, WorkShape, piece_keys, plan_work
 
-DEVICE = "cuda"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Without a device these batches serve tests only."""
 PAGE = 64
 
 

@@ -7,59 +7,97 @@ import math
 import multiprocessing
 import os
 import random
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 
 import torch
 
+from spolia_bench.gpu.batches import DEVICE
 from spolia_kernels import Partial, RotaryTable, attend, merge, rotate
 from spolia_kernels.paged import (
     Angles,
     PagedKv,
+    PagedWork,
     Rows,
     SlotSpan,
     Tails,
     WorkShape,
+    append_paged,
     attend_spans,
     attend_tails,
     plan_work,
 )
+from spolia_kernels.paged.reference import append_paged_ref, attend_spans_ref, attend_tails_ref
+from spolia_kernels.sample import Draws, sample_ref, sample_rows
 
 LIMITS = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+GRID_S = 180.0
+"""For all checks, compiling included. One that has not ended by then is off."""
+MAX_PROCESSES = 14
 Found = tuple[str, float, float]
 """What was compared, the largest error, the largest that is right."""
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison. `kind`: a function of `KINDS`; what it has no use for is 0."""
+
+    kind: str
+    dtype: torch.dtype
+    head_dim: int = 0
+    group: int = 0
+    tile: int = 0
+
+    def __str__(self) -> str:
+        sizes = f" head_dim {self.head_dim} group {self.group} tile {self.tile}" if self.head_dim else ""
+        return f"{self.kind} {str(self.dtype).removeprefix('torch.')}{sizes}"
+
+
+CHECKS = (
+    *(Check("attend", dtype) for dtype in LIMITS),
+    *(Check("sample", dtype) for dtype in LIMITS),
+    *(Check("append", dtype, head_dim) for dtype, head_dim in itertools.product(LIMITS, (64, 128, 256))),
+    *(Check("paged", *each) for each in itertools.product(LIMITS, (64, 128, 256), (1, 8), (16, 32, 64))),
+)
+
+
 def errors() -> list[Found]:
     """Everything that is checked before anything is timed; kernels compile in as many processes as there are cores."""
-    checks = [(dtype, 0, 0, 0, 0) for dtype in LIMITS]
-    checks += list(itertools.product(LIMITS, (64, 128, 256), (2,), (1, 8), (16, 32, 64)))
-    with ProcessPoolExecutor(min(14, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_check, checks))
-
-
-def _check(check: tuple[torch.dtype, int, int, int, int]) -> Found:
-    torch.set_num_threads(1)  # as many processes as cores
-    dtype, head_dim, num_kv_heads, group, tile = check
-    name = str(dtype).removeprefix("torch.")
-    if not head_dim:
-        return f"attend, rotate, merge {name}", _attend_error(dtype), LIMITS[dtype]
-    what = f"paged {name} head_dim {head_dim} heads {num_kv_heads} x {group} tile {tile}"
+    pool = ProcessPoolExecutor(min(MAX_PROCESSES, os.cpu_count() or 1), multiprocessing.get_context("spawn"))
+    futures = [pool.submit(check_one, check) for check in CHECKS]
     try:
-        error = _paged_error(dtype, head_dim, num_kv_heads, group, tile)
+        wait(futures, timeout=GRID_S)
+        return [_found(check, future) for check, future in zip(CHECKS, futures, strict=True)]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _found(check: Check, future: Future[Found]) -> Found:
+    if future.done():
+        return future.result()
+    return f"{check}: not ended after {GRID_S:.0f} s", math.inf, LIMITS[check.dtype]
+
+
+def check_one(check: Check) -> Found:
+    """Runs a check, in a process of its own but for tests."""
+    torch.set_num_threads(1)  # as many processes as cores
+    limit = 0.0 if check.kind == "sample" else LIMITS[check.dtype]
+    try:
+        return str(check), KINDS[check.kind](check), limit
     except Exception as failure:  # a kernel that does not compile or fit is off, too
-        what, error = f"{what}: {str(failure).splitlines()[0][:80]}", math.inf
-    return what, error, LIMITS[dtype]
+        return f"{check}: {str(failure).splitlines()[0][:80]}", math.inf, limit
 
 
-def _attend_error(dtype: torch.dtype) -> float:
+def attend_error(check: Check) -> float:
     """Two merged, rotated partials against one attend."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(8, 7, 64, generator=generator)
     key, value = (torch.randn(2, 1000, 64, generator=generator) for _ in range(2))
     exact = attend(query.double(), key.double(), value.double(), sm_scale=0.125).out
-    on_device = [t.to("cuda", dtype) for t in (query, key, value)]
-    table = RotaryTable(torch.ones(32) * 0.1, head_dim=64, max_position=4096, device="cuda")
-    shift = torch.full((7,), 1000, device="cuda")
+    on_device = [t.to(DEVICE, check.dtype) for t in (query, key, value)]
+    table = RotaryTable(torch.ones(32) * 0.1, head_dim=64, max_position=4096, device=DEVICE)
+    shift = torch.full((7,), 1000, device=DEVICE)
     turned = rotate(rotate(on_device[0], shift, table), -shift, table)
     parts: list[Partial] = [
         attend(turned, on_device[1][:, part], on_device[2][:, part], sm_scale=0.125)
@@ -68,34 +106,122 @@ def _attend_error(dtype: torch.dtype) -> float:
     return float((merge(parts).out.double().cpu() - exact).abs().max())
 
 
-def _paged_error(dtype: torch.dtype, head_dim: int, num_kv_heads: int, group: int, tile: int) -> float:
-    """Spans and tails of a small batch, answers against float32 from the same 16-bit numbers."""
-    rng = random.Random(head_dim + group)
+def sample_error(check: Check) -> float:
+    """The share of rows that draw another token than the reference does from the same logits."""
+    rows, vocab = 24, 32_000
     generator = torch.Generator().manual_seed(0)
-    num_rows, num_pages, page = 21, 96, 64
-    num_q_heads, sm_scale = num_kv_heads * group, head_dim**-0.5
-    memory = [torch.randn(num_kv_heads, num_pages * page, head_dim, generator=generator).to(dtype) for _ in range(2)]
-    joined = torch.randn(num_rows, num_kv_heads * (group + 2), head_dim, generator=generator).to(dtype)
-    spans = []
-    for start, length in ((5, 100), (200, 700), (1000, 333)):
-        rows = tuple(rng.sample(range(num_rows), 17))
-        spans.append(SlotSpan(start, start + length, rows, tuple(rng.randint(0, 900) for _ in rows)))
-    free = rng.sample(range(30, num_pages), 2 * num_rows)
-    pages = torch.tensor(free, dtype=torch.int32).reshape(num_rows, 2)
-    starts = torch.tensor([rng.randint(900, 1500) for _ in range(num_rows)], dtype=torch.int32)
-    lengths = torch.tensor([rng.randint(0, 127) for _ in range(num_rows)], dtype=torch.int32)
-    shape = WorkShape(num_kv_heads, group, tile, 256)
-    inv_freq = 10000.0 ** -(torch.arange(head_dim // 2).double() / head_dim * 2)
-    turned = torch.outer(torch.arange(2048).double(), inv_freq)
+    logits = (torch.randn(rows, vocab, generator=generator) * 3).to(check.dtype)
+    rng = random.Random(0)
 
-    def answer(device: str, dtype: torch.dtype) -> torch.Tensor:
-        key, value = (m.to(device, dtype, copy=True) for m in memory)
-        kv = PagedKv(key, value, page)
-        rows = Rows.of(joined.to(device, dtype), num_q_heads)
-        tails = Tails(pages.to(device), starts.to(device), (starts + lengths).to(device))
-        angles = Angles(turned.cos().float().to(device), turned.sin().float().to(device))
-        work = plan_work(spans, num_rows, shape, device)
-        partials = attend_spans(rows.query, kv, work, tails.positions, angles, sm_scale=sm_scale)
-        return attend_tails(rows, kv, tails, partials, work, angles, sm_scale=sm_scale).float().cpu()
+    def held(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)
 
-    return float((answer("cuda", dtype) - answer("cpu", torch.float32)).abs().max())
+    draws = Draws(
+        held([rng.choice([0.0, 0.7, 1.0, 1.5]) for _ in range(rows)], torch.float64),
+        held([rng.choice([1.0, 0.9, 0.5]) for _ in range(rows)], torch.float64),
+        held([rng.choice([0, 1, 40, 1000]) for _ in range(rows)], torch.int32),
+        held([rng.getrandbits(63) for _ in range(rows)], torch.int64),
+        held([rng.randrange(8) for _ in range(rows)], torch.int64),
+        held([rng.randrange(1000) for _ in range(rows)], torch.int64),
+    )
+    there = Draws(*(getattr(draws, name).to(DEVICE) for name in Draws.__slots__))
+    found = sample_rows(logits.to(DEVICE), there).token_ids.cpu()
+    return float((found != sample_ref(logits, draws).token_ids).float().mean())
+
+
+def append_error(check: Check) -> float:
+    """New keys turned into their slots, and values beside them."""
+    world = _World(check)
+    slots = torch.randperm(world.kv(DEVICE).num_slots, generator=torch.Generator().manual_seed(1))[: world.num_rows]
+    answers = []
+    for device, dtype, append in ((DEVICE, check.dtype, append_paged), ("cpu", torch.float32, append_paged_ref)):
+        rows, kv = world.rows(device, dtype), world.kv(device, dtype)
+        at = world.tails(device).positions
+        append(rows.key, rows.value, kv, slots.to(device, torch.int32), at, world.angles(device))
+        answers.append(torch.stack((kv.key, kv.value)).float().cpu())
+    return float((answers[0] - answers[1]).abs().max())
+
+
+def paged_error(check: Check) -> float:
+    """Spans and tails of a small batch, answers against float32 from the same 16-bit numbers."""
+    world = _World(check)
+    on_device = world.answer(DEVICE, check.dtype, attend_spans, attend_tails)
+    return float((on_device - world.answer("cpu", torch.float32, attend_spans_ref, attend_tails_ref)).abs().max())
+
+
+KINDS: dict[str, Callable[[Check], float]] = {
+    "attend": attend_error,
+    "sample": sample_error,
+    "append": append_error,
+    "paged": paged_error,
+}
+
+
+class _World:
+    """A small batch: rows with tails, spans that some of them read at offsets of their own."""
+
+    num_rows = 21
+    num_pages = 96
+    page = 64
+
+    def __init__(self, check: Check) -> None:
+        head_dim, group = check.head_dim, check.group or 1
+        self._check = check
+        num_kv_heads, num_rows = 2, self.num_rows
+        self.num_q_heads = num_kv_heads * group
+        rng = random.Random(head_dim + group)
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(check.dtype)
+
+        self._memory = [normal(num_kv_heads, self.num_pages * self.page, head_dim) for _ in range(2)]
+        self._joined = normal(num_rows, num_kv_heads * (group + 2), head_dim)
+        self._spans = []
+        for start, length in ((5, 100), (200, 700), (1000, 333)):
+            rows = tuple(rng.sample(range(num_rows), 17))
+            self._spans.append(SlotSpan(start, start + length, rows, tuple(rng.randint(0, 900) for _ in rows)))
+        free = rng.sample(range(30, self.num_pages), 2 * num_rows)
+        self._pages = torch.tensor(free, dtype=torch.int32).reshape(num_rows, 2)
+        self._starts = torch.tensor([rng.randint(900, 1500) for _ in range(num_rows)], dtype=torch.int32)
+        self._lengths = torch.tensor([rng.randint(0, 127) for _ in range(num_rows)], dtype=torch.int32)
+
+    def kv(self, device: str, dtype: torch.dtype = torch.float32) -> PagedKv:
+        """The same numbers in memory of its own."""
+        key, value = (m.to(device, dtype, copy=True) for m in self._memory)
+        return PagedKv(key, value, self.page)
+
+    def rows(self, device: str, dtype: torch.dtype) -> Rows:
+        """Queries and new KV."""
+        return Rows.of(self._joined.to(device, dtype), self.num_q_heads)
+
+    def tails(self, device: str) -> Tails:
+        """Two pages a row, in any order."""
+        return Tails(self._pages.to(device), self._starts.to(device), (self._starts + self._lengths).to(device))
+
+    def angles(self, device: str) -> Angles:
+        """Plain RoPE."""
+        half = self._check.head_dim // 2
+        turned = torch.outer(torch.arange(2048).double(), 10000.0 ** -(torch.arange(half).double() / half))
+        return Angles(turned.cos().float().to(device), turned.sin().float().to(device))
+
+    def answer(
+        self,
+        device: str,
+        dtype: torch.dtype,
+        spans: Callable[..., Partial],
+        tails: Callable[..., torch.Tensor],
+    ) -> torch.Tensor:
+        """A layer's attention, by the operations or by their references."""
+        check = self._check
+        shape = WorkShape(2, check.group, check.tile, 256)
+        work: PagedWork = plan_work(self._spans, self.num_rows, shape, device)
+        kv, rows, own, angles = (
+            self.kv(device, dtype),
+            self.rows(device, dtype),
+            self.tails(device),
+            self.angles(device),
+        )
+        common = {"sm_scale": check.head_dim**-0.5}
+        partials = spans(rows.query, kv, work, own.positions, angles, **common)
+        return tails(rows, kv, own, partials, work, angles, **common).float().cpu()

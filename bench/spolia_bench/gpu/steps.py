@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spolia_bench.gpu.attention import GRID
 from spolia_bench.gpu.batches import (
+    DEVICE,
     PAGE,
     Heads,
     Point,
@@ -27,8 +28,11 @@ from spolia_bench.gpu.batches import (
 )
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
-from spolia_engine.device_step import DeviceLayer, DeviceModel, DeviceStep, StepCapacity
+from spolia_engine.decoder import Decoder, DecoderLayer, RmsNorm
+from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
+from spolia_kernels import Linear
 from spolia_kernels.paged import SlotSpan
+from spolia_kernels.sample import Draws
 
 NEW_TOKENS = 32
 QUESTION = 16
@@ -62,31 +66,37 @@ SHAPES = (
 POINTS = [point for point in GRID if point.suffix == 0]
 
 
-def random_model(shape: Shape) -> DeviceModel:
+def random_model(shape: Shape) -> Decoder:
     """Normal weights in bfloat16, scaled so that numbers stay of one size."""
     heads = shape.heads
 
     def weight(rows: int, columns: int) -> Tensor:
-        return torch.empty(rows, columns, dtype=torch.bfloat16, device="cuda").normal_(std=columns**-0.5)
+        return torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).normal_(std=columns**-0.5)
 
-    def norm() -> Tensor:
-        return torch.ones(shape.width, dtype=torch.bfloat16, device="cuda")
+    def norm() -> RmsNorm:
+        return RmsNorm.with_weight(torch.ones(shape.width, dtype=torch.bfloat16, device=DEVICE), 1e-5)
 
     joined = (heads.num_q_heads + 2 * heads.num_kv_heads) * heads.head_dim
     layers = tuple(
-        DeviceLayer(
-            norm(),
-            weight(joined, shape.width),
-            weight(shape.width, heads.num_q_heads * heads.head_dim),
-            norm(),
-            weight(2 * shape.mlp, shape.width),
-            weight(shape.width, shape.mlp),
+        DecoderLayer(
+            index=index,
+            num_q_heads=heads.num_q_heads,
+            num_kv_heads=heads.num_kv_heads,
+            head_dim=heads.head_dim,
+            sm_scale=heads.head_dim**-0.5,
+            input_norm=norm(),
+            qkv=Linear.of(weight(joined, shape.width)),
+            query_norm=None,
+            key_norm=None,
+            out=Linear.of(weight(shape.width, heads.num_q_heads * heads.head_dim)),
+            mlp_norm=norm(),
+            gate_up=Linear.of(weight(2 * shape.mlp, shape.width)),
+            down=Linear.of(weight(shape.width, shape.mlp)),
+            activation=torch.nn.functional.silu,
         )
-        for _ in range(shape.layers)
+        for index in range(shape.layers)
     )
-    embedding = weight(shape.vocab, shape.width)
-    head = weight(shape.vocab, shape.width)
-    return DeviceModel(layers, embedding, norm(), head, heads.num_q_heads, heads.num_kv_heads, heads.head_dim, 1e-5)
+    return Decoder(weight(shape.vocab, shape.width), layers, norm(), Linear.of(weight(shape.vocab, shape.width)))
 
 
 class Bench:
@@ -117,10 +127,10 @@ class Bench:
             tile=tile,
         )
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
-        token_ids = torch.ones(point.rows, dtype=torch.int64, device="cuda")
-        step.load(work, tails, token_ids)
+        token_ids = torch.ones(point.rows, dtype=torch.int64, device=DEVICE)
+        batch = StepBatch(work, tails, token_ids, Draws.greedy(point.rows, DEVICE))
         step.capture()
-        step.load(work, tails, token_ids)
+        step.load(batch)
         return step
 
     def floor_ms(self, point: Point, rates: Rates) -> float:

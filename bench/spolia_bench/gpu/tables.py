@@ -25,20 +25,38 @@ ATTENTION = (
     ("Spolia, shared µs", "shared_ms"),
     ("Spolia, private µs", "private_ms"),
     ("FlashInfer cascade µs", "flashinfer_ms"),
+    ("FlexAttention µs", "flex_ms"),
     ("cuDNN, span alone µs", "cudnn_span_only_ms"),
     ("FlashAttention-2, span alone µs", "flash2_span_only_ms"),
     ("share of roofline", "roofline"),
 )
+LINKED = (
+    ("model", "model"),
+    ("documents × tokens", "point"),
+    ("rows computed", "rows"),
+    ("linked ms", "linked_ms"),
+    ("full recompute ms", "recompute_ms"),
+    ("floor ms", "floor_ms"),
+    ("recompute / linked", "recompute_over_linked"),
+    ("linked / floor", "linked_over_floor"),
+)
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown lines of both tables."""
-    yield from _table(STEPS, result["steps"], _of_steps)
-    yield ""
-    yield from _table(ATTENTION, result["attention"], _of_attention)
+    """Markdown lines of every table that the result has."""
+    for name, columns, shown in (
+        ("steps", STEPS, _of_steps),
+        ("linked", LINKED, _of_steps),
+        ("attention", ATTENTION, _of_attention),
+    ):
+        if name in result:
+            yield from _table(columns, result[name], shown)
+            yield ""
 
 
 def _of_steps(key: str, value: float) -> str:
+    if key == "rows":
+        return f"{value:,}"
     if not key.endswith("_ms"):
         return f"{value:.2f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from spolia.v1 import common_pb2 as spolia_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/decode.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"?\n\x06Resume\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.spolia.v1.ResumedSampleJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"@\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14num_text_code_points\x18\x02 \x01(\x04\"\xdd\x02\n\x1c\x44\x65\x63odeServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12#\n\x05parts\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x06 \x01(\x08\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x15\n\rprefill_hints\x18\x08 \x03(\t\x12&\n\x06resume\x18\t \x01(\x0b\x32\x11.spolia.v1.ResumeH\x00\x88\x01\x01\x12\x17\n\x0fnum_sink_tokens\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\tB\t\n\x07_resume\"u\n\x1d\x44\x65\x63odeServiceGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"3\n\x0b\x44ropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"#\n\x0c\x44ropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xa9\x01\n\rDecodeService\x12_\n\x08Generate\x12\'.spolia.v1.DecodeServiceGenerateRequest\x1a(.spolia.v1.DecodeServiceGenerateResponse0\x01\x12\x37\n\x04\x44rop\x12\x16.spolia.v1.DropRequest\x1a\x17.spolia.v1.DropResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/decode.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"?\n\x06Resume\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.spolia.v1.ResumedSampleJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"@\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14num_text_code_points\x18\x02 \x01(\x04\"\x88\x03\n\x1c\x44\x65\x63odeServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12#\n\x05parts\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x06 \x01(\x08\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x15\n\rprefill_hints\x18\x08 \x03(\t\x12&\n\x06resume\x18\t \x01(\x0b\x32\x11.spolia.v1.ResumeH\x00\x88\x01\x01\x12\x17\n\x0fnum_sink_tokens\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x15\n\ranswer_stream\x18\x0c \x01(\x0c\x12\x12\n\nanswer_tag\x18\r \x01(\x04\x42\t\n\x07_resume\"u\n\x1d\x44\x65\x63odeServiceGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"-\n\x14StreamAnswersRequest\x12\x15\n\ranswer_stream\x18\x01 \x01(\x0c\"=\n\x15StreamAnswersResponse\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x15.spolia.v1.TaggedStep\"X\n\nTaggedStep\x12\x12\n\nanswer_tag\x18\x01 \x01(\x04\x12\x36\n\x04step\x18\x02 \x01(\x0b\x32(.spolia.v1.DecodeServiceGenerateResponse\"3\n\x0b\x44ropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"#\n\x0c\x44ropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xff\x01\n\rDecodeService\x12_\n\x08Generate\x12\'.spolia.v1.DecodeServiceGenerateRequest\x1a(.spolia.v1.DecodeServiceGenerateResponse0\x01\x12T\n\rStreamAnswers\x12\x1f.spolia.v1.StreamAnswersRequest\x1a .spolia.v1.StreamAnswersResponse0\x01\x12\x37\n\x04\x44rop\x12\x16.spolia.v1.DropRequest\x1a\x17.spolia.v1.DropResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEDSAMPLE']._serialized_start=126
   _globals['_RESUMEDSAMPLE']._serialized_end=190
   _globals['_DECODESERVICEGENERATEREQUEST']._serialized_start=193
-  _globals['_DECODESERVICEGENERATEREQUEST']._serialized_end=542
-  _globals['_DECODESERVICEGENERATERESPONSE']._serialized_start=544
-  _globals['_DECODESERVICEGENERATERESPONSE']._serialized_end=661
-  _globals['_DROPREQUEST']._serialized_start=663
-  _globals['_DROPREQUEST']._serialized_end=714
-  _globals['_DROPRESPONSE']._serialized_start=716
-  _globals['_DROPRESPONSE']._serialized_end=751
-  _globals['_DECODESERVICE']._serialized_start=754
-  _globals['_DECODESERVICE']._serialized_end=923
+  _globals['_DECODESERVICEGENERATEREQUEST']._serialized_end=585
+  _globals['_DECODESERVICEGENERATERESPONSE']._serialized_start=587
+  _globals['_DECODESERVICEGENERATERESPONSE']._serialized_end=704
+  _globals['_STREAMANSWERSREQUEST']._serialized_start=706
+  _globals['_STREAMANSWERSREQUEST']._serialized_end=751
+  _globals['_STREAMANSWERSRESPONSE']._serialized_start=753
+  _globals['_STREAMANSWERSRESPONSE']._serialized_end=814
+  _globals['_TAGGEDSTEP']._serialized_start=816
+  _globals['_TAGGEDSTEP']._serialized_end=904
+  _globals['_DROPREQUEST']._serialized_start=906
+  _globals['_DROPREQUEST']._serialized_end=957
+  _globals['_DROPRESPONSE']._serialized_start=959
+  _globals['_DROPRESPONSE']._serialized_end=994
+  _globals['_DECODESERVICE']._serialized_start=997
+  _globals['_DECODESERVICE']._serialized_end=1252
 # @@protoc_insertion_point(module_scope)

@@ -88,6 +88,8 @@ class DecodeServiceGenerateRequest(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     NUM_SINK_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    ANSWER_STREAM_FIELD_NUMBER: _builtins.int
+    ANSWER_TAG_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs, claims and pins; the same on a replay."""
     tenant_id: _builtins.str
@@ -102,6 +104,12 @@ class DecodeServiceGenerateRequest(_message.Message):
     """Dummy sink tokens of the recipe the ids were derived for."""
     cache_salt: _builtins.str
     """Enters every id beside the tenant; empty for none."""
+    answer_stream: _builtins.bytes
+    """Name of a stream of StreamAnswers that carries the answer, finish included; the call's own then carries nothing, and
+    ends when the finish is on its way. Empty, or a name this node does not know: the call's own carries the answer.
+    """
+    answer_tag: _builtins.int
+    """Names this request there; of the caller's choice, and no other's on that stream."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenPart]:
         """The prompt, first to last, begin-of-sequence token included."""
@@ -132,10 +140,12 @@ class DecodeServiceGenerateRequest(_message.Message):
         resume: Global___Resume | None = ...,
         num_sink_tokens: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
+        answer_stream: _builtins.bytes = ...,
+        answer_tag: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "force_linked", b"force_linked", "mode", b"mode", "num_sink_tokens", b"num_sink_tokens", "parts", b"parts", "prefill_hints", b"prefill_hints", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume", b"_resume", "answer_stream", b"answer_stream", "answer_tag", b"answer_tag", "cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "force_linked", b"force_linked", "mode", b"mode", "num_sink_tokens", b"num_sink_tokens", "parts", b"parts", "prefill_hints", b"prefill_hints", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume: _TypeAlias = _typing.Literal["resume"]  # noqa: Y015
     _WhichOneofArgType__resume: _TypeAlias = _typing.Literal["_resume", b"_resume"]  # noqa: Y015
@@ -174,6 +184,80 @@ class DecodeServiceGenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___DecodeServiceGenerateResponse: _TypeAlias = DecodeServiceGenerateResponse  # noqa: Y015
+
+@_typing.final
+class StreamAnswersRequest(_message.Message):
+    """Opens a stream for answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_STREAM_FIELD_NUMBER: _builtins.int
+    answer_stream: _builtins.bytes
+    """The caller's name for it, 16 to 64 bytes; random, so that no two callers choose one."""
+    def __init__(
+        self,
+        *,
+        answer_stream: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_stream", b"answer_stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamAnswersRequest: _TypeAlias = StreamAnswersRequest  # noqa: Y015
+
+@_typing.final
+class StreamAnswersResponse(_message.Message):
+    """What is new of several answers, each one's in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaggedStep]:
+        """Steps of answers; none in the first message."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___TaggedStep] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamAnswersResponse: _TypeAlias = StreamAnswersResponse  # noqa: Y015
+
+@_typing.final
+class TaggedStep(_message.Message):
+    """A step of one of the answers on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_TAG_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    answer_tag: _builtins.int
+    """The request's `answer_tag`."""
+    @_builtins.property
+    def step(self) -> Global___DecodeServiceGenerateResponse:
+        """What happened."""
+
+    def __init__(
+        self,
+        *,
+        answer_tag: _builtins.int = ...,
+        step: Global___DecodeServiceGenerateResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tag", b"answer_tag", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaggedStep: _TypeAlias = TaggedStep  # noqa: Y015
 
 @_typing.final
 class DropRequest(_message.Message):

@@ -40,6 +40,11 @@ class DecodeServiceStub:
                 request_serializer=spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateRequest.SerializeToString,
                 response_deserializer=spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.StreamAnswers = channel.unary_stream(
+                '/spolia.v1.DecodeService/StreamAnswers',
+                request_serializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.FromString,
+                _registered_method=True)
         self.Drop = channel.unary_unary(
                 '/spolia.v1.DecodeService/Drop',
                 request_serializer=spolia_dot_v1_dot_decode__pb2.DropRequest.SerializeToString,
@@ -65,6 +70,16 @@ class DecodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamAnswers(self, request, context):
+        """Carries the answers of many requests, all that is new of them in one message. The first message is empty and says
+        that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
+        whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
+        INVALID_ARGUMENT: a bad name, or one that is in use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drop(self, request, context):
         """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent.
         """
@@ -79,6 +94,11 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateRequest.FromString,
                     response_serializer=spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateResponse.SerializeToString,
+            ),
+            'StreamAnswers': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamAnswers,
+                    request_deserializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.SerializeToString,
             ),
             'Drop': grpc.unary_unary_rpc_method_handler(
                     servicer.Drop,
@@ -114,6 +134,33 @@ class DecodeService:
             '/spolia.v1.DecodeService/Generate',
             spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateRequest.SerializeToString,
             spolia_dot_v1_dot_decode__pb2.DecodeServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamAnswers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/spolia.v1.DecodeService/StreamAnswers',
+            spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.SerializeToString,
+            spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.FromString,
             options,
             channel_credentials,
             insecure,

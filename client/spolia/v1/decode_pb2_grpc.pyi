@@ -43,6 +43,12 @@ class DecodeServiceStub:
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
     """
+    StreamAnswers: _grpc.UnaryStreamMultiCallable[_decode_pb2.StreamAnswersRequest, _decode_pb2.StreamAnswersResponse]
+    """Carries the answers of many requests, all that is new of them in one message. The first message is empty and says
+    that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
+    whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
+    INVALID_ARGUMENT: a bad name, or one that is in use.
+    """
     Drop: _grpc.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
 
@@ -60,6 +66,12 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     The first three may succeed on another node.
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
+    """
+    StreamAnswers: _aio.UnaryStreamMultiCallable[_decode_pb2.StreamAnswersRequest, _decode_pb2.StreamAnswersResponse]  # type: ignore[assignment]
+    """Carries the answers of many requests, all that is new of them in one message. The first message is empty and says
+    that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
+    whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
+    INVALID_ARGUMENT: a bad name, or one that is in use.
     """
     Drop: _aio.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]  # type: ignore[assignment]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -81,6 +93,18 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         The first three may succeed on another node.
         RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
         elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamAnswers(
+        self,
+        request: _decode_pb2.StreamAnswersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_decode_pb2.StreamAnswersResponse], _abc.AsyncIterator[_decode_pb2.StreamAnswersResponse]]:
+        """Carries the answers of many requests, all that is new of them in one message. The first message is empty and says
+        that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
+        whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
+        INVALID_ARGUMENT: a bad name, or one that is in use.
         """
 
     @_abc_1.abstractmethod

@@ -38,6 +38,11 @@ def tail_tuning(query: Tensor) -> Tuning:
     return Tuning(16, 1, 2)
 
 
+def tile_rows(num_rows: int, group_size: int) -> int:
+    """Query rows of a tile over spans that so many rows read at most, a GQA group of each side by side."""
+    return max(16, min(64, 1 << (num_rows * group_size - 1).bit_length()), 1 << (group_size - 1).bit_length())
+
+
 def piece_keys(num_tiles: int, longest: int, num_programs: int) -> int:
     """Keys of one piece, for `num_tiles` tiles over spans of up to `longest` keys on as many programs as run at once.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_decode.inbox import Inbox, Outbox, Preempted
 from spolia_engine.core import EngineCore
+from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.generation import Delta
 from spolia_engine.pool import BlockState
 from spolia_engine.scheduler import Decoding, State, plan
@@ -143,11 +144,11 @@ class DecodeBatch:
             return False
         self._outbox.deliver()  # first tokens do not wait for a step
         try:
-            logits = self._core.step_logits([entry.sequence for entry in batch])
+            rows = self._core.step_rows([entry.sequence for entry in batch])
         except Exception as error:
             self._fail(batch, error)
             return bool(self._decoding)
-        for entry, row in zip(batch, logits, strict=True):
+        for entry, row in zip(batch, rows, strict=True):
             self._accept(entry, row)
         return bool(self._decoding)
 
@@ -213,10 +214,10 @@ class DecodeBatch:
             self._on_preempted(len(entries))
         self._drop(entries, Preempted())
 
-    def _accept(self, entry: Joined, logits: Tensor) -> None:
+    def _accept(self, entry: Joined, row: Tensor | DrawnRow) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
         try:
-            self._outbox.post(entry.inbox, self._core.accept(entry.sequence, logits))
+            self._outbox.post(entry.inbox, self._core.accept(entry.sequence, row))
         except Exception as error:
             self._fail([entry], error)
             return
@@ -225,8 +226,12 @@ class DecodeBatch:
             self._drop([entry], None)
 
     def _fail(self, entries: list[Joined], error: Exception) -> None:
-        log.error("decoding failed", num_sequences=len(entries), exc_info=error)
-        self._drop(entries, error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}"))
+        told = error if isinstance(error, SpoliaError) else InternalError(f"decoding failed: {error!r}")
+        if isinstance(told, InternalError):
+            log.error("decoding failed", num_sequences=len(entries), exc_info=error)
+        else:  # as of a constraint that nothing can follow any more: its caller's matter
+            log.warning("answers ended", num_sequences=len(entries), error=told.message)
+        self._drop(entries, told)
 
     def _finish(self, entry: Joined) -> None:
         try:

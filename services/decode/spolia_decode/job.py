@@ -14,7 +14,7 @@ from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_node.rpc_messages import mode_from_pb, prompt_from_pb, sampling_from_pb
-from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
+from spolia_worker.checks import check_caller, check_local_chunk, readable_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,5 @@ def _check_received(received: Sequence[ReceivedSample], sampling: SamplingParams
 
 def _check_chunk_ids(parts: Sequence[Part], spaces: Sequence[IdSpace]) -> None:
     for index, part in enumerate(parts):
-        if part.chunk_id is not None and not is_local_chunk(part.chunk_id, part.token_ids, spaces):
-            field = f"parts[{index}].chunk_id"
-            raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=part.chunk_id.hex())
+        if part.chunk_id is not None:
+            check_local_chunk(part.chunk_id, part.token_ids, spaces, f"parts[{index}].chunk_id")

@@ -51,6 +51,8 @@ class DecodeNode:
         self.config = config
         self.engine = engine
         engine.sharing = load_switch(config, engine)
+        if engine.device is not None:
+            engine.device.prepare()
         engine.deterministic = config.deterministic
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.server = NodeServer(config, "decode")
@@ -79,6 +81,7 @@ class DecodeNode:
         self.parts = self._make_parts()
         service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
+        self.server.on_stop.append(service.answer_streams.drain)
         self.server.metrics.registry.register(LoadCollector("decode", self._load))
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 

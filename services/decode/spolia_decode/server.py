@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import grpc
@@ -16,10 +16,13 @@ from spolia.v1.decode_pb2 import (
     DecodeServiceGenerateResponse,
     DropRequest,
     DropResponse,
+    StreamAnswersRequest,
+    StreamAnswersResponse,
 )
 from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission
+from spolia_decode.answer_streams import AnswerStreams
 from spolia_decode.answering import Answering, Workplace
 from spolia_decode.batch import DecodeBatch
 from spolia_decode.exact import ExactPath
@@ -33,6 +36,7 @@ from spolia_node.rpc_messages import report_to_pb
 from spolia_node.tracing import current_span
 
 GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
+StreamAnswersContext = grpc.aio.ServicerContext[StreamAnswersRequest, StreamAnswersResponse]
 DropContext = grpc.aio.ServicerContext[DropRequest, DropResponse]
 
 
@@ -49,12 +53,32 @@ class DecodeServer(DecodeServiceServicer):
         }
         self._where = Workplace(parts, batch, admission, paths)
         self._check_accepting = check_accepting
+        self.answer_streams = AnswerStreams()
 
     async def Generate(
         self, request: DecodeServiceGenerateRequest, context: GenerateContext
-    ) -> AsyncIterator[DecodeServiceGenerateResponse]:
-        """Streams an answer; see decode.proto."""
+    ) -> AsyncGenerator[DecodeServiceGenerateResponse, None]:
+        """Streams an answer, here or on the stream that the request names; see decode.proto."""
         self._check_accepting()
+        with self.answer_streams.riding(request.answer_stream) as stream:
+            async with aclosing(self._answer(request, context)) as steps:
+                async for step in steps:
+                    if stream is None:
+                        yield step
+                    else:
+                        stream.post(request.answer_tag, step)
+
+    async def StreamAnswers(
+        self, request: StreamAnswersRequest, context: StreamAnswersContext
+    ) -> AsyncGenerator[StreamAnswersResponse, None]:
+        """Streams what is new of the answers that name this stream."""
+        async with aclosing(self.answer_streams.messages(request.answer_stream)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _answer(
+        self, request: DecodeServiceGenerateRequest, context: GenerateContext
+    ) -> AsyncGenerator[DecodeServiceGenerateResponse, None]:
         bind_contextvars(request_id=request.request_id)
         parts = self._where.parts
         deadline = Deadline.of(context, parts.config.rpc_timeout_s)

@@ -80,6 +80,10 @@ class Gateway:
         self.num_running = 0
         """Generations and warmings under way."""
 
+    async def close(self) -> None:
+        """Ends what is kept open to nodes."""
+        await self._generator.close()
+
     @property
     def ready(self) -> bool:
         """Whether a request could be served now: a decode node serves the model this gateway tokenizes for."""

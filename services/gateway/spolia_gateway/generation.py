@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -10,6 +11,7 @@ import grpc
 from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
+from spolia_gateway.answer_streams import AnswerBroken, AnswerStreams
 from spolia_gateway.answer_terms import AnswerTerms
 from spolia_gateway.attempts import Attempts, RetryPolicy
 from spolia_gateway.catalog import serves_linked
@@ -43,6 +45,11 @@ class Generator:
         self._policy = policy
         self._metrics = metrics
         self._in_flight = InFlight()
+        self._answers = AnswerStreams(channels)
+
+    async def close(self) -> None:
+        """Ends what it keeps open to nodes."""
+        await self._answers.close()
 
     async def run(
         self, request: GenerationRequest, demand: Demand, progress: RequestInFlight, deadline: Deadline
@@ -88,26 +95,34 @@ class Generator:
         deadline.check(f"request {request.request_id}")
         stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address, "decode"))
         resume, taken_over, finished = received.resume(), False, False
-        with self._in_flight.hold(node.node_id):
+        with self._in_flight.hold(node.node_id), self._answers.inbox(node.address) as inbox:
+            hints = self._prefill_hints(request, demand)
             call = stub.Generate(
-                request.message(self._prefill_hints(request, demand), resume),
+                request.message(hints, resume, answer_stream=inbox.stream, answer_tag=inbox.tag),
                 timeout=deadline.remaining(),
                 metadata=((REQUEST_ID_KEY, request.request_id), *trace_metadata()),
             )
+            following = asyncio.ensure_future(inbox.follow(call))
             try:
-                async for event in call:
-                    if event.WhichOneof("event") is None:
-                        continue  # a newer node says more than this release can pass on
-                    finished = _take(event, received)
-                    if resume is not None and not taken_over:
-                        taken_over = True
-                        self._metrics.count_replay(request.tenant_id)
-                    yield event
+                async with aclosing(inbox.steps()) as events:
+                    async for event in events:
+                        if event.WhichOneof("event") is None:
+                            continue  # a newer node says more than this release can pass on
+                        finished = _take(event, received)
+                        if resume is not None and not taken_over:
+                            taken_over = True
+                            self._metrics.count_replay(request.tenant_id)
+                        yield event
+            except AnswerBroken as error:
+                if not finished:
+                    raise NodeLost(f"node {node.node_id} at {node.address} was lost: {error.message}") from error
             except grpc.RpcError as error:
                 if not finished:  # the answer is whole; how the connection ended changes nothing
                     raise failure_of(error, node.node_id, node.address) from error
             finally:
                 call.cancel()  # a no-op once the call has ended
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
         if not finished:
             raise NodeLost(f"node {node.node_id} at {node.address} ended its answer without a finish")
 

@@ -37,9 +37,14 @@ class GenerationRequest:
         return self.prompt.num_tokens + self.sampling.num_samples * self.sampling.max_tokens
 
     def message(
-        self, prefill_hints: Sequence[str] = (), resume: decode_pb2.Resume | None = None
+        self,
+        prefill_hints: Sequence[str] = (),
+        resume: decode_pb2.Resume | None = None,
+        *,
+        answer_stream: bytes = b"",
+        answer_tag: int = 0,
     ) -> decode_pb2.DecodeServiceGenerateRequest:
-        """The call to a decode node. `resume` makes it a replay."""
+        """The call to a decode node. `resume` makes it a replay; the others name the stream that carries the answer."""
         return decode_pb2.DecodeServiceGenerateRequest(
             request_id=self.request_id,
             tenant_id=self.tenant_id,
@@ -52,4 +57,6 @@ class GenerationRequest:
             resume=resume,
             num_sink_tokens=self.model.num_sink_tokens,
             cache_salt=self.cache_salt,
+            answer_stream=answer_stream,
+            answer_tag=answer_tag,
         )

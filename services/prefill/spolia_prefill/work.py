@@ -13,7 +13,7 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.core import EngineCore
 from spolia_engine.link_plan import LinkPlan, plan_recompute
 from spolia_node.rpc_messages import prompt_from_pb
-from spolia_worker.checks import check_caller, is_local_chunk, readable_ids
+from spolia_worker.checks import check_caller, check_local_chunk, readable_ids
 from spolia_worker.chunk_fetch import ACCEPTED_CODECS
 
 MAX_FRAGMENTS_PER_CHUNK = 4
@@ -114,8 +114,7 @@ def _compile_job(start: prefill_pb2.PrefillStart, core: EngineCore, spaces: Sequ
         field = f"compile.chunks[{index}]"
         check_token_ids(chunk.token_ids, core.adapter.vocab_size, field=f"{field}.token_ids")
         check_context_length(len(chunk.token_ids), core.adapter.max_context_tokens)
-        if not is_local_chunk(chunk.chunk_id, chunk.token_ids, spaces):
-            raise InvalidRequest(f"{field}.chunk_id is not the id of these tokens", field=f"{field}.chunk_id")
+        check_local_chunk(chunk.chunk_id, chunk.token_ids, spaces, f"{field}.chunk_id")
         chunks.append(LocalChunk(chunk.chunk_id, tuple(chunk.token_ids), chunk.chunk_id in inline))
     unknown = inline - {chunk.chunk_id for chunk in chunks}
     if unknown:
@@ -159,9 +158,8 @@ def _link_job(start: prefill_pb2.PrefillStart, core: EngineCore, ids: IdSpace, s
     prompt = prompt_from_pb(work.parts)
     prompt.validate(vocab_size=core.adapter.vocab_size, max_context_tokens=core.adapter.max_context_tokens)
     for index, part in enumerate(prompt.parts):
-        if part.chunk_id is not None and not is_local_chunk(part.chunk_id, part.token_ids, (ids, shared_ids)):
-            field = f"link.parts[{index}].chunk_id"
-            raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=part.chunk_id.hex())
+        if part.chunk_id is not None:
+            check_local_chunk(part.chunk_id, part.token_ids, (ids, shared_ids), f"link.parts[{index}].chunk_id")
     num_prefix_tokens = work.num_prefix_tokens
     _check_prefix(num_prefix_tokens, prompt.num_tokens, "link.num_prefix_tokens")
     positions = _positions(work.rows, num_prefix_tokens, prompt.num_tokens)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from spolia_core.errors import InvalidRequest, NotSupported
 from spolia_core.ids import SHARED_TENANT, IdSpace, tenant_key
 from spolia_engine.core import EngineCore
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
 
 
 def check_caller(tenant_id: str, fingerprint: bytes, num_sink_tokens: int, core: EngineCore) -> None:
@@ -42,9 +45,12 @@ def readable_ids(
     return own, shared
 
 
-def is_local_chunk(chunk_id: bytes, token_ids: Sequence[int], spaces: Sequence[IdSpace]) -> bool:
-    """Whether this is the id of these tokens in one of `spaces`.
+def check_local_chunk(chunk_id: bytes, token_ids: Sequence[int], spaces: Sequence[IdSpace], field: str) -> None:
+    """Raises `InvalidRequest` unless this is the id of these tokens in one of `spaces`.
 
-    One that is not would poison the cache for everyone who asks for it later.
+    One that is not would poison the cache for everyone who asks for it later, or read what another tenant has: gateways
+    derive ids as nodes do, so whoever sent it guessed, or has another secret. It is logged.
     """
-    return any(ids.local(token_ids) == chunk_id for ids in spaces)
+    if not any(ids.local(token_ids) == chunk_id for ids in spaces):
+        log.warning("chunk id refused: not of these tokens and this tenant", field=field, chunk_id=chunk_id.hex())
+        raise InvalidRequest(f"{field} is not the id of these tokens", field=field, actual=chunk_id.hex())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE
+from spolia_engine.slot_memory import DEVICE_BLOCK_SIZE
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 DEFAULT_SLICE_TOKENS = 256
@@ -33,10 +34,16 @@ class WorkerConfig(NodeConfig):
     max_context_tokens: int = setting(0, "Longest context to serve; 0: the model's own limit.", check=at_least(0))
     pool_bytes: int = setting(
         1 << 30,
-        "Memory for KV. Raise it until the machine is full: what is cached need not be fetched.",
+        "Memory for KV. Raise it until the machine is full: what is cached need not be fetched. On a GPU it is taken "
+        "whole at start.",
         check=at_least(1 << 20),
     )
-    block_size: int = setting(DEFAULT_BLOCK_SIZE, "Tokens per block of the pool's ledger.", check=at_least(1))
+    block_size: int = setting(
+        0,
+        f"Tokens per block of the pool's ledger; 0: {DEFAULT_BLOCK_SIZE}, and {DEVICE_BLOCK_SIZE} on a GPU, where "
+        "it is a page, a power of two.",
+        check=at_least(0),
+    )
     threads: int = setting(0, "Torch threads; 0: torch's own choice.", check=at_least(0))
     slice_tokens: int = setting(
         DEFAULT_SLICE_TOKENS,

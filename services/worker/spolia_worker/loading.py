@@ -46,7 +46,7 @@ def load_engine(config: WorkerConfig) -> Engine:
         adapter,
         load_decode(config.model),
         pool_bytes=config.pool_bytes,
-        block_size=config.block_size,
+        block_size=config.block_size or None,
         num_sink_tokens=LinkTerms.of(profile).policy.num_sink_tokens,
         grammars=Grammars.of(config.model, adapter.vocab_size, adapter.eos_token_ids),
     )

@@ -142,6 +142,9 @@ class Connection(H11Protocol):
         say("http connection ended", reason=ending.value, peer="" if self.client is None else self.client[0])
         self._stop_waiting()
         self._among.leave(self)
+        if self.cycle is not None:  # a handler may be at work whose request broke off: it is told that its client went
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if ending is Ending.GAVE_WAY:
             self.transport.abort()  # its place is needed now
         else:

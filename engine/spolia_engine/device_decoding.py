@@ -1,0 +1,238 @@
+"""Decoding on a device: a captured step for each number of rows, the batch loaded when it changes, one launch a step.
+
+A batch runs in the smallest bucket that holds it. One that fits none, in rows or in what its rows read, runs by
+operations in buffers of its own size, which is slower and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spolia_core.errors import NotSupported
+from spolia_core.sampling import SamplingParams
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.device_plan import DevicePlan, plan_device_step
+from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
+from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sharing import Sharing
+from spolia_engine.slot_memory import SlotMemory
+from spolia_kernels.paged import Tails, WorkShape, piece_keys, plan_work
+from spolia_kernels.paged.tuning import tile_rows
+from spolia_kernels.sample import Draws
+
+HEAD_DIMS = (64, 128, 256)
+"""What the device's kernels are made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """How much a captured step holds. The defaults serve some hundred short answers over a few documents each."""
+
+    row_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Rows of each captured step, ascending. More rows than the last run by operations."""
+    readings_per_row: int = 16
+    """Spans that a row reads, on average over a full bucket."""
+    parts_per_row: int = 32
+    """Pieces of spans, each with a partial, on average over a full bucket."""
+    max_tail_tokens: int = 2048
+    """What a row reads by pages of its own: at most this much of a prompt's end and the answer."""
+
+    def bucket_for(self, num_rows: int) -> int | None:
+        """Rows of the smallest step that holds so many; None where none does."""
+        return next((rows for rows in self.row_buckets if rows >= num_rows), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRow:
+    """What a step drew for a sequence: its next token. `logits` [vocab_size] are good until the next step."""
+
+    token_id: int
+    logprob: float
+    logits: Tensor
+
+
+class DeviceDecoding:
+    """Steps of one model over one memory. One thread's, and one stream's."""
+
+    def __init__(self, adapter: ModelAdapter, memory: SlotMemory, settings: DeviceSettings) -> None:
+        """Raises `NotSupported` for a model whose heads or activation the device's kernels do not have."""
+        _check(adapter)
+        self._adapter = adapter
+        self._memory = memory
+        self._settings = settings
+        self._angles = adapter.angles(adapter.max_context_tokens)
+        self._group = adapter.num_q_heads // adapter.kv_shape.num_kv_heads
+        self._steps: dict[int, DeviceStep] = {}
+        self._step: DeviceStep | None = None
+        self._loaded: list[tuple[DecodeSequence, int]] = []
+        self.num_steps = 0
+        self.num_eager_steps = 0
+        """Steps of batches that no bucket holds, of `num_steps`."""
+
+    def prepare(self) -> None:
+        """Takes the steps' buffers; on a CUDA device it captures every bucket, which takes seconds.
+
+        Call it before the first step, which else does; nobody else may use the device meanwhile.
+        """
+        pool = None
+        for rows in reversed(self._settings.row_buckets):  # the largest first: the others fit its memory
+            step = self._steps[rows] = self._made(self._capacity(rows))
+            if self._adapter.device.type == "cuda":
+                pool = step.capture(pool)
+
+    def step(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> list[DrawnRow]:
+        """Runs each sequence's newest token, whose KV is written, and draws the next. The caller counts the tokens.
+
+        At least one sequence, each with room for the token.
+        """
+        if not self._steps:
+            self.prepare()
+        now = [(sequence, sequence.tail.length) for sequence in sequences]
+        if self._step is None or now != self._loaded or self._step.num_steps_left < 1:
+            self._load(sequences, sharing)
+        step = self._step
+        assert step is not None
+        num_rows = len(sequences)
+        # Whoever drew on the host, under a constraint say, drew another token than the device did.
+        step.token_ids[:num_rows].copy_(torch.tensor([sequence.next_token for sequence in sequences]))
+        self._loaded = []  # a step that fails leaves it unknown how far the device came
+        step.run()
+        self._loaded = [(sequence, length + 1) for sequence, length in now]
+        self.num_steps += 1
+        self.num_eager_steps += step not in self._steps.values()
+        token_ids, logprobs = step.drawn.token_ids[:num_rows].tolist(), step.drawn.logprobs[:num_rows].tolist()
+        assert step.last_logits is not None
+        return [DrawnRow(*row) for row in zip(token_ids, logprobs, step.last_logits, strict=False)]
+
+    def forget(self) -> None:
+        """Drops the batch, which names its sequences."""
+        self._loaded = []
+        if self._step is not None and self._step not in self._steps.values():
+            self._step = None
+
+    def _load(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> None:
+        plan = plan_device_step(
+            [sequence.ranges for sequence in sequences],
+            [sequence.tail for sequence in sequences],
+            sharing,
+            self._memory.page_size,
+        )
+        rows = self._settings.bucket_for(len(sequences))
+        tile = tile_rows(rows or len(sequences), self._group)
+        batch = self._batch(sequences, plan, tile)
+        if rows is not None and batch.fits(self._steps[rows].capacity):
+            step = self._steps[rows]
+        else:
+            step = self._made(_capacity_of(batch))
+        step.load(batch)
+        self._step = step
+
+    def _batch(self, sequences: Sequence[DecodeSequence], plan: DevicePlan, tile: int) -> StepBatch:
+        device = self._adapter.device
+        most = max(len(pages) for pages in plan.pages)
+        pages = torch.zeros(len(plan.pages), most, dtype=torch.int32)
+        for row, of_row in enumerate(plan.pages):
+            pages[row, : len(of_row)] = torch.tensor(of_row, dtype=torch.int32)
+        positions = [sequence.position for sequence in sequences]
+        starts = [
+            sequence.num_context_tokens - before for sequence, before in zip(sequences, plan.num_before, strict=True)
+        ]
+
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        token_ids = torch.tensor([sequence.next_token for sequence in sequences], device=device)
+        shape = self._work_shape(plan, tile)
+        work = plan_work(plan.spans, len(sequences), shape, device)
+        return StepBatch(
+            work, Tails(pages.to(device), ints(starts), ints(positions)), token_ids, _draws(sequences, device)
+        )
+
+    def _work_shape(self, plan: DevicePlan, tile: int) -> WorkShape:
+        heads = self._adapter.kv_shape.num_kv_heads
+        per_tile = tile // self._group
+        num_tiles = heads * sum(-(-len(span.rows) // per_tile) for span in plan.spans)
+        # 16 keys are the least that a piece is cut to; without spans any number does.
+        keys = piece_keys(max(1, num_tiles), max(16, plan.longest), _num_programs(self._adapter.device, tile))
+        return WorkShape(heads, self._group, tile, max(16, keys))
+
+    def _capacity(self, rows: int) -> StepCapacity:
+        settings, heads = self._settings, self._adapter.kv_shape.num_kv_heads
+        parts = rows * settings.parts_per_row
+        return StepCapacity(
+            rows=rows,
+            items=heads * parts,  # no item has less than one reading
+            readings=rows * settings.readings_per_row,
+            parts=parts,
+            tail_pages=-(-settings.max_tail_tokens // self._memory.page_size),
+            tile=tile_rows(rows, self._group),
+        )
+
+    def _made(self, capacity: StepCapacity) -> DeviceStep:
+        return DeviceStep(self._adapter.decoder, self._memory.layers, self._angles, capacity)
+
+
+def _capacity_of(batch: StepBatch) -> StepCapacity:
+    work = batch.work
+    return StepCapacity(
+        rows=batch.token_ids.shape[0],
+        items=work.items.shape[0],
+        readings=work.rows.shape[0],
+        parts=work.parts.shape[0],
+        tail_pages=batch.tails.pages.shape[1],
+        tile=work.tile,
+    )
+
+
+def draws_of(params: Sequence[tuple[SamplingParams, int, int]], device: torch.device | str) -> Draws:
+    """How rows draw: (parameters, sample index, token index) each."""
+
+    def held(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    each = [p for p, _, _ in params]
+    most = 2**31 - 1  # no vocabulary is larger: it keeps all
+    return Draws(
+        temperature=held([p.temperature for p in each], torch.float64),
+        top_p=held([p.top_p for p in each], torch.float64),
+        top_k=held([min(p.top_k, most) for p in each], torch.int32),
+        seed=held([p.seed - 2**64 if p.seed >= 2**63 else p.seed for p in each], torch.int64),
+        sample_index=held([sample for _, sample, _ in params], torch.int64),
+        token_index=held([token for _, _, token in params], torch.int64),
+    )
+
+
+def _draws(sequences: Sequence[DecodeSequence], device: torch.device) -> Draws:
+    generations = [sequence.generation for sequence in sequences]
+    return draws_of([(g.params, g.sample_index, len(g.token_ids)) for g in generations], device)
+
+
+def _num_programs(device: torch.device, tile: int) -> int:
+    if device.type != "cuda":
+        return 4
+    per_processor = 4 if tile <= 16 else 2  # as `span_tuning` lets them stay
+    return per_processor * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _check(adapter: ModelAdapter) -> None:
+    head_dim = adapter.kv_shape.head_dim
+    if adapter.device.type == "cuda" and head_dim not in HEAD_DIMS:
+        raise NotSupported(
+            f"every layer: heads have {head_dim} numbers; on a GPU they have one of {HEAD_DIMS}",
+            field="head_dim",
+            limit=str(HEAD_DIMS),
+            actual=str(head_dim),
+        )
+    if adapter.rotary.rotary_dim != head_dim:
+        raise NotSupported(
+            f"every layer: {adapter.rotary.rotary_dim} of a head's {head_dim} numbers rotate; on a GPU all do",
+            field="rotary_dim",
+        )
+    if adapter.hidden_act != "silu":
+        raise NotSupported(
+            f"every layer: hidden_act is {adapter.hidden_act!r}; on a GPU it is 'silu'", field="hidden_act"
+        )

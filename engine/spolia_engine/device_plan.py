@@ -1,0 +1,92 @@
+"""A decode step over a device's slots as data: which rows read which slots together, which each for itself.
+
+A row reads by pages of its own what it alone wrote: its head, where nobody else reads that, and its tail. All else are
+spans, each read once for all rows that share it. Pure but for the tensors it ends in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spolia_engine.run import SlotRange
+from spolia_engine.sharing import Sharing
+from spolia_engine.step_plan import Group, Tail, group_ranges
+from spolia_kernels.paged import SlotSpan
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """What each row reads. Row r is number r of the batch."""
+
+    spans: tuple[SlotSpan, ...]
+    pages: tuple[tuple[int, ...], ...]
+    """By row, in order: the page that holds the row's newest token is among them, and those that it will fill."""
+    num_before: tuple[int, ...]
+    """By row: tokens in its pages before its tail's first."""
+
+    @property
+    def num_readings(self) -> int:
+        """Rows of all spans."""
+        return sum(len(span.rows) for span in self.spans)
+
+    @property
+    def longest(self) -> int:
+        """Keys of the longest span; 0 where there is none."""
+        return max((span.end - span.start for span in self.spans), default=0)
+
+
+def plan_device_step(
+    contexts: Sequence[Sequence[SlotRange]], tails: Sequence[Tail], sharing: Sharing, page_size: int
+) -> DevicePlan:
+    """Plans rows that read `contexts[r]`, their heads and their tails. All extents lie in a device's slots."""
+    # What a head has in a page that is not full, its tail's first page has too.
+    copied = [0 if tail.head is None else tail.head.capacity % page_size for tail in tails]
+    heads = [_head_range(tail, count) for tail, count in zip(tails, copied, strict=True)]
+    groups = group_ranges(
+        [[*ranges, *([head] if head else [])] for ranges, head in zip(contexts, heads, strict=True)], sharing
+    )
+    pages = [_pages_of(tail, count, page_size) for tail, count in zip(tails, copied, strict=True)]
+    before = list(copied)
+    spans: list[SlotSpan] = []
+    for group in groups:
+        row = group.rows[0]
+        if len(group.rows) == 1 and _is_whole(group.slots, heads[row]):
+            first = _first_slot(group.slots) // page_size
+            count = (group.slots.end - group.slots.start) // page_size
+            pages[row] = (*range(first, first + count), *pages[row])
+            before[row] += count * page_size
+        else:
+            spans += _spans_of(group)
+    return DevicePlan(tuple(spans), tuple(pages), tuple(before))
+
+
+def _head_range(tail: Tail, num_copied: int) -> SlotRange | None:
+    """The full pages of a head."""
+    if tail.head is None or tail.head.capacity == num_copied:
+        return None
+    return SlotRange(tail.head, 0, tail.head.capacity - num_copied, 0)
+
+
+def _is_whole(slots: SlotRange, head: SlotRange | None) -> bool:
+    return head is not None and (slots.extent, slots.start, slots.end) == (head.extent, head.start, head.end)
+
+
+def _pages_of(tail: Tail, num_copied: int, page_size: int) -> tuple[int, ...]:
+    slot = tail.extent.first_slot
+    assert slot is not None, "a tail lies in the device's slots"
+    first = (slot - num_copied) // page_size
+    return tuple(range(first, first + -(-(num_copied + tail.extent.capacity) // page_size)))
+
+
+def _first_slot(slots: SlotRange) -> int:
+    assert slots.extent.first_slot is not None, "what a step reads lies in the device's slots"
+    return slots.extent.first_slot + slots.start
+
+
+def _spans_of(group: Group) -> list[SlotSpan]:
+    start = _first_slot(group.slots)
+    end = start + group.slots.end - group.slots.start
+    if group.shared or len(group.rows) == 1:
+        return [SlotSpan(start, end, group.rows, group.offsets)]
+    return [SlotSpan(start, end, (row,), (o,)) for row, o in zip(group.rows, group.offsets, strict=True)]
