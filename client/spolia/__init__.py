@@ -11,7 +11,7 @@ from spolia import errors
 from spolia.async_client import AsyncClient
 from spolia.client import Client
 from spolia.options import GenerateOptions, Mode, SplitterName
-from spolia.parts import Document, Documents, Part, Parts, TokenIds
+from spolia.parts import ChatMessage, Document, Documents, Part, Parts, TokenIds
 from spolia.results import (
     Cluster,
     Delta,
@@ -54,6 +54,7 @@ __all__ = [
     "AsyncStream",
     "Busy",
     "Cancelled",
+    "ChatMessage",
     "ChunkKind",
     "Client",
     "Cluster",

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from spolia.enum_names import enum_name
 from spolia.errors import InternalError
-from spolia.parts import Document
+from spolia.parts import Document, Part, TokenIds
 from spolia.results import (
     Cluster,
     Delta,
@@ -210,6 +210,21 @@ def _tiers_dropped(counts: list[kvstore_pb2.TierCount]) -> tuple[TierDropped, ..
         )
         for tier in sorted({count.tier for count in counts})
     )
+
+
+def parts_of(response: gateway_pb2.RenderChatResponse) -> list[Part]:
+    """The prompt of an answer."""
+    return [_part_of(part) for part in response.parts]
+
+
+def _part_of(part: gateway_pb2.PromptPart) -> Part:
+    match part.WhichOneof("part"):
+        case "document":
+            return Document(part.document.text, part.document.name)
+        case "token_ids":
+            return TokenIds(part.token_ids.ids)
+        case _:
+            return part.text
 
 
 def models_of(response: gateway_pb2.ListModelsResponse) -> list[Model]:

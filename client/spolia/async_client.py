@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import grpc
 
-from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
+from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of, parts_of
 from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended, open_door
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
-from spolia.parts import Documents, Parts
+from spolia.parts import ChatMessage, Documents, Part, Parts
 from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
 from spolia.retries import AsyncPatientStream, AsyncServerStream
@@ -117,6 +117,13 @@ class AsyncClient:
     async def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
         return list((await self._answered(self._stub.Tokenize, self._requests.tokenize(text, timeout_s))).token_ids)
+
+    async def render_chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), *, timeout_s: float | None = None
+    ) -> list[Part]:
+        """A chat as a prompt, written with the model's own template; see `Client.render_chat`."""
+        outgoing = self._requests.render_chat(messages, documents, timeout_s)
+        return parts_of(await self._answered(self._stub.RenderChat, outgoing))
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""

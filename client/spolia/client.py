@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TypeVar, Unpack
 
-from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of
+from spolia.answers import Answer, WarmProgress, cluster_of, forgotten_of, models_of, parts_of
 from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended, open_door
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
-from spolia.parts import Documents, Parts
+from spolia.parts import ChatMessage, Documents, Part, Parts
 from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
 from spolia.retries import PatientStream, ServerStream
@@ -134,6 +134,19 @@ class Client:
     def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[int]:
         """Token ids of `text` as a part of a prompt: no special tokens, no dummy prefix."""
         return list(self._answered(self._stub.Tokenize, self._requests.tokenize(text, timeout_s)).token_ids)
+
+    def render_chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), *, timeout_s: float | None = None
+    ) -> list[Part]:
+        """A chat as a prompt, written with the model's own template: parts to give to `generate` or `stream` with
+        `no_bos=True`. Documents stay documents, where the template puts them. Raises `NotSupported` where the model has
+        no template (field "messages").
+
+        >>> parts = client.render_chat([ChatMessage("user", "How many days of leave?")], [handbook])
+        >>> client.generate(parts, no_bos=True, mode="linked").text
+        """
+        outgoing = self._requests.render_chat(messages, documents, timeout_s)
+        return parts_of(self._answered(self._stub.RenderChat, outgoing))
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models the cluster serves now."""

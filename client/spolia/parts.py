@@ -34,6 +34,14 @@ class TokenIds:
         object.__setattr__(self, "ids", tuple(given))
 
 
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a chat. `role` is what the model's template knows: "system", "user", "assistant"."""
+
+    role: str
+    content: str
+
+
 Part: TypeAlias = str | Document | TokenIds
 """One piece of a prompt, tokenized on its own. A `str` is computed for its request and not kept as a document."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -32,7 +32,7 @@ from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
 from spolia.lifetime import Lifetime
 from spolia.options import Mode, SplitterName
-from spolia.parts import Document, Documents, Parts, TokenIds
+from spolia.parts import ChatMessage, Document, Documents, Parts, TokenIds
 from spolia.retries import Patience
 from spolia.trace_context import trace_metadata
 from spolia.v1 import common_pb2, gateway_pb2
@@ -180,6 +180,20 @@ class RequestBuilder:
         request = gateway_pb2.TokenizeRequest(model=self.model, text=checked_text(text, "text"))
         return self._outgoing(request, "text", timeout_s)
 
+    def render_chat(
+        self, messages: Iterable[ChatMessage], documents: Documents, timeout_s: float | None = None
+    ) -> Outgoing[gateway_pb2.RenderChatRequest]:
+        """A RenderChat request."""
+        given = enumerate(checked_items(messages, "messages", "an iterable of ChatMessage"))
+        about = enumerate(_documents(documents))
+        request = gateway_pb2.RenderChatRequest(
+            model=self.model,
+            messages=[_chat_message(message, f"messages[{index}]") for index, message in given],
+            documents=[_document(document, f"documents[{index}]") for index, document in about],
+        )
+        check_not_empty(request.messages, "messages", "message")
+        return self._outgoing(request, "messages", timeout_s)
+
     def models(self, timeout_s: float | None = None) -> Outgoing[gateway_pb2.ListModelsRequest]:
         """A ListModels request."""
         return self._outgoing(gateway_pb2.ListModelsRequest(), "", timeout_s)
@@ -205,6 +219,12 @@ class RequestBuilder:
 
 def document_list(documents: Documents) -> list[Document]:
     """`documents` as a list; a `str` becomes a document without a name. Raises `InvalidRequest` for none at all."""
+    built = _documents(documents)
+    check_not_empty(built, "documents", "document")
+    return built
+
+
+def _documents(documents: Documents) -> list[Document]:
     lone = isinstance(documents, str | Document)
     given = (documents,) if lone else checked_items(documents, "documents", "str, Document or an iterable of them")
     built = []
@@ -212,7 +232,6 @@ def document_list(documents: Documents) -> list[Document]:
         if not isinstance(item, str | Document):
             raise wrong_type(item, f"documents[{index}]", "str or Document")
         built.append(Document(item) if isinstance(item, str) else item)
-    check_not_empty(built, "documents", "document")
     return built
 
 
@@ -237,6 +256,13 @@ def _prompt_part(part: object, field: str) -> gateway_pb2.PromptPart:
             return gateway_pb2.PromptPart(token_ids=gateway_pb2.TokenIds(ids=ids))
         case _:
             raise wrong_type(part, field, "str, Document or TokenIds")
+
+
+def _chat_message(message: object, field: str) -> gateway_pb2.ChatMessage:
+    if not isinstance(message, ChatMessage):
+        raise wrong_type(message, field, "ChatMessage")
+    role, content = checked_text(message.role, f"{field}.role"), checked_text(message.content, f"{field}.content")
+    return gateway_pb2.ChatMessage(role=role, content=content)
 
 
 def _document(document: Document, field: str) -> gateway_pb2.Document:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from spolia.errors import DETAIL_KEY, Busy, SpoliaError, detail_of, status_of
+from spolia.errors import DETAIL_KEY, Busy, NotSupported, SpoliaError, detail_of, status_of
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
 from spolia.v1.gateway_pb2_grpc import GatewayServiceServicer, add_GatewayServiceServicer_to_server
 
@@ -88,7 +88,9 @@ class FakeGateway(GatewayServiceServicer):
     busy_times: int = 0
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     in_flight: list[gateway_pb2.RequestInFlight] = field(default_factory=list)
+    has_template: bool = True
     requests: list[Any] = field(default_factory=list)
+    chats: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
     caller_gone: threading.Event = field(default_factory=threading.Event)
     address: str = ""
@@ -135,6 +137,15 @@ class FakeGateway(GatewayServiceServicer):
     def Tokenize(self, request: Any, context: Any) -> gateway_pb2.TokenizeResponse:
         self._begin(request, context)
         return gateway_pb2.TokenizeResponse(token_ids=list(request.text.encode()))
+
+    def RenderChat(self, request: Any, context: Any) -> gateway_pb2.RenderChatResponse:
+        """A template of its own: documents, then each message behind its role."""
+        self.chats.append(request)
+        if not self.has_template:
+            _abort(context, NotSupported("no chat template", field="messages"))
+        documents = [gateway_pb2.PromptPart(document=document) for document in request.documents]
+        told = "".join(f"<{message.role}>{message.content}" for message in request.messages)
+        return gateway_pb2.RenderChatResponse(parts=[*documents, gateway_pb2.PromptPart(text=f"{told}<assistant>")])
 
     def ListModels(self, request: Any, context: Any) -> gateway_pb2.ListModelsResponse:
         self._begin(request, context)

@@ -1,4 +1,4 @@
-"""Laws of `spolia chat`: the conversation is the prompt, and each answer says what it reused."""
+"""Laws of `spolia chat`: the conversation is the prompt, as the model's template writes it or as plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_cli import Done, Spolia, page, spolia
 
 from spolia import Document, TokenIds, Unavailable
 from spolia.cli.chat import _Talk
-from spolia.cli.conversation import Conversation
+from spolia.cli.conversation import Conversation, PlainText, Template
 from spolia.client import Client
 from spolia.v1 import common_pb2
 
@@ -21,6 +21,7 @@ __all__ = ["page", "spolia"]  # fixtures
 
 Chat = Callable[..., Done]
 
+PLAIN = ("--assistant", "Answer:")
 ASKED = "\nQuestion: {}\nAnswer:"
 
 
@@ -46,8 +47,35 @@ def prompts(gateway: FakeGateway) -> list[list[object]]:
     ]
 
 
-def test_each_turn_stands_behind_all_before_it(chat: Chat, gateway: FakeGateway) -> None:
-    done = chat("Hi", "", "And you?")
+def test_the_models_template_writes_the_conversation(chat: Chat, page: Path, gateway: FakeGateway) -> None:
+    done = chat("Hi", "And you?", options=("-d", str(page), "--system", "Read."))
+    assert (done.code, done.out) == (0, "Héllo\nHéllo\n")
+    begin = "<system>Read.<user>Hi<assistant>"
+    assert prompts(gateway) == [
+        [("A page.",), begin],
+        [("A page.",), f"{begin}Héllo<user>And you?<assistant>"],
+    ]
+    assert all(request.no_bos and not request.sampling.stop for request in gateway.requests), "the template has both"
+    assert "plain text" not in done.err
+
+
+def test_a_model_without_a_template_gets_plain_text_and_that_is_said_once(chat: Chat, gateway: FakeGateway) -> None:
+    gateway.has_template = False
+    done = chat("Hi", "And you?")
+    assert done.code == 0
+    assert done.err.count("no chat template: plain text under labels instead") == 1
+    assert prompts(gateway)[1] == [ASKED.format("Hi"), [5, 6, 7, 8], ASKED.format("And you?")]
+    assert len(gateway.chats) == 1
+
+
+def test_labels_ask_for_plain_text(chat: Chat, gateway: FakeGateway) -> None:
+    assert chat("Hi", options=("--user", "Q:")).code == 0
+    assert prompts(gateway) == [["\nQ: Hi\nAnswer:"]]
+    assert gateway.chats == []
+
+
+def test_in_plain_text_each_turn_stands_behind_all_before_it(chat: Chat, gateway: FakeGateway) -> None:
+    done = chat("Hi", "", "And you?", options=PLAIN)
     assert (done.code, done.out) == (0, "Héllo\nHéllo\n")
     assert prompts(gateway) == [
         [ASKED.format("Hi")],
@@ -66,7 +94,7 @@ def test_each_answer_says_what_it_reused_from_where(chat: Chat) -> None:
 def test_documents_stand_first_and_are_linked(chat: Chat, page: Path, tmp_path: Path, gateway: FakeGateway) -> None:
     other = tmp_path / "other.md"
     other.write_text("Another page.")
-    options = ("--document", str(page), "--system", "Read.")
+    options = (*PLAIN, "--document", str(page), "--system", "Read.")
     done = chat("Hi", f"/document {other}", "/documents", "And?", options=options)
     assert done.code == 0
     assert done.err.count(str(page)) == done.err.count(str(other)) == 1
@@ -79,7 +107,7 @@ def test_documents_stand_first_and_are_linked(chat: Chat, page: Path, tmp_path: 
 def test_reset_forgets_the_turns_and_keeps_the_documents(chat: Chat, page: Path, gateway: FakeGateway) -> None:
     assert chat("Hi", "/reset", "Hi", options=("-d", str(page), "--mode", "exact")).code == 0
     first, second = prompts(gateway)
-    assert first == second == [("A page.",), ASKED.format("Hi")]
+    assert first == second == [("A page.",), "<user>Hi<assistant>"]
     assert {request.mode for request in gateway.requests} == {common_pb2.REUSE_MODE_EXACT}
 
 
@@ -106,9 +134,9 @@ def test_an_answer_that_failed_or_was_cut_short_is_no_turn(
             return True
 
     monkeypatch.setattr(sys, "stdin", Terminal())
-    conversation = Conversation([], "Question:", "Answer:")
+    conversation = Conversation([])
     with Client(gateway.address, timeout_s=10) as client:
-        talk = _Talk(client, conversation, {}, None)
+        talk = _Talk(client, conversation, Template(client), PlainText("Question:", "Answer:"), {}, None)
         gateway.script = [HELLO[0], Unavailable("the node died")]
         assert talk.take("Hi")
         assert "the node died" in capsys.readouterr().err
@@ -122,9 +150,9 @@ def test_an_answer_that_failed_or_was_cut_short_is_no_turn(
             patch.setattr("builtins.print", lambda *args, **options: None)
             assert talk.take("Hi")
         assert "not part of the conversation" in capsys.readouterr().err
-        assert conversation.num_turns == 0
+        assert conversation.turns == []
         assert talk.take("Hi")
-        assert conversation.num_turns == 1
+        assert len(conversation.turns) == 1
 
 
 @pytest.mark.parametrize(
@@ -141,10 +169,11 @@ def test_what_ended_an_answer_is_no_part_of_the_next_prompt(
     ended = finish(3)
     ended.finish.reason = reason
     gateway.script = [delta(" Yes", [5, 6, 7], 0, 0), ended]
-    conversation = Conversation([Document("A page.")], "Q:", "A:")
+    conversation, plain = Conversation([Document("A page.")]), PlainText("Q:", "A:")
     with Client(gateway.address) as client:
-        conversation.answered("Hi", client.generate(conversation.prompt("Hi")))
-    assert conversation.prompt("So?") == [Document("A page."), "\nQ: Hi\nA:", expected, "\nQ: So?\nA:"]
+        conversation.answered("Hi", client.generate(plain.prompt(conversation, "Hi").parts))
+    parts = plain.prompt(conversation, "So?").parts
+    assert parts == [Document("A page."), "\nQ: Hi\nA:", expected, "\nQ: So?\nA:"]
 
 
 def test_a_document_that_cannot_be_read_is_named_before_anything_is_asked(

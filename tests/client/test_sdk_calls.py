@@ -11,12 +11,15 @@ import pytest
 from fake_gateway import PATIENCE_S, Call, FakeGateway, Hang, delta, finish
 
 from spolia import (
+    ChatMessage,
     ChunkKind,
     Document,
     Forgotten,
     InternalError,
+    InvalidRequest,
     MissReason,
     Model,
+    NotSupported,
     ReuseMode,
     Splitter,
     SplitterName,
@@ -264,3 +267,32 @@ def test_the_cluster_shows_nodes_and_load(call: Call) -> None:
     assert (node.num_running, node.num_waiting, node.available_blocks, node.total_blocks) == (2, 1, 46, 64)
     assert (node.free_blocks, node.referenced_blocks, node.cached_blocks) == (34, 13, 12)
     assert (node.in_transfer_blocks, node.lent_blocks) == (3, 2)
+
+
+def test_a_chat_becomes_parts_with_its_documents(call: Call, gateway: FakeGateway) -> None:
+    chat = [ChatMessage("system", "Read."), ChatMessage("user", "Hi")]
+    about = Document("A page.", name="page")
+    assert call("render_chat", chat, [about]) == [about, "<system>Read.<user>Hi<assistant>"]
+    assert call("render_chat", iter(chat)) == ["<system>Read.<user>Hi<assistant>"]
+    gateway.has_template = False
+    with pytest.raises(NotSupported) as caught:
+        call("render_chat", chat)
+    assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        ("Hi", "messages"),
+        (["Hi"], "messages[0]"),
+        ([ChatMessage("user", "Hi"), ChatMessage("user", 5)], "messages[1].content"),  # type: ignore[arg-type]  # wrong on purpose
+    ],
+)
+def test_a_chat_that_cannot_be_sent_is_refused_by_name(
+    messages: Any, field: str, call: Call, gateway: FakeGateway
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        call("render_chat", messages)
+    assert caught.value.field == field
+    assert gateway.chats == []

@@ -157,6 +157,30 @@ async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> Non
         assert decode.num_running == 0
 
 
+async def takes_connections(address: str) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(*address.split(":"))
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_long_answer_over_http_keeps_no_caller_over_grpc_and_is_counted(model: Path) -> None:
+    decode = FakeDecode("d0", hangs)
+    async with http_world(model, [decode], drain_timeout_s=2.0) as met:
+        stream = asyncio.ensure_future(met.http.post("/v1/completions", json={"prompt": "x", "stream": True}))
+        await decode.started.wait()
+        drain = asyncio.ensure_future(met.world.node.server.drain())
+        while await takes_connections(met.world.node.server.address):
+            assert not drain.done()
+        assert not drain.done()
+        told = await met.http.get(f"http://{met.world.node.server.metrics_address}/metrics")
+        assert told.status_code == 200
+        assert await drain
+        assert "unavailable" in (await stream).text
+
+
 async def test_a_port_that_is_taken_stops_the_start(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

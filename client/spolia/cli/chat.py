@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from spolia.cli.conversation import Conversation
+from spolia.cli.conversation import Conversation, PlainText, Prompt, Template, Writing
 from spolia.cli.generate import ModeName
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Model
 from spolia.cli.output import notes, print_error
 from spolia.cli.texts import read_document
 from spolia.cli.units import counted, human_ms
 from spolia.client import Client
-from spolia.errors import InvalidRequest, SpoliaError
+from spolia.errors import InvalidRequest, NotSupported, SpoliaError
 from spolia.options import GenerateOptions
 from spolia.parts import Document
 from spolia.results import Result
@@ -28,6 +28,7 @@ HELP = """/document FILE  talk about this file too
 /help           this
 /quit           end, as Ctrl-D does; Ctrl-C ends an answer"""
 PROMPT = "> "
+USER_LABEL, ASSISTANT_LABEL = "Question:", "Answer:"
 
 
 def chat(
@@ -39,8 +40,12 @@ def chat(
         typer.Option(help="linked reuses documents at any position; approximate. Default: linked with documents."),
     ] = None,
     system: Annotated[str, typer.Option(help="Text before everything else.")] = "",
-    user_label: Annotated[str, typer.Option("--user", help="What stands before a question.")] = "Question:",
-    assistant_label: Annotated[str, typer.Option("--assistant", help="What stands before an answer.")] = "Answer:",
+    user_label: Annotated[
+        str | None, typer.Option("--user", help="What stands before a question; asks for plain text.")
+    ] = None,
+    assistant_label: Annotated[
+        str | None, typer.Option("--assistant", help="What stands before an answer; asks for plain text.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
@@ -51,20 +56,22 @@ def chat(
 ) -> None:
     """Talk with a model: a line, an answer, and what it reused of documents and of the conversation so far.
 
-    The conversation is plain text under labels, not the model's chat template. Lines that begin with / are commands;
+    The conversation is written with the model's own chat template. Where it has none that is said, and questions and
+    answers are plain text under labels, as they are with --user or --assistant. Lines that begin with / are commands;
     /help lists them. Lines may come from a pipe; then the first error ends it.
     """
     documents = [Document(read_document(path), name=str(path)) for path in document or []]
-    conversation = Conversation(documents, user_label, assistant_label, system)
+    conversation = Conversation(documents, system)
+    plain = PlainText(user_label or USER_LABEL, assistant_label or ASSISTANT_LABEL)
     options: GenerateOptions = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "stop": [conversation.stop],
     }
     with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
-        talk = _Talk(client, conversation, options, mode)
+        writing = Template(client) if user_label is None and assistant_label is None else plain
+        talk = _Talk(client, conversation, writing, plain, options, mode)
         for line in _lines(is_asked=talk.is_asked):
             if not talk.take(line):
                 return
@@ -74,10 +81,19 @@ class _Talk:
     """The conversation, and the commands that change it."""
 
     def __init__(
-        self, client: Client, conversation: Conversation, options: GenerateOptions, mode: ModeName | None
+        self,
+        client: Client,
+        conversation: Conversation,
+        writing: Writing,
+        plain: PlainText,
+        options: GenerateOptions,
+        mode: ModeName | None,
     ) -> None:
+        """`plain` is used from the first question on where the model does not know `writing`."""
         self._client = client
         self._conversation = conversation
+        self._writing = writing
+        self._plain = plain
         self._options = options
         self._mode = mode
         self.is_asked = sys.stdin.isatty()
@@ -114,11 +130,16 @@ class _Talk:
         return True
 
     def _ask(self, question: str) -> None:
-        prompt = self._conversation.prompt(question)
+        prompt = self._prompt(question)
         default = ModeName.LINKED if self._conversation.documents else ModeName.EXACT
         mode = self._mode or default
-        options: GenerateOptions = {**self._options, "mode": mode.value}
-        with self._client.stream(prompt, **options) as answer:
+        options: GenerateOptions = {
+            **self._options,
+            "mode": mode.value,
+            "stop": prompt.stop,
+            "no_bos": prompt.no_bos,
+        }
+        with self._client.stream(prompt.parts, **options) as answer:
             try:
                 for delta in answer:
                     sys.stdout.write(delta.text)
@@ -131,6 +152,16 @@ class _Talk:
             result = answer.result()
         self._conversation.answered(question, result)
         notes().print(reused(result), style="dim", markup=False)
+
+    def _prompt(self, question: str) -> Prompt:
+        try:
+            return self._writing.prompt(self._conversation, question)
+        except NotSupported as error:
+            if error.field != "messages":
+                raise
+            notes().print(f"{error.message}: plain text under labels instead", style="dim", markup=False)
+            self._writing = self._plain
+            return self._writing.prompt(self._conversation, question)
 
 
 def reused(result: Result) -> str:

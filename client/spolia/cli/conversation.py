@@ -1,53 +1,92 @@
-"""A conversation as a prompt: documents, then questions and answers as plain text.
-
-An answer goes into the next prompt as the token ids it was drawn as, so that the KV of the conversation so far is found
-again; what ended it is left out.
-"""
+"""A conversation as a prompt: by the model's own chat template, or as plain text under labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from spolia.parts import Document, Part, TokenIds
+from spolia.client import Client
+from spolia.parts import ChatMessage, Document, Part, TokenIds
 from spolia.results import Result
 from spolia_core.reuse import FinishReason
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question that was answered. `said` is the answer as a part of a prompt."""
+
+    question: str
+    answer: str
+    said: Part
+
+
 @dataclass(slots=True)
 class Conversation:
-    """Turns under their labels, behind documents."""
+    """What was said so far, about which documents."""
 
     documents: list[Document]
-    user_label: str
-    assistant_label: str
     system: str = ""
-    _turns: list[Part] = field(default_factory=list)
-
-    @property
-    def num_turns(self) -> int:
-        """Questions that were answered."""
-        return len(self._turns) // 2
-
-    @property
-    def stop(self) -> str:
-        """Where an answer ends: a model that goes on writes the next question itself."""
-        return f"\n{self.user_label}"
-
-    def prompt(self, question: str) -> list[Part]:
-        """What to ask; changes nothing."""
-        beginning: list[Part] = [self.system] if self.system else []
-        return [*beginning, *self.documents, *self._turns, self._asked(question)]
+    turns: list[Turn] = field(default_factory=list)
 
     def answered(self, question: str, result: Result) -> None:
         """A turn is complete."""
-        self._turns += [self._asked(question), _said(result)]
+        self.turns.append(Turn(question, result.text, _said(result)))
 
     def reset(self) -> None:
         """Forgets the turns, not the documents."""
-        self._turns.clear()
+        self.turns.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to ask, and what ends the answer beside the end of sequence."""
+
+    parts: Sequence[Part]
+    stop: tuple[str, ...] = ()
+    no_bos: bool = False
+
+
+class Writing(Protocol):
+    """A way to write conversations as prompts. Changes none."""
+
+    def prompt(self, conversation: Conversation, question: str) -> Prompt:
+        """The conversation with one more question."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """Documents, then questions and answers under labels. An answer goes into the next prompt as the token ids it was
+    drawn as, so that the KV of the conversation so far is found again; what ended it is left out.
+    """
+
+    user_label: str
+    assistant_label: str
+
+    def prompt(self, conversation: Conversation, question: str) -> Prompt:
+        """See `Writing`. A model that goes on writes the next question itself, so its label ends the answer."""
+        beginning: list[Part] = [conversation.system] if conversation.system else []
+        turns = [part for turn in conversation.turns for part in (self._asked(turn.question), turn.said)]
+        parts = [*beginning, *conversation.documents, *turns, self._asked(question)]
+        return Prompt(parts, stop=(f"\n{self.user_label}",))
 
     def _asked(self, question: str) -> str:
         return f"\n{self.user_label} {question}\n{self.assistant_label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The model's own chat template, which the gateway has."""
+
+    client: Client
+
+    def prompt(self, conversation: Conversation, question: str) -> Prompt:
+        """See `Writing`. Raises `NotSupported`, field "messages", where the model has no template."""
+        messages = [ChatMessage("system", conversation.system)] if conversation.system else []
+        for turn in conversation.turns:
+            messages += [ChatMessage("user", turn.question), ChatMessage("assistant", turn.answer)]
+        messages.append(ChatMessage("user", question))
+        return Prompt(self.client.render_chat(messages, conversation.documents), no_bos=True)
 
 
 def _said(result: Result) -> Part:

@@ -60,6 +60,11 @@ class GatewayServiceStub:
                 request_serializer=spolia_dot_v1_dot_gateway__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=spolia_dot_v1_dot_gateway__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.RenderChat = channel.unary_unary(
+                '/spolia.v1.GatewayService/RenderChat',
+                request_serializer=spolia_dot_v1_dot_gateway__pb2.RenderChatRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_gateway__pb2.RenderChatResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/spolia.v1.GatewayService/ListModels',
                 request_serializer=spolia_dot_v1_dot_gateway__pb2.ListModelsRequest.SerializeToString,
@@ -120,6 +125,16 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderChat(self, request, context):
+        """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
+        parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+        FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
+        (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models this cluster serves now.
         """
@@ -156,6 +171,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=spolia_dot_v1_dot_gateway__pb2.TokenizeRequest.FromString,
                     response_serializer=spolia_dot_v1_dot_gateway__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'RenderChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderChat,
+                    request_deserializer=spolia_dot_v1_dot_gateway__pb2.RenderChatRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_gateway__pb2.RenderChatResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -282,6 +302,33 @@ class GatewayService:
             '/spolia.v1.GatewayService/Tokenize',
             spolia_dot_v1_dot_gateway__pb2.TokenizeRequest.SerializeToString,
             spolia_dot_v1_dot_gateway__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spolia.v1.GatewayService/RenderChat',
+            spolia_dot_v1_dot_gateway__pb2.RenderChatRequest.SerializeToString,
+            spolia_dot_v1_dot_gateway__pb2.RenderChatResponse.FromString,
             options,
             channel_credentials,
             insecure,

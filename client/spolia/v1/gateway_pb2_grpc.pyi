@@ -61,6 +61,12 @@ class GatewayServiceStub:
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
+    RenderChat: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.RenderChatRequest, _gateway_pb2.RenderChatResponse]
+    """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
+    parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+    FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
+    (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists the models this cluster serves now."""
     GetCluster: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetClusterRequest, _gateway_pb2.GetClusterResponse]
@@ -99,6 +105,12 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
+    RenderChat: _aio.UnaryUnaryMultiCallable[_gateway_pb2.RenderChatRequest, _gateway_pb2.RenderChatResponse]  # type: ignore[assignment]
+    """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
+    parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+    FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
+    (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models this cluster serves now."""
     GetCluster: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetClusterRequest, _gateway_pb2.GetClusterResponse]  # type: ignore[assignment]
@@ -158,6 +170,18 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.TokenizeResponse, _abc.Awaitable[_gateway_pb2.TokenizeResponse]]:
         """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
+
+    @_abc_1.abstractmethod
+    def RenderChat(
+        self,
+        request: _gateway_pb2.RenderChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.RenderChatResponse, _abc.Awaitable[_gateway_pb2.RenderChatResponse]]:
+        """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
+        parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+        FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
+        (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

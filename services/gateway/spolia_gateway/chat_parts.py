@@ -19,10 +19,11 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ReusableText:
-    """A document of a chat. `title` is for templates that print one."""
+    """A document of a chat. `title` is for templates that print one; `name` is not printed, and told in errors."""
 
     text: str
     title: str | None = None
+    name: str = ""
 
 
 def chat_parts(
@@ -97,7 +98,9 @@ class _Marks:
         for at, piece in enumerate(pieces):
             if at % 2:
                 document = documents[int(piece)]
-                named = gateway_pb2.Document(text=document.text, name=document.title or f"documents[{piece}]")
+                named = gateway_pb2.Document(
+                    text=document.text, name=document.name or document.title or f"documents[{piece}]"
+                )
                 parts.append(gateway_pb2.PromptPart(document=named))
             elif piece:
                 parts.append(gateway_pb2.PromptPart(text=piece))

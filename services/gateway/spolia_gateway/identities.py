@@ -19,6 +19,7 @@ NEEDS: dict[str, Role] = {
     "Warm": Role.USER,
     "Forget": Role.USER,
     "Tokenize": Role.USER,
+    "RenderChat": Role.USER,
     "ListModels": Role.USER,
     "GetCluster": Role.OPERATOR,
 }

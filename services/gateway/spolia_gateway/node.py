@@ -9,6 +9,7 @@ from spolia_core.key_book import KeyBook
 from spolia_core.key_place import key_place
 from spolia_core.tokenizer_files import TokenizerFiles
 from spolia_gateway import server
+from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.chat_template import ChatTemplate
 from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
@@ -67,7 +68,8 @@ class GatewayNode:
         self.identities = Identities(book, config.anonymous, self.server.metrics)
         self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
         self.server.tracing.begin_at(server.TRACED)
-        service = GatewayServer(self.gateway, self.identities, config, self.server)
+        chats = ChatPrompts(ChatTemplate.read(config.model, files.tokenizer_config), config)
+        service = GatewayServer(self.gateway, self.identities, chats, config, self.server)
         self.server.add(service.register, server.SERVICE)
         self.server.admit = service.admit
         self.server.options += [
@@ -75,8 +77,7 @@ class GatewayNode:
             ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
         ]
         self.server.health.watch(lambda: self.gateway.ready)
-        template = ChatTemplate.read(config.model, files.tokenizer_config)
-        self._http = self._http_server(template, TokenTexts(files.tokenizer, tokenizer.piece_of))
+        self._http = self._http_server(chats, TokenTexts(files.tokenizer, tokenizer.piece_of))
 
     @property
     def http_address(self) -> str:
@@ -112,11 +113,11 @@ class GatewayNode:
         await self.gateway.close()
         await self._channels.close()
 
-    def _http_server(self, template: ChatTemplate | None, texts: TokenTexts) -> HttpServer | None:
+    def _http_server(self, chats: ChatPrompts, texts: TokenTexts) -> HttpServer | None:
         config, calls = self.config, Calls()
         if config.http_port == OFF:
             return None
-        front = FrontDoor(config, self.gateway, self.identities, self.server, template, texts, calls)
+        front = FrontDoor(config, self.gateway, self.identities, self.server, chats, texts, calls)
         connections = Connections(self.server.metrics, config.max_connections)
         shown = self.server.front_certificates
         return HttpServer(make_app(front), calls, connections, config.host, config.http_port, shown)

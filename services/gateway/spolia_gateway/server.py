@@ -11,6 +11,7 @@ import grpc
 from spolia.v1 import gateway_pb2 as pb
 from spolia.v1 import gateway_pb2_grpc
 from spolia_gateway.caller import Caller
+from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.gateway import Gateway
 from spolia_gateway.identities import Identities
@@ -28,8 +29,11 @@ AUTHORIZATION_KEY = "authorization"
 class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
     """The service over one `Gateway`. Calls that begin work are refused while the node drains."""
 
-    def __init__(self, gateway: Gateway, identities: Identities, config: GatewayConfig, node: NodeServer) -> None:
+    def __init__(
+        self, gateway: Gateway, identities: Identities, chats: ChatPrompts, config: GatewayConfig, node: NodeServer
+    ) -> None:
         self._gateway = gateway
+        self._chats = chats
         self._identities = identities
         self._config = config
         self._node = node
@@ -70,6 +74,12 @@ class GatewayServer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Encodes a text."""
         return await self._gateway.tokenize(request, self._caller("Tokenize", context), self._short_deadline(context))
+
+    async def RenderChat(self, request: pb.RenderChatRequest, context: Any) -> pb.RenderChatResponse:
+        """Writes a chat as a prompt."""
+        caller = self._caller("RenderChat", context)
+        with self._gateway.use.request(caller):
+            return pb.RenderChatResponse(parts=await self._chats.asked(request))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """Lists what is served."""

@@ -187,6 +187,7 @@ class NodeServer:
         self._say_it_leaves()
         self._accepting = False
         await self._stop_serving(Deadline.after(0.0))
+        await self._stop_telling()
         await self._leave_directory()
 
     def _options(self) -> list[tuple[str, int]]:
@@ -278,6 +279,7 @@ class NodeServer:
         finally:
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
+        await self._stop_telling()
         await self._leave_directory()
         log.info("drained", clean=clean)
         return clean
@@ -328,6 +330,9 @@ class NodeServer:
         if num_cut:
             log.warning("calls were cut short", num_calls=num_cut)
         await stop
+
+    async def _stop_telling(self) -> None:
+        """Last, so that what ended meanwhile is counted and traced."""
         await self.metrics.stop()
         await self.tracing.stop()
 

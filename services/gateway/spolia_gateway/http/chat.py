@@ -9,7 +9,6 @@ from spolia_core.tools import ToolMode
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
 from spolia_gateway.http.caller import Asking, KeyedRoute
-from spolia_gateway.http.chat_prompt import chat_prompt
 from spolia_gateway.http.chat_request import ChatRequest, told_of
 from spolia_gateway.http.fields import message_of
 from spolia_gateway.http.front_door import Front
@@ -35,7 +34,7 @@ async def chat(body: ChatRequest, request: Request, front: Front, caller: Asking
     message.sampling.CopyFrom(body.to_sampling(choice))
     tools = told_of(body.tools) if may_call else []
     turns = turns_of(body.messages)
-    message.parts.extend(await chat_prompt(front, turns, body.reusable, tools, body.chat_template_kwargs))
+    message.parts.extend(await front.chats.of(turns, body.reusable, tools, body.chat_template_kwargs))
     message.no_bos = True  # the template has written it, if the model wants one
     num_samples, has_logprobs = body.n or 1, bool(body.logprobs)
     shape: ChatShape

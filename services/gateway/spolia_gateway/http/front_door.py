@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from spolia_gateway.chat_template import ChatTemplate
+from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.gateway import Gateway
 from spolia_gateway.http.calls import Calls
@@ -20,13 +20,13 @@ from spolia_node.server import NodeServer
 
 @dataclass(frozen=True, slots=True)
 class FrontDoor:
-    """A gateway as HTTP sees it. `template` is None where the model has none."""
+    """A gateway as HTTP sees it."""
 
     config: GatewayConfig
     gateway: Gateway
     identities: Identities
     node: NodeServer
-    template: ChatTemplate | None
+    chats: ChatPrompts
     texts: TokenTexts
     calls: Calls
 

@@ -10,7 +10,6 @@ from pydantic import Field
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.caller import Asking, KeyedRoute
-from spolia_gateway.http.chat_prompt import chat_prompt
 from spolia_gateway.http.chat_request import FunctionTool, told_of
 from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
 from spolia_gateway.http.front_door import Front
@@ -45,7 +44,7 @@ async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[
         raise InvalidRequest("give one of prompt and messages", field="prompt", limit="one of prompt, messages")
     if body.messages is not None:
         turns, tools = turns_of(body.messages), told_of(body.tools)
-        parts = await chat_prompt(front, turns, documents, tools, body.chat_template_kwargs)
+        parts = await front.chats.of(turns, documents, tools, body.chat_template_kwargs)
         message.no_bos = True
     else:
         named = [gateway_pb2.Document(text=document.text) for document in documents]

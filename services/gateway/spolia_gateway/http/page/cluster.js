@@ -62,8 +62,18 @@ export class ClusterView {
   }
 
   #missed(error) {
+    if (error.status === 401 || error.status === 403) this.#forget();
     const since = this.#seen ? ` What is shown is ${Math.round((Date.now() - this.#seen) / 1000)} s old.` : "";
     say(byId("cluster-error"), error.message + since);
+  }
+
+  // Who may not look is not left with what was shown to the key before.
+  #forget() {
+    this.#seen = null;
+    this.#drawn = "";
+    say(byId("cluster-state"), "");
+    for (const place of [byId("figures"), byId("nodes").tBodies[0], byId("requests")]) place.replaceChildren();
+    byId("pool-legend").hidden = true;
   }
 
   #draw(told) {
