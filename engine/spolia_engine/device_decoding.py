@@ -38,8 +38,9 @@ class DeviceSettings:
     """Spans that a row reads, on average over a full bucket."""
     parts_per_row: int = 32
     """Pieces of spans, each with a partial, on average over a full bucket."""
-    max_tail_tokens: int = 2048
-    """What a row reads by pages of its own: at most this much of a prompt's end and the answer."""
+    min_readings: int = 256
+    min_parts: int = 1024
+    """Of any bucket: few rows read their spans in many pieces, to keep a device busy."""
 
     def bucket_for(self, num_rows: int) -> int | None:
         """Rows of the smallest step that holds so many; None where none does."""
@@ -162,13 +163,14 @@ class DeviceDecoding:
 
     def _capacity(self, rows: int) -> StepCapacity:
         settings, heads = self._settings, self._adapter.kv_shape.num_kv_heads
-        parts = rows * settings.parts_per_row
+        parts = max(settings.min_parts, rows * settings.parts_per_row)
         return StepCapacity(
             rows=rows,
             items=heads * parts,  # no item has less than one reading
-            readings=rows * settings.readings_per_row,
+            readings=max(settings.min_readings, rows * settings.readings_per_row),
             parts=parts,
-            tail_pages=-(-settings.max_tail_tokens // self._memory.page_size),
+            # A row has no more of its own than a context; its list of pages may begin inside one.
+            tail_pages=-(-self._adapter.max_context_tokens // self._memory.page_size) + 1,
             tile=tile_rows(rows, self._group),
         )
 
