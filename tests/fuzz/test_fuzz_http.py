@@ -46,6 +46,8 @@ def hurry(case: Any) -> None:
         for name in ("max_tokens", "max_completion_tokens", "n"):
             if type(body.get(name)) is int and body[name] > FEW_TOKENS:
                 body[name] = FEW_TOKENS
+        if isinstance(body.get("model"), str) and case.path == "/v1/completions":
+            del body["model"]  # hardly ever drawn as it is called here, and nothing behind it would be tried
         if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
             body["max_tokens"] = FEW_TOKENS
 
