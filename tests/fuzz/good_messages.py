@@ -77,8 +77,11 @@ def _decode(world: FuzzWorld) -> list[Method]:
     resumed.resume.samples.add(token_ids=[1], num_text_code_points=1)
     chunk_ids = [part.chunk_id for part in linked.parts if part.chunk_id]
     dropped = decode_pb2.DropRequest(tenant_id=TENANT, chunk_ids=chunk_ids)
+    stream = decode_pb2.StreamAnswersRequest(answer_stream=bytes(16))
+    elsewhere = generate_request(world.decode, [tokens(20, 7)], greedy, answer_stream=b"x" * 16, answer_tag=1)
     return [
-        Method("decode", "DecodeService", "Generate", [linked, exact, resumed]),
+        Method("decode", "DecodeService", "Generate", [linked, exact, resumed, elsewhere]),
+        Method("decode", "DecodeService", "StreamAnswers", [stream], is_endless=True),
         Method("decode", "DecodeService", "Drop", [dropped]),
     ]
 

@@ -13,6 +13,8 @@ from good_messages import Method, methods_of
 from hypothesis import strategies as st
 from messages import requests
 
+from spolia.v1 import decode_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2
+
 pytestmark = pytest.mark.timeout(SECONDS * 2 + 180)
 
 SHARE = 0.1
@@ -33,6 +35,13 @@ def calls(draw: Any, methods: list[Method], keys: list[str | None]) -> FuzzedCal
     else:
         sent = draw(st.lists(st.sampled_from(told) | requests(method.good), max_size=5))
     return FuzzedCall(method, sent, draw(st.sampled_from(list(Leaving))), draw(st.sampled_from(keys)))
+
+
+def test_every_call_of_every_service_is_fuzzed(world: FuzzWorld) -> None:
+    files = (decode_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2)
+    services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+    served = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+    assert {method.path for method in methods_of(world)} == served
 
 
 @pytest.mark.parametrize("node", ["gateway", "decode", "prefill", "store", "directory"])

@@ -46,6 +46,8 @@ def hurry(case: Any) -> None:
         for name in ("max_tokens", "max_completion_tokens", "n"):
             if type(body.get(name)) is int and body[name] > FEW_TOKENS:
                 body[name] = FEW_TOKENS
+        if isinstance(body.get("model"), str) and case.path == "/v1/completions":
+            del body["model"]  # hardly ever drawn as it is called here, and nothing behind it would be tried
         if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
             body["max_tokens"] = FEW_TOKENS
 
@@ -95,7 +97,7 @@ def test_requests_that_the_schema_allows_or_forbids(world: FuzzWorld, capsys: py
 
     with world.at_rest(), session() as asking:
         who = st.sampled_from(["user", "user", "operator", "nobody", "stranger", "late"])
-        fuzz(lambda case, who: one(case, who, asking), 0.35, 60, case=cases, who=who)
+        fuzz(lambda case, who: one(case, who, asking), 0.35, 40, case=cases, who=who)
     tell(capsys, "HTTP by schema", statuses)
     assert any(status.endswith(" 200") for status in statuses), statuses
 
@@ -147,7 +149,7 @@ def test_bytes_that_are_nearly_http(world: FuzzWorld, capsys: pytest.CaptureFixt
     key = world.keys["user"]
     assert key is not None
     with world.at_rest():
-        fuzz(one, 0.15, 60, sent=nearly_http(key.encode()), reads=st.booleans())
+        fuzz(one, 0.15, 40, sent=nearly_http(key.encode()), reads=st.booleans())
     tell(capsys, "HTTP by bytes", statuses)
     assert "HTTP/1.1 200" in statuses, statuses
 

@@ -154,7 +154,9 @@ async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> Non
         answer = await stream
         last = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))
         assert last["error"]["code"] == "unavailable"
-        assert decode.num_running == 0
+        async with asyncio.timeout(WAIT_S):
+            while decode.num_running:  # noqa: ASYNC110 - the cancel is on its way to another node
+                await asyncio.sleep(0.01)
 
 
 async def takes_connections(address: str) -> bool:
