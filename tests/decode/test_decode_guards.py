@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from captured_logs import captured_logs
 from prefill_fakes import a_front
 from tiny_cluster import (
     SECRET,
@@ -25,7 +26,6 @@ from tiny_cluster import (
     stored,
     tokens,
 )
-from worker_logs import captured_logs
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier, TokenPart
 from spolia.v1.kvstore_pb2 import LookupEntry

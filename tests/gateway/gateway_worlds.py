@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 from gateway_fakes import (
     MODEL,
     WAIT_S,
@@ -22,7 +21,6 @@ from gateway_fakes import (
     record,
 )
 from hypothesis import settings
-from structlog.testing import capture_logs
 
 from spolia.v1 import (
     common_pb2,
@@ -193,15 +191,3 @@ def document_part(text: str, name: str = "") -> gateway_pb2.PromptPart:
 
 def ids_part(*ids: int) -> gateway_pb2.PromptPart:
     return gateway_pb2.PromptPart(token_ids=gateway_pb2.TokenIds(ids=ids))
-
-
-@contextmanager
-def captured_logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """Log lines of all levels, whatever logging was set to before; that is put back."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        with capture_logs() as lines:
-            yield lines
-    finally:
-        structlog.configure(**before)

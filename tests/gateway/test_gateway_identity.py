@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from gateway_fakes import WAIT_S, FakeDecode, answers, fails_after, hangs
-from gateway_worlds import World, captured_logs, text_request, world
+from gateway_worlds import World, text_request, world
 from google.protobuf.descriptor import Descriptor
 
 from spolia import AsyncClient

@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from gateway_fakes import WAIT_S, FakeDecode, hangs
-from gateway_worlds import captured_logs
 from http_worlds import HttpWorld, chat_model, http_world, says
 
 from spolia_core.key_book import new_key

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
-import structlog
 from redis_server import RedisServer
-from structlog.testing import capture_logs
 
 from spolia_core.reuse import ChunkKind
 from spolia_kvstore.backend import Backend, Replica
@@ -103,15 +100,3 @@ async def all_news_has_come(backend: Backend, ear: Ear) -> None:
     assert await backend.unclaim([marker], "nobody") == [True]
     await eventually(lambda: marker in ear.ended)
     ear.ended.remove(marker)
-
-
-@contextmanager
-def captured_logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """Log lines of all levels, whatever logging was set to before; that is put back."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        with capture_logs() as lines:
-            yield lines
-    finally:
-        structlog.configure(**before)

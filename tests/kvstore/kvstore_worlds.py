@@ -3,13 +3,9 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import structlog
-from structlog.testing import capture_logs
 
 from spolia.v1.common_pb2 import ObjectInfo
 from spolia.v1.kvstore_pb2 import PutHeader
@@ -134,15 +130,3 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10.0):
         while not condition():  # noqa: ASYNC110 - a server has no event for "the client has gone"
             await asyncio.sleep(0.005)
-
-
-@contextmanager
-def captured_logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """Log lines of all levels, whatever logging was set to before; that is put back."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        with capture_logs() as lines:
-            yield lines
-    finally:
-        structlog.configure(**before)

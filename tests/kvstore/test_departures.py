@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from kvstore_worlds import TENANT, Chunk, captured_logs, eventually, fresh_id, make_chunk, running_node
+from captured_logs import captured_logs
+from kvstore_worlds import TENANT, Chunk, eventually, fresh_id, make_chunk, running_node
 
 from spolia.v1.directory_pb2 import NODE_ROLE_PREFILL, NodeRecord, RegisterRequest
 from spolia.v1.directory_pb2_grpc import DirectoryServiceStub

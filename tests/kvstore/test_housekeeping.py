@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import TENANT, captured_logs, damage, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import TENANT, damage, key_of, make_chunk
 from tier_worlds import CHUNK_BYTES, World, open_world
 
 from spolia_core.reuse import MissReason

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from kvstore_worlds import (
     FINGERPRINT,
     TENANT,
     Chunk,
-    captured_logs,
     damage,
     eventually,
     fresh_id,

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+from captured_logs import captured_logs
 from fake_backend import FakeBackend, FakeShared
-from kvstore_worlds import HandClock, captured_logs, eventually
+from kvstore_worlds import HandClock, eventually
 
 from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NodeRecord, RegisterRequest, WatchRequest
 from spolia_core.errors import SpoliaError

@@ -6,7 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import TENANT, captured_logs, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import TENANT, key_of, make_chunk
 from prometheus_client import CollectorRegistry, generate_latest
 from tier_worlds import CHUNK_BYTES, World, open_world
 

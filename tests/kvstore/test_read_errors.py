@@ -6,7 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import captured_logs, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import make_chunk
 from tier_worlds import open_world
 
 from spolia_core.reuse import MissReason

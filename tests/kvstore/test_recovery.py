@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import HandClock, captured_logs, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import HandClock, key_of, make_chunk
 from tier_worlds import HALF_LIFE_S, World, open_world
 
 from spolia_core.errors import InvalidRequest

@@ -6,7 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import captured_logs, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import key_of, make_chunk
 from tier_worlds import open_world
 
 from spolia_core.errors import InvalidRequest

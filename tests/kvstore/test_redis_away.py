@@ -5,18 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from backend_worlds import (
-    HERE,
-    LIVE,
-    TENANT,
-    Ear,
-    a_key,
-    a_replica,
-    all_news_has_come,
-    captured_logs,
-    connected,
-    eventually,
-)
+from backend_worlds import HERE, LIVE, TENANT, Ear, a_key, a_replica, all_news_has_come, connected, eventually
+from captured_logs import captured_logs
 from redis_server import RedisServer
 
 from spolia_core.errors import Unavailable

@@ -6,11 +6,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from backend_worlds import (
-    a_key,
-    captured_logs,
-    eventually,
-)
+from backend_worlds import a_key, eventually
+from captured_logs import captured_logs
 from redis_server import RedisServer
 
 from spolia_core.errors import InvalidRequest, Unavailable

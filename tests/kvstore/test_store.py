@@ -7,7 +7,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import TENANT, announced, captured_logs, damage, eventually, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import TENANT, announced, damage, eventually, key_of, make_chunk
 from tier_worlds import ANYONE, CHUNK_BYTES, World, open_world
 
 from spolia_core.errors import AlreadyStored, Busy, DataCorrupt, InvalidRequest, NotSupported

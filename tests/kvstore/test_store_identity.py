@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from kvstore_worlds import TENANT, captured_logs, eventually, fresh_id, make_chunk, running_node
+from captured_logs import captured_logs
+from kvstore_worlds import TENANT, eventually, fresh_id, make_chunk, running_node
 
 from spolia.local_authority import init_authority
 from spolia.store_admin import StoreAdmin

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import captured_logs, damage, eventually, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import damage, eventually, key_of, make_chunk
 from tier_worlds import ANYONE, CHUNK_BYTES, open_world
 
 from spolia_core.errors import AlreadyStored, Busy

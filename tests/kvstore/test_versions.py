@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kvstore_worlds import FINGERPRINT, TENANT, announced, captured_logs, key_of, make_chunk
+from captured_logs import captured_logs
+from kvstore_worlds import FINGERPRINT, TENANT, announced, key_of, make_chunk
 from tier_worlds import ANYONE, World, open_world
 
 from spolia_core.reuse import MissReason

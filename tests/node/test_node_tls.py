@@ -11,16 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from tls_worlds import (
-    DAY,
-    authority_in,
-    captured_logs,
-    channel_to,
-    credentials_of,
-    credentials_unchecked,
-    expired,
-    serving_tls,
-)
+from captured_logs import captured_logs
+from tls_worlds import DAY, authority_in, channel_to, credentials_of, credentials_unchecked, expired, serving_tls
 
 from spolia.local_authority import LocalAuthority, renew_certificates
 from spolia.v1 import directory_pb2, kvstore_pb2

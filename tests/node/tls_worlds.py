@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import grpc
-import structlog
 from node_worlds import with_store
-from structlog.testing import capture_logs
 
 from spolia.local_authority import LocalAuthority, init_authority
 from spolia_core.node_name import node_dns_name
@@ -60,15 +57,3 @@ def credentials_unchecked(folder: Path, role: str, authority: Path | None = None
 def channel_to(address: str, credentials: grpc.ChannelCredentials, role: str = "kvstore") -> grpc.aio.Channel:
     options = [("grpc.ssl_target_name_override", node_dns_name(role)), ("grpc.use_local_subchannel_pool", 1)]
     return grpc.aio.secure_channel(address, credentials, options=options)
-
-
-@contextmanager
-def captured_logs() -> Iterator[list[MutableMapping[str, Any]]]:
-    """Log lines of all levels, whatever logging was set to before; that is put back."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        with capture_logs() as lines:
-            yield lines
-    finally:
-        structlog.configure(**before)
