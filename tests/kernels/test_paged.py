@@ -162,6 +162,21 @@ def test_spans_and_tails_together_are_attention_over_all_keys() -> None:
         torch.testing.assert_close(found[row], expected.out[:, 0], atol=3e-5, rtol=3e-5)
 
 
+def test_what_lies_beside_a_span_or_a_tail_may_be_anything() -> None:
+    """Neighbours in memory belong to others, whose numbers may be none."""
+    world = World(9)
+    expected = world.answer(world.spans(Tuning(32, 4, 2)), Tuning(16, 2, 2))
+    read = torch.zeros(world.kv.num_slots, dtype=torch.bool, device=DEVICE)
+    for span in world.spans_read:
+        read[span.start : span.end] = True
+    for row in range(5):
+        length = int(world.tails.positions[row] - world.tails.starts[row])
+        read[world.kv.slots_of(world.tails.pages[row])[:length]] = True
+    for memory in (world.kv.key, world.kv.value):
+        memory[:, ~read] = torch.nan
+    torch.testing.assert_close(world.answer(world.spans(Tuning(32, 4, 2)), Tuning(16, 2, 2)), expected, atol=0, rtol=0)
+
+
 def test_rows_past_the_count_are_left_alone() -> None:
     world = World(4)
     before = world.kv.key.clone()

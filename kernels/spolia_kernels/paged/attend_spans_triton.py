@@ -74,7 +74,9 @@ def attend_spans_kernel(
             scores = tl.dot(turned, key.load([whole, 0]).T, input_precision=PRECISION)
             inside = whole + tl.arange(0, KEYS) < high  # at least one key is: no row is empty
             scores = tl.where(inside[None, :], scores, float("-inf"))
-            top, total, out = soften(scores, top, total, out, value.load([whole, 0]), PRECISION)
+            # Past the end lie others' values, and a weight of zero does not hide what is no number.
+            values = tl.where(inside[:, None], value.load([whole, 0]), 0.0)
+            top, total, out = soften(scores, top, total, out, values, PRECISION)
 
         to = (part + reading).to(tl.int64) * NUM_Q_HEADS + q_head
         tl.store(part_lse + to, (top + tl.math.log2(total)) * LN_2, mask=seen)
