@@ -121,10 +121,11 @@ class Load:
 
 def _line(event: Event, records: Sequence[dict[str, Any]]) -> str:
     during = [each for each in records if each["began"] < event.ended and each["ended"] > event.began]
-    num_failed = sum(bool(each["error"]) for each in during)
+    errors = [each["error"].partition(":")[0] for each in during if each["error"]]
     gaps = [each["longest_gap_s"] for each in during if event.began <= each["gap_at"] <= event.ended]
     waits = [each["first_s"] for each in during if each["first_s"] and each["began"] >= event.began - 1]
     return (
-        f"{event.name:28} {event.ended - event.began:5.1f} s  {len(during):4} requests  {num_failed} failed  "
-        f"longest gap {max(gaps, default=0.0):.2f} s  longest wait for a first token {max(waits, default=0.0):.2f} s"
+        f"{event.name:28} {event.ended - event.began:5.1f} s  {len(during):4} requests  "
+        f"{len(errors)} failed {' '.join(sorted(set(errors)))}  longest gap {max(gaps, default=0.0):.2f} s  "
+        f"longest wait for a first token {max(waits, default=0.0):.2f} s"
     )
