@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from constraint_worlds import DEMO, EOS, VOCAB_SIZE, accepts, demo_grammars, demo_tokenizer, follow
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
 
 from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest, NotSupported
@@ -155,6 +157,18 @@ def test_a_tokenizer_without_an_end_of_sequence_serves_constraints_too() -> None
     matcher = grammars.compile(Constraint.regex("[a-z]+")).matcher()
     assert matcher.allowed().max() < VOCAB_SIZE
     assert EOS not in matcher.allowed()
+
+
+def test_what_the_models_tokens_cannot_write_is_refused_by_name(tmp_path: Path) -> None:
+    """A vocabulary without a blank: the library would name the token behind it, and then refuse that."""
+    alphabet = {letter: number for number, letter in enumerate("abc01")}
+    tokenizer = Tokenizer(BPE(vocab=alphabet, merges=[]))
+    tokenizer.decoder = ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    grammars = Grammars.of(tmp_path, len(alphabet), frozenset())
+    assert grammars.compile(Constraint.regex("0a")).matcher().allowed().tolist() == [alphabet["0"]]
+    with pytest.raises(NotSupported, match="in this model's tokens"):
+        grammars.compile(Constraint.regex(" 0")).matcher().allowed()
 
 
 @pytest.fixture(scope="module")

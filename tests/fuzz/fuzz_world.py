@@ -208,6 +208,8 @@ def _slack(kind: str) -> float:
     """How many more of a kind are no leak."""
     if kind == "thread disk_#":
         return 2  # a pool, which grows to its size as it is needed
+    if kind.endswith("/index.db"):
+        return 1  # SQLite closes a second connection's file only when the first holds no lock on it
     if kind.startswith("task "):
         return 12  # streams of the directory, which begin anew on a busy machine, and wait in one task or in several
     return 0
