@@ -16,7 +16,8 @@ from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended,
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import ChatMessage, Documents, Part, Parts
-from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
+from spolia.prompts import Prompt, chat_of, document_list, prompt_of
+from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
 from spolia.retries import AsyncPatientStream, AsyncServerStream
 from spolia.stream import AsyncStream
@@ -63,10 +64,22 @@ class AsyncClient:
     def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> AsyncStream:
         """Starts an answer and returns at once; see `AsyncStream`. `GenerateOptions` lists the keyword arguments."""
         check_options(options, "AsyncClient.stream")
-        sent_s = time.monotonic()
-        outgoing = self._requests.generate(parts, **options)
-        call = self._streamed(self._stub.Generate, outgoing)
-        return AsyncStream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
+        return self._stream(prompt_of(parts), options)
+
+    async def chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), **options: Unpack[GenerateOptions]
+    ) -> Result:
+        """Answers a chat, which the model's own template writes as a prompt; see `Client.chat`."""
+        check_options(options, "AsyncClient.chat")
+        async with self.stream_chat(messages, documents, **options) as stream:
+            return await stream.result()
+
+    def stream_chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), **options: Unpack[GenerateOptions]
+    ) -> AsyncStream:
+        """Starts the answer of a chat and returns at once; see `Client.chat` and `AsyncStream`."""
+        check_options(options, "AsyncClient.stream_chat")
+        return self._stream(chat_of(messages, documents), options)
 
     async def warm(
         self,
@@ -122,7 +135,7 @@ class AsyncClient:
         self, messages: Iterable[ChatMessage], documents: Documents = (), *, timeout_s: float | None = None
     ) -> list[Part]:
         """A chat as a prompt, written with the model's own template; see `Client.render_chat`."""
-        outgoing = self._requests.render_chat(messages, documents, timeout_s)
+        outgoing = self._requests.render_chat(chat_of(messages, documents), timeout_s)
         return parts_of(await self._answered(self._stub.RenderChat, outgoing))
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
@@ -140,6 +153,12 @@ class AsyncClient:
         """
         self._lifetime.close()
         await self._channel.close(grace=None)
+
+    def _stream(self, prompt: Prompt, options: GenerateOptions) -> AsyncStream:
+        sent_s = time.monotonic()
+        outgoing = self._requests.generate(prompt, **options)
+        call = self._streamed(self._stub.Generate, outgoing)
+        return AsyncStream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
 
     def _streamed(
         self, method: Callable[..., AsyncServerStream[T]], outgoing: Outgoing[RequestT]

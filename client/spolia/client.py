@@ -13,7 +13,8 @@ from spolia.connection import DEFAULT_ADDRESS, DEFAULT_MAX_MESSAGE_BYTES, ended,
 from spolia.lifetime import Lifetime
 from spolia.options import GenerateOptions, SplitterName, check_options
 from spolia.parts import ChatMessage, Documents, Part, Parts
-from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT, document_list
+from spolia.prompts import Prompt, chat_of, document_list, prompt_of
+from spolia.requests import DEFAULT_RETRY_S, Outgoing, RequestBuilder, RequestT
 from spolia.results import Cluster, Forgotten, Model, Result, WarmedDocument
 from spolia.retries import PatientStream, ServerStream
 from spolia.stream import Stream
@@ -72,11 +73,28 @@ class Client:
     def stream(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Stream:
         """Starts an answer and returns at once; see `Stream`. `GenerateOptions` lists the keyword arguments."""
         check_options(options, "Client.stream")
-        sent_s = time.monotonic()
-        outgoing = self._requests.generate(parts, **options)
-        return Stream(
-            self._streamed(self._stub.Generate, outgoing), Answer(outgoing.request_id, sent_s), self._lifetime
-        )
+        return self._stream(prompt_of(parts), options)
+
+    def chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), **options: Unpack[GenerateOptions]
+    ) -> Result:
+        """Answers a chat, which the model's own template writes as a prompt, and waits for the whole answer.
+
+        Documents stand where the template puts them. Raises `NotSupported` for a model without a template (field
+        "messages"). `GenerateOptions` lists the other keyword arguments; `no_bos` changes nothing here.
+
+        >>> client.chat([ChatMessage("user", "How many days of leave?")], [handbook], mode="linked").text
+        """
+        check_options(options, "Client.chat")
+        with self.stream_chat(messages, documents, **options) as stream:
+            return stream.result()
+
+    def stream_chat(
+        self, messages: Iterable[ChatMessage], documents: Documents = (), **options: Unpack[GenerateOptions]
+    ) -> Stream:
+        """Starts the answer of a chat and returns at once; see `chat` and `Stream`."""
+        check_options(options, "Client.stream_chat")
+        return self._stream(chat_of(messages, documents), options)
 
     def warm(
         self,
@@ -138,14 +156,14 @@ class Client:
     def render_chat(
         self, messages: Iterable[ChatMessage], documents: Documents = (), *, timeout_s: float | None = None
     ) -> list[Part]:
-        """A chat as a prompt, written with the model's own template: parts to give to `generate` or `stream` with
-        `no_bos=True`. Documents stay documents, where the template puts them. Raises `NotSupported` where the model has
-        no template (field "messages").
+        """A chat as a prompt, written with the model's own template: parts to look at or to change, and to give to
+        `generate` or `stream` with `no_bos=True`; `chat` answers it as it is. Documents stay documents, where the
+        template puts them. Raises `NotSupported` where the model has no template (field "messages").
 
         >>> parts = client.render_chat([ChatMessage("user", "How many days of leave?")], [handbook])
         >>> client.generate(parts, no_bos=True, mode="linked").text
         """
-        outgoing = self._requests.render_chat(messages, documents, timeout_s)
+        outgoing = self._requests.render_chat(chat_of(messages, documents), timeout_s)
         return parts_of(self._answered(self._stub.RenderChat, outgoing))
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
@@ -163,6 +181,12 @@ class Client:
         """
         self._lifetime.close()
         self._channel.close()
+
+    def _stream(self, prompt: Prompt, options: GenerateOptions) -> Stream:
+        sent_s = time.monotonic()
+        outgoing = self._requests.generate(prompt, **options)
+        call = self._streamed(self._stub.Generate, outgoing)
+        return Stream(call, Answer(outgoing.request_id, sent_s), self._lifetime)
 
     def _streamed(self, method: Callable[..., ServerStream[T]], outgoing: Outgoing[RequestT]) -> PatientStream[T]:
         def begin() -> ServerStream[T]:

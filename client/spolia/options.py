@@ -17,7 +17,7 @@ packed up to a limit, or every so many tokens."""
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `generate` and `stream`; all of them optional.
+    """Keyword arguments of `generate`, `stream`, `chat` and `stream_chat`; all of them optional.
 
     >>> careful: GenerateOptions = {"temperature": 0.2, "max_tokens": 64}
     >>> client.generate("Why is the sky blue?", **careful)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from spolia.argument_checks import (
-    check_not_empty,
     checked_bool,
     checked_float,
     checked_int,
@@ -25,14 +24,14 @@ from spolia.argument_checks import (
     checked_text,
     checked_timeout,
     checked_uint32,
-    wrong_type,
 )
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES
 from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
 from spolia.lifetime import Lifetime
 from spolia.options import Mode, SplitterName
-from spolia.parts import ChatMessage, Document, Documents, Parts, TokenIds
+from spolia.parts import Document
+from spolia.prompts import Prompt, document_message
 from spolia.retries import Patience
 from spolia.trace_context import trace_metadata
 from spolia.v1 import common_pb2, gateway_pb2
@@ -97,7 +96,7 @@ class RequestBuilder:
 
     def generate(
         self,
-        parts: Parts,
+        prompt: Prompt,
         *,
         mode: Mode = "exact",
         splitter: SplitterName | None = None,
@@ -128,7 +127,9 @@ class RequestBuilder:
         request = gateway_pb2.GenerateRequest(
             request_id=request_id,
             model=self.model,
-            parts=_prompt_parts(parts),
+            parts=prompt.parts,
+            messages=prompt.messages,
+            documents=prompt.documents,
             mode=common_pb2.ReuseMode.ValueType(_reuse_mode(mode)),
             force_linked=checked_bool(force_linked, "force_linked"),
             sampling=_sampling(temperature, top_p, top_k, seed, max_tokens, stop, n, logprobs, ignore_eos, constraint),
@@ -136,7 +137,7 @@ class RequestBuilder:
             cache_salt=checked_text(cache_salt, "cache_salt"),
             splitting=_splitting(splitter, split_max_tokens),
         )
-        return self._outgoing(request, "parts", timeout_s, request_id)
+        return self._outgoing(request, prompt.large_field, timeout_s, request_id)
 
     def warm(
         self,
@@ -180,19 +181,10 @@ class RequestBuilder:
         request = gateway_pb2.TokenizeRequest(model=self.model, text=checked_text(text, "text"))
         return self._outgoing(request, "text", timeout_s)
 
-    def render_chat(
-        self, messages: Iterable[ChatMessage], documents: Documents, timeout_s: float | None = None
-    ) -> Outgoing[gateway_pb2.RenderChatRequest]:
+    def render_chat(self, chat: Prompt, timeout_s: float | None = None) -> Outgoing[gateway_pb2.RenderChatRequest]:
         """A RenderChat request."""
-        given = enumerate(checked_items(messages, "messages", "an iterable of ChatMessage"))
-        about = enumerate(_documents(documents))
-        request = gateway_pb2.RenderChatRequest(
-            model=self.model,
-            messages=[_chat_message(message, f"messages[{index}]") for index, message in given],
-            documents=[_document(document, f"documents[{index}]") for index, document in about],
-        )
-        check_not_empty(request.messages, "messages", "message")
-        return self._outgoing(request, "messages", timeout_s)
+        request = gateway_pb2.RenderChatRequest(model=self.model, messages=chat.messages, documents=chat.documents)
+        return self._outgoing(request, chat.large_field, timeout_s)
 
     def models(self, timeout_s: float | None = None) -> Outgoing[gateway_pb2.ListModelsRequest]:
         """A ListModels request."""
@@ -217,64 +209,10 @@ class RequestBuilder:
         return Outgoing(request, deadline_s, request_id or _new_id(), self.api_key, self.retry_s)
 
 
-def document_list(documents: Documents) -> list[Document]:
-    """`documents` as a list; a `str` becomes a document without a name. Raises `InvalidRequest` for none at all."""
-    built = _documents(documents)
-    check_not_empty(built, "documents", "document")
-    return built
-
-
-def _documents(documents: Documents) -> list[Document]:
-    lone = isinstance(documents, str | Document)
-    given = (documents,) if lone else checked_items(documents, "documents", "str, Document or an iterable of them")
-    built = []
-    for index, item in enumerate(given):
-        if not isinstance(item, str | Document):
-            raise wrong_type(item, f"documents[{index}]", "str or Document")
-        built.append(Document(item) if isinstance(item, str) else item)
-    return built
-
-
-def _prompt_parts(parts: Parts) -> list[gateway_pb2.PromptPart]:
-    lone = isinstance(parts, str | Document | TokenIds)
-    given = (parts,) if lone else checked_items(parts, "parts", "str, Document, TokenIds or an iterable of them")
-    built = [_prompt_part(part, f"parts[{index}]") for index, part in enumerate(given)]
-    check_not_empty(built, "parts", "part")
-    return built
-
-
-def _prompt_part(part: object, field: str) -> gateway_pb2.PromptPart:
-    match part:
-        case str():
-            check_not_empty(part, f"{field}.text", "character")
-            return gateway_pb2.PromptPart(text=checked_text(part, f"{field}.text"))
-        case Document():
-            return gateway_pb2.PromptPart(document=_document(part, f"{field}.document"))
-        case TokenIds():
-            check_not_empty(part.ids, f"{field}.token_ids", "token")
-            ids = [checked_uint32(token_id, f"{field}.token_ids") for token_id in part.ids]
-            return gateway_pb2.PromptPart(token_ids=gateway_pb2.TokenIds(ids=ids))
-        case _:
-            raise wrong_type(part, field, "str, Document or TokenIds")
-
-
-def _chat_message(message: object, field: str) -> gateway_pb2.ChatMessage:
-    if not isinstance(message, ChatMessage):
-        raise wrong_type(message, field, "ChatMessage")
-    role, content = checked_text(message.role, f"{field}.role"), checked_text(message.content, f"{field}.content")
-    return gateway_pb2.ChatMessage(role=role, content=content)
-
-
-def _document(document: Document, field: str) -> gateway_pb2.Document:
-    text = checked_text(document.text, f"{field}.text")
-    check_not_empty(text, f"{field}.text", "character")
-    return gateway_pb2.Document(text=text, name=checked_text(document.name, f"{field}.name"))
-
-
 def _batches(documents: Sequence[Document]) -> Iterator[list[gateway_pb2.Document]]:
     batch: list[gateway_pb2.Document] = []
     size = 0
-    for document in [_document(item, f"documents[{index}]") for index, item in enumerate(documents)]:
+    for document in [document_message(item, f"documents[{index}]") for index, item in enumerate(documents)]:
         full = len(batch) == MAX_BATCH_DOCUMENTS or size + document.ByteSize() > DOCUMENT_BATCH_BYTES
         if batch and full:
             yield batch

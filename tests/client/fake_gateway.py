@@ -97,6 +97,8 @@ class FakeGateway(GatewayServiceServicer):
 
     def Generate(self, request: Any, context: Any) -> Iterator[gateway_pb2.GenerateResponse]:
         self._begin(request, context)
+        if request.messages and not self.has_template:
+            _abort(context, NotSupported("no chat template", field="messages"))
         for step in self.script:
             if isinstance(step, SpoliaError):
                 _abort(context, step)

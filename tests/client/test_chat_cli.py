@@ -70,7 +70,8 @@ def test_a_model_without_a_template_gets_plain_text_and_that_is_said_once(chat: 
 
 def test_labels_ask_for_plain_text(chat: Chat, gateway: FakeGateway) -> None:
     assert chat("Hi", options=("--user", "Q:")).code == 0
-    assert prompts(gateway) == [["\nQ: Hi\nAnswer:"]]
+    assert chat("Hi", options=("--plain",)).code == 0
+    assert prompts(gateway) == [["\nQ: Hi\nAnswer:"], [ASKED.format("Hi")]]
     assert gateway.chats == []
 
 

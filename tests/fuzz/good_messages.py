@@ -55,10 +55,15 @@ def _gateway() -> list[Method]:
         request_id="request", parts=parts, mode=common_pb2.REUSE_MODE_LINKED, sampling=sampling
     )
     exact = gateway_pb2.GenerateRequest(parts=parts[1:], mode=common_pb2.REUSE_MODE_EXACT, sampling=held)
+    roles = ("system", "user", "assistant", "user")
+    said = [gateway_pb2.ChatMessage(role=role, content=TEXT[:9]) for role in roles]
+    chat = gateway_pb2.GenerateRequest(
+        messages=said, documents=[document], mode=common_pb2.REUSE_MODE_LINKED, sampling=sampling
+    )
     splitting = gateway_pb2.Splitting(splitter=gateway_pb2.SPLITTER_SENTENCE, max_tokens=32)
     warm = gateway_pb2.WarmRequest(documents=[document], splitting=splitting)
     return [
-        method("Generate", asked, exact),
+        method("Generate", asked, exact, chat),
         method("Warm", warm),
         method("Forget", gateway_pb2.ForgetRequest(documents=[document], splitting=splitting)),
         method("Tokenize", gateway_pb2.TokenizeRequest(text=TEXT)),

@@ -12,6 +12,7 @@ import grpc
 from spolia import Result, ReuseMode, TokenIds
 from spolia.answers import Answer
 from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES, channel_options
+from spolia.prompts import prompt_of
 from spolia.requests import RequestBuilder
 from spolia.v1.common_pb2 import Timings
 from spolia.v1.gateway_pb2_grpc import GatewayServiceStub
@@ -83,8 +84,9 @@ async def _generate(
     """As the SDK does, but for the node's own times, which its `Result` leaves out."""
     sent_s = time.monotonic()
     # Without a begin-of-sequence token in front, blocks of the trace and of the cache begin together.
+    prompt = prompt_of(TokenIds(token_ids))
     outgoing = builder.generate(
-        [TokenIds(token_ids)], mode=ReuseMode.EXACT, max_tokens=max_tokens, ignore_eos=True, no_bos=True, seed=0
+        prompt, mode=ReuseMode.EXACT, max_tokens=max_tokens, ignore_eos=True, no_bos=True, seed=0
     )
     answer, timings = Answer(outgoing.request_id, sent_s), Timings()
     call = stub.Generate(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)

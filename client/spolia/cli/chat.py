@@ -40,6 +40,9 @@ def chat(
         typer.Option(help="linked reuses documents at any position; approximate. Default: linked with documents."),
     ] = None,
     system: Annotated[str, typer.Option(help="Text before everything else.")] = "",
+    as_plain: Annotated[
+        bool, typer.Option("--plain", help="Plain text under labels, not the model's chat template.")
+    ] = False,
     user_label: Annotated[
         str | None, typer.Option("--user", help="What stands before a question; asks for plain text.")
     ] = None,
@@ -57,8 +60,8 @@ def chat(
     """Talk with a model: a line, an answer, and what it reused of documents and of the conversation so far.
 
     The conversation is written with the model's own chat template. Where it has none that is said, and questions and
-    answers are plain text under labels, as they are with --user or --assistant. Lines that begin with / are commands;
-    /help lists them. Lines may come from a pipe; then the first error ends it.
+    answers are plain text under labels, as they are with --plain, --user or --assistant. Lines that begin with / are
+    commands; /help lists them. Lines may come from a pipe; then the first error ends it.
     """
     documents = [Document(read_document(path), name=str(path)) for path in document or []]
     conversation = Conversation(documents, system)
@@ -70,7 +73,7 @@ def chat(
         "seed": seed,
     }
     with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
-        writing = Template(client) if user_label is None and assistant_label is None else plain
+        writing = plain if as_plain or user_label is not None or assistant_label is not None else Template(client)
         talk = _Talk(client, conversation, writing, plain, options, mode)
         for line in _lines(is_asked=talk.is_asked):
             if not talk.take(line):

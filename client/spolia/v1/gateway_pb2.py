@@ -27,17 +27,17 @@ from spolia.v1 import directory_pb2 as spolia_dot_v1_dot_directory__pb2
 from spolia.v1 import kvstore_pb2 as spolia_dot_v1_dot_kvstore__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spolia/v1/gateway.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\x1a\x19spolia/v1/directory.proto\x1a\x17spolia/v1/kvstore.proto\"&\n\x08\x44ocument\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"F\n\tSplitting\x12%\n\x08splitter\x18\x01 \x01(\x0e\x32\x13.spolia.v1.Splitter\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"w\n\nPromptPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x13.spolia.v1.DocumentH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.spolia.v1.TokenIdsH\x00\x42\x06\n\x04part\"\x8e\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.spolia.v1.PromptPart\x12\"\n\x04mode\x18\x04 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x05 \x01(\x08\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x0e\n\x06no_bos\x18\x07 \x01(\x08\x12\'\n\tsplitting\x18\x08 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\t \x01(\t\"h\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"\x95\x01\n\x0bWarmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\tdocuments\x18\x03 \x03(\x0b\x32\x13.spolia.v1.Document\x12\'\n\tsplitting\x18\x04 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\x05 \x01(\t\"\xab\x01\n\x0cWarmResponse\x12\x16\n\x0e\x64ocument_index\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x61lready_stored\x18\x04 \x01(\x08\x12\x12\n\nelapsed_ms\x18\x05 \x01(\x01\x12\x12\n\nnum_chunks\x18\x06 \x01(\r\x12\x1b\n\x13num_computed_chunks\x18\x07 \x01(\r\"\x83\x01\n\rForgetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\tdocuments\x18\x02 \x03(\x0b\x32\x13.spolia.v1.Document\x12\'\n\tsplitting\x18\x03 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\x04 \x01(\t\"\x94\x01\n\x0e\x46orgetResponse\x12\x1a\n\x12num_stored_dropped\x18\x01 \x01(\r\x12\x1c\n\x14stored_bytes_dropped\x18\x02 \x01(\x04\x12\x1c\n\x14num_resident_dropped\x18\x03 \x01(\r\x12*\n\x0cstored_tiers\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TierCount\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"t\n\x11RenderChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.spolia.v1.ChatMessage\x12&\n\tdocuments\x18\x03 \x03(\x0b\x32\x13.spolia.v1.Document\":\n\x12RenderChatResponse\x12$\n\x05parts\x18\x01 \x03(\x0b\x32\x15.spolia.v1.PromptPart\"\x13\n\x11ListModelsRequest\"\xd6\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12#\n\x05modes\x18\x05 \x03(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x16\n\x0elinked_refusal\x18\x08 \x01(\t\x12\x18\n\x10\x63\x61n_force_linked\x18\t \x01(\x08\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.spolia.v1.ModelInfo\"\x13\n\x11GetClusterRequest\"\xe2\x01\n\x0fRequestInFlight\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05phase\x18\x02 \x01(\x0e\x32\x17.spolia.v1.RequestPhase\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x01\x12\"\n\x04mode\x18\x04 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65\x63ode_node\x18\x07 \x01(\t\x12\x11\n\ttenant_id\x18\x08 \x01(\t\"\xb0\x01\n\x12GetClusterResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.spolia.v1.NodeRecord\x12\x1b\n\x13\x64irectory_reachable\x18\x02 \x01(\x08\x12,\n\x08requests\x18\x03 \x03(\x0b\x32\x1a.spolia.v1.RequestInFlight\x12\x17\n\x0fgateway_node_id\x18\x04 \x01(\t\x12\x10\n\x08\x63lock_ms\x18\x05 \x01(\x04*~\n\x08Splitter\x12\x18\n\x14SPLITTER_UNSPECIFIED\x10\x00\x12\x15\n\x11SPLITTER_DOCUMENT\x10\x01\x12\x16\n\x12SPLITTER_PARAGRAPH\x10\x02\x12\x15\n\x11SPLITTER_SENTENCE\x10\x03\x12\x12\n\x0eSPLITTER_FIXED\x10\x04*\x9f\x01\n\x0cRequestPhase\x12\x1d\n\x19REQUEST_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REQUEST_PHASE_TOKENIZING\x10\x01\x12\x19\n\x15REQUEST_PHASE_ROUTING\x10\x02\x12\x1b\n\x17REQUEST_PHASE_PREPARING\x10\x03\x12\x1a\n\x16REQUEST_PHASE_DECODING\x10\x04\x32\xf7\x03\n\x0eGatewayService\x12\x45\n\x08Generate\x12\x1a.spolia.v1.GenerateRequest\x1a\x1b.spolia.v1.GenerateResponse0\x01\x12\x39\n\x04Warm\x12\x16.spolia.v1.WarmRequest\x1a\x17.spolia.v1.WarmResponse0\x01\x12=\n\x06\x46orget\x12\x18.spolia.v1.ForgetRequest\x1a\x19.spolia.v1.ForgetResponse\x12\x43\n\x08Tokenize\x12\x1a.spolia.v1.TokenizeRequest\x1a\x1b.spolia.v1.TokenizeResponse\x12I\n\nRenderChat\x12\x1c.spolia.v1.RenderChatRequest\x1a\x1d.spolia.v1.RenderChatResponse\x12I\n\nListModels\x12\x1c.spolia.v1.ListModelsRequest\x1a\x1d.spolia.v1.ListModelsResponse\x12I\n\nGetCluster\x12\x1c.spolia.v1.GetClusterRequest\x1a\x1d.spolia.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spolia/v1/gateway.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\x1a\x19spolia/v1/directory.proto\x1a\x17spolia/v1/kvstore.proto\"&\n\x08\x44ocument\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"F\n\tSplitting\x12%\n\x08splitter\x18\x01 \x01(\x0e\x32\x13.spolia.v1.Splitter\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"w\n\nPromptPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x13.spolia.v1.DocumentH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.spolia.v1.TokenIdsH\x00\x42\x06\n\x04part\"\xe0\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.spolia.v1.PromptPart\x12\"\n\x04mode\x18\x04 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x05 \x01(\x08\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x0e\n\x06no_bos\x18\x07 \x01(\x08\x12\'\n\tsplitting\x18\x08 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\t \x01(\t\x12(\n\x08messages\x18\n \x03(\x0b\x32\x16.spolia.v1.ChatMessage\x12&\n\tdocuments\x18\x0b \x03(\x0b\x32\x13.spolia.v1.Document\"h\n\x10GenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"\x95\x01\n\x0bWarmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\tdocuments\x18\x03 \x03(\x0b\x32\x13.spolia.v1.Document\x12\'\n\tsplitting\x18\x04 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\x05 \x01(\t\"\xab\x01\n\x0cWarmResponse\x12\x16\n\x0e\x64ocument_index\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x61lready_stored\x18\x04 \x01(\x08\x12\x12\n\nelapsed_ms\x18\x05 \x01(\x01\x12\x12\n\nnum_chunks\x18\x06 \x01(\r\x12\x1b\n\x13num_computed_chunks\x18\x07 \x01(\r\"\x83\x01\n\rForgetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\tdocuments\x18\x02 \x03(\x0b\x32\x13.spolia.v1.Document\x12\'\n\tsplitting\x18\x03 \x01(\x0b\x32\x14.spolia.v1.Splitting\x12\x12\n\ncache_salt\x18\x04 \x01(\t\"\x94\x01\n\x0e\x46orgetResponse\x12\x1a\n\x12num_stored_dropped\x18\x01 \x01(\r\x12\x1c\n\x14stored_bytes_dropped\x18\x02 \x01(\x04\x12\x1c\n\x14num_resident_dropped\x18\x03 \x01(\r\x12*\n\x0cstored_tiers\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TierCount\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"t\n\x11RenderChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.spolia.v1.ChatMessage\x12&\n\tdocuments\x18\x03 \x03(\x0b\x32\x13.spolia.v1.Document\":\n\x12RenderChatResponse\x12$\n\x05parts\x18\x01 \x03(\x0b\x32\x15.spolia.v1.PromptPart\"\x13\n\x11ListModelsRequest\"\xd6\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\x0c\x12#\n\x05modes\x18\x05 \x03(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x16\n\x0elinked_refusal\x18\x08 \x01(\t\x12\x18\n\x10\x63\x61n_force_linked\x18\t \x01(\x08\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.spolia.v1.ModelInfo\"\x13\n\x11GetClusterRequest\"\xe2\x01\n\x0fRequestInFlight\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05phase\x18\x02 \x01(\x0e\x32\x17.spolia.v1.RequestPhase\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x01\x12\"\n\x04mode\x18\x04 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x64\x65\x63ode_node\x18\x07 \x01(\t\x12\x11\n\ttenant_id\x18\x08 \x01(\t\"\xb0\x01\n\x12GetClusterResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.spolia.v1.NodeRecord\x12\x1b\n\x13\x64irectory_reachable\x18\x02 \x01(\x08\x12,\n\x08requests\x18\x03 \x03(\x0b\x32\x1a.spolia.v1.RequestInFlight\x12\x17\n\x0fgateway_node_id\x18\x04 \x01(\t\x12\x10\n\x08\x63lock_ms\x18\x05 \x01(\x04*~\n\x08Splitter\x12\x18\n\x14SPLITTER_UNSPECIFIED\x10\x00\x12\x15\n\x11SPLITTER_DOCUMENT\x10\x01\x12\x16\n\x12SPLITTER_PARAGRAPH\x10\x02\x12\x15\n\x11SPLITTER_SENTENCE\x10\x03\x12\x12\n\x0eSPLITTER_FIXED\x10\x04*\x9f\x01\n\x0cRequestPhase\x12\x1d\n\x19REQUEST_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REQUEST_PHASE_TOKENIZING\x10\x01\x12\x19\n\x15REQUEST_PHASE_ROUTING\x10\x02\x12\x1b\n\x17REQUEST_PHASE_PREPARING\x10\x03\x12\x1a\n\x16REQUEST_PHASE_DECODING\x10\x04\x32\xf7\x03\n\x0eGatewayService\x12\x45\n\x08Generate\x12\x1a.spolia.v1.GenerateRequest\x1a\x1b.spolia.v1.GenerateResponse0\x01\x12\x39\n\x04Warm\x12\x16.spolia.v1.WarmRequest\x1a\x17.spolia.v1.WarmResponse0\x01\x12=\n\x06\x46orget\x12\x18.spolia.v1.ForgetRequest\x1a\x19.spolia.v1.ForgetResponse\x12\x43\n\x08Tokenize\x12\x1a.spolia.v1.TokenizeRequest\x1a\x1b.spolia.v1.TokenizeResponse\x12I\n\nRenderChat\x12\x1c.spolia.v1.RenderChatRequest\x1a\x1d.spolia.v1.RenderChatResponse\x12I\n\nListModels\x12\x1c.spolia.v1.ListModelsRequest\x1a\x1d.spolia.v1.ListModelsResponse\x12I\n\nGetCluster\x12\x1c.spolia.v1.GetClusterRequest\x1a\x1d.spolia.v1.GetClusterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spolia.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPLITTER']._serialized_start=2400
-  _globals['_SPLITTER']._serialized_end=2526
-  _globals['_REQUESTPHASE']._serialized_start=2529
-  _globals['_REQUESTPHASE']._serialized_end=2688
+  _globals['_SPLITTER']._serialized_start=2482
+  _globals['_SPLITTER']._serialized_end=2608
+  _globals['_REQUESTPHASE']._serialized_start=2611
+  _globals['_REQUESTPHASE']._serialized_end=2770
   _globals['_DOCUMENT']._serialized_start=114
   _globals['_DOCUMENT']._serialized_end=152
   _globals['_SPLITTING']._serialized_start=154
@@ -47,39 +47,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPTPART']._serialized_start=251
   _globals['_PROMPTPART']._serialized_end=370
   _globals['_GENERATEREQUEST']._serialized_start=373
-  _globals['_GENERATEREQUEST']._serialized_end=643
-  _globals['_GENERATERESPONSE']._serialized_start=645
-  _globals['_GENERATERESPONSE']._serialized_end=749
-  _globals['_WARMREQUEST']._serialized_start=752
-  _globals['_WARMREQUEST']._serialized_end=901
-  _globals['_WARMRESPONSE']._serialized_start=904
-  _globals['_WARMRESPONSE']._serialized_end=1075
-  _globals['_FORGETREQUEST']._serialized_start=1078
-  _globals['_FORGETREQUEST']._serialized_end=1209
-  _globals['_FORGETRESPONSE']._serialized_start=1212
-  _globals['_FORGETRESPONSE']._serialized_end=1360
-  _globals['_TOKENIZEREQUEST']._serialized_start=1362
-  _globals['_TOKENIZEREQUEST']._serialized_end=1408
-  _globals['_TOKENIZERESPONSE']._serialized_start=1410
-  _globals['_TOKENIZERESPONSE']._serialized_end=1447
-  _globals['_CHATMESSAGE']._serialized_start=1449
-  _globals['_CHATMESSAGE']._serialized_end=1493
-  _globals['_RENDERCHATREQUEST']._serialized_start=1495
-  _globals['_RENDERCHATREQUEST']._serialized_end=1611
-  _globals['_RENDERCHATRESPONSE']._serialized_start=1613
-  _globals['_RENDERCHATRESPONSE']._serialized_end=1671
-  _globals['_LISTMODELSREQUEST']._serialized_start=1673
-  _globals['_LISTMODELSREQUEST']._serialized_end=1692
-  _globals['_MODELINFO']._serialized_start=1695
-  _globals['_MODELINFO']._serialized_end=1909
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1911
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1969
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1971
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1990
-  _globals['_REQUESTINFLIGHT']._serialized_start=1993
-  _globals['_REQUESTINFLIGHT']._serialized_end=2219
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=2222
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=2398
-  _globals['_GATEWAYSERVICE']._serialized_start=2691
-  _globals['_GATEWAYSERVICE']._serialized_end=3194
+  _globals['_GENERATEREQUEST']._serialized_end=725
+  _globals['_GENERATERESPONSE']._serialized_start=727
+  _globals['_GENERATERESPONSE']._serialized_end=831
+  _globals['_WARMREQUEST']._serialized_start=834
+  _globals['_WARMREQUEST']._serialized_end=983
+  _globals['_WARMRESPONSE']._serialized_start=986
+  _globals['_WARMRESPONSE']._serialized_end=1157
+  _globals['_FORGETREQUEST']._serialized_start=1160
+  _globals['_FORGETREQUEST']._serialized_end=1291
+  _globals['_FORGETRESPONSE']._serialized_start=1294
+  _globals['_FORGETRESPONSE']._serialized_end=1442
+  _globals['_TOKENIZEREQUEST']._serialized_start=1444
+  _globals['_TOKENIZEREQUEST']._serialized_end=1490
+  _globals['_TOKENIZERESPONSE']._serialized_start=1492
+  _globals['_TOKENIZERESPONSE']._serialized_end=1529
+  _globals['_CHATMESSAGE']._serialized_start=1531
+  _globals['_CHATMESSAGE']._serialized_end=1575
+  _globals['_RENDERCHATREQUEST']._serialized_start=1577
+  _globals['_RENDERCHATREQUEST']._serialized_end=1693
+  _globals['_RENDERCHATRESPONSE']._serialized_start=1695
+  _globals['_RENDERCHATRESPONSE']._serialized_end=1753
+  _globals['_LISTMODELSREQUEST']._serialized_start=1755
+  _globals['_LISTMODELSREQUEST']._serialized_end=1774
+  _globals['_MODELINFO']._serialized_start=1777
+  _globals['_MODELINFO']._serialized_end=1991
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1993
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2051
+  _globals['_GETCLUSTERREQUEST']._serialized_start=2053
+  _globals['_GETCLUSTERREQUEST']._serialized_end=2072
+  _globals['_REQUESTINFLIGHT']._serialized_start=2075
+  _globals['_REQUESTINFLIGHT']._serialized_end=2301
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=2304
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=2480
+  _globals['_GATEWAYSERVICE']._serialized_start=2773
+  _globals['_GATEWAYSERVICE']._serialized_end=3276
 # @@protoc_insertion_point(module_scope)

@@ -223,6 +223,8 @@ class GenerateRequest(_message.Message):
     NO_BOS_FIELD_NUMBER: _builtins.int
     SPLITTING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this attempt in logs and traces; the gateway makes one when empty. At most 128 bytes of printable ASCII."""
     model: _builtins.str
@@ -234,7 +236,9 @@ class GenerateRequest(_message.Message):
     for EXACT, or for a model that cannot be served LINKED.
     """
     no_bos: _builtins.bool
-    """Leave out the begin-of-sequence token the model's tokenizer would add before the first part."""
+    """Leave out the begin-of-sequence token the model's tokenizer would add before the first part. Changes nothing for a
+    chat: the template writes the token if the model wants it.
+    """
     cache_salt: _builtins.str
     """Keeps this request's cache entries apart: KV is shared among requests of one tenant with an equal salt only, and
     documents stored under the tenant "shared" are not read. At most 256 bytes; empty, the default, is a salt like any
@@ -242,7 +246,7 @@ class GenerateRequest(_message.Message):
     """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPart]:
-        """The prompt, first to last. Not empty."""
+        """The prompt, first to last. Not empty, unless `messages` are given instead."""
 
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams:
@@ -252,6 +256,21 @@ class GenerateRequest(_message.Message):
     def splitting(self) -> Global___Splitting:
         """How the prompt's documents are cut; unset means the server's default. Changes nothing for EXACT.
         INVALID_ARGUMENT, field "splitting": more chunks than a request may have.
+        """
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """A chat in place of `parts`, oldest first. The model's own chat template writes it as a prompt, up to where the answer
+        begins, as /v1/chat/completions does with the same messages. What is wrong with the whole prompt, its length for
+        example, is told of the field "parts". Gateways of releases that do not know this field refuse the request, its
+        `parts` being empty.
+        """
+
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Document]:
+        """What that chat is about. They stand where the template puts documents; where it puts none, before the first user
+        message's text, in their order and with nothing between them. Their names are not printed. Without `messages` there
+        are none: documents of a prompt are parts.
         """
 
     def __init__(
@@ -266,10 +285,12 @@ class GenerateRequest(_message.Message):
         no_bos: _builtins.bool = ...,
         splitting: Global___Splitting | None = ...,
         cache_salt: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        documents: _abc.Iterable[Global___Document] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "force_linked", b"force_linked", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "documents", b"documents", "force_linked", b"force_linked", "messages", b"messages", "mode", b"mode", "model", b"model", "no_bos", b"no_bos", "parts", b"parts", "request_id", b"request_id", "sampling", b"sampling", "splitting", b"splitting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,14 +87,14 @@ class GatewayServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Answers a prompt made of parts. The stream is zero or more deltas and then one finish. When the decode node dies
-        the stream continues on another with no token lost or doubled. Dropping the stream frees everything it held.
-        Safe to retry as a new request; the same seed gives the same answer.
+        """Answers a prompt made of parts, or a chat. The stream is zero or more deltas and then one finish. When the decode
+        node dies the stream continues on another with no token lost or doubled. Dropping the stream frees everything it
+        held. Safe to retry as a new request; the same seed gives the same answer.
         INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
         serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
-        "profile"; the message has the figures that broke the bounds), or a constraint grew too large to follow, perhaps in
-        the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can
-        take it now.
+        "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
+        (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
+        field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,8 +126,8 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenderChat(self, request, context):
-        """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
-        parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+        """Writes a chat the way the model's own template has it: parts for Generate, to be looked at or changed, and sent with
+        `no_bos`. Generate takes a chat as it is, too. Documents stay parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
         FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
         (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
         """

@@ -40,14 +40,14 @@ class GatewayServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_gateway_pb2.GenerateRequest, _gateway_pb2.GenerateResponse]
-    """Answers a prompt made of parts. The stream is zero or more deltas and then one finish. When the decode node dies
-    the stream continues on another with no token lost or doubled. Dropping the stream frees everything it held.
-    Safe to retry as a new request; the same seed gives the same answer.
+    """Answers a prompt made of parts, or a chat. The stream is zero or more deltas and then one finish. When the decode
+    node dies the stream continues on another with no token lost or doubled. Dropping the stream frees everything it
+    held. Safe to retry as a new request; the same seed gives the same answer.
     INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
     serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
-    "profile"; the message has the figures that broke the bounds), or a constraint grew too large to follow, perhaps in
-    the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can
-    take it now.
+    "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
+    (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
+    field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
     """
     Warm: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WarmRequest, _gateway_pb2.WarmResponse]
     """Computes and stores the KV of documents before anyone asks about them. Idempotent; one progress message per
@@ -62,8 +62,8 @@ class GatewayServiceStub:
     Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
     RenderChat: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.RenderChatRequest, _gateway_pb2.RenderChatResponse]
-    """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
-    parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+    """Writes a chat the way the model's own template has it: parts for Generate, to be looked at or changed, and sent with
+    `no_bos`. Generate takes a chat as it is, too. Documents stay parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
     FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
     (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
     """
@@ -84,14 +84,14 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_gateway_pb2.GenerateRequest, _gateway_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Answers a prompt made of parts. The stream is zero or more deltas and then one finish. When the decode node dies
-    the stream continues on another with no token lost or doubled. Dropping the stream frees everything it held.
-    Safe to retry as a new request; the same seed gives the same answer.
+    """Answers a prompt made of parts, or a chat. The stream is zero or more deltas and then one finish. When the decode
+    node dies the stream continues on another with no token lost or doubled. Dropping the stream frees everything it
+    held. Safe to retry as a new request; the same seed gives the same answer.
     INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
     serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
-    "profile"; the message has the figures that broke the bounds), or a constraint grew too large to follow, perhaps in
-    the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can
-    take it now.
+    "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
+    (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
+    field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
     """
     Warm: _aio.UnaryStreamMultiCallable[_gateway_pb2.WarmRequest, _gateway_pb2.WarmResponse]  # type: ignore[assignment]
     """Computes and stores the KV of documents before anyone asks about them. Idempotent; one progress message per
@@ -106,8 +106,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Encodes text as the model's prompt parts are encoded: no special tokens, no dummy prefix."""
     RenderChat: _aio.UnaryUnaryMultiCallable[_gateway_pb2.RenderChatRequest, _gateway_pb2.RenderChatResponse]  # type: ignore[assignment]
-    """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
-    parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+    """Writes a chat the way the model's own template has it: parts for Generate, to be looked at or changed, and sent with
+    `no_bos`. Generate takes a chat as it is, too. Documents stay parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
     FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
     (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
     """
@@ -131,14 +131,14 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.GenerateResponse], _abc.AsyncIterator[_gateway_pb2.GenerateResponse]]:
-        """Answers a prompt made of parts. The stream is zero or more deltas and then one finish. When the decode node dies
-        the stream continues on another with no token lost or doubled. Dropping the stream frees everything it held.
-        Safe to retry as a new request; the same seed gives the same answer.
+        """Answers a prompt made of parts, or a chat. The stream is zero or more deltas and then one finish. When the decode
+        node dies the stream continues on another with no token lost or doubled. Dropping the stream frees everything it
+        held. Safe to retry as a new request; the same seed gives the same answer.
         INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
         serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
-        "profile"; the message has the figures that broke the bounds), or a constraint grew too large to follow, perhaps in
-        the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can
-        take it now.
+        "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
+        (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
+        field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
         """
 
     @_abc_1.abstractmethod
@@ -177,8 +177,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.RenderChatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.RenderChatResponse, _abc.Awaitable[_gateway_pb2.RenderChatResponse]]:
-        """Writes a chat the way the model's own template has it: parts for Generate, to be sent with `no_bos`. Documents stay
-        parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
+        """Writes a chat the way the model's own template has it: parts for Generate, to be looked at or changed, and sent with
+        `no_bos`. Generate takes a chat as it is, too. Documents stay parts of their own, where the template puts them, so that their KV is reused. Needs no other node; safe to retry.
         FAILED_PRECONDITION: the model has no template (ErrorDetail.field "messages"), or it has no place for a document
         (field "documents"). INVALID_ARGUMENT: the template refuses these messages, in its own words.
         """

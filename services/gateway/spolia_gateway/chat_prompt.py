@@ -9,6 +9,7 @@ from typing import Any
 
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
+from spolia_core.field_checks import check_field
 from spolia_gateway.catalog import check_model_name
 from spolia_gateway.chat_parts import ReusableText, chat_parts
 from spolia_gateway.chat_template import RESERVED, ChatTemplate, no_template
@@ -31,8 +32,26 @@ class ChatPrompts:
         self._template = template
         self._config = config
 
-    async def asked(self, message: gateway_pb2.RenderChatRequest) -> Parts:
-        """See GatewayService.RenderChat."""
+    async def spelled_out(self, message: gateway_pb2.GenerateRequest) -> gateway_pb2.GenerateRequest:
+        """The request with its chat as parts; itself where it has none. What it says besides is not looked at.
+
+        Raises `InvalidRequest` for a chat beside parts and for documents without one, else as `asked` does.
+        """
+        if not message.messages:
+            no_documents = "none without messages; those of a prompt are parts"
+            check_field(not message.documents, "documents", no_documents, len(message.documents))
+            return message
+        check_field(not message.parts, "parts", "none beside messages", len(message.parts))
+        written = gateway_pb2.GenerateRequest()
+        written.CopyFrom(message)
+        written.ClearField("messages")
+        written.ClearField("documents")
+        written.parts.extend(await self.asked(message))
+        written.no_bos = True  # the template has written it, if the model wants one
+        return written
+
+    async def asked(self, message: gateway_pb2.RenderChatRequest | gateway_pb2.GenerateRequest) -> Parts:
+        """The parts of a chat that came over gRPC; see GatewayService.RenderChat."""
         limits = self._config.limits
         check_model_name(message.model, self._config.served_name)
         limits.check_count(len(message.messages), limits.max_parts, "messages")

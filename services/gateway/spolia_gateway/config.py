@@ -78,7 +78,7 @@ class GatewayConfig(NodeConfig):
     max_prompt_bytes: int = setting(
         8 << 20, "Largest prompt, or list of documents, in bytes of text; raise for long contexts.", check=at_least(1)
     )
-    max_parts: int = setting(4096, "Most parts in a prompt.", check=at_least(1))
+    max_parts: int = setting(4096, "Most parts in a prompt, or messages in a chat over gRPC.", check=at_least(1))
     max_documents: int = setting(4096, "Most documents in one request.", check=between(1, 4096))
     splitter: str = setting(
         "document",

@@ -13,6 +13,7 @@ from spolia_core.ids import SHARED_TENANT, IdSpace
 from spolia_core.splitting import Splitting
 from spolia_gateway.caller import Caller
 from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
+from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
@@ -58,6 +59,7 @@ class Gateway:
         self,
         config: GatewayConfig,
         tokenizer: PartTokenizer,
+        chats: ChatPrompts,
         cluster: ClusterView,
         channels: ChannelPool,
         metrics: GatewayMetrics,
@@ -66,6 +68,7 @@ class Gateway:
         self.use = use
         self._config = config
         self._tokenizer = tokenizer
+        self._chats = chats
         self._cluster = cluster
         self._metrics = metrics
         store = StoreClient.of(channels, cluster, config.directory)
@@ -95,6 +98,8 @@ class Gateway:
         """See GatewayService.Generate. Closing the iterator frees everything on every node."""
         latency, around = self._metrics.request_arrived(), current_span()
         with self._running(caller):
+            if message.messages or message.documents:
+                message = await deadline.wait(self._chats.spelled_out(message), "writing the chat as a prompt")
             checked = CheckedRequest.check(message, self._config.limits, self._config.splitting)
             around.set(request_id=checked.request_id, mode=checked.mode.name.lower())
             with self._requests.holding(checked.request_id, caller.tenant_id, checked.mode) as progress:

@@ -62,13 +62,13 @@ class GatewayNode:
         self._metrics = GatewayMetrics(self.server.metrics, config.tenant)
         self._use = TenantUse(self.server.metrics)
         self._begin_tenant(config.tenant)
-        self.gateway = Gateway(config, tokenizer, self.cluster, self._channels, self._metrics, self._use)
+        chats = ChatPrompts(ChatTemplate.read(config.model, files.tokenizer_config), config)
+        self.gateway = Gateway(config, tokenizer, chats, self.cluster, self._channels, self._metrics, self._use)
         self._keys = self._watch_keys()
         book = None if self._keys is None else self._newest_book
         self.identities = Identities(book, config.anonymous, self.server.metrics)
         self.server.metrics.registry.register(LoadCollector("gateway", lambda: self._load))
         self.server.tracing.begin_at(server.TRACED)
-        chats = ChatPrompts(ChatTemplate.read(config.model, files.tokenizer_config), config)
         service = GatewayServer(self.gateway, self.identities, chats, config, self.server)
         self.server.add(service.register, server.SERVICE)
         self.server.admit = service.admit
