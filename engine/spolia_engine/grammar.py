@@ -67,7 +67,7 @@ class Matcher:
         unpacked = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
         ids: TokenIds = np.flatnonzero(unpacked.view(np.bool_))  # of bools: twice to ten times as fast as of bytes
         # One token alone may be forced by bytes that the model's tokens lack: llguidance names it, and then refuses it.
-        if not len(ids) or (len(ids) == 1 and self._matcher.validate_tokens(ids.tolist()) == 0):
+        if not len(ids) or (len(ids) == 1 and not self.branch().take(int(ids[0]))):
             raise NotSupported(
                 f"{self._constraint.field} cannot be gone on with in this model's tokens", field=self._constraint.field
             )
