@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,15 @@ async def test_where_every_connection_is_being_answered_a_new_one_is_told_to_com
                 assert b" 503 " in answer.split(b"\r\n")[0]
                 assert b"retry-after: 1" in answer.lower()
             assert ended(met, "too_many") == 1
+            host, port = met.world.node.http_address.split(":")
+            with ExitStack() as held:  # the loop takes all of these in one turn
+                crowd = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(8)]
+                await until(lambda: ended(met, "too_many") == 1 + len(crowd))
+                for each in crowd:
+                    each.settimeout(WAIT_S)
+                    assert b" 503 " in await asyncio.to_thread(each.recv, 4096)
+            assert ended(met, "gave_way") == 0
+            assert num_connections(met) == 2
         await until(lambda: decode.num_running == 0)
         async with connected(met) as again:
             assert await again.is_answered()

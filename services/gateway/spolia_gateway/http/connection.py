@@ -57,6 +57,7 @@ class Connections:
                 next(iter(self._waiting)).end(Ending.GAVE_WAY)
             else:
                 connection.refuse(503, Ending.TOO_MANY, f"this server has {self._max} connections, as many as it may")
+                return  # it waits for nothing: as one of those that do it would give way, and let one in too many
         self._all.add(connection)
         self.waits(connection)
 
