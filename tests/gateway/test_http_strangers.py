@@ -149,6 +149,15 @@ async def test_a_handler_whose_request_breaks_off_is_told_so_and_answers_nobody(
     assert not [record for record in caplog.records if record.name == "uvicorn.error"]
 
 
+async def test_what_tls_hands_over_after_the_end_is_dropped(met: HttpWorld) -> None:
+    async with connected(met) as raw:
+        await until(lambda: num_connections(met) == 1)
+        (held,) = met.world.node._http._uvicorn.server_state.connections  # type: ignore[union-attr]  # HTTP is on
+        held.refuse(503, connection.Ending.TOO_MANY, "no place")  # type: ignore[union-attr]  # all are of ours
+        held.data_received(ASK)
+        assert (await raw.rest()).count(b"HTTP/1.1") == 1
+
+
 async def test_requests_sent_ahead_are_answered_in_their_order(met: HttpWorld) -> None:
     async with connected(met) as raw:
         raw.writer.write(ASK * 50 + b"GET /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

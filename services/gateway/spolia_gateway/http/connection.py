@@ -108,6 +108,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
+        if self.transport.is_closing():
+            return  # TLS still hands over what had come before it was told to close
         super().data_received(data)
         if self._is_answering:
             self._stop_waiting()
