@@ -112,6 +112,8 @@ class PatientStream(Generic[T]):
                 raise Cancelled("the stream was cancelled")
             self._patience.check_goes_on()
             self._call = self._begin()
+            if self._cancelled.is_set():  # while this call began: the one before it was cancelled
+                self._call.cancel()
 
     def cancel(self) -> None:
         """Ends the call, and the wait for the next; does nothing once it has ended."""

@@ -70,9 +70,9 @@ class DecodeSteps:
         attention.begin()
         rows = [batch[number] for number in plan.order]
         hidden = self._adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)
+        logits = self._adapter.logits(hidden)
         for sequence in batch:
             sequence.tail.length += 1
-        logits = self._adapter.logits(hidden)
         if plan.order == tuple(range(len(batch))):
             return logits
         return logits[torch.tensor(plan.order, device=logits.device).argsort()]

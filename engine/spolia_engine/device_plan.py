@@ -26,11 +26,6 @@ class DevicePlan:
     """By row: tokens in its pages before its tail's first."""
 
     @property
-    def num_readings(self) -> int:
-        """Rows of all spans."""
-        return sum(len(span.rows) for span in self.spans)
-
-    @property
     def longest(self) -> int:
         """Keys of the longest span; 0 where there is none."""
         return max((span.end - span.start for span in self.spans), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 
 class PageArena:
@@ -17,6 +18,16 @@ class PageArena:
     def num_free(self) -> int:
         """Pages that nobody has, in however many ranges."""
         return sum(count for _, count in self._free)
+
+    def longest_with(self, given_back: Iterable[tuple[int, int]]) -> int:
+        """Pages of the longest free range there would be if these ranges, (first, number), were given back too."""
+        longest = first = end = 0
+        for start, count in sorted([*self._free, *given_back]):
+            if start != end:
+                first = start
+            end = start + count
+            longest = max(longest, end - first)
+        return longest
 
     def take(self, num_pages: int) -> int | None:
         """The first page of a range; None where no free range is as long, though single pages may suffice."""

@@ -189,10 +189,10 @@ class Pool:
             raise ValueError(f"an extent holds at least one token, not {num_tokens}")
         needed = self.blocks_for(num_tokens)
         with self.lock:
-            self._make_room(needed)
             if self._slots is not None:
                 extent = self._in_slots(self._slots, self._pages(self._slots, needed), num_tokens, needed)
             else:
+                self._make_room(needed)
                 extent = Extent(
                     self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
                 )
@@ -323,18 +323,32 @@ class Pool:
             self._evict(next(iter(self._cached)))
 
     def _pages(self, slots: SlotMemory, num_pages: int) -> int:
-        """The first slot of so many pages side by side, for which there is room; evicts until some are."""
-        while (slot := slots.take(num_pages)) is None:
-            if self._is_sparing or not self._cached:
+        """The first slot of so many pages side by side; evicts until some are, and nothing where none could be.
+
+        Raises `Busy`.
+        """
+        self.check_room(num_pages)
+        slot = slots.take(num_pages)
+        if slot is None:
+            evictable = () if self._is_sparing else self._cached
+            longest = slots.arena.longest_with(self._range_of(extent, slots) for extent in evictable)
+            if longest < num_pages:
                 raise Busy(
-                    f"{num_pages} blocks are free, but not side by side",
+                    f"{num_pages} blocks are available, but only {longest} side by side",
                     field="pool",
-                    limit="the longest free range",
+                    limit=f"{longest} blocks",
                     actual=f"{num_pages} blocks",
                     retry_after_ms=500,
                 )
+        while slot is None:
             self._evict(next(iter(self._cached)))
+            slot = slots.take(num_pages)
         return slot
+
+    @staticmethod
+    def _range_of(extent: Extent, slots: SlotMemory) -> tuple[int, int]:
+        assert extent.first_slot is not None, "all of a device's memory is slots"
+        return extent.first_slot // slots.page_size, extent.num_blocks
 
     @staticmethod
     def _in_slots(slots: SlotMemory, slot: int, num_tokens: int, num_blocks: int) -> Extent:
@@ -345,7 +359,6 @@ class Pool:
     def _open_in_slots(self, slots: SlotMemory, num_tokens: int, head: Extent | None) -> Extent:
         num_copied = 0 if head is None else head.capacity % self.block_size
         needed = self.blocks_for(num_copied + num_tokens)
-        self._make_room(needed)
         slot = self._pages(slots, needed)
         if head is not None and num_copied:
             for copy, memory in zip(slots.at(slot, num_copied), (head.key, head.value), strict=True):

@@ -122,6 +122,23 @@ def test_a_stream_that_waits_can_be_cancelled(gateway: FakeGateway) -> None:
             stream.result()
 
 
+def test_a_cancel_that_comes_while_the_next_call_begins_ends_that_call(gateway: FakeGateway) -> None:
+    gateway.failure = Unavailable("come back soon")
+    with Client(gateway.address, retry_s=50) as client, client.stream("Hi") as stream:
+        begin, begun = stream._call._begin, []  # type: ignore[attr-defined]  # the moment is inside it
+
+        def begin_under_cancel() -> Any:
+            gateway.failure = None
+            stream.cancel()
+            begun.append(begin())
+            return begun[0]
+
+        stream._call._begin = begin_under_cancel  # type: ignore[attr-defined]
+        with pytest.raises(Cancelled):
+            stream.result()
+        assert begun[0].cancelled()
+
+
 async def test_an_async_stream_that_waits_can_be_cancelled(gateway: FakeGateway) -> None:
     gateway.failure = Unavailable("come back later", retry_after_ms=60_000)
     async with AsyncClient(gateway.address, timeout_s=600, retry_s=500) as client:

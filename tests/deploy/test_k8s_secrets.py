@@ -170,3 +170,26 @@ def test_the_urls_that_are_documented_are_taken() -> None:
     }
     for url in urls:
         redis_target(url, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "makes"),
+    [("exit 0", 0, True), ("echo secret/spolia-cluster", 0, False), ("echo 'cannot be reached' >&2; exit 1", 1, False)],
+    ids=["it has none", "it has one", "it cannot be asked"],
+)
+def test_a_clusters_secret_is_made_where_there_is_none_and_nowhere_else(
+    folder: Path, answer: str, code: int, makes: bool
+) -> None:
+    kubectl, log = folder / "bin" / "kubectl", folder / "log"
+    kubectl.parent.mkdir()
+    kubectl.write_text(f'#!/bin/sh\necho "$*" >>{log}\ncase $1 in get) {answer} ;; apply) cat >/dev/null ;; esac\n')
+    kubectl.chmod(0o755)
+    done = subprocess.run(
+        [SCRIPT, "--keys", f"{folder}/keys.json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": f"{kubectl.parent}:/usr/bin:/bin"},
+    )
+    assert done.returncode == code, done.stderr
+    assert ("create secret generic spolia-cluster " in log.read_text()) == makes

@@ -54,20 +54,26 @@ def test_without_it_only_the_last_digits_change() -> None:
     torch.testing.assert_close(watched(engine_of(), {}), watched(engine_of(), MATES), atol=1e-4, rtol=1e-4)
 
 
-def test_a_step_that_fails_leaves_every_sequence_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("part", "fails_at", "deterministic"), [("forward", 1, True), ("logits", 1, True), ("logits", 0, False)]
+)
+def test_a_step_that_fails_leaves_every_sequence_where_it_stood(
+    part: str, fails_at: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core = engine_of()
-    core.deterministic = True
+    core.deterministic = deterministic
     sequences = [started(core, 20, seed) for seed in range(3)]
     before = [sequence.tail.length for sequence in sequences]
-    forward, calls = core.adapter.forward, iter(range(10))
+    works, calls = getattr(core.adapter, part), iter(range(10))
 
-    def fails_at_the_second(*args: object) -> torch.Tensor:
-        if next(calls) == 1:
+    def fails(*args: object) -> torch.Tensor:
+        if next(calls) == fails_at:
             raise RuntimeError("broken")
-        return forward(*args)  # type: ignore[arg-type]  # passed on as they came
+        computed: torch.Tensor = works(*args)
+        return computed
 
     with monkeypatch.context() as patch:
-        patch.setattr(core.adapter, "forward", fails_at_the_second)
+        patch.setattr(core.adapter, part, fails)
         with pytest.raises(RuntimeError):
             core.step_logits(sequences)
     assert [sequence.tail.length for sequence in sequences] == before

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spolia_core.chunk_object import KvShape
+from spolia_core.errors import Busy
 from spolia_engine.page_arena import PageArena
 from spolia_engine.pool import BlockState, Pool
 from spolia_engine.slot_memory import SlotMemory
@@ -38,6 +39,11 @@ def test_ranges_are_the_lowest_that_are_free_and_never_overlap(moves: list[tuple
             taken[first : first + count] = [False] * count
         arena.check_invariants()
         assert arena.num_free == taken.count(False)
+        would_be = taken.copy()
+        for first, count in held[::2]:
+            would_be[first : first + count] = [False] * count
+        runs = "".join("x" if each else " " for each in would_be).split("x")
+        assert arena.longest_with(held[::2]) == max(map(len, runs))
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 2), (3, 2), (7, 1)])
@@ -100,4 +106,18 @@ def test_what_is_cached_makes_room_for_a_range_though_single_blocks_suffice() ->
     assert pool.counts()[BlockState.FREE] == 2
     assert pool.counts()[BlockState.CACHED] == 3
     assert pool.allocate(33).first_slot == 0  # three in a row: one of the cached had to go
+    pool.check_invariants()
+
+
+def test_nothing_is_evicted_for_a_range_that_could_not_come_of_it() -> None:
+    pool = _pool()
+    extents = [pool.allocate(16) for _ in range(8)]
+    for extent in extents[::2]:
+        extent.chunk_ids.add(b"chunk")
+        pool.release(extent)
+    with pytest.raises(Busy, match="only 1 side by side"):
+        pool.allocate(32)
+    assert pool.counts()[BlockState.CACHED] == 4
+    pool.release(extents[3])
+    assert pool.allocate(48).first_slot == 32
     pool.check_invariants()

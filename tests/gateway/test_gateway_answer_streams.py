@@ -208,3 +208,15 @@ async def test_another_connection_has_a_stream_of_its_own_and_the_old_one_ends_w
         assert is_whole(await asking)
         assert is_whole(await w.generate(text_request("the stones")))
         assert a.requests[-1].answer_stream == list(a.posted)[-1]
+
+
+async def test_whatever_ends_a_call_is_heard_by_who_reads_its_answer() -> None:
+    async def fails_oddly() -> AsyncIterator[Any]:
+        yield decode_pb2.DecodeServiceGenerateResponse()
+        raise ValueError("of no class that gRPC names")
+
+    inbox = answer_streams.Inbox(b"a stream's name", 1)
+    await inbox.follow(fails_oddly())
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(ValueError, match="names"):
+            assert [step async for step in inbox.steps()] == []

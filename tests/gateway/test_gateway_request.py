@@ -39,6 +39,12 @@ def built(
     return CheckedRequest.check(request, LIMITS).build(model, ids, tokenizer, tenant)
 
 
+def test_ids_count_for_how_long_a_prompt_takes_and_not_as_text() -> None:
+    """What is short is prepared on the event loop: a long prompt of ids alone must not pass for that."""
+    checked = CheckedRequest.check(parts_request(document_part("é"), ids_part(*[1] * 200)), LIMITS)
+    assert (checked.num_text_bytes, checked.num_content_bytes) == (2, 802)
+
+
 def sampled(**values: Any) -> gateway_pb2.GenerateRequest:
     return text_request("the stones", sampling=common_pb2.SamplingParams(**values))
 

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ async def test_a_handler_whose_request_breaks_off_is_told_so_and_answers_nobody(
     assert not [record for record in caplog.records if record.name == "uvicorn.error"]
 
 
+async def test_what_tls_hands_over_after_the_end_is_dropped(met: HttpWorld) -> None:
+    async with connected(met) as raw:
+        await until(lambda: num_connections(met) == 1)
+        (held,) = met.world.node._http._uvicorn.server_state.connections  # type: ignore[union-attr]  # HTTP is on
+        held.refuse(503, connection.Ending.TOO_MANY, "no place")  # type: ignore[union-attr]  # all are of ours
+        held.data_received(ASK)
+        assert (await raw.rest()).count(b"HTTP/1.1") == 1
+
+
 async def test_requests_sent_ahead_are_answered_in_their_order(met: HttpWorld) -> None:
     async with connected(met) as raw:
         raw.writer.write(ASK * 50 + b"GET /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -234,6 +243,15 @@ async def test_where_every_connection_is_being_answered_a_new_one_is_told_to_com
                 assert b" 503 " in answer.split(b"\r\n")[0]
                 assert b"retry-after: 1" in answer.lower()
             assert ended(met, "too_many") == 1
+            host, port = met.world.node.http_address.split(":")
+            with ExitStack() as held:  # the loop takes all of these in one turn
+                crowd = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(8)]
+                await until(lambda: ended(met, "too_many") == 1 + len(crowd))
+                for each in crowd:
+                    each.settimeout(WAIT_S)
+                    assert b" 503 " in await asyncio.to_thread(each.recv, 4096)
+            assert ended(met, "gave_way") == 0
+            assert num_connections(met) == 2
         await until(lambda: decode.num_running == 0)
         async with connected(met) as again:
             assert await again.is_answered()

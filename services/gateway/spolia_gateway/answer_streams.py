@@ -67,6 +67,8 @@ class Inbox:
         except asyncio.CancelledError:  # a closed channel cancels its calls; where it was this task, nobody reads
             self.put(AnswerBroken("the connection was closed"))
             raise
+        except Exception as error:  # gRPC has others, of no public class; who reads would hear of nothing, and wait
+            self.put(error)
         else:
             self.put(None)
 

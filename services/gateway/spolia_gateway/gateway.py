@@ -38,7 +38,7 @@ from spolia_node.store_client import StoreClient
 from spolia_node.tracing import current_span, span
 
 BUSY_RETRY_MS = 500
-SHORT_TEXT_BYTES = 1 << 10
+SHORT_PROMPT_BYTES = 1 << 10
 """Prompts that are tokenized at once: it takes 0.3 ms at most, as long as to hand them to a thread and back."""
 
 ROLES = (
@@ -225,7 +225,7 @@ class Gateway:
         self, checked: CheckedRequest, model: Model, tenant_id: str, deadline: Deadline
     ) -> tuple[GenerationRequest, Demand]:
         with span("tokenize") as tokenizing:
-            if checked.num_text_bytes <= SHORT_TEXT_BYTES:
+            if checked.num_content_bytes <= SHORT_PROMPT_BYTES:
                 request, demand = self._prepare(checked, model, tenant_id)
             else:
                 work = asyncio.to_thread(self._prepare, checked, model, tenant_id)

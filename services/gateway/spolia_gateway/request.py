@@ -62,6 +62,11 @@ class CheckedRequest:
         """Bytes of text to tokenize."""
         return sum(_text_bytes(part) for part in self.message.parts)
 
+    @property
+    def num_content_bytes(self) -> int:
+        """The same, and the bytes of parts that are given as ids."""
+        return self.num_text_bytes + sum(len(part.token_ids.ids) for part in self.message.parts) * TOKEN_ID_BYTES
+
     def build(self, model: Model, ids: IdSpace, tokenizer: PartTokenizer, tenant_id: str) -> GenerationRequest:
         """Tokenizes and derives ids; seconds for the longest prompts, so keep it off the event loop.
 

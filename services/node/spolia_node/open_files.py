@@ -14,7 +14,12 @@ def raise_open_files() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     most = WANTED if hard == unlimited else min(hard, WANTED)
-    if soft != unlimited and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        return most
+    if soft == unlimited:
+        return soft
+    while soft < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+        except ValueError:  # macOS has a bound of its own, below a hard limit that is none
+            most //= 2
     return soft

@@ -57,6 +57,7 @@ class Connections:
                 next(iter(self._waiting)).end(Ending.GAVE_WAY)
             else:
                 connection.refuse(503, Ending.TOO_MANY, f"this server has {self._max} connections, as many as it may")
+                return  # it waits for nothing: as one of those that do it would give way, and let one in too many
         self._all.add(connection)
         self.waits(connection)
 
@@ -107,6 +108,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request."""
+        if self.transport.is_closing():
+            return  # TLS still hands over what had come before it was told to close
         super().data_received(data)
         if self._is_answering:
             self._stop_waiting()
