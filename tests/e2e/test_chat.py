@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from operator import eq
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,6 +19,7 @@ from spolia import AsyncClient, ChatMessage, Client, Document, Result, TokenSour
 from spolia.local_cluster import LocalCluster
 from spolia_core.ids import PREFIX_CHUNK_TOKENS
 
+SPOLIA = Path(sys.executable).with_name("spolia")
 SYSTEM = ChatMessage("system", prompts(3, seed=91)[2])
 QUESTIONS = [f"{text}Who is the captain of the Bulette?" for text in prompts(5, seed=92)[2:]]
 
@@ -111,3 +115,27 @@ def test_asyncio_streams_the_same_chat(cluster: LocalCluster, client: Client) ->
 
     text = client.chat(talk, max_tokens=12, temperature=0.0).text
     assert asyncio.run(streamed()) == (text, text)
+
+
+def test_the_command_talks_through_the_template_about_documents(
+    cluster: LocalCluster, client: Client, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.txt"
+    page.write_text(prompts(3, seed=96)[2])
+    lines = ["Who is the captain?", "And why?"]
+    ran = subprocess.run(
+        [SPOLIA, "chat", "--address", cluster.address, "-d", page, "--system", "Read.", "--max-tokens", "12"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    talk, texts = [ChatMessage("system", "Read.")], []
+    for line in lines:
+        talk.append(asked(line))
+        answer = client.chat(talk, Document(page.read_text()), mode="linked", max_tokens=12, temperature=0.0)
+        texts.append(answer.text)
+        talk.append(said(answer))
+    assert ran.stdout == "".join(f"{text}\n" for text in texts)
+    assert "plain text" not in ran.stderr

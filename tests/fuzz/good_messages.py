@@ -66,6 +66,7 @@ def _gateway() -> list[Method]:
         method("Generate", asked, exact, chat),
         method("Warm", warm),
         method("Forget", gateway_pb2.ForgetRequest(documents=[document], splitting=splitting)),
+        method("RenderChat", gateway_pb2.RenderChatRequest(messages=said, documents=[document])),
         method("Tokenize", gateway_pb2.TokenizeRequest(text=TEXT)),
         method("ListModels", gateway_pb2.ListModelsRequest()),
         method("GetCluster", gateway_pb2.GetClusterRequest()),
