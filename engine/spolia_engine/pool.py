@@ -222,7 +222,6 @@ class Pool:
                 self._move_into(head, slot)
             end = num_before + num_tokens
             extent = Extent(slot.key[:, :, num_before:end], slot.value[:, :, num_before:end], 0, slot)
-            slot.num_used = num_before
             extent.num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
             extent.ref_count = 1
             self._extents.add(extent)

@@ -75,9 +75,6 @@ class Sequence:
         """Releases context and tail. Safe to call twice."""
         if not self._closed:
             self._closed = True
-            # A step that failed may have written one token more than it counted.
-            if (slot := self.tail.extent.slot) is not None:
-                slot.num_used = min(slot.slab.capacity, self.tail.num_before + self.tail.length + 1)
             self.context.close()
             self.context.pool.release(self.tail.extent)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
-from spolia_engine.lazy_memory import lazy_zeros
+from spolia_engine.lazy_memory import LazyZeros
 
 MIN_CAPACITY = 64
 MAX_SLOTS = 64
@@ -26,14 +26,12 @@ tokens of a model with 64 KiB a token: one batch, one attention call."""
 class Slot:
     """Room for `capacity` tokens of one sequence; `users` extents lie in it, and it is free when none does."""
 
-    __slots__ = ("index", "num_used", "slab", "users")
+    __slots__ = ("index", "slab", "users")
 
     def __init__(self, slab: Slab, index: int) -> None:
         self.slab = slab
         self.index = index
         self.users = 0
-        self.num_used = 0
-        """Tokens from the first on that may have been written; whoever writes keeps it."""
 
     @property
     def key(self) -> Tensor:
@@ -55,14 +53,20 @@ class Slab:
         self.num_slots = max(1, min(MAX_SLOTS, most_bytes // slot_bytes))
         self.capacity = capacity
         size = (shape.num_layers, self.num_slots, shape.num_kv_heads, capacity)
-        self.key = lazy_zeros((*size, shape.head_dim), dtype, device)
-        self.value = lazy_zeros((*size, shape.v_dim), dtype, device)
+        self._memory = [LazyZeros((*size, width), dtype, device) for width in (shape.head_dim, shape.v_dim)]
+        self.key, self.value = (memory.tensor for memory in self._memory)
         self.free = list(range(self.num_slots))
 
     @property
     def is_empty(self) -> bool:
         """Whether no slot is taken."""
         return len(self.free) == self.num_slots
+
+    def clear(self, index: int) -> None:
+        """Makes a slot zero again. Its pages go: what the ledger calls free is."""
+        for memory in self._memory:
+            for layer in memory.tensor:
+                memory.clear(layer[index])
 
 
 class Slabs:
@@ -101,5 +105,4 @@ class Slabs:
         if slab.is_empty:
             self._slabs[slab.capacity].remove(slab)
         else:
-            slot.key[:, :, : slot.num_used] = 0
-            slot.value[:, :, : slot.num_used] = 0
+            slab.clear(slot.index)

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_core.reuse import ChunkKind
+from spolia_engine import lazy_memory
 from spolia_engine import slab as slab_module
 from spolia_engine.pool import BlockState, Extent, Pool
 from spolia_engine.resident import ResidentChunks
@@ -60,19 +61,24 @@ def test_a_slab_of_long_slots_has_few() -> None:
     assert slabs().take(1 << 20).slab.num_slots == slab_module.MAX_LAZY_SLAB_BYTES // slot_bytes
 
 
-def test_a_slot_left_is_zero_as_far_as_it_was_used() -> None:
+@pytest.mark.parametrize("num_tokens", [10, 700])
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_slot_left_is_zero_and_its_neighbours_are_not(
+    num_tokens: int, gives_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy_memory, "GIVES_BACK", gives_back and lazy_memory.GIVES_BACK)
     world = slabs()
-    kept, slot = world.take(10), world.take(10)
-    slot.key[:, :, :7] = 1.0
-    slot.value[:, :, :7] = 1.0
-    kept.key[:] = 3.0
-    slot.num_used = 7
+    first, slot, last = (world.take(num_tokens) for _ in range(3))
+    for each in (first, slot, last):
+        each.key[:], each.value[:] = 3.0, 4.0
     world.leave(slot)
-    again = world.take(10)
+    again = world.take(num_tokens)
     assert again.index == slot.index
     assert not again.key.any()
     assert not again.value.any()
-    assert bool((kept.key == 3.0).all())
+    for kept in (first, last):
+        assert bool((kept.key == 3.0).all())
+        assert bool((kept.value == 4.0).all())
 
 
 def filled(pool: Pool, num_tokens: int, number: float) -> Extent:
@@ -175,9 +181,7 @@ class TailMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data(), head_first=st.booleans())
     def closes(self, data: st.DataObject, head_first: bool) -> None:
-        tail, head, written = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
-        slot = slot_of(tail)
-        slot.num_used = (head.capacity if head else 0) + written
+        tail, head, _ = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         extents = [extent for extent in (head, tail) if extent is not None]
         for extent in extents if head_first else reversed(extents):
             self.pool.release(extent)
@@ -248,3 +252,28 @@ def test_a_slab_takes_pages_only_as_they_are_written() -> None:
     slot.key[:] = 1.0
     assert bool((slot.key == 1.0).all())
     assert not slot.value.any()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 10), (1000, 1030), (1000, 9000), (1024, 4096), (0, 9999)])
+def test_a_part_is_cleared_wherever_it_begins_and_ends(first: int, last: int) -> None:
+    memory = lazy_memory.LazyZeros((10_000,), torch.float32, torch.device("cpu"))
+    memory.tensor[:] = 5.0
+    memory.clear(memory.tensor[first:last])
+    assert not memory.tensor[first:last].any()
+    assert int((memory.tensor == 5.0).sum()) == 10_000 - (last - first)
+
+
+@pytest.mark.skipif(not lazy_memory.GIVES_BACK, reason="this system gives no pages back in place")
+def test_a_slot_left_gives_its_pages_back() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    world = Slabs(KvShape(2, 2, 64, 64, "F32"), torch.float32, torch.device("cpu"))
+    kept, slot = world.take(16384), world.take(16384)
+    kept.key[:, :, :1] = 1.0
+    before = resident_bytes()
+    slot.key[:], slot.value[:] = 1.0, 1.0
+    num_bytes = slot.key.nbytes + slot.value.nbytes
+    assert resident_bytes() - before > num_bytes // 2
+    world.leave(slot)
+    assert resident_bytes() - before < num_bytes // 8
