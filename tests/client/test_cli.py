@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,7 +142,8 @@ def test_each_error_is_one_line_and_has_its_exit_code(
     kind: type[SpoliaError], code: int, spolia: Spolia, gateway: FakeGateway
 ) -> None:
     gateway.failure = kind("this went wrong", field="parts[0]", limit="10 tokens")
-    for argv in (["generate", "Hi"], ["generate", "--json", "Hi"], ["cluster"], ["cluster", "--json"]):
+    once = ["generate", "--retry", "0"]
+    for argv in ([*once, "Hi"], [*once, "--json", "Hi"], ["cluster"], ["cluster", "--json"]):
         done = spolia(*argv)
         assert (done.code, done.out) == (code, "")
         assert done.err == "error: this went wrong (field: parts[0], limit: 10 tokens)\n"
@@ -153,7 +155,7 @@ def test_busy_says_when_to_try_again(spolia: Spolia, gateway: FakeGateway) -> No
 
 
 def test_nobody_at_the_address_is_code_3(spolia: Spolia) -> None:
-    assert spolia("generate", "--address", "127.0.0.1:1", "Hi").code == 3
+    assert spolia("generate", "--address", "127.0.0.1:1", "--retry", "0", "Hi").code == 3
 
 
 def test_a_late_answer_is_code_3(spolia: Spolia, gateway: FakeGateway) -> None:
@@ -252,7 +254,7 @@ def test_warm_names_documents_that_fail_and_goes_on_with_the_others(
     gateway.warm_failures["text 17"] = errors.InvalidRequest("document has too many tokens", field="documents[1].text")
     gateway.warm_failures["text 90"] = errors.Unavailable("no store kept its 7 bytes")
     (corpus(tmp_path, 100) / "broken.md").write_bytes(b"\xff")
-    done = spolia("warm", "--json", str(tmp_path))
+    done = spolia("warm", "--retry", "0.3", "--json", str(tmp_path))
     assert done.code == 2
     assert {Path(failure["name"]).stem for failure in done.json["failures"]} == {"017", "090", "broken"}
     assert (done.json["num_documents"], done.json["num_failed"], done.json["num_untried"]) == (98, 3, 0)
@@ -265,11 +267,24 @@ def test_warm_names_documents_that_fail_and_goes_on_with_the_others(
 
 def test_warm_gives_up_when_the_cluster_fails(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.failure = errors.Unavailable("no prefill node serves model 'tiny' now")
-    done = spolia("warm", str(corpus(tmp_path, 500)))
+    done = spolia("warm", "--retry", "0.3", str(corpus(tmp_path, 500)))
     assert done.code == 3
     assert "no prefill node" in done.err
     assert "run it again to go on" in done.err
     assert len(gateway.requests) < 100
+
+
+@pytest.mark.parametrize("command", [["generate", "--document"], ["warm"], ["cache", "forget"]], ids=" ".join)
+def test_a_gateway_that_is_being_replaced_is_asked_again(
+    command: list[str], spolia: Spolia, page: Path, gateway: FakeGateway
+) -> None:
+    gateway.failure = errors.Unavailable("draining")
+    assert spolia(*command, str(page), "--retry", "0").code == 3
+    assert len(gateway.requests) <= 2  # `warm` asks once more, to find what is to blame
+    back = threading.Timer(0.3, setattr, (gateway, "failure", None))
+    back.start()
+    assert spolia(*command, str(page)).code == 0
+    back.join()
 
 
 def test_warm_waits_for_a_busy_gateway(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
