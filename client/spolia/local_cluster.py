@@ -107,6 +107,16 @@ class LocalCluster:
         return f"{scheme}://{self.http_address}" if self.http_address else ""
 
     @property
+    def ca_file(self) -> Path | None:
+        """The authority that clients must know; None without TLS."""
+        return None if self._tls_dir is None else self._tls_dir / AUTHORITY_FILE
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether callers show keys."""
+        return bool(self._keys)
+
+    @property
     def directory_address(self) -> str:
         """Where the kvstore and its directory are. Call after `start`."""
         return self._only("kvstore").node.address
@@ -232,9 +242,8 @@ class LocalCluster:
     def _wait_until_known(self, processes: Sequence[NodeProcess], deadline_s: float) -> None:
         """The gateway offers no stream of its members, so this looks every `_LOOK_S`."""
         wanted = {process.node.address: process.name for process in processes}
-        ca_file = None if self._tls_dir is None else self._tls_dir / AUTHORITY_FILE
         with Client(
-            self.address, timeout_s=_LOOK_TIMEOUT_S, retry_s=0, api_key=self._api_key, ca_file=ca_file
+            self.address, timeout_s=_LOOK_TIMEOUT_S, retry_s=0, api_key=self._api_key, ca_file=self.ca_file
         ) as client:
             while missing := wanted.keys() - _known_addresses(client):
                 _check_running(processes)

@@ -18,6 +18,9 @@ from spolia_core.errors import InvalidRequest, SpoliaError
 
 TAIL_LINES = 20
 KILL_WAIT_S = 10.0
+CLIENT_SECRETS = ("SPOLIA_API_KEY", "SPOLIA_OTHER_API_KEY")
+"""What the commands of a client find in the environment, and no node needs."""
+
 REFUSED = 2
 """What a node ends with that cannot start as it was told to."""
 
@@ -152,7 +155,7 @@ class NodeProcess:
         try:
             return subprocess.Popen(
                 command,
-                env={**os.environ, **env},
+                env={**{name: value for name, value in os.environ.items() if name not in CLIENT_SECRETS}, **env},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

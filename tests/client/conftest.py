@@ -63,7 +63,8 @@ def stand_in_env(tmp_path: Path) -> dict[str, str]:
         (package / "__init__.py").touch()
         (package / "__main__.py").write_text(f"import stand_in\nstand_in.main({role!r})\n")
     (tmp_path / "shared").mkdir()
+    found_first = [str(tmp_path / "packages"), str(HERE)]
     return {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "packages"), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([*found_first, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "STAND_IN_FOLDER": str(tmp_path / "shared"),
     }

@@ -364,6 +364,11 @@ def test_gc_sums_over_stores(cache: Spolia, stores: Stores) -> None:
     assert [store["lost_rows"] for store in answer["stores"]] == [1, 0]
 
 
+def test_forget_says_which_chunks_stay(cache: Spolia) -> None:
+    told = " ".join(cache("forget", "--help").out.split())
+    assert all(words in told for words in ("prefix chunks", "linked chunks", "ages out"))
+
+
 def test_forget_names_documents_by_their_text(cache: Spolia, gateway: FakeGateway, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("aa")
     (tmp_path / "b.md").write_text("bbb")

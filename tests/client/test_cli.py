@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from fake_gateway import PATIENCE_S, FakeGateway, Hang, delta
 
 from spolia import SpoliaError, errors
 from spolia.cli.main import main
+from spolia.cli.up import _announce, _drain_limit_s
+from spolia.local_cluster import LocalCluster
 from spolia.v1 import directory_pb2, gateway_pb2
 from spolia.version import __version__
 
@@ -141,7 +144,8 @@ def test_each_error_is_one_line_and_has_its_exit_code(
     kind: type[SpoliaError], code: int, spolia: Spolia, gateway: FakeGateway
 ) -> None:
     gateway.failure = kind("this went wrong", field="parts[0]", limit="10 tokens")
-    for argv in (["generate", "Hi"], ["generate", "--json", "Hi"], ["cluster"], ["cluster", "--json"]):
+    once = ["generate", "--retry", "0"]
+    for argv in ([*once, "Hi"], [*once, "--json", "Hi"], ["cluster"], ["cluster", "--json"]):
         done = spolia(*argv)
         assert (done.code, done.out) == (code, "")
         assert done.err == "error: this went wrong (field: parts[0], limit: 10 tokens)\n"
@@ -153,7 +157,7 @@ def test_busy_says_when_to_try_again(spolia: Spolia, gateway: FakeGateway) -> No
 
 
 def test_nobody_at_the_address_is_code_3(spolia: Spolia) -> None:
-    assert spolia("generate", "--address", "127.0.0.1:1", "Hi").code == 3
+    assert spolia("generate", "--address", "127.0.0.1:1", "--retry", "0", "Hi").code == 3
 
 
 def test_a_late_answer_is_code_3(spolia: Spolia, gateway: FakeGateway) -> None:
@@ -252,7 +256,7 @@ def test_warm_names_documents_that_fail_and_goes_on_with_the_others(
     gateway.warm_failures["text 17"] = errors.InvalidRequest("document has too many tokens", field="documents[1].text")
     gateway.warm_failures["text 90"] = errors.Unavailable("no store kept its 7 bytes")
     (corpus(tmp_path, 100) / "broken.md").write_bytes(b"\xff")
-    done = spolia("warm", "--json", str(tmp_path))
+    done = spolia("warm", "--retry", "0.3", "--json", str(tmp_path))
     assert done.code == 2
     assert {Path(failure["name"]).stem for failure in done.json["failures"]} == {"017", "090", "broken"}
     assert (done.json["num_documents"], done.json["num_failed"], done.json["num_untried"]) == (98, 3, 0)
@@ -265,11 +269,24 @@ def test_warm_names_documents_that_fail_and_goes_on_with_the_others(
 
 def test_warm_gives_up_when_the_cluster_fails(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.failure = errors.Unavailable("no prefill node serves model 'tiny' now")
-    done = spolia("warm", str(corpus(tmp_path, 500)))
+    done = spolia("warm", "--retry", "0.3", str(corpus(tmp_path, 500)))
     assert done.code == 3
     assert "no prefill node" in done.err
     assert "run it again to go on" in done.err
     assert len(gateway.requests) < 100
+
+
+@pytest.mark.parametrize("command", [["generate", "--document"], ["warm"], ["cache", "forget"]], ids=" ".join)
+def test_a_gateway_that_is_being_replaced_is_asked_again(
+    command: list[str], spolia: Spolia, page: Path, gateway: FakeGateway
+) -> None:
+    gateway.failure = errors.Unavailable("draining")
+    assert spolia(*command, str(page), "--retry", "0").code == 3
+    assert len(gateway.requests) <= 2  # `warm` asks once more, to find what is to blame
+    back = threading.Timer(0.3, setattr, (gateway, "failure", None))
+    back.start()
+    assert spolia(*command, str(page)).code == 0
+    back.join()
 
 
 def test_warm_waits_for_a_busy_gateway(spolia: Spolia, tmp_path: Path, gateway: FakeGateway) -> None:
@@ -356,6 +373,11 @@ def run_process(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=60, check=False, **options)
 
 
+def test_the_version_is_said_where_others_say_it(spolia: Spolia) -> None:
+    done = spolia("--version")
+    assert (done.code, done.out) == (0, f"spolia {__version__}\n")
+
+
 def test_version_in_a_fresh_process_loads_no_engine() -> None:
     code = (
         "import sys\nfrom spolia.cli.main import main\n"
@@ -409,7 +431,7 @@ def test_a_service_whose_needs_are_not_met_says_so(with_plugins: dict[str, str])
 @contextmanager
 def start_up(env: dict[str, str], *argv: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "spolia.cli.main", "up", "--port", "0", *argv],
+        [sys.executable, "-m", "spolia.cli.main", "up", "--model", "a-model", "--port", "0", *argv],
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -440,6 +462,41 @@ def test_up_serves_until_it_is_told_to_end(
         out, err = up.communicate(timeout=PATIENCE_S)
     assert (up.returncode, out) == (0, ""), err
     assert (tmp_path / "shared" / "ended").read_text().split() == ["gateway", "decode", "decode", "prefill", "kvstore"]
+
+
+def test_up_says_what_it_waits_for_and_a_second_signal_ends_it_now(stand_in_env: dict[str, str]) -> None:
+    with start_up(stand_in_env, "--json", "--", "--gateway.ignore-term") as up:
+        assert up.stdout is not None
+        assert up.stderr is not None
+        pids = [node["pid"] for node in json.loads(up.stdout.readline())["nodes"]]
+        up.send_signal(signal.SIGINT)
+        assert _line_with(up.stderr, "waiting") == "waiting for answers under way, at most 10 s; again to end now\n"
+        up.send_signal(signal.SIGINT)
+        began_s = time.monotonic()
+        _, err = up.communicate(timeout=PATIENCE_S)
+        assert time.monotonic() - began_s < 5.0
+    assert (up.returncode, err) == (130, "")
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit_s"),
+    [
+        ([], 10.0),
+        (["--drain-timeout-s", "3"], 3.0),
+        (["--drain-timeout-s=3", "--decode.drain-timeout-s", "70", "--log-level", "debug"], 70.0),
+        (["--drain-timeout-s", "soon"], 10.0),
+    ],
+)
+def test_up_gives_nodes_the_time_they_were_given(
+    settings: list[str], limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPOLIA_DRAIN_TIMEOUT_S", raising=False)
+    assert _drain_limit_s(settings) == limit_s
+    monkeypatch.setenv("SPOLIA_DRAIN_TIMEOUT_S", "30")
+    assert _drain_limit_s(["--kvstore.drain-timeout-s", "5"]) == 30.0
 
 
 def test_up_goes_on_without_a_prefill_node_and_ends_without_decode(stand_in_env: dict[str, str]) -> None:
@@ -502,6 +559,30 @@ def test_up_names_the_roles_when_a_setting_is_for_none_of_them(
     (line,) = done.err.splitlines()
     assert 'there is no role "deocde"' in line
     assert all(role in line for role in ("kvstore", "prefill", "decode", "gateway"))
+
+
+def test_up_names_what_a_client_needs_behind_keys_and_tls(
+    stand_in_env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LocalCluster(env=stand_in_env, log_dir=tmp_path / "logs") as cluster:
+        _announce(cluster, as_json=False)
+        assert "export" not in capsys.readouterr().out
+        cluster._keys, cluster._tls_dir = "keys.json", tmp_path / "certs"
+        _announce(cluster, as_json=False)
+    shown = capsys.readouterr().out
+    assert "  export SPOLIA_API_KEY=sk-spolia-…" in shown
+    assert f"  export SPOLIA_CA_FILE={tmp_path}/certs/ca.crt\n  spolia generate --address" in shown
+
+
+def test_up_without_a_model_starts_nothing(
+    spolia: Spolia, stand_in_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SPOLIA_MODEL", "SPOLIA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    done = spolia("up", "--log-dir", str(tmp_path / "logs"), "--", "--kvstore.log-level", "debug")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: name the model to serve: spolia up --model DIR (field: model)\n"
+    assert not (tmp_path / "logs").exists()
 
 
 def test_up_shows_nodes_and_what_to_do_next(stand_in_env: dict[str, str]) -> None:

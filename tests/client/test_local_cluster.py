@@ -142,6 +142,16 @@ def test_logs_that_cannot_be_kept_are_refused_by_name(make_cluster: MakeCluster,
     assert cluster.nodes == ()
 
 
+def test_nodes_are_given_no_key_of_a_client(make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOLIA_API_KEY", "sk-spolia-mine")
+    monkeypatch.setenv("SPOLIA_ADDRESS", "127.0.0.1:1")
+    with make_cluster() as cluster:
+        for node in cluster.nodes:
+            environment = Path(f"/proc/{node.pid}/environ").read_bytes()
+            assert b"SPOLIA_ADDRESS=127.0.0.1:1" in environment
+            assert b"sk-spolia-mine" not in environment
+
+
 def test_a_setting_for_a_role_that_is_none_is_refused_at_once() -> None:
     with pytest.raises(InvalidRequest, match='no role "deocde"') as refused:
         LocalCluster(settings=["--log-level", "debug", "--deocde.pool-bytes", "5"])

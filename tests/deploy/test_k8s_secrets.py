@@ -107,6 +107,14 @@ def test_the_script_refuses_what_it_does_not_know(arguments: list[str]) -> None:
     assert done.stderr.startswith("create-secrets: ")
 
 
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_the_script_says_what_it_takes(asked: str) -> None:
+    done = subprocess.run([SCRIPT, asked], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "k8s/create-secrets --certs DIR --keys FILE" in done.stdout
+    assert "#" not in done.stdout
+
+
 def test_cert_manager_makes_certificates_that_nodes_take(production: Manifests) -> None:
     issued = {found["metadata"]["name"]: found["spec"] for found in production.of("Certificate")}
     assert set(issued) == {f"spolia-{role}" for role in CERTIFIED_ROLES} | {"spolia-authority"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -12,6 +13,7 @@ from spolia.cli.certs import certs
 from spolia.cli.keys import keys
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
+from spolia.version import __version__
 
 EPILOG = (
     "Exit codes: 0 done, 2 wrong usage or an invalid request, 3 nobody there or out of time, 4 busy, "
@@ -24,7 +26,6 @@ HAND_OVER = {**PASS_ON, "help_option_names": []}
 
 app = typer.Typer(
     name="spolia",
-    help="Serve a language model whose KV is reused at any position, and talk to it.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,6 +45,22 @@ app.command("bench", epilog=EPILOG, context_settings=PASS_ON)(bench.bench)
 app.command("eval", epilog=EPILOG, context_settings=HAND_OVER)(eval.evaluate)
 app.command("calibrate", epilog=EPILOG, context_settings=HAND_OVER)(calibrate.calibrate)
 app.command("version", epilog=EPILOG)(version.version)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"spolia {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which release this is, and end."),
+    ] = False,
+) -> None:
+    """Serve a language model whose KV is reused at any position, and talk to it."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spolia.cli.texts import read_document
 from spolia.client import Client
-from spolia.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest, SpoliaError
+from spolia.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest, SpoliaError, Unavailable
 from spolia.options import SplitterName
 from spolia.parts import Document
 from spolia.results import WarmedDocument
@@ -56,14 +56,18 @@ class CorpusWarmer:
     def __init__(
         self,
         client: Client,
+        once: Client,
         *,
         timeout_s: float,
         splitter: SplitterName | None = None,
         split_max_tokens: int | None = None,
         on_done: Callable[[str, int], None] = lambda name, num_tokens: None,
     ) -> None:
-        """`on_done` hears of every file once: its name, and its tokens where it was warmed. Never twice at a time."""
+        """`client` asks, and `once`, which asks nothing again, where that came to nothing: to find what is to blame.
+
+        `on_done` hears of every file once: its name, and its tokens where it was warmed. Never twice at a time."""
         self._client = client
+        self._once = once
         self._splitter = splitter
         self._split_max_tokens = split_max_tokens
         self._on_done = on_done
@@ -77,7 +81,7 @@ class CorpusWarmer:
     def run(self, paths: Sequence[Path]) -> CorpusReport:
         """Warms them all. A file that fails is reported and the others go on, unless nothing works any more.
 
-        Few texts are in memory at a time. An interrupt ends the calls under way and closes the client.
+        Few texts are in memory at a time. An interrupt ends the calls under way and closes the clients.
         """
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             try:
@@ -85,6 +89,7 @@ class CorpusWarmer:
             except BaseException:
                 self._given_up.set()
                 self._client.close()
+                self._once.close()
                 raise
         report = self._report
         report.warmed.sort(key=lambda document: document.index)
@@ -117,7 +122,7 @@ class CorpusWarmer:
                     self._report.empty.append(str(path))
                     self._on_done(str(path), 0)
 
-    def _warm(self, items: Sequence[Item], num_pauses: int = 0) -> None:
+    def _warm(self, items: Sequence[Item], num_pauses: int = 0, *, once: bool = False) -> None:
         """One request; where it fails, those that are left in two of half the size, until one is to blame."""
         if self._given_up.is_set():
             return
@@ -128,7 +133,7 @@ class CorpusWarmer:
             self._done(replace(warmed, index=items[warmed.index][0]))
 
         try:
-            self._client.warm(
+            (self._once if once else self._client).warm(
                 [document for _, document in items],
                 splitter=self._splitter,
                 split_max_tokens=self._split_max_tokens,
@@ -141,14 +146,16 @@ class CorpusWarmer:
                 return
             if isinstance(error, Busy) and num_pauses < MAX_BUSY_PAUSES:
                 self._given_up.wait((error.retry_after_ms or 500) / 1e3)
-                self._warm(left, num_pauses + 1)
+                self._warm(left, num_pauses + 1, once=once)
+            elif isinstance(error, Unavailable) and done and not once:
+                self._warm(left)  # a node went away in the midst of it
             elif len(items) == 1:
                 self._failed(items[0][1].name, error)
             else:
                 middle = (len(left) + 1) // 2
                 for half in (left[:middle], left[middle:]):
                     if half:
-                        self._warm(half)
+                        self._warm(half, once=once or isinstance(error, Unavailable))
 
     def _done(self, warmed: WarmedDocument) -> None:
         with self._lock:

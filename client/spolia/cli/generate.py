@@ -14,6 +14,7 @@ from spolia.cli.options import (
     Address,
     Json,
     Model,
+    Retry,
     SplitMaxTokens,
     SplitterOption,
     Timeout,
@@ -79,6 +80,7 @@ def generate(
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
+    retry: Retry = 5.0,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt: documents first, then text.
@@ -107,7 +109,7 @@ def generate(
     }
     prompt = _prompt(document or [], parts or [])
     with (
-        Client(address, timeout_s=timeout, retry_s=0, model=model) as client,
+        Client(address, timeout_s=timeout, retry_s=retry, model=model) as client,
         client.stream(prompt, **options) as answer,
     ):
         if as_json:

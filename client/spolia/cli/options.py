@@ -15,6 +15,14 @@ Address = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model to ask; not needed where the cluster serves one.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Most seconds to wait for the whole command.")]
+Retry = Annotated[
+    float,
+    typer.Option(
+        "--retry",
+        metavar="SECONDS",
+        help="How long to ask again while no gateway or node can take it, and nothing has come; 0 asks once.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 
 
@@ -44,6 +52,7 @@ __all__ = [
     "Address",
     "Json",
     "Model",
+    "Retry",
     "SplitMaxTokens",
     "SplitterChoice",
     "SplitterOption",

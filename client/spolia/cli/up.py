@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -12,12 +18,23 @@ import typer
 
 from spolia.cli.options import Json
 from spolia.cli.output import notes, print_columns, print_json
-from spolia.local_cluster import LocalCluster
+from spolia.errors import InvalidRequest
+from spolia.local_cluster import ROLES, LocalCluster, settings_for
 from spolia.local_node import LocalNode, NodeExit, NodeFailed
 
+MODEL_ENV, CONFIG_ENV = "SPOLIA_MODEL", "SPOLIA_CONFIG"
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_DELAY_S = 0.5
 """Longest time a signal may go unnoticed."""
+
+DRAIN_ENV, DRAIN_S = "SPOLIA_DRAIN_TIMEOUT_S", 10.0
+"""How long nodes let calls under way finish, where nobody says otherwise."""
+
+KILL_AFTER_S = 5.0
+"""How much later than that a node is killed."""
+
+SILENCE_S = 1.0
+"""An end that takes longer says what it waits for."""
 
 
 def up(
@@ -63,6 +80,7 @@ def up(
     Ends with Ctrl-C or SIGTERM, and when the gateway or the last decode node has died.
     """
     events: SimpleQueue[NodeExit | None] = SimpleQueue()
+    drain_s = _drain_limit_s(settings or [])
     cluster = LocalCluster(
         model,
         num_prefill=prefill,
@@ -77,8 +95,10 @@ def up(
         tls_dir=tls_dir,
         keys=keys,
         start_timeout_s=start_timeout,
+        stop_timeout_s=drain_s + KILL_AFTER_S,
         on_exit=events.put,
     )
+    _check_model(model, settings or [])
     try:
         _on_ending_signals(events, interrupt=True)
         with notes().status("starting the cluster"):
@@ -90,7 +110,14 @@ def up(
         pass
     finally:
         _on_ending_signals(events, interrupt=True)
-        _stop(cluster)
+        _stop(cluster, drain_s)
+
+
+def _check_model(model: Path | None, settings: Sequence[str]) -> None:
+    """Nodes take a model from their own settings too: flags behind --, the environment, a file."""
+    flags = {word.partition("=")[0].rpartition(".")[2].lstrip("-") for word in settings if word.startswith("--")}
+    if model is None and not flags & {"model", "config"} and not {MODEL_ENV, CONFIG_ENV} & os.environ.keys():
+        raise InvalidRequest("name the model to serve: spolia up --model DIR", field="model")
 
 
 def _on_ending_signals(events: SimpleQueue[NodeExit | None], *, interrupt: bool) -> None:
@@ -123,10 +150,19 @@ def _announce(cluster: LocalCluster, *, as_json: bool) -> None:
     print_columns(("node", "address", "metrics", "pid", "log"), *map(_cells, cluster.nodes))
     print(
         "\nready. Try, in another terminal:\n\n"
+        f"{_exports(cluster)}"
         f'  spolia generate --address {cluster.address} --max-tokens 40 "Once upon a time"\n\n'
         f"{_over_http(cluster)}Ctrl-C ends the cluster.",
         flush=True,
     )
+
+
+def _exports(cluster: LocalCluster) -> str:
+    """What a client of this cluster needs in its environment."""
+    lines = ["SPOLIA_API_KEY=sk-spolia-…   # as `spolia keys create` printed it"] if cluster.asks_for_keys else []
+    if cluster.ca_file is not None:
+        lines.append(f"SPOLIA_CA_FILE={shlex.quote(str(cluster.ca_file.resolve()))}")
+    return "".join(f"  export {line}\n" for line in lines)
 
 
 def _cells(node: LocalNode) -> tuple[str, ...]:
@@ -159,6 +195,31 @@ def _next_event(events: SimpleQueue[NodeExit | None]) -> NodeExit | None:
             continue
 
 
-def _stop(cluster: LocalCluster) -> None:
-    for node in cluster.stop():
-        notes().print(f"{node.name} (pid {node.pid}) did not end in time and was killed")
+def _stop(cluster: LocalCluster, drain_s: float) -> None:
+    """A second signal ends all nodes at once."""
+    telling = threading.Timer(SILENCE_S, _tell_wait, (cluster, drain_s))
+    telling.daemon = True
+    telling.start()
+    try:
+        for node in cluster.stop():
+            notes().print(f"{node.name} (pid {node.pid}) did not end in time and was killed")
+    finally:
+        telling.cancel()
+
+
+def _tell_wait(cluster: LocalCluster, drain_s: float) -> None:
+    serves = any(node.role == "gateway" for node in cluster.nodes)
+    what = "answers under way" if serves else "nodes to end"
+    notes().print(f"waiting for {what}, at most {drain_s:g} s; again to end now")
+
+
+def _drain_limit_s(settings: Sequence[str]) -> float:
+    """The longest that any node of the cluster is given. One that is no number stops the start of its node."""
+    limits = []
+    for role in ROLES:
+        words = [part for word in settings_for(role, settings) for part in word.split("=", 1)]
+        given = [value for flag, value in pairwise(words) if flag == "--drain-timeout-s"]
+        limits.append(given[-1] if given else os.environ.get(DRAIN_ENV, ""))
+    with suppress(ValueError):
+        return max(float(limit or DRAIN_S) for limit in limits)
+    return DRAIN_S

@@ -15,6 +15,7 @@ from spolia.cli.options import (
     Address,
     Json,
     Model,
+    Retry,
     SplitMaxTokens,
     SplitterOption,
     Timeout,
@@ -37,6 +38,7 @@ def warm(
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 86400.0,
+    retry: Retry = 5.0,
     as_json: Json = False,
 ) -> None:
     """Compute the KV of documents and store it, so that later prompts reuse it at any position.
@@ -57,7 +59,11 @@ def warm(
         console=console,
         disable=not console.is_terminal,
     )
-    with Client(address, timeout_s=timeout, retry_s=0, model=model) as client, bar:
+    with (
+        Client(address, timeout_s=timeout, retry_s=retry, model=model) as client,
+        Client(address, timeout_s=timeout, retry_s=0, model=model) as once,
+        bar,
+    ):
         task = bar.add_task("warming", total=len(files), name="", tokens=0)
 
         def on_done(name: str, num_tokens: int) -> None:
@@ -65,6 +71,7 @@ def warm(
 
         report = CorpusWarmer(
             client,
+            once,
             timeout_s=timeout,
             splitter=name_of(splitter),
             split_max_tokens=split_max_tokens,

@@ -110,8 +110,10 @@ class GatewayServiceServicer:
 
     def Forget(self, request, context):
         """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
-        Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
-        which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+        Idempotent. What was computed in prompts around the text stays until it ages out: prefix chunks that contain or
+        follow it, and linked chunks, which LINKED answers computed at its place and behind it. Their ids come from all of
+        a prompt up to there, which nobody keeps, so nobody can name them. Only the tenant's prompts that begin with all
+        of that find them.
         UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -55,8 +55,10 @@ class GatewayServiceStub:
     """
     Forget: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ForgetRequest, _gateway_pb2.ForgetResponse]
     """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
-    Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
-    which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+    Idempotent. What was computed in prompts around the text stays until it ages out: prefix chunks that contain or
+    follow it, and linked chunks, which LINKED answers computed at its place and behind it. Their ids come from all of
+    a prompt up to there, which nobody keeps, so nobody can name them. Only the tenant's prompts that begin with all
+    of that find them.
     UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]
@@ -99,8 +101,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     Forget: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ForgetRequest, _gateway_pb2.ForgetResponse]  # type: ignore[assignment]
     """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
-    Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
-    which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+    Idempotent. What was computed in prompts around the text stays until it ages out: prefix chunks that contain or
+    follow it, and linked chunks, which LINKED answers computed at its place and behind it. Their ids come from all of
+    a prompt up to there, which nobody keeps, so nobody can name them. Only the tenant's prompts that begin with all
+    of that find them.
     UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_gateway_pb2.TokenizeRequest, _gateway_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -158,8 +162,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ForgetResponse, _abc.Awaitable[_gateway_pb2.ForgetResponse]]:
         """Drops the chunks that documents are by themselves, from the stores and from every decode and prefill node.
-        Idempotent. EXACT prefix chunks that contain the text stay until they age out: their ids come from whole prompts,
-        which nobody keeps, so nobody can name them. Their tenant's prompts that begin with the same text still find them.
+        Idempotent. What was computed in prompts around the text stays until it ages out: prefix chunks that contain or
+        follow it, and linked chunks, which LINKED answers computed at its place and behind it. Their ids come from all of
+        a prompt up to there, which nobody keeps, so nobody can name them. Only the tenant's prompts that begin with all
+        of that find them.
         UNAVAILABLE: some could not be reached, see ErrorDetail; all others were asked. Try again.
         """
 

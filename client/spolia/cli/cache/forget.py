@@ -12,6 +12,7 @@ from spolia.cli.options import (
     Address,
     Json,
     Model,
+    Retry,
     SplitMaxTokens,
     SplitterOption,
     Timeout,
@@ -33,14 +34,17 @@ def forget(
     model: Model = "",
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 60.0,
+    retry: Retry = 5.0,
     as_json: Json = False,
 ) -> None:
     """Drop the KV of documents from every tier, store and node, through the gateway.
 
-    Name the splitter with which they were stored. EXACT prefix chunks that contain the text stay until they age out.
+    Name the splitter with which they were stored. What was computed in prompts around them stays until it ages out:
+    prefix chunks (EXACT) and linked chunks (LINKED), whose ids nobody can name without the whole prompt. An operator sees
+    what of a tenant is in stores with cache ls --tenant, and drops it with cache rm.
     """
     documents = read_documents(paths, pattern)
-    with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
+    with Client(address, timeout_s=timeout, retry_s=retry, model=model) as client:
         forgotten = client.forget(documents, splitter=name_of(splitter), split_max_tokens=split_max_tokens)
     if as_json:
         report = plain_record(forgotten)
