@@ -198,6 +198,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "messages", "context_length_exceeded"),
     ({"max_tokens": 256}, 400, "max_tokens", "context_length_exceeded"),
     ({"model": "other"}, 404, "model", "model_not_found"),
+    ({"model": ""}, 400, "model", None),
     ({"reuse": "prefix"}, 400, "reuse", None),
     ({"documents": [""]}, 400, "documents[0]", None),
     ({"documents": ["x"] * 4097}, 400, "documents", None),

@@ -119,12 +119,12 @@ def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     if first["loc"] == ("body",):
         message = "the body must be a JSON object, sent with content-type application/json"
         return JSONResponse(body_of(message, _REQUEST, None, None), 400)
-    param = _path(first["loc"])
+    param = path_of(first["loc"])
     if first["type"] == "extra_forbidden":
         message = f"unrecognised field {param}"
         return JSONResponse(body_of(message, _REQUEST, param, "unrecognised_field"), 400)
     # A field of several types fails once for each.
-    problems = dict.fromkeys(str(error["msg"]) for error in errors if _path(error["loc"]).startswith(param))
+    problems = dict.fromkeys(str(error["msg"]) for error in errors if path_of(error["loc"]).startswith(param))
     return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
 
 
@@ -150,7 +150,7 @@ def _in_words_of_http(error: SpoliaError, param: str | None) -> str:
     return re.sub(rf"(?<![\w.]){re.escape(error.field)}(?!\w)", lambda _: param, error.message)
 
 
-def _path(location: Sequence[Any]) -> str:
+def path_of(location: Sequence[Any]) -> str:
     """The field a problem is in: messages[0].role of ("body", "messages", 0, "role").
 
     What stands behind a field of several types is the type that was tried, and no field.
