@@ -125,8 +125,8 @@ def _check_untitled(documents: Sequence[ReusableText]) -> None:
 
 
 def _check_titles(render: Callable[..., str], named: Sequence[Mapping[str, str]]) -> None:
-    """Raises `NotSupported` where the template leaves a title out. A title may be any word of the chat, so words that no
-    message can hold take the titles' places in a rendering of its own; templates may change their case.
+    """Raises `NotSupported` where the template leaves a title out. A title may be any word of the chat, so words that
+    no message can hold take the titles' places in a rendering of its own; templates may change their case.
     """
     stem = secrets.token_hex(16)
     marks = {index: f"{stem}t{index}e" for index, document in enumerate(named) if "title" in document}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.errors import path_of
 from spolia_gateway.http.request_body import BodyRefused
 
-_MAY_HOLD_HALVES = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]|\xed[\xa0-\xbf]"
-)
-"""What a body with half a character in it has: an escape without its other half, or bytes that are none in UTF-8. To look
-for them takes a thousandth of parsing; values are looked through where there are any."""
-_HALF = re.compile("[\ud800-\udfff]")
+_SIGNS_OF_HALVES = (b"\\ud", b"\\uD", b"\xed")
+"""Without these in its bytes a body holds no half of a character; with one it may, and is looked through."""
+MAX_SEARCHED_BYTES = 1 << 20
+"""Larger bodies are not read again, number by number, to say where the longest stands."""
 
 Location = tuple[str | int, ...]
 
@@ -43,7 +40,7 @@ class JsonRequest(Request):
             ) from None
         except ValueError:
             raise _long_number_in(body) from None
-        if _MAY_HOLD_HALVES.search(body):
+        if any(sign in body for sign in _SIGNS_OF_HALVES):
             _check_characters(value)
         return value
 
@@ -53,9 +50,14 @@ class _LongNumber:
     num_digits: int
 
 
+_SEEN = (dict, list, str, _LongNumber)
+
+
 def _long_number_in(body: bytes) -> InvalidRequest:
     """The error for a body with an integer of more digits than Python reads."""
     most = sys.get_int_max_str_digits()
+    if len(body) > MAX_SEARCHED_BYTES:
+        return InvalidRequest(f"the body has a number of more than {most} digits", limit=f"{most} digits")
 
     def read(digits: str) -> int | _LongNumber:
         num_digits = len(digits.lstrip("-"))
@@ -73,11 +75,19 @@ def _long_number_in(body: bytes) -> InvalidRequest:
     return InvalidRequest("the body is no JSON that can be read")
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_characters(value: Any) -> None:
     """Raises `InvalidRequest` for half a character, which JSON can spell and Unicode does not have."""
     for location, each in _values(value):
         texts = each if isinstance(each, dict) else (each,) if isinstance(each, str) else ()
-        if any(map(_HALF.search, texts)):
+        if not all(map(_is_unicode, texts)):
             field = path_of(location)
             raise InvalidRequest(
                 f"{field or 'the body'} holds half a character (a lone surrogate), which is no Unicode text",
@@ -87,12 +97,12 @@ def _check_characters(value: Any) -> None:
 
 
 def _values(value: Any) -> Iterator[tuple[Location, Any]]:
-    """Every value in a value of JSON, and where it stands."""
+    """What is in a value of JSON but for plain numbers and constants, and where it stands."""
     left: list[tuple[Location, Any]] = [(("body",), value)]
     while left:
         location, each = left.pop()
         yield location, each
         if isinstance(each, dict):
-            left.extend(((*location, key), child) for key, child in each.items())
+            left.extend(((*location, key), child) for key, child in each.items() if isinstance(child, _SEEN))
         elif isinstance(each, list):
-            left.extend(((*location, index), child) for index, child in enumerate(each))
+            left.extend(((*location, index), child) for index, child in enumerate(each) if isinstance(child, _SEEN))

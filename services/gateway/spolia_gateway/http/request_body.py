@@ -23,8 +23,8 @@ class BodyRefused(HTTPException):
 
 
 def check_encoding(told: str) -> None:
-    """Raises `BodyRefused` unless the header `content-encoding`, empty for none, says that the body is as it is: what is
-    packed small may be of any size.
+    """Raises `BodyRefused` unless `content-encoding`, empty for none, says that the body comes as it is. What is packed
+    small may be of any size.
     """
     if told.strip().lower() not in ("", "identity"):
         message = f"content-encoding {told[:100]} is not read; send the body as it is"
