@@ -89,7 +89,7 @@ class ToolChoice:
         if said is None:
             return error
         field = self.tools[int(said[1])].field
-        return InvalidRequest(f"{field} cannot be enforced: {refused[2]}", field=field, limit=error.limit)
+        return type(error)(f"{field} cannot be enforced: {refused[2]}", field=field, limit=error.limit)
 
 
 def read_tool_choice(tools: object, choice: object = None, *, parallel: bool = True) -> ToolChoice:

@@ -311,7 +311,7 @@ class EngineCore:
     def compile_constraint(self, params: SamplingParams) -> Grammar | None:
         """The grammar of the request's constraint, if it has one. Takes time, off the thread that computes.
 
-        Raises `InvalidRequest` for one that cannot be enforced, `NotSupported` where this model has no constraints.
+        Raises as `Grammars.compile` does, and `NotSupported` where this model has no constraints.
         """
         if params.constraint is None:
             return None

@@ -6,6 +6,7 @@ that is taken up elsewhere tells them again. The grammars are llguidance's.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,6 +35,8 @@ WHITESPACE = "[ ]?"
 """Between the pieces of JSON: a model that knows no better would indent until its tokens are spent."""
 
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": WHITESPACE, "lenient": False}
+_NOT_SERVED = re.compile(r"(^|: )(Unimplemented keys|Unknown format)\b|\bnot supported\b|\bnot present in a registry\b")
+"""How the library says that it knows what is asked for and does not do it; its other reasons are mistakes."""
 
 
 class Matcher:
@@ -120,8 +123,8 @@ class Grammars:
     def compile(self, constraint: Constraint) -> Grammar:
         """The grammar of a checked constraint: milliseconds, a second with the first. Not for an event loop.
 
-        Raises `InvalidRequest`, with the library's reason, for what cannot be enforced; `NotSupported` where the
-        model's tokens cannot be used.
+        Raises, with the library's reason, `InvalidRequest` for what means nothing, and `NotSupported` for what would
+        mean something and is not enforced, or where the model's tokens cannot be used.
         """
         with self._lock:
             kept = self._kept.get(constraint)
@@ -142,7 +145,8 @@ def _compiled(constraint: Constraint, tokens: LLTokenizer, vocab_size: int) -> G
     matcher = LLMatcher(tokens, _text_of(constraint), log_level=0, limits=limits)
     if matcher.is_error():
         reason = _reason(matcher.get_error())
-        raise InvalidRequest(
+        kind = NotSupported if _NOT_SERVED.search(reason) else InvalidRequest
+        raise kind(
             f"{constraint.field} cannot be enforced: {reason}", field=constraint.field, limit="docs/structured.md"
         )
     return Grammar(matcher, constraint, vocab_size)
@@ -171,4 +175,5 @@ def _literal(text: str) -> str:
 def _reason(error: str) -> str:
     """The line of the library's message that says what is wrong; the others show where."""
     lines = [line.strip() for line in error.strip().splitlines()] or ["no reason given"]
-    return next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")[:300]
+    said = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
+    return said.partition(". Enable ")[0][:300]  # what follows are options of the library, which no request can set

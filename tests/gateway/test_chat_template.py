@@ -210,6 +210,17 @@ def test_a_document_without_a_place_is_refused(
     assert caught.value.field == field
 
 
+def test_a_title_is_printed_or_refused() -> None:
+    documents = [ReusableText("one"), ReusableText("two", "is")]
+    printing = "{% for d in documents %}{% if d.title %}<{{ d.title | upper }}>{% endif %}{{ d.text }}{% endfor %}"
+    assert shown(chat_parts(template_of(printing), CHAT, documents)) == ["[one]", "<IS>", "[two]"]
+    untitled = template_of("{% for d in documents %}this is {{ d.text }}{% endfor %}{{ messages[0].content }}")
+    with pytest.raises(NotSupported, match="without their titles") as caught:
+        chat_parts(untitled, CHAT, documents)
+    assert caught.value.field == "documents[1].title"
+    assert shown(chat_parts(untitled, CHAT, documents[:1]))[:2] == ["this is ", "[one]"]
+
+
 def test_a_template_that_leaves_a_document_out_is_refused() -> None:
     first_only = template_of("{{ documents[0].text }}{{ messages[0].content }}")
     with pytest.raises(NotSupported, match=r"documents\[1\]"):

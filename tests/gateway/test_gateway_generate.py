@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from gateway_fakes import (
     FINGERPRINT,
     UTF8_ANSWER,
@@ -211,8 +212,13 @@ async def test_a_request_that_kills_nodes_stops_at_max_attempts(model: Path) -> 
 async def test_what_no_node_would_take_is_not_tried_twice(model: Path, error: SpoliaError) -> None:
     a, b = FakeDecode("a", fails_after(0, error)), FakeDecode("b")
     async with world(model, decodes=[a, b]) as w:
-        told = await failure(w, text_request("the stones"))
+        with captured_logs() as lines:
+            told = await failure(w, text_request("the stones"))
         assert (type(told), told.message, told.field) == (type(error), error.message, error.field)
+        levels = [line["log_level"] for line in lines if line["event"] == "attempt failed"]
+        assert levels == ["warning" if isinstance(error, InternalError) else "debug"], (
+            "a caller's mistake is no warning"
+        )
         assert not b.requests
 
 

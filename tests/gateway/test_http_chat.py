@@ -13,7 +13,7 @@ from gateway_fakes import FakeDecode
 from http_worlds import HttpWorld, chat_model, events_of, http_world, says, token_of
 
 from spolia.v1 import common_pb2
-from spolia_core.errors import Busy, InternalError, Unavailable
+from spolia_core.errors import Busy, InternalError, NotSupported, SpoliaError, Unavailable
 from spolia_gateway.caller import Caller
 
 CHAT: list[Any] = [{"role": "user", "content": "hello"}]
@@ -198,6 +198,7 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "messages", "context_length_exceeded"),
     ({"max_tokens": 256}, 400, "max_tokens", "context_length_exceeded"),
     ({"model": "other"}, 404, "model", "model_not_found"),
+    ({"model": ""}, 400, "model", None),
     ({"reuse": "prefix"}, 400, "reuse", None),
     ({"documents": [""]}, 400, "documents[0]", None),
     ({"documents": ["x"] * 4097}, 400, "documents", None),
@@ -232,6 +233,24 @@ async def test_a_response_format_is_carried_to_the_node(met: HttpWorld, decode: 
     constraints = [request.sampling for request in decode.requests]
     assert constraints[0].WhichOneof("constraint") == "json_object"
     assert json.loads(constraints[1].json_schema) == schema
+
+
+async def test_what_a_node_refuses_is_told_in_the_fields_of_the_body(chatty: Path) -> None:
+    field = "sampling.json_schema"
+    error: SpoliaError = NotSupported(f"{field} cannot be enforced: Unimplemented keys", field=field)
+
+    async def refuses(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise error
+        yield
+
+    async with http_world(chatty, [FakeDecode("d0", refuses)]) as met:
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"uniqueItems": True}}}
+        answer = await met.http.post("/v1/chat/completions", json={"messages": CHAT, "response_format": form})
+        told = answer.json()["error"]
+        assert (answer.status_code, told["code"]) == (400, "not_supported")
+        assert told["param"] == "response_format.json_schema.schema"
+        assert "response_format.json_schema.schema cannot be enforced: " in told["message"]
+        assert "sampling" not in told["message"]
 
 
 async def test_neutral_values_of_what_is_not_served_are_taken(met: HttpWorld) -> None:

@@ -156,3 +156,12 @@ async def test_a_stream_of_completions_is_framed_as_events(met: HttpWorld) -> No
     assert events[-2]["choices"] == []
     assert events[-2]["usage"]["completion_tokens"] == 3
     assert events[-1] == "[DONE]"
+
+
+async def test_a_token_nobody_knows_is_told_of_the_prompt(met: HttpWorld, decode: FakeDecode) -> None:
+    answer = await met.http.post("/v1/completions", json={"prompt": [0, 4_000_000_000]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "prompt")
+    assert error["message"].startswith("prompt ")
+    assert "parts" not in error["message"]
+    assert not decode.requests

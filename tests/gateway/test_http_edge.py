@@ -83,6 +83,17 @@ async def test_bodies_that_are_none_are_told_so(met: HttpWorld) -> None:
         assert words in answer.json()["error"]["message"], answer.text
 
 
+async def test_a_body_that_is_packed_is_refused_and_one_that_says_it_is_not_is_taken(met: HttpWorld) -> None:
+    for encoding, status in (("gzip", 415), ("identity, br", 415), ("Identity", 200)):
+        headers = {"content-encoding": encoding}
+        answer = await met.http.post("/v1/completions", json={"prompt": "x"}, headers=headers)
+        assert answer.status_code == status, answer.text
+        if status == 415:
+            error = answer.json()["error"]
+            assert error["code"] == "unsupported_content_encoding"
+            assert encoding in error["message"]
+
+
 async def test_a_body_too_large_is_refused_unread(met: HttpWorld) -> None:
     answer = await met.http.post("/v1/completions", json={"prompt": "x" * 3000})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
@@ -107,7 +118,9 @@ async def test_a_request_id_that_cannot_travel_is_refused(met: HttpWorld) -> Non
     for bad in ("x" * 129, "caf\u00e9"):
         answer = await met.http.get("/version", headers={"x-request-id": bad.encode()})
         assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == "request_id"
+        error = answer.json()["error"]
+        assert error["param"] == "x-request-id"
+        assert error["message"].startswith("x-request-id ")
         assert answer.headers["x-request-id"] != bad
 
 
@@ -122,9 +135,32 @@ async def test_numbers_json_does_not_know_are_refused(met: HttpWorld) -> None:
 async def test_text_that_is_no_unicode_is_refused(met: HttpWorld) -> None:
     headers = {"content-type": "application/json"}
     for field in ("prompt", "stop", "model", "cache_salt"):
-        content = json.dumps({"prompt": "x"} | {field: "\udfff"}).encode()
-        answer = await met.http.post("/v1/completions", content=content, headers=headers)
-        assert answer.status_code == 400, answer.text
+        whole = json.dumps({"prompt": "\U0001f600"} | {field: "x\udfff"})
+        for content in (whole.encode(), whole.replace("\\udfff", "\udfff").encode("utf-8", "surrogatepass")):
+            answer = await met.http.post("/v1/completions", content=content, headers=headers)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, field)
+            assert error["message"].startswith(f"{field} holds half a character")
+    turns = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}).encode()
+    answer = await met.http.post("/v1/chat/completions", content=turns, headers=headers)
+    assert answer.json()["error"]["param"] == "messages[0].content"
+    for key in ('"\\ud800": 1', '"stop": ["\\ud800"]'):
+        answer = await met.http.post("/v1/completions", content=f"{{{key}}}".encode(), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop[0]" if "stop" in key else None)
+
+
+async def test_numbers_and_nesting_beyond_what_is_read_are_told_in_words_of_http(model: Path) -> None:
+    headers = {"content-type": "application/json"}
+    async with http_world(model, [FakeDecode("d0", says)]) as met:
+        for content, param, words in (
+            (f'{{"seed": -{"7" * 4301}}}', "seed", "seed has a number of 4301 digits; at most 4300 are read"),
+            (f'{{"prompt": [1, {"7" * 4301}]}}', "prompt[1]", "prompt[1] has a number of 4301 digits"),
+            ("[" * 100_000, None, "the body is no JSON that can be read: it is nested too deep"),
+        ):
+            answer = await met.http.post("/v1/completions", content=content.encode(), headers=headers)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, param)
+            assert error["message"].startswith(words)
 
 
 async def test_a_node_about_to_drain_answers_and_ends_the_connection(model: Path) -> None:

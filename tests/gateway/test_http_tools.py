@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 
 from spolia.constraint_message import constraint_of
 from spolia.v1 import common_pb2, decode_pb2
-from spolia_core.errors import InvalidRequest
+from spolia_core.errors import NotSupported
 from spolia_core.tools import read_tool_choice
 
 TEMPLATE = (
@@ -292,7 +292,7 @@ async def test_a_nodes_refusal_names_the_tool(met: HttpWorld, speaker: Speaker) 
     named = {"type": "function", "function": {"name": "time"}}
     for choice, line, param in ((named, 5, "tools[1].function.parameters"), (named, 99, "tools"), ("auto", 1, "tools")):
         said = f"sampling.lark cannot be enforced: at {line}(9): failed: Unimplemented keys"
-        speaker.error = InvalidRequest(said, field="sampling.lark")
+        speaker.error = NotSupported(said, field="sampling.lark")
         for streams in (False, True):
             with pytest.raises(openai.BadRequestError, match="cannot be enforced") as caught:
                 await met.openai.chat.completions.create(
@@ -302,4 +302,5 @@ async def test_a_nodes_refusal_names_the_tool(met: HttpWorld, speaker: Speaker) 
                     tool_choice=choice,  # type: ignore[arg-type]  # one of both kinds
                     stream=streams,
                 )
-            assert caught.value.param == param
+            assert (caught.value.param, caught.value.code) == (param, "not_supported")
+            assert "sampling." not in caught.value.message

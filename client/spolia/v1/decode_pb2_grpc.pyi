@@ -38,7 +38,7 @@ class DecodeServiceStub:
     A retry elsewhere sets `resume`.
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
     "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
-    constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+    constraint that is not enforced, that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
     The first three may succeed on another node.
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
@@ -62,7 +62,7 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     A retry elsewhere sets `resume`.
     INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
     "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
-    constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+    constraint that is not enforced, that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
     The first three may succeed on another node.
     RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
     elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.
@@ -89,7 +89,7 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         A retry elsewhere sets `resume`.
         INVALID_ARGUMENT: bad field. FAILED_PRECONDITION: another fingerprint or recipe than this node's (ErrorDetail.field
         "fingerprint", "recipe"); or LINKED forbidden by this node's profile ("profile") or impossible ("mode"); or a
-        constraint that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
+        constraint that is not enforced, that this model's tokens cannot follow or that grew too large ("model", "sampling.regex" and so on).
         The first three may succeed on another node.
         RESOURCE_EXHAUSTED: too many wait, or the pool lost its room meanwhile; retry after ErrorDetail.retry_after_ms, or
         elsewhere. DEADLINE_EXCEEDED: no place or memory came free in time. UNAVAILABLE: draining.

@@ -68,6 +68,8 @@ def _rendered(render: Callable[..., str], messages: Messages, documents: Sequenc
         _check_untitled(documents)
         rendered = render(_before_first_question(messages, marks))
         missing = marks.missing_in(rendered)
+    else:
+        _check_titles(partial(render, messages), named)
     if missing:
         raise NotSupported(
             f"the model's chat template leaves out documents[{missing[0]}]", field="documents", actual=str(missing[0])
@@ -119,6 +121,26 @@ def _check_untitled(documents: Sequence[ReusableText]) -> None:
                 "go before the first user message",
                 field=f"documents[{index}].title",
                 actual=document.title,
+            )
+
+
+def _check_titles(render: Callable[..., str], named: Sequence[Mapping[str, str]]) -> None:
+    """Raises `NotSupported` where the template leaves a title out. A title may be any word of the chat, so words that
+    no message can hold take the titles' places in a rendering of its own; templates may change their case.
+    """
+    stem = secrets.token_hex(16)
+    marks = {index: f"{stem}t{index}e" for index, document in enumerate(named) if "title" in document}
+    if not marks:
+        return
+    marked = [{**each, "title": marks[index]} if index in marks else each for index, each in enumerate(named)]
+    rendered = render(documents=marked).lower()
+    for index, mark in marks.items():
+        if mark not in rendered:
+            field = f"documents[{index}].title"
+            raise NotSupported(
+                f"{field} has no place: the model's chat template prints documents without their titles",
+                field=field,
+                actual=named[index]["title"],
             )
 
 

@@ -9,11 +9,11 @@ from contextlib import aclosing
 import grpc
 
 from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
-from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
+from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
 from spolia_gateway.answer_streams import AnswerBroken, AnswerStreams
 from spolia_gateway.answer_terms import AnswerTerms
-from spolia_gateway.attempts import Attempts, RetryPolicy
+from spolia_gateway.attempts import Attempts, RetryPolicy, may_succeed_elsewhere
 from spolia_gateway.catalog import serves_linked
 from spolia_gateway.failures import NodeLost, failure_of
 from spolia_gateway.generation_request import GenerationRequest
@@ -178,7 +178,8 @@ class Generator:
     ) -> None:
         if isinstance(error, NodeLost):
             self._cluster.mark_dead(node.node_id)
-        note = log.debug if isinstance(error, Busy) else log.warning
+        is_the_callers = isinstance(error, InvalidRequest | NotSupported) and not may_succeed_elsewhere(error)
+        note = log.debug if is_the_callers or isinstance(error, Busy) else log.warning
         note(
             "attempt failed",
             request_id=request.request_id,

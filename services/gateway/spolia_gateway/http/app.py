@@ -56,16 +56,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _no_text(request: Request, error: Exception) -> Response:
-    """JSON can spell halves of characters, which no message to a node can hold."""
-    return error_response(InvalidRequest(f"the body holds text that is no Unicode: {error}"))
+    """JSON can spell halves of characters, which no message to a node can hold; `JsonRequest` finds most."""
+    return error_response(InvalidRequest("the request holds half a character (a lone surrogate)"))
 
 
 async def _not_served(request: Request, error: Exception) -> Response:
     told = cast(HTTPException, error)
     if isinstance(told, BodyRefused):
         return plain_error(told.status_code, told.detail, told.code, told.headers)
-    if isinstance(told.__cause__, RecursionError | ValueError):  # how FastAPI tells of JSON that Python gives up on
-        return plain_error(400, f"the body is no JSON that can be read: {told.__cause__}", "invalid_json")
+    if isinstance(told.__cause__, SpoliaError):  # FastAPI wraps what reading a body raises
+        return await _refused(request, told.__cause__)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(told.status_code, "http_error")
     message = f"{request.method} {request.url.path} is not served: {told.detail}"
     return plain_error(told.status_code, message, code, told.headers)

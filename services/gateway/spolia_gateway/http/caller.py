@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from spolia_gateway.caller import Caller
 from spolia_gateway.http.front_door import Front, FrontDoor
+from spolia_gateway.http.json_request import JsonRequest
+from spolia_gateway.http.request_body import check_encoding
 from spolia_gateway.identities import EVERY_CALL
 
 
@@ -27,7 +29,8 @@ class KeyedRoute(APIRoute):
 
         async def answer_callers(request: Request) -> Response:
             request.state.caller = _shown(request, request.app.state.front, EVERY_CALL)
-            return await answer(request)
+            check_encoding(request.headers.get("content-encoding", ""))
+            return await answer(JsonRequest(request.scope, request.receive))
 
         return answer_callers
 

@@ -67,13 +67,17 @@ _FIELD = re.compile(r"(?!(str|int|float|bool|list|dict)$)[A-Za-z_]\w*")
 _PARAMS = {
     "sampling.num_samples": "n",
     "sampling.num_top_logprobs": "top_logprobs",
-    "sampling.json_schema": "response_format",
+    "sampling.json_schema": "response_format.json_schema.schema",
     "sampling.json_object": "response_format",
     "sampling.lark": "tools",
     "mode": "reuse",
     "profile": "reuse",
+    "request_id": "x-request-id",
 }
-"""What fields of the gateway's messages are called in HTTP bodies, where that is not their last word."""
+"""What fields of the gateway's messages are called over HTTP, where that is not their last word."""
+
+_INNER = re.compile(r"sampling\.|parts\b|request_id$")
+"""Fields whose names no client over HTTP has seen: messages say them too."""
 
 
 def http_error_of(error: SpoliaError) -> HttpError:
@@ -85,7 +89,8 @@ def error_body(error: SpoliaError, prompt_field: str = "prompt") -> dict[str, An
     """The body for `error`; `prompt_field` is what holds the prompt in the request that met it."""
     told = http_error_of(error)
     code = "model_not_found" if isinstance(error, NotFound) and error.field == "model" else told.code
-    return body_of(error.message, told.type, _param(error.field, prompt_field), code)
+    param = _param(error.field, prompt_field)
+    return body_of(_in_words_of_http(error, param), told.type, param, code)
 
 
 def body_of(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -114,12 +119,12 @@ def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     if first["loc"] == ("body",):
         message = "the body must be a JSON object, sent with content-type application/json"
         return JSONResponse(body_of(message, _REQUEST, None, None), 400)
-    param = _path(first["loc"])
+    param = path_of(first["loc"])
     if first["type"] == "extra_forbidden":
         message = f"unrecognised field {param}"
         return JSONResponse(body_of(message, _REQUEST, param, "unrecognised_field"), 400)
     # A field of several types fails once for each.
-    problems = dict.fromkeys(str(error["msg"]) for error in errors if _path(error["loc"]).startswith(param))
+    problems = dict.fromkeys(str(error["msg"]) for error in errors if path_of(error["loc"]).startswith(param))
     return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
 
 
@@ -134,11 +139,18 @@ def _param(field: str, prompt_field: str) -> str | None:
     if not field:
         return None
     if re.match(r"parts\b", field):
-        return prompt_field
+        return "documents" if ".document" in field else prompt_field
     return _PARAMS.get(field, field.removeprefix("sampling."))
 
 
-def _path(location: Sequence[Any]) -> str:
+def _in_words_of_http(error: SpoliaError, param: str | None) -> str:
+    """The message, its field called `param` in it."""
+    if param is None or not _INNER.match(error.field):
+        return error.message
+    return re.sub(rf"(?<![\w.]){re.escape(error.field)}(?!\w)", lambda _: param, error.message)
+
+
+def path_of(location: Sequence[Any]) -> str:
     """The field a problem is in: messages[0].role of ("body", "messages", 0, "role").
 
     What stands behind a field of several types is the type that was tried, and no field.

@@ -14,6 +14,8 @@ from spolia_gateway.chat_parts import ReusableText
 
 MAX_UINT32 = 2**32 - 1
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
+ModelName = Annotated[str, Field(min_length=1)]
+"""May be left out, but who names a model has one in mind."""
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 MODES = {"exact": common_pb2.REUSE_MODE_EXACT, "linked": common_pb2.REUSE_MODE_LINKED}
 
@@ -47,7 +49,7 @@ def reusable_texts(documents: Sequence[str | DocumentText] | None) -> list[Reusa
 class GenerationFields(Strict):
     """What both kinds of request may ask for. The last group is Spolia's own; docs/http.md has them all."""
 
-    model: str = ""
+    model: ModelName = ""
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
     seed: Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None

@@ -22,6 +22,15 @@ class BodyRefused(HTTPException):
         self.code = code
 
 
+def check_encoding(told: str) -> None:
+    """Raises `BodyRefused` unless `content-encoding`, empty for none, says that the body comes as it is. What is packed
+    small may be of any size.
+    """
+    if told.strip().lower() not in ("", "identity"):
+        message = f"content-encoding {told[:100]} is not read; send the body as it is"
+        raise BodyRefused(415, message, "unsupported_content_encoding")
+
+
 class RequestBody:
     """The body, counted and timed as it comes. After its end it only says when the client has gone."""
 

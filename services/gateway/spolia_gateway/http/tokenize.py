@@ -11,7 +11,7 @@ from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.caller import Asking, KeyedRoute
 from spolia_gateway.http.chat_request import FunctionTool, told_of
-from spolia_gateway.http.fields import DocumentText, Strict, reusable_texts
+from spolia_gateway.http.fields import DocumentText, ModelName, Strict, reusable_texts
 from spolia_gateway.http.front_door import Front
 from spolia_gateway.http.messages import Message, turns_of
 from spolia_gateway.http.models import context_tokens
@@ -22,7 +22,7 @@ router = APIRouter(route_class=KeyedRoute)
 class TokenizeRequest(Strict):
     """A prompt, or a chat, as a completion would take it."""
 
-    model: str = ""
+    model: ModelName = ""
     prompt: Annotated[str, Field(min_length=1)] | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     documents: list[str | DocumentText] | None = None
