@@ -11,13 +11,14 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import grpc
 
 from spolia.errors import error_from_rpc
 from spolia.lifetime import Lifetime
-from spolia_core.errors import Cancelled, Unavailable
+from spolia_core.errors import Cancelled, InvalidRequest, Unavailable
 
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 1.0
@@ -47,33 +48,39 @@ class Patience:
         self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
         return wait_s if time.monotonic() + wait_s < self._until_s else None
 
-    def check_goes_on(self) -> None:
-        """After a pause: raises `Cancelled` where the client was closed meanwhile."""
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Around a try: raises `Cancelled` where the client was closed since the call began."""
         self._lifetime.check_still_open()
+        try:
+            yield
+        except (InvalidRequest, ValueError, grpc.aio.UsageError):  # how a closed client, and a closed channel, refuse
+            self._lifetime.check_still_open()
+            raise
 
     def call(self, begin: Callable[[], T]) -> T:
         """What `begin`, a call with one answer, returns in the end. Raises how the last try failed."""
         while True:
             try:
-                return begin()
+                with self.trying():
+                    return begin()
             except grpc.RpcError as error:
                 wait_s = self.pause_s(error)
                 if wait_s is None:
                     raise
             time.sleep(wait_s)
-            self.check_goes_on()
 
     async def acall(self, begin: Callable[[], Awaitable[T]]) -> T:
         """The same for asyncio."""
         while True:
             try:
-                return await begin()
+                with self.trying():
+                    return await begin()
             except grpc.RpcError as error:
                 wait_s = self.pause_s(error)
                 if wait_s is None:
                     raise
             await asyncio.sleep(wait_s)
-            self.check_goes_on()
 
 
 class ServerStream(Protocol[T_co]):
@@ -110,8 +117,8 @@ class PatientStream(Generic[T]):
                     raise
             if self._cancelled.wait(wait_s):
                 raise Cancelled("the stream was cancelled")
-            self._patience.check_goes_on()
-            self._call = self._begin()
+            with self._patience.trying():
+                self._call = self._begin()
             if self._cancelled.is_set():  # while this call began: the one before it was cancelled
                 self._call.cancel()
 
@@ -158,8 +165,8 @@ class AsyncPatientStream(Generic[T]):
                 await self._pause  # a `cancel` ends it as it would end a call
             finally:
                 self._pause = None
-            self._patience.check_goes_on()
-            self._call = self._begin()
+            with self._patience.trying():
+                self._call = self._begin()
 
     def cancel(self) -> bool:
         """Ends the call, or the wait for the next; False once it has ended."""

@@ -1,4 +1,7 @@
-"""What services are made of: compile chunks, build contexts, decode.
+"""A node's operations on a model and its KV: compile chunks, build contexts, decode.
+
+What schedules them is elsewhere: `spolia_worker` and the services, or `Engine` (engine.py), which adds prompts answered
+in one process.
 
 One thread at a time may compute; pool and residents are safe to use from others, and so are `adopt` and
 `acquire_prefix`.
@@ -50,7 +53,7 @@ __all__ = ["EngineCore", "OnLayer", "PassOptions"]
 
 
 class EngineCore:
-    """A model, a pool, and the operations the services are made of."""
+    """A model, a pool, and the operations on them. Nodes hold an `Engine`, and call what is here."""
 
     def __init__(
         self,

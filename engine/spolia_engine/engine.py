@@ -1,4 +1,6 @@
-"""The whole system in one process, without a network: the oracle for all else, and the easiest place to start."""
+"""The engine as nodes load it, and the whole system in one process: `Engine.generate`, without a network, is the oracle
+for all else, and the easiest place to start.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,10 @@ class _ReuseOptions:
 
 
 class Engine(EngineCore):
-    """A model that answers prompts, keeping and reusing KV as the cluster would, on the terms of its profile."""
+    """A model that answers prompts, keeping and reusing KV as the cluster would, on the terms of its profile.
+
+    Nodes make one too, and use the operations of `EngineCore` alone: their profile is in the node's `LinkTerms`.
+    """
 
     def __init__(
         self,

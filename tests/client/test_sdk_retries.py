@@ -12,7 +12,7 @@ import fake_gateway
 import pytest
 from fake_gateway import HELLO, FakeGateway, delta, finish
 
-from spolia import AsyncClient, Busy, Cancelled, Client, InvalidRequest, Unavailable
+from spolia import AsyncClient, Busy, Cancelled, ChatMessage, Client, InvalidRequest, Unavailable
 
 GONE = Unavailable("being replaced")
 METHODS = [
@@ -20,6 +20,7 @@ METHODS = [
     ("warm", (["a text"],)),
     ("forget", (["a text"],)),
     ("tokenize", ("Hi",)),
+    ("render_chat", ([ChatMessage("user", "Hi")],)),
     ("models", ()),
     ("cluster", ()),
 ]
@@ -33,6 +34,10 @@ class Recovering(FakeGateway):
     def _begin(self, request: Any, context: Any) -> None:
         self.failure = GONE if len(self.requests) < self.num_failures else None
         super()._begin(request, context)
+
+    def RenderChat(self, request: Any, context: Any) -> Any:
+        self._begin(request, context)  # which the other calls do by themselves
+        return super().RenderChat(request, context)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
@@ -160,6 +165,62 @@ def test_a_client_that_is_closed_tries_nothing_again(gateway: FakeGateway) -> No
     threading.Timer(0.3, client.close).start()
     with pytest.raises(Cancelled, match="closed"):
         stream.result()
+
+
+def test_a_client_that_is_closed_as_the_next_try_begins_ends_its_calls_as_cancelled(gateway: FakeGateway) -> None:
+    gateway.failure = GONE
+    with Client(gateway.address, retry_s=50) as client, client.stream("Hi") as stream:
+        begin_stream = stream._call._begin  # type: ignore[attr-defined]  # the moment is inside it
+        stream._call._begin = lambda: (client.close(), begin_stream())[1]  # type: ignore[attr-defined]
+        with pytest.raises(Cancelled, match="closed"):
+            stream.result()
+    with Client(gateway.address, retry_s=50) as client:
+        client._stub.Tokenize = _closes_before_its_second(client._stub.Tokenize, client.close)  # type: ignore[method-assign]
+        with pytest.raises(Cancelled, match="closed"):
+            client.tokenize("Hi")
+
+
+async def test_an_async_client_that_is_closed_as_the_next_try_begins_ends_its_calls_as_cancelled(
+    gateway: FakeGateway,
+) -> None:
+    gateway.failure = GONE
+    async with AsyncClient(gateway.address, retry_s=50) as client:
+        stream = client.stream("Hi")
+        begin_stream = stream._call._begin  # type: ignore[attr-defined]  # the moment is inside it
+
+        def begin_closed() -> Any:
+            client._lifetime.close()
+            return begin_stream()
+
+        stream._call._begin = begin_closed  # type: ignore[attr-defined]
+        with pytest.raises(Cancelled, match="closed"):
+            await stream.result()
+    async with AsyncClient(gateway.address, retry_s=50) as client:
+        tokenize, tries = client._stub.Tokenize, 0
+
+        async def closes_before_its_second(*args: Any, **options: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries == 2:
+                await client.close()
+            return await tokenize(*args, **options)
+
+        client._stub.Tokenize = closes_before_its_second  # type: ignore[assignment,method-assign]
+        with pytest.raises(Cancelled, match="closed"):
+            await client.tokenize("Hi")
+
+
+def _closes_before_its_second(method: Callable[..., Any], close: Callable[[], None]) -> Callable[..., Any]:
+    tries = 0
+
+    def called(*args: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            close()
+        return method(*args, **options)
+
+    return called
 
 
 def test_an_answer_is_read_delta_by_delta_after_a_failure() -> None:

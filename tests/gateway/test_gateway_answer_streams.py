@@ -210,6 +210,24 @@ async def test_another_connection_has_a_stream_of_its_own_and_the_old_one_ends_w
         assert a.requests[-1].answer_stream == list(a.posted)[-1]
 
 
+async def test_closing_ends_streams_of_older_connections_too(model: Path) -> None:
+    a = SharedDecode("a")
+    async with world(model, decodes=[a]) as w:
+        await known(w, a)
+        streams = w.node.gateway._generator._answers
+        old = streams._streams[a.address]
+        with streams.inbox(a.address):  # so it goes on when another takes its place
+            channels = w.node._channels
+            (key,) = [key for key in channels._channels if key[0] == a.address]
+            channels._retire(channels._channels.pop(key))
+            await known(w, a)
+            assert old.is_retired
+            assert old.reading is not None
+            assert not old.reading.done()
+            await streams.close()
+            assert old.reading.done()
+
+
 async def test_whatever_ends_a_call_is_heard_by_who_reads_its_answer() -> None:
     async def fails_oddly() -> AsyncIterator[Any]:
         yield decode_pb2.DecodeServiceGenerateResponse()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import resource
 
 import pytest
+from structlog.testing import capture_logs
 
+from spolia_node import process
+from spolia_node.config import NodeConfig
 from spolia_node.open_files import WANTED, raise_open_files
 
 NONE = resource.RLIM_INFINITY
@@ -38,3 +41,19 @@ def test_the_limit_is_raised_as_far_as_the_system_lets_it_and_never_lowered(
     monkeypatch.setattr(resource, "setrlimit", set_limits)
     assert raise_open_files() == now
     assert limits == (now, hard)
+
+
+class _Crowded(NodeConfig):
+    @property
+    def max_client_files(self) -> int:
+        return 8192
+
+
+@pytest.mark.parametrize(("limit", "is_said"), [(8191, True), (8192, False), (NONE, False)])
+def test_a_node_says_at_its_start_when_clients_may_take_more_files_than_it_has(limit: int, is_said: bool) -> None:
+    with capture_logs() as lines:
+        process._check_open_files(_Crowded(), limit)
+        process._check_open_files(NodeConfig(), limit)
+    assert [(line["log_level"], line["limit"], line["max_client_files"]) for line in lines] == (
+        [("warning", limit, 8192)] if is_said else []
+    )

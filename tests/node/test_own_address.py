@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from spolia_core.errors import InvalidRequest
+from spolia_node import own_address
 from spolia_node.config import NodeConfig, load_config
 
 TWO_NETWORKS = """
@@ -38,6 +42,38 @@ def test_a_directory_without_an_address_gives_the_next_one_its_turn():
     assert advertised("store.invalid:7300, 127.0.0.1:7300") == "127.0.0.1"
 
 
+@pytest.fixture
+def unknown_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the resolver was asked for, three times in vain."""
+    asked: list[str] = []
+    resolve = socket.getaddrinfo
+
+    def resolve_later(host: str, *args: Any, **options: Any) -> Any:
+        asked.append(host)
+        if len(asked) <= 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_later)
+    monkeypatch.setattr(own_address, "NAME_PAUSE_S", 0.05)
+    return asked
+
+
+def test_a_name_that_is_not_known_yet_is_waited_for_and_that_is_said_once(unknown_names: list[str]):
+    with capture_logs() as lines:
+        assert advertised("store:7300") == "127.0.0.1"
+    assert unknown_names == ["store"] * 4
+    assert [line["event"] for line in lines] == ["waiting for the directory's name"]
+    assert lines[0]["problems"] == "store:7300: Temporary failure in name resolution"
+
+
+def test_the_wait_for_a_name_has_an_end(unknown_names: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(own_address, "NAME_WAIT_S", 0.06)
+    with pytest.raises(InvalidRequest, match="no way to the directory: store:7300: Temporary"):
+        advertised("store:7300")
+    assert unknown_names == ["store"] * 2
+
+
 def test_of_several_networks_it_is_the_one_that_the_directory_is_in(tmp_path: Path):
     """In namespaces of its own, with two networks, as a gateway's container has."""
     isolated = ["unshare", "--user", "--map-root-user", "--net", "--mount", "bash", "-c"]
@@ -65,7 +101,10 @@ def test_of_several_networks_it_is_the_one_that_the_directory_is_in(tmp_path: Pa
         ("a.invalid:1,b.invalid:2", "b.invalid:2: "),
     ],
 )
-def test_without_a_way_to_the_directory_the_start_is_refused(directory: str, said: str):
+def test_without_a_way_to_the_directory_the_start_is_refused(
+    directory: str, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(own_address, "NAME_WAIT_S", 0.0)
     with pytest.raises(InvalidRequest) as refused:
         advertised(directory)
     assert said in refused.value.message

@@ -32,6 +32,33 @@ async def test_a_wait_that_lasts_longer_ends_with_timeout_and_not_before() -> No
     assert task.cancelling() == 0
 
 
+async def test_waits_after_one_that_was_late_have_the_limit_too() -> None:
+    loop = asyncio.get_running_loop()
+    with closing(StallWatch(0.1)) as watch:
+        for _ in range(3):
+            began = loop.time()
+            with pytest.raises(TimeoutError), watch:
+                await asyncio.sleep(5)
+            assert 0.1 <= loop.time() - began < 2
+
+
+async def test_a_wait_that_is_slow_to_end_is_cancelled_once() -> None:
+    async def ends_slowly() -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            await asyncio.sleep(0.2)  # longer than the limit, once more
+            ended.set()
+
+    ended = asyncio.Event()
+    with closing(StallWatch(0.05)) as watch, pytest.raises(TimeoutError), watch:
+        await ends_slowly()
+    assert ended.is_set()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
 async def test_a_cancel_from_elsewhere_stays_one() -> None:
     async def waits() -> None:
         with closing(StallWatch(5)) as watch, watch:

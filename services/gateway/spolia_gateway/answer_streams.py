@@ -126,6 +126,8 @@ class AnswerStreams:
     def __init__(self, channels: ChannelPool) -> None:
         self._channels = channels
         self._streams: dict[str, _Stream] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+        """Retired streams' too."""
         self._tags = count(1)
 
     @contextmanager
@@ -146,7 +148,7 @@ class AnswerStreams:
 
     async def close(self) -> None:
         """Ends all."""
-        tasks = [stream.reading for stream in self._streams.values() if stream.reading is not None]
+        tasks = list(self._reading)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -163,6 +165,8 @@ class AnswerStreams:
         if stream is None:
             stream = self._streams[address] = _Stream(channel)
             stream.reading = asyncio.get_running_loop().create_task(self._read(address, stream))
+            self._reading.add(stream.reading)
+            stream.reading.add_done_callback(self._reading.discard)
         return stream
 
     async def _read(self, address: str, stream: _Stream) -> None:

@@ -74,8 +74,7 @@ class ChatPrompts:
         for name in sorted(RESERVED & (variables or {}).keys()):
             field = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"{field} is set by fields of its own, and always", field=field)
-        if documents:
-            limits.check_count(len(documents), self._config.max_documents, "documents")
+        limits.check_documents(len(documents))
         sizes = [_num_bytes(turn["content"]) + _num_bytes(turn.get("tool_calls", "")) for turn in turns]
         limits.check_bytes(sizes, "messages")
         told = [_num_bytes(tool) for tool in tools]

@@ -132,6 +132,11 @@ class GatewayConfig(NodeConfig):
             return Caller(self.tenant, frozenset(Role))
         return Caller(self.tenant) if self.allow_anonymous else None
 
+    @property
+    def max_client_files(self) -> int:
+        """Connections over gRPC, and as many over HTTP where it is on."""
+        return self.max_connections * (1 if self.http_port == OFF else 2)
+
     @cached_property
     def served_name(self) -> str:
         """The model's name; empty when no model is set."""

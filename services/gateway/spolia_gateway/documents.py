@@ -27,7 +27,9 @@ class DocumentChunk:
 
 def check_documents(documents: Sequence[gateway_pb2.Document], limits: RequestLimits) -> None:
     """Raises `InvalidRequest` naming the first bad field. Cheap; nothing is tokenized yet."""
-    limits.check_count(len(documents), limits.max_documents, "documents")
+    if not documents:
+        raise InvalidRequest("documents is empty", field="documents", limit="≥ 1", actual="0")
+    limits.check_documents(len(documents))
     for index, document in enumerate(documents):
         check_text(document.text, f"documents[{index}].text")
     limits.check_bytes([len(document.text.encode()) for document in documents], "documents")

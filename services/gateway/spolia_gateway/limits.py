@@ -31,6 +31,11 @@ class RequestLimits:
                 f"{field} has {num} entries; at most {limit} are taken", field=field, limit=str(limit), actual=str(num)
             )
 
+    def check_documents(self, num: int) -> None:
+        """Raises `InvalidRequest` for more than `max_documents`; none are well, where a request may go without."""
+        if num > 0:
+            self.check_count(num, self.max_documents, "documents")
+
     def check_chunks(self, num: int) -> None:
         """Raises `InvalidRequest` when documents were cut into more than `max_chunks`."""
         if num > self.max_chunks:

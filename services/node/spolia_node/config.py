@@ -125,6 +125,11 @@ class NodeConfig:
         return None
 
     @property
+    def max_client_files(self) -> int:
+        """Most connections that the settings let clients have open at once, each a file; 0: none of them says."""
+        return 0
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
         return _is_loopback(self.host)

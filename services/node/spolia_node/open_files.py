@@ -9,6 +9,11 @@ WANTED = 65_536
 through all that may be open would suffer from."""
 
 
+def is_enough(limit: int, wanted: int) -> bool:
+    """Whether a limit, as `raise_open_files` gives it, lets a process have so many open."""
+    return limit == resource.RLIM_INFINITY or limit >= wanted
+
+
 def raise_open_files() -> int:
     """Raises the limit to `WANTED`, or as near to it as this system allows; what it is now. Shells leave it at 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

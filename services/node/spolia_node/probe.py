@@ -52,7 +52,7 @@ def probe(settings: ProbeSettings) -> Finding:
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
-    """The exit code: 0 for SERVING, or any answer with `--alive`; 1 for everything else, wrong settings included."""
+    """The exit code: 0 for SERVING, or any health with `--alive`; 1 for everything else, wrong settings included."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         finding = probe(read_settings(sys.argv[1:] if argv is None else argv, environ))

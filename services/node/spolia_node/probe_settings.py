@@ -31,7 +31,7 @@ class ProbeSettings:
         check=one_of("", *NODE_ROLES),
     )
     service: str = setting("", "Full name of the gRPC service to ask about; empty: all the node does.")
-    alive: bool = setting(False, "Succeed with NOT_SERVING too: the node answers. For what restarts nodes.")
+    alive: bool = setting(False, "Succeed with NOT_SERVING too, not with an error. For what restarts nodes.")
     timeout_s: float = setting(DEFAULT_TIMEOUT_S, "Seconds the answer may take.", check=between(0.01, 3600.0))
 
     @property

@@ -10,11 +10,13 @@ from typing import Protocol, TypeVar
 
 from spolia_core.errors import SpoliaError
 from spolia_node.config import NodeConfig, load_config, role_of
-from spolia_node.logs import configure_logs
-from spolia_node.open_files import raise_open_files
+from spolia_node.logs import configure_logs, get_log
+from spolia_node.open_files import is_enough, raise_open_files
 from spolia_node.server import NodeServer
 
 C = TypeVar("C", bound=NodeConfig)
+
+log = get_log(__name__)
 
 
 class Node(Protocol):
@@ -39,12 +41,17 @@ def run_process(config_class: type[C], make_node: Callable[[C], Node], argv: Seq
     config = load_config(config_class, sys.argv[1:] if argv is None else argv)
     role = role_of(config_class)
     configure_logs(config.log_level, config.log_json, config.node_id, role)
-    raise_open_files()
+    _check_open_files(config, raise_open_files())
     try:
         return asyncio.run(_serve(config, make_node))
     except SpoliaError as error:
         print(f"{role}: {error}", file=sys.stderr)
         return 2
+
+
+def _check_open_files(config: NodeConfig, limit: int) -> None:
+    if not is_enough(limit, config.max_client_files):
+        log.warning("fewer open files than clients may take", limit=limit, max_client_files=config.max_client_files)
 
 
 async def _serve(config: C, make_node: Callable[[C], Node]) -> int:

@@ -49,7 +49,8 @@ class StallWatch:
     def _look(self) -> None:
         waited_s = 0.0 if self._began_s is None else self._loop.time() - self._began_s
         if self._began_s is not None and waited_s >= self._limit_s:
-            self._is_late = True
-            self._task.cancel()
-            return
+            if not self._is_late:  # else it was cancelled, and takes its time to end
+                self._is_late = True
+                self._task.cancel()
+            waited_s = 0.0
         self._timer = self._loop.call_later(self._limit_s - waited_s, self._look)

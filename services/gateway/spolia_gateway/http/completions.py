@@ -23,7 +23,7 @@ async def complete(body: CompletionRequest, request: Request, front: Front, call
     front.node.check_accepting()
     body.check()
     refusals.check_completion(body)
-    front.check_documents(body.reusable)
+    front.config.limits.check_documents(len(body.reusable))
     request_id: str = request.state.request_id
     messages = _messages(body, request_id)
     num_choices = len(messages) * body.num_samples

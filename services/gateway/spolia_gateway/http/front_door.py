@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,11 +28,6 @@ class FrontDoor:
     chats: ChatPrompts
     texts: TokenTexts
     calls: Calls
-
-    def check_documents(self, documents: Sequence[object]) -> None:
-        """Raises `InvalidRequest` for more than a request may have."""
-        if documents:
-            self.config.limits.check_count(len(documents), self.config.max_documents, "documents")
 
     def deadline(self) -> Deadline:
         """For a request with a model's work in it; HTTP has no deadline of the client's."""

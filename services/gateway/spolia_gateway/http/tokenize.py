@@ -38,7 +38,7 @@ async def tokenize(body: TokenizeRequest, front: Front, caller: Asking) -> dict[
     template's. With `return_token_strs` also what each says.
     """
     documents = reusable_texts(body.documents)
-    front.check_documents(documents)
+    front.config.limits.check_documents(len(documents))
     message = gateway_pb2.GenerateRequest(model=body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give one of prompt and messages", field="prompt", limit="one of prompt, messages")
