@@ -15,12 +15,14 @@ import pytest
 from e2e_world import DEMO_MODEL, ledgers_are_empty, wait_until
 
 from spolia import Client, Document
+from spolia.cli import doctor
 from spolia.cli.app import run
 from spolia.doctor import isolation
 from spolia.errors import Forbidden, Unauthenticated, Unavailable
 from spolia.local_authority import init_authority, renew_certificates
 from spolia.local_cluster import LocalCluster
 from spolia.results import Result
+from spolia.store_admin import StoreAdmin
 from spolia.v1 import decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.key_book import Role, new_key
@@ -144,6 +146,12 @@ def test_the_doctor_finds_all_well_and_leaves_no_key(
         assert apart["state"] in ("ok", "warning"), apart  # a warning where the machine is too busy to tell
     assert not ended.value.code
     assert guarded.keys.read() == before
+    assert findings["clean-up"]["state"] == "ok", findings["clean-up"]
+    assert findings["clean-up"]["facts"]["num_objects"] > 0
+    stores = [node.address for node in guarded.cluster.nodes if node.role == "kvstore"]
+    with StoreAdmin(stores) as admin:
+        for tenant in doctor.TENANTS:
+            assert not admin.list_objects(tenant_id=tenant).objects
 
 
 def test_a_key_that_is_withdrawn_is_refused_within_seconds(guarded: Guarded) -> None:

@@ -16,11 +16,12 @@ from spolia.cli.output import notes, print_columns, print_json
 from spolia.client import Client
 from spolia.connection import TLS_DIR_ENV, Door, open_door
 from spolia.doctor import cluster_checks, door_checks
+from spolia.doctor.clean_up import clean_up, stays
 from spolia.doctor.finding import Finding, State
 from spolia.doctor.isolation import Isolation
 from spolia.doctor.signed_rank import MIN_PAIRS
 from spolia.errors import SpoliaError, Unauthenticated
-from spolia.results import Model
+from spolia.results import Cluster, Model
 from spolia_core.key_book import Role, new_key
 from spolia_core.key_place import key_place
 
@@ -64,15 +65,23 @@ def doctor(
     door = open_door(address, None, None, None)
     seed = secrets.randbits(32) if seed is None else seed
     with notes().status("looking") as status, _visitors(door, keys, other_key, timeout) as clients:
-        findings = _findings(door, clients, rounds, seed, timeout, status.update)
+        own = TENANTS if keys else ()
+        findings = _findings(door, clients, own, rounds, seed, timeout, status.update)
     _report(findings, seed, as_json=as_json)
     if any(finding.state is State.FAILED for finding in findings):
         raise typer.Exit(FAILED)
 
 
 def _findings(
-    door: Door, clients: Sequence[Client], rounds: int, seed: int, timeout_s: float, say: Callable[[str], None]
+    door: Door,
+    clients: Sequence[Client],
+    own_tenants: Sequence[str],
+    rounds: int,
+    seed: int,
+    timeout_s: float,
+    say: Callable[[str], None],
 ) -> list[Finding]:
+    """`own_tenants` are those of the clients where nobody else is of them."""
     operator, *tenants = clients
     reached, models = cluster_checks.reach(operator)
     seen, cluster = cluster_checks.look_at(operator)
@@ -93,7 +102,28 @@ def _findings(
         said = "the gateway knows one tenant only; give it keys"
         return [*findings, Finding("isolation", State.SKIPPED, said)]
     first, second = tenants
-    return [*findings, *_isolation(Isolation(first, second, rounds, seed, say), models[0])]
+    isolation = Isolation(first, second, rounds, seed, say)
+
+    def cleaned() -> Finding:
+        say("dropping what was stored")
+        return _clean_up(isolation, own_tenants, cluster, timeout_s)
+
+    try:
+        apart = _isolation(isolation, models[0])
+    except BaseException:
+        notes().print(f"clean-up: {cleaned().said}", markup=False)
+        raise
+    return [*findings, *apart, cleaned()]
+
+
+def _clean_up(isolation: Isolation, tenants: Sequence[str], cluster: Cluster | None, timeout_s: float) -> Finding:
+    if not tenants:
+        said = "the tenants are not the doctor's: with --keys it makes its own, and drops what they stored"
+        return stays(isolation.num_tokens, said)
+    stores = [node.address for node in cluster.nodes if node.role == "kvstore"] if cluster is not None else []
+    if not stores:
+        return stays(isolation.num_tokens, "the gateway names no store", State.WARNING)
+    return clean_up(stores, tenants, isolation.num_tokens, timeout_s)
 
 
 def _isolation(isolation: Isolation, model: Model) -> list[Finding]:

@@ -81,9 +81,18 @@ class Isolation:
         self._num_rounds = num_rounds
         self._random = random.Random(seed)
         self._say = say
+        self._num_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were computed for the check so far: at most so many can be stored, in whatever chunks."""
+        return self._num_tokens
 
     def check(self, model: Model) -> list[Finding]:
-        """One finding for each mode that the model serves. Forgets its documents again; raises what calls raise."""
+        """One finding for each mode that the model serves. Raises what calls raise.
+
+        Forgets its documents again, which leaves the chunks that came of whole prompts (`clean_up`).
+        """
         num_words = self._num_words(model)
         return [self._check_mode(mode, num_words) for mode in model.modes]
 
@@ -127,12 +136,14 @@ class Isolation:
 
     def _store(self, document: Document, mode: ReuseMode) -> None:
         if mode is ReuseMode.LINKED:
-            self._first.warm([document], splitter="document")
+            self._num_tokens += sum(each.num_tokens for each in self._first.warm([document], splitter="document"))
         else:
             self._ask(self._first, document, mode)
 
     def _ask(self, client: Client, document: Document, mode: ReuseMode) -> Result:
-        return client.generate([document, QUESTION], mode=mode, max_tokens=1, splitter="document", ignore_eos=True)
+        result = client.generate([document, QUESTION], mode=mode, max_tokens=1, splitter="document", ignore_eos=True)
+        self._num_tokens += result.num_prompt_tokens - result.reuse.num_reused_tokens
+        return result
 
     def _num_words(self, model: Model) -> int:
         """Words of a document of `DOCUMENT_TOKENS`, or of what a small context holds."""
