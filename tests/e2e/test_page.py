@@ -144,6 +144,7 @@ def test_the_cluster_is_shown_live(page: Browser, cluster: LocalCluster) -> None
         assert node.address in shown
     assert page.js("document.querySelectorAll('#nodes [role=img]').length") >= 2, "pools are bars"
     assert page.js("document.getElementById('cluster-state').textContent").startswith("live")
+    assert "Chunks in RAM" in page.js("document.getElementById('figures').textContent")
     looks = "performance.getEntriesByType('resource').filter(({ name }) => name.endsWith('/cluster')).length"
     page.wait(f"{looks} >= 3")
     page.js("location.hash = 'playground'")

@@ -72,6 +72,7 @@ async def met(model: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Htt
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "WARN_EVERY_S", 0.0)
     async with http_world(model, [FakeDecode("d0", says)], http_max_body_bytes=100_000, rpc_timeout_s=5.0) as made:
         yield made
         await made.http.aclose()
@@ -209,7 +210,24 @@ async def test_a_body_without_end_is_not_taken_for_ever(met: HttpWorld) -> None:
             await asyncio.wait_for(send_on(), WAIT_S)
 
 
-async def test_among_too_many_connections_the_one_that_waited_longest_goes(model: Path) -> None:
+async def test_in_a_crowd_that_comes_at_once_nobody_loses_a_request(model: Path) -> None:
+    async with http_world(model, [FakeDecode("a", says)], max_connections=3) as met:
+        host, port = met.world.node.http_address.split(":")
+        with ExitStack() as held, captured_logs() as logs:  # the loop takes all of these in one turn
+            crowd = [held.enter_context(socket.create_connection((host, int(port)), WAIT_S)) for _ in range(12)]
+            for each in crowd:
+                each.sendall(ASK)
+            answers = [(await asyncio.to_thread(each.recv, 4096)).split(b"\r\n")[0] for each in crowd]
+        assert [b" 200 " in answer for answer in answers] == [True] * 3 + [False] * 9
+        assert all(b" 503 " in answer for answer in answers[3:])
+        assert (ended(met, "too_many"), ended(met, "gave_way")) == (9, 0)
+        assert len([entry for entry in logs if entry["event"] == "http connection ended"]) == 1, "one a second"
+
+
+async def test_among_too_many_connections_the_one_that_waited_longest_goes(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "GRACE_S", 0.0)
     async with (
         http_world(model, [FakeDecode("a", says)], max_connections=3) as met,
         connected(met) as first,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from enum import Enum
 from typing import Any
@@ -20,6 +21,11 @@ from spolia_node.metrics import Metrics
 HEAD_TIMEOUT_S = 10.0
 """How long a client may take from its first byte, or on a new connection from its beginning, to the end of a request's
 head. A client that connects asks at once; one that does not holds a place."""
+GRACE_S = 1.0
+"""How long one must have waited for its client before it gives way: in a crowd that comes at once requests lie unread
+in the kernel, and who sent one would lose it for a newcomer's sake."""
+WARN_EVERY_S = 1.0
+"""Connections ended in between are counted only."""
 MAX_HEAD_BYTES = 64 << 10
 RETRY_S = 1
 
@@ -40,21 +46,26 @@ class Ending(Enum):
 
 
 class Connections:
-    """Those of one server. A new one is let in while some other only waits: the one that has waited longest goes."""
+    """Those of one server. A new one is let in while some other only waits, and has for `GRACE_S`: the one that has
+    waited longest goes.
+    """
 
     def __init__(self, metrics: Metrics, max_connections: int) -> None:
         self._max = max_connections
         self._all: set[Connection] = set()
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._waiting: OrderedDict[Connection, float] = OrderedDict()  # since when, the longest first
+        self._warned_at = float("-inf")
+        self._num_unsaid = 0
         metrics.gauge("spolia_http_connections", "Connections of HTTP clients.").set_function(lambda: len(self._all))
         endings = metrics.counter("spolia_http_connections_ended_total", "Connections ended by the server.", "reason")
         self._endings = {ending: endings.labels(ending.value) for ending in Ending}
 
     def enter(self, connection: Connection) -> None:
-        """A connection has begun, and waits. Ends another or, where none waits, this one."""
+        """A connection has begun, and waits. Ends another or, where none may give way, this one."""
         if len(self._all) >= self._max:
-            if self._waiting:
-                next(iter(self._waiting)).end(Ending.GAVE_WAY)
+            longest, since = next(iter(self._waiting.items()), (None, 0.0))
+            if longest is not None and time.monotonic() - since >= GRACE_S:
+                longest.end(Ending.GAVE_WAY)
             else:
                 connection.refuse(503, Ending.TOO_MANY, f"this server has {self._max} connections, as many as it may")
                 return  # it waits for nothing: as one of those that do it would give way, and let one in too many
@@ -63,7 +74,7 @@ class Connections:
 
     def waits(self, connection: Connection) -> None:
         """It waits for its client, as from now."""
-        self._waiting[connection] = None
+        self._waiting[connection] = time.monotonic()
         self._waiting.move_to_end(connection)
 
     def asks(self, connection: Connection) -> None:
@@ -75,9 +86,16 @@ class Connections:
         self._all.discard(connection)
         self._waiting.pop(connection, None)
 
-    def ended(self, ending: Ending) -> None:
-        """Counts one."""
+    def ended(self, ending: Ending, peer: str) -> None:
+        """Counts one, and warns of it; at most once in `WARN_EVERY_S`, since strangers decide how many there are."""
         self._endings[ending].inc()
+        if ending is Ending.NO_REQUEST:
+            log.debug("http connection ended", reason=ending.value, peer=peer)
+        elif time.monotonic() - self._warned_at < WARN_EVERY_S:
+            self._num_unsaid += 1
+        else:
+            log.warning("http connection ended", reason=ending.value, peer=peer, num_unsaid=self._num_unsaid)
+            self._warned_at, self._num_unsaid = time.monotonic(), 0
 
 
 class Connection(H11Protocol):
@@ -140,9 +158,7 @@ class Connection(H11Protocol):
 
     def end(self, ending: Ending) -> None:
         """Ends it, counted and logged."""
-        self._among.ended(ending)
-        say = log.debug if ending is Ending.NO_REQUEST else log.warning
-        say("http connection ended", reason=ending.value, peer="" if self.client is None else self.client[0])
+        self._among.ended(ending, "" if self.client is None else self.client[0])
         self._stop_waiting()
         self._among.leave(self)
         if self.cycle is not None:  # a handler may be at work whose request broke off: it is told that its client went

@@ -114,9 +114,12 @@ function figures(nodes, ownId) {
     figure("Decode pools", blocks ? percent(available / blocks) : "–", "available"),
   );
   const tiers = nodes.flatMap((node) => node.load?.tiers ?? []);
-  if (tiers.length) {
-    const objects = sum(tiers.map((tier) => tier.num_objects));
-    shown.push(figure("Stored chunks", count(objects), bytes(sum(tiers.map((tier) => tier.used_bytes)))));
+  // A chunk may be on both: a sum of theirs would count it twice.
+  for (const [kind, name] of [["ram", "Chunks in RAM"], ["disk", "Chunks on disk"]]) {
+    const those = tiers.filter((tier) => tier.tier === kind);
+    if (those.length) {
+      shown.push(figure(name, count(sum(those.map((tier) => tier.num_objects))), bytes(sum(those.map((tier) => tier.used_bytes)))));
+    }
   }
   return shown;
 }
