@@ -40,8 +40,8 @@ def forget(
     """Drop the KV of documents from every tier, store and node, through the gateway.
 
     Name the splitter with which they were stored. What was computed in prompts around them stays until it ages out:
-    prefix chunks (EXACT) and linked chunks (LINKED), whose ids nobody can name without the whole prompt. An operator sees
-    what of a tenant is in stores with cache ls --tenant, and drops it with cache rm.
+    prefix chunks (EXACT) and linked chunks (LINKED), whose ids nobody can name without the whole prompt. An operator
+    sees what of a tenant is in stores with cache ls --tenant, and drops it with cache rm.
     """
     documents = read_documents(paths, pattern)
     with Client(address, timeout_s=timeout, retry_s=retry, model=model) as client:
