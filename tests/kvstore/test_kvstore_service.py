@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from captured_logs import captured_logs
+from kvstore_calls import (
+    BODY,
+    CHUNK,
+    changed,
+    claim,
+    frames_of,
+    get,
+    header_of,
+    node,
+    read_to_the_end,
+    refusal,
+    stub,
+    upload_of,
+)
 from kvstore_worlds import (
     FINGERPRINT,
     TENANT,
-    Chunk,
     damage,
     eventually,
     fresh_id,
@@ -28,82 +41,16 @@ from spolia.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotSupported,
-    SpoliaError,
-    Unavailable,
     error_from_rpc,
 )
 from spolia.v1 import common_pb2, kvstore_pb2
-from spolia.v1.common_pb2 import Frame, ObjectInfo
-from spolia.v1.kvstore_pb2 import PutHeader, PutRequest
+from spolia.v1.common_pb2 import Frame
+from spolia.v1.kvstore_pb2 import PutRequest
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
-from spolia_core.digests import MAX_FRAME_BYTES, digest, frames
+from spolia_core.digests import MAX_FRAME_BYTES, digest
 from spolia_kvstore.node import KVStoreNode
 
-GetCall = grpc.aio.UnaryStreamCall[kvstore_pb2.GetRequest, kvstore_pb2.GetResponse]
-CHUNK = make_chunk(1)
-STORED, GRANTED, HELD = (
-    kvstore_pb2.CLAIM_STATE_STORED,
-    kvstore_pb2.CLAIM_STATE_GRANTED,
-    kvstore_pb2.CLAIM_STATE_HELD,
-)
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[KVStoreNode]:
-    async with running_node(budget_bytes=32 << 20) as running:
-        yield running
-        running.store.check_invariants()
-
-
-@pytest.fixture
-async def stub(node: KVStoreNode) -> AsyncIterator[KVStoreServiceStub]:
-    options = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
-    async with grpc.aio.insecure_channel(node.server.address, options=options) as channel:
-        yield KVStoreServiceStub(channel)
-
-
-def changed(info: ObjectInfo, **changes: object) -> ObjectInfo:
-    copy = ObjectInfo()
-    copy.CopyFrom(info)
-    copy.MergeFrom(ObjectInfo(**changes))  # type: ignore[arg-type]  # fields differ in type
-    return copy
-
-
-def header_of(info: ObjectInfo, tenant_id: str = TENANT, **more: object) -> PutRequest:
-    return PutRequest(header=PutHeader(tenant_id=tenant_id, info=info, **more))  # type: ignore[arg-type]  # fields differ in type
-
-
-def frames_of(data: bytes, frame_bytes: int = 1 << 20) -> Iterator[PutRequest]:
-    for offset, piece, piece_digest in frames(data, frame_bytes):
-        yield PutRequest(frame=Frame(offset=offset, data=piece, digest=piece_digest))
-
-
-def upload_of(chunk: Chunk, frame_bytes: int = 1 << 20) -> list[PutRequest]:
-    return [header_of(chunk.info), *frames_of(chunk.data, frame_bytes)]
-
-
-async def refusal(stub: KVStoreServiceStub, requests: Iterable[PutRequest]) -> SpoliaError:
-    with pytest.raises(grpc.RpcError) as caught:
-        await stub.Put(iter(list(requests)), timeout=10)
-    return error_from_rpc(caught.value)
-
-
-async def get(stub: KVStoreServiceStub, ids: list[bytes], **more: object) -> list[kvstore_pb2.GetResponse]:
-    request = kvstore_pb2.GetRequest(tenant_id=TENANT, chunk_ids=ids, **more)  # type: ignore[arg-type]  # fields differ in type
-    return [response async for response in stub.Get(request, timeout=10)]
-
-
-async def read_to_the_end(call: GetCall) -> list[kvstore_pb2.GetResponse]:
-    received = []
-    while (response := await call.read()) is not grpc.aio.EOF:
-        received.append(response)
-    return received
-
-
-async def claim(stub: KVStoreServiceStub, ids: list[bytes], owner: str, **more: int) -> list[int]:
-    request = kvstore_pb2.ClaimRequest(tenant_id=TENANT, chunk_ids=ids, owner=owner, **more)
-    return [result.state for result in (await stub.Claim(request, timeout=20)).results]
-
+__all__ = ["node", "stub"]  # fixtures
 
 # Put
 
@@ -114,9 +61,6 @@ async def test_what_was_put_comes_back_bit_for_bit(stub: KVStoreServiceStub) -> 
     assert b"".join(response.frame.data for response in rest) == CHUNK.data
     assert (header.header.entry.info.replica, header.header.entry.tier) == (put.replica, common_pb2.TIER_RAM)
     assert changed(CHUNK.info, replica=put.replica) == header.header.entry.info
-
-
-BODY = list(frames_of(CHUNK.data, 100))
 
 
 @pytest.mark.parametrize(
@@ -392,112 +336,3 @@ async def test_bytes_that_rot_in_memory_are_dropped_so_that_they_can_be_stored_a
     assert (node.store.counters.digest_failures, len(node.store.tiers.ram)) == (1, 0)
     node.store.check_invariants()
     await stub.Put(iter(upload_of(CHUNK)), timeout=10)
-
-
-# Claims
-
-
-async def test_a_put_ends_the_claim_and_wakes_who_waits(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
-    assert await claim(stub, [CHUNK.chunk_id], "a") == [GRANTED]
-    waiting = asyncio.create_task(claim(stub, [CHUNK.chunk_id], "b", wait_ms=15_000))
-    await eventually(lambda: node.store.claims.num_waiters == 1)
-    requests = [header_of(CHUNK.info, claim_owner="a"), *frames_of(CHUNK.data)]
-    await stub.Put(iter(requests), timeout=10)
-    assert await waiting == [STORED]
-    assert node.store.claims.num_live() == 0
-
-
-async def test_a_failed_put_keeps_the_claim(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
-    await claim(stub, [CHUNK.chunk_id], "a")
-    await refusal(stub, [header_of(CHUNK.info, claim_owner="a"), *BODY[1:]])
-    assert await claim(stub, [CHUNK.chunk_id], "b") == [HELD]
-
-
-async def test_a_waiter_takes_over_what_is_given_back_or_lapses(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
-    returned, lapsing = fresh_id(), fresh_id()
-    await claim(stub, [returned], "a")
-    waiting = asyncio.create_task(claim(stub, [returned], "b", wait_ms=15_000))
-    await eventually(lambda: node.store.claims.num_waiters == 1)
-    request = kvstore_pb2.UnclaimRequest(tenant_id=TENANT, chunk_ids=[returned], owner="a")
-    assert (await stub.Unclaim(request, timeout=10)).num_released == 1
-    assert await waiting == [GRANTED]
-    await claim(stub, [lapsing], "a", ttl_ms=50)
-    assert await claim(stub, [lapsing], "b", wait_ms=15_000) == [GRANTED]
-
-
-async def test_a_waiting_claim_returns_held_when_its_wait_or_its_deadline_is_nearly_over(
-    stub: KVStoreServiceStub,
-) -> None:
-    held = fresh_id()
-    await claim(stub, [held], "a")
-    assert await claim(stub, [held], "b", wait_ms=20) == [HELD]
-    request = kvstore_pb2.ClaimRequest(tenant_id=TENANT, chunk_ids=[held], owner="b", wait_ms=60_000)
-    (result,) = (await stub.Claim(request, timeout=2.0)).results
-    assert (result.state, result.owner) == (HELD, "a")
-    assert 0 < result.ttl_ms <= 30_000
-
-
-async def test_something_newly_granted_is_not_held_up_by_what_another_holds(stub: KVStoreServiceStub) -> None:
-    held, free = fresh_id(), fresh_id()
-    await claim(stub, [held], "a")
-    assert await asyncio.wait_for(claim(stub, [held, free], "b", wait_ms=15_000), 10) == [HELD, GRANTED]
-
-
-async def test_a_waiter_that_vanishes_is_granted_nothing(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
-    held = fresh_id()
-    await claim(stub, [held], "a")
-    request = kvstore_pb2.ClaimRequest(tenant_id=TENANT, chunk_ids=[held], owner="b", wait_ms=15_000)
-    call = stub.Claim(request, timeout=20)
-    await eventually(lambda: node.store.claims.num_waiters == 1)
-    call.cancel()
-    await eventually(lambda: node.store.claims.num_waiters == 0)
-    unclaim = kvstore_pb2.UnclaimRequest(tenant_id=TENANT, chunk_ids=[held], owner="a")
-    await stub.Unclaim(unclaim, timeout=10)
-    assert await claim(stub, [held], "c") == [GRANTED]
-
-
-@pytest.mark.parametrize(
-    ("field", "changes"), [("owner", {"owner": ""}), ("ttl_ms", {"ttl_ms": 600_001}), ("tenant_id", {"tenant_id": ""})]
-)
-async def test_a_bad_claim_is_refused_by_field(
-    stub: KVStoreServiceStub, field: str, changes: dict[str, object]
-) -> None:
-    fields = {"tenant_id": TENANT, "chunk_ids": [fresh_id()], "owner": "a", **changes}
-    with pytest.raises(grpc.RpcError) as caught:
-        await stub.Claim(kvstore_pb2.ClaimRequest(**fields), timeout=10)  # type: ignore[arg-type]  # fields differ in type
-    error = error_from_rpc(caught.value)
-    assert isinstance(error, InvalidRequest)
-    assert error.field == field
-
-
-async def test_draining_ends_waiting_claims_at_once(node: KVStoreNode, stub: KVStoreServiceStub) -> None:
-    held = fresh_id()
-    await claim(stub, [held], "a")
-    waiting = asyncio.create_task(claim(stub, [held], "b", wait_ms=15_000))
-    await eventually(lambda: node.store.claims.num_waiters == 1)
-    assert await node.server.drain()
-    with pytest.raises(grpc.RpcError) as caught:
-        await waiting
-    assert isinstance(error_from_rpc(caught.value), Unavailable)
-
-
-async def test_a_draining_store_refuses_puts_and_claims_and_serves_what_it_has(
-    node: KVStoreNode, stub: KVStoreServiceStub
-) -> None:
-    await stub.Put(iter(upload_of(CHUNK)), timeout=10)
-    may_end = asyncio.Event()
-
-    async def hook() -> None:
-        await may_end.wait()
-
-    node.server.on_drain.append(hook)
-    drain = asyncio.create_task(node.server.drain())
-    await eventually(lambda: not node.server.accepting)
-    assert isinstance(await refusal(stub, upload_of(make_big_chunk(2))), Unavailable)
-    with pytest.raises(grpc.RpcError) as caught:
-        await claim(stub, [fresh_id()], "me")
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert len(await get(stub, [CHUNK.chunk_id])) == 2
-    assert (node.store.num_objects, node.store.claims.num_live()) == (1, 0)
-    may_end.set()
-    assert await drain
