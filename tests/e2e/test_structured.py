@@ -10,7 +10,7 @@ import pytest
 from tiny_cluster import World, a_world, tokens
 from tiny_gateway import client_of
 
-from spolia import AsyncClient, InvalidRequest, TokenIds
+from spolia import AsyncClient, NotSupported, TokenIds
 from spolia_core.reuse import FinishReason
 
 SCHEMA = {
@@ -75,6 +75,6 @@ async def test_a_client_is_told_what_is_wrong_with_a_constraint(world: World) ->
 
 
 async def _refused(client: AsyncClient, field: str, said: str, **options: object) -> None:
-    with pytest.raises(InvalidRequest, match=said) as caught:
+    with pytest.raises(NotSupported, match=said) as caught:
         await client.generate([PROMPT], **options)  # type: ignore[arg-type]  # one of the constraints
     assert caught.value.field == field

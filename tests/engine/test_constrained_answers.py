@@ -230,7 +230,7 @@ def test_an_engine_without_a_tokenizer_refuses_constraints() -> None:
 
 def test_the_engine_refuses_a_bad_constraint_before_it_holds_memory() -> None:
     engine = random_engine()
-    with pytest.raises(InvalidRequest, match="uniqueItems"):
+    with pytest.raises(NotSupported, match="uniqueItems"):
         engine.generate(
             prompt_of("Hi"), SamplingParams(constraint=Constraint.json_schema({"uniqueItems": True, "type": "array"}))
         )

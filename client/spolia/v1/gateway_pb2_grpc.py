@@ -93,8 +93,9 @@ class GatewayServiceServicer:
         INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
         serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
         "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
-        (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
-        field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
+        (fields "messages", "documents"), or a constraint asks for what is not enforced or grew too large to follow, perhaps
+        in the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node
+        can take it now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,8 +46,9 @@ class GatewayServiceStub:
     INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
     serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
     "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
-    (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
-    field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
+    (fields "messages", "documents"), or a constraint asks for what is not enforced or grew too large to follow, perhaps
+    in the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node
+    can take it now.
     """
     Warm: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WarmRequest, _gateway_pb2.WarmResponse]
     """Computes and stores the KV of documents before anyone asks about them. Idempotent; one progress message per
@@ -92,8 +93,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
     serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
     "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
-    (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
-    field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
+    (fields "messages", "documents"), or a constraint asks for what is not enforced or grew too large to follow, perhaps
+    in the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node
+    can take it now.
     """
     Warm: _aio.UnaryStreamMultiCallable[_gateway_pb2.WarmRequest, _gateway_pb2.WarmResponse]  # type: ignore[assignment]
     """Computes and stores the KV of documents before anyone asks about them. Idempotent; one progress message per
@@ -141,8 +143,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: a field is wrong, see ErrorDetail. NOT_FOUND: no such model. FAILED_PRECONDITION: the model cannot
         serve this mode (ErrorDetail.field "mode"), or its profile forbids LINKED and `force_linked` is not set (field
         "profile"; the message has the figures that broke the bounds), or a chat cannot be written, as RenderChat says
-        (fields "messages", "documents"), or a constraint grew too large to follow, perhaps in the middle of an answer (its
-        field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node can take it now.
+        (fields "messages", "documents"), or a constraint asks for what is not enforced or grew too large to follow, perhaps
+        in the middle of an answer (its field). RESOURCE_EXHAUSTED: no room now, retry after the hint. UNAVAILABLE: no node
+        can take it now.
         """
 
     @_abc_1.abstractmethod
