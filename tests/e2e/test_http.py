@@ -94,7 +94,7 @@ def test_an_answer_matches_the_schema_that_was_asked_for(http: openai.OpenAI) ->
     given["json_schema"]["schema"] = {"type": "nothing"}
     with pytest.raises(openai.BadRequestError) as caught:
         http.chat.completions.create(model="demo", messages=QUESTION, response_format=given)
-    assert caught.value.param == "response_format"
+    assert caught.value.param == "response_format.json_schema.schema"
 
 
 def test_a_required_call_has_valid_arguments_whatever_the_model_thinks(http: openai.OpenAI) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 
 import pytest
-from structlog.testing import capture_logs
+from captured_logs import captured_logs
 
 from spolia_node import process
 from spolia_node.config import NodeConfig
@@ -51,7 +51,7 @@ class _Crowded(NodeConfig):
 
 @pytest.mark.parametrize(("limit", "is_said"), [(8191, True), (8192, False), (NONE, False)])
 def test_a_node_says_at_its_start_when_clients_may_take_more_files_than_it_has(limit: int, is_said: bool) -> None:
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         process._check_open_files(_Crowded(), limit)
         process._check_open_files(NodeConfig(), limit)
     assert [(line["log_level"], line["limit"], line["max_client_files"]) for line in lines] == (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
+from captured_logs import captured_logs
 
 from spolia_core.errors import InvalidRequest
 from spolia_node import own_address
@@ -60,7 +60,7 @@ def unknown_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_name_that_is_not_known_yet_is_waited_for_and_that_is_said_once(unknown_names: list[str]):
-    with capture_logs() as lines:
+    with captured_logs() as lines:
         assert advertised("store:7300") == "127.0.0.1"
     assert unknown_names == ["store"] * 4
     assert [line["event"] for line in lines] == ["waiting for the directory's name"]
