@@ -185,7 +185,7 @@ async def test_a_deadline_ends_a_job_between_two_slices(
     assert not is_idle(node.engine.pool)  # the slice under way cannot be interrupted
     slices.release()
     await world.nothing_held()
-    assert len(slices.ran) == 2
+    assert [num for _, num in slices.ran if num] == [100, 100]  # a third may have begun, and computed nothing
     assert is_idle(node.engine.pool)
 
 
