@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def run(folder: Path, *arguments: str, num_tries: int = 1) -> dict[str, Any]:
     command = [sys.executable, "-m", *arguments]
     for _ in range(num_tries):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr[-2000:]
