@@ -27,6 +27,8 @@ FILLER_TENANT = "bench-filler"
 FILLER_VALUE_S = 1e6
 """Seconds the filler says it took to compute: more than anything beside it, so that nothing takes its place."""
 WAIT_S = 120.0
+FILL_AGAIN_S = 10.0
+"""How long memory that was filled may take to put chunks out, before it is emptied and filled anew."""
 CALL_S = 60.0
 
 
@@ -59,13 +61,26 @@ class Residency:
     def to_disk(self, ids: Sequence[bytes]) -> None:
         """As `to_store`, and then out of the store's memory, by filling that with an object worth more."""
         self.to_store(ids)
+        deadline_s = time.monotonic() + WAIT_S
+        while not self._pushed_out(ids):
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"waited {WAIT_S:g} s for every chunk to be on disk only")
+            self.make_room()
+
+    def _pushed_out(self, ids: Sequence[bytes]) -> bool:
+        """Fills the store's memory; whether that left every chunk on disk only. One just read may have come back."""
         self._num_fillers += 1
         info, data = make_object(self._num_fillers, self._filler_bytes)
         info.compute_s = FILLER_VALUE_S
         header = PutHeader(tenant_id=FILLER_TENANT, info=info, durability=DURABILITY_RAM)
         self._store.Put(_put(header, data), timeout=CALL_S)
-        self._wait(lambda: set(self._tiers(ids)) == {TIER_DISK}, "every chunk to be on disk only")
         self._filler_id = info.chunk_id
+        until_s = time.monotonic() + FILL_AGAIN_S
+        while set(self._tiers(ids)) != {TIER_DISK}:
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(0.05)
+        return True
 
     def forget_stored(self, ids: Sequence[bytes]) -> None:
         """Drops chunks from the store alone, once they are there: they take none of its memory from the next ones."""
