@@ -1,9 +1,9 @@
 """The one equation, per layer: out = merge over spans of attend(rotate(q, -offset), K, V).
 
-Three passes share it. A *context pass* runs many rows of one sequence (compile, prefill, link); a *fork pass* many rows
-of many tails behind one context (`fork_attention`); a *decode pass* one row each of many sequences
-(`decode_attention`). All write the rows' own KV and attend: stored KV is read where it lies, and queries rotate to meet
-it.
+Three passes share it. A *context pass* runs many rows of one sequence (compile, prefill, link), or of several at once
+(`slices`); a *fork pass* many rows of many tails behind one context (`fork_attention`); a *decode pass* one row each of
+many sequences (`decode_attention`). All write the rows' own KV and attend: stored KV is read where it lies, and queries
+rotate to meet it.
 """
 
 from __future__ import annotations
@@ -79,11 +79,19 @@ class ContextAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
         """Writes the layer's KV and returns the rows' attention, [num_q_heads, num_rows, v_dim] in query's dtype."""
+        self.write(layer, key, value)
+        result = attend(query, key, value, sm_scale=sm_scale, causal=True)
+        self.merge_visible_into(result, query, layer, sm_scale)
+        return result.out.to(query.dtype)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Writes the layer's KV of the rows."""
         self._destination.key[layer][:, self._slots].copy_(key[:, self._kept])
         self._destination.value[layer][:, self._slots].copy_(value[:, self._kept])
-        result = attend(query, key, value, sm_scale=sm_scale, causal=True)
+
+    def merge_visible_into(self, result: Partial, query: Tensor, layer: int, sm_scale: float) -> None:
+        """Merges what the rows see besides each other into their `result`."""
         self._visible.merge_into(result, query, layer, sm_scale)
-        return result.out.to(query.dtype)
 
 
 def _memory(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.attention import ContextAttention, VisibleRange, visible_ranges
 from spolia_engine.pool import Extent, Pool
 from spolia_engine.run import Run, SlotRange, Span
-from spolia_engine.steps import Pause, Steps
+from spolia_engine.steps import Pause, Slice, Steps
 
 OnLayer = Callable[[Run, int], None]
 """Called in the engine's thread when a layer of a slice has run: the slice's own run, the layer just finished."""
@@ -23,11 +23,14 @@ class PassOptions:
 
     `slice_tokens`: rows of one prefill slice; between two slices others may use the engine. None: all rows at once.
     `ready`: whether the KV that the pass reads has arrived as far as a layer; None: it is all here.
+    `joins`: each slice is handed to whoever owns the engine, to be run with other passes' (`slices.py`). A pass that
+    waits for its KV keeps its slices to itself: nobody else shall wait for that.
     """
 
     slice_tokens: int | None = None
     on_layer: OnLayer | None = None
     ready: Callable[[int], bool] | None = None
+    joins: bool = False
 
 
 AT_ONCE = PassOptions()
@@ -74,13 +77,16 @@ def run_rows(
                 adapter.rotary,
                 num_dropped=unkept,
             )
-            hidden = yield from adapter.forward_steps(
-                token_ids[start:end],
-                positions[start:end],
-                attention,
-                _of_slice(options.on_layer, Run(extent, start, end - start - unkept, positions[start + unkept])),
-                options.ready,
-            )
+            on_layer = _of_slice(options.on_layer, Run(extent, start, end - start - unkept, positions[start + unkept]))
+            rows = Slice(token_ids[start:end], positions[start:end], attention, on_layer)
+            if options.joins and options.ready is None:
+                ran = yield Pause(slice=rows)
+                assert ran is not None, "whoever takes a slice sends what came of it"
+                hidden = ran.hidden
+            else:
+                hidden = yield from adapter.forward_steps(
+                    rows.token_ids, rows.positions, rows.attention, rows.on_layer, options.ready
+                )
             if end < num_rows:
                 yield Pause(end - start)
     except BaseException:

@@ -16,7 +16,6 @@ from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared import Prepared
 from spolia_engine.context import release_runs
 from spolia_engine.kv_bytes import write_layer
-from spolia_engine.passes import PassOptions
 from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
@@ -52,8 +51,7 @@ class ExactPath:
         report.place([SourceSpan(num_cached, job.prompt.num_tokens - num_cached, TokenSource.COMPUTED)])
         prepared = await self._hand_off(job, token_ids, prefix, report, deadline)
         if prepared is None:
-            options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
-            steps = self._core.exact_context_steps(token_ids, prefix, options)
+            steps = self._core.exact_context_steps(token_ids, prefix, self._parts.pass_options())
             prepared = await self._parts.compute(job, steps, prefix, len(token_ids) - num_cached, deadline)
         fresh = self._core.register_prefix(prepared.context, chain)
         if self._parts.config.publish:

@@ -26,7 +26,6 @@ from spolia_decode.job import GenerateJob
 from spolia_decode.link_metrics import Gate
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import CompiledChunk
-from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
@@ -305,9 +304,8 @@ class _Bringing:
         """Adds the chunk, and says how many seconds the engine took."""
         core, token_ids = self._core, self._gathered.wanted[chunk_id].token_ids
         num_rows = core.recipe.num_sink_tokens + len(token_ids)
-        options = PassOptions(slice_tokens=self._parts.config.slice_tokens)
         compiling = self._parts.thread.run_steps(
-            timed_steps(core.compile_steps(chunk_id, token_ids, options)),
+            timed_steps(core.compile_steps(chunk_id, token_ids, self._parts.pass_options())),
             EngineJob(self._job.tenant_id, num_rows, WorkKind.COMPILE),
             discard=lambda compiled: core.pool.release(compiled.result.extent),
         )

@@ -22,7 +22,6 @@ from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared import Prepared
 from spolia_engine.kv_bytes import write_layer
 from spolia_engine.link_plan import LinkPlan
-from spolia_engine.passes import PassOptions
 from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
@@ -112,7 +111,7 @@ class LinkPasses:
     async def _compute(self, work: ToLink, gathered: Gathered) -> Prepared:
         """One try. The pass has references of its own, so that another try finds everything here."""
         runs = self._retained(work, gathered)
-        options = PassOptions(slice_tokens=self._parts.config.slice_tokens, ready=gathered.ready())
+        options = self._parts.pass_options(gathered.ready())
         steps = self._core.linked_context_steps(work.prompt, runs, work.plan, work.held.runs, options)
         taken = [*runs.values(), *work.held.runs]
         return await self._parts.compute(work.job, steps, taken, len(work.plan.positions), work.deadline, WorkKind.LINK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
@@ -22,6 +23,7 @@ from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
 from spolia_decode.sharing import load_switch
 from spolia_engine.engine import Engine
+from spolia_engine.slices import run_slices
 from spolia_node.channels import ChannelPool
 from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
@@ -68,6 +70,7 @@ class DecodeNode:
             "decode-engine",
             self._step,
             turn_tokens=lambda: self.batch.slice_tokens,
+            run_slices=partial(run_slices, engine.adapter),
             metrics=EngineMetrics(self.server.metrics),
         )
         self.admission = Admission(

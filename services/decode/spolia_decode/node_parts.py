@@ -18,6 +18,7 @@ from spolia_decode.request_metrics import RequestMetrics
 from spolia_decode.shadow import ShadowChecks
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
+from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
 from spolia_engine.steps import Steps
 from spolia_node.deadline import Deadline
@@ -65,6 +66,13 @@ class NodeParts:
             num_sink_tokens=self.core.recipe.num_sink_tokens,
             cache_salt=job.cache_salt,
         )
+
+    def pass_options(self, ready: Callable[[int], bool] | None = None) -> PassOptions:
+        """How passes run here; `ready` as there. Where answers may not depend on who is served beside them, neither may
+        the KV of their prompts: then no pass joins others.
+        """
+        config = self.config
+        return PassOptions(slice_tokens=config.slice_tokens, ready=ready, joins=not config.deterministic)
 
     async def compute(
         self,

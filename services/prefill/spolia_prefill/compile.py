@@ -167,7 +167,7 @@ class Compiler:
         chunk, num_computed, compute_s = work.chunk, 0, 0.0
         run = self._core.resident.acquire(chunk.chunk_id)
         if run is None:
-            options = PassOptions(slice_tokens=self._slice_tokens)
+            options = PassOptions(slice_tokens=self._slice_tokens, joins=True)
             steps = self._core.compile_steps(chunk.chunk_id, chunk.token_ids, options)
             num_rows = self._core.recipe.num_sink_tokens + len(chunk.token_ids)
             with span("compute", chunk_id=chunk.chunk_id.hex(), num_tokens=num_rows) as computing:

@@ -86,7 +86,7 @@ class ContextPrefiller:
 
     def _prefill(self, job: ContextJob, prefix: Sequence[Run], layers: LayerStream) -> Steps[Context]:
         """For the engine's thread. Takes the prefix's references, once it has begun."""
-        options = PassOptions(slice_tokens=self._slice_tokens, on_layer=layers.layer_done)
+        options = PassOptions(slice_tokens=self._slice_tokens, on_layer=layers.layer_done, joins=True)
         context = yield from self._core.exact_context_steps(job.token_ids, prefix, options)
         try:
             self._core.register_prefix(context, job.chain)

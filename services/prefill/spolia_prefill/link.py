@@ -72,6 +72,7 @@ class Linker:
                 self._core.pool.retain(run.extent)
             options = PassOptions(
                 slice_tokens=self._slice_tokens,
+                joins=True,
                 # Counted in rows: where they stand, the caller knows.
                 on_layer=lambda run, layer: layers.layer_done(
                     Run(run.extent, run.start, run.num_tokens, run.start), layer

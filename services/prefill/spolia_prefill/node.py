@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
 from spolia.v1.prefill_pb2 import DESCRIPTOR
 from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
 from spolia_engine.engine import Engine
+from spolia_engine.slices import run_slices
 from spolia_node.channels import ChannelPool
 from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
@@ -41,7 +44,10 @@ class PrefillNode:
         self.channels = ChannelPool(config.max_message_bytes, self.server.certificates)
         self.view = ClusterView(self.channels, config.directory, [NODE_ROLE_KVSTORE]) if config.directory else None
         self.thread = EngineThread(
-            "prefill-engine", turn_tokens=lambda: config.slice_tokens, metrics=EngineMetrics(self.server.metrics)
+            "prefill-engine",
+            turn_tokens=lambda: config.slice_tokens,
+            run_slices=partial(run_slices, engine.adapter),
+            metrics=EngineMetrics(self.server.metrics),
         )
         store = StoreClient.of(self.channels, self.view, config.directory)
         self.claims = ChunkClaims(store, config.node_id, config.claim_ttl_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from spolia_engine.steps import Steps
+from spolia_engine.steps import Ran, Steps
 
 T = TypeVar("T")
 
@@ -31,14 +31,15 @@ class Progress:
 
     def following(self, part: int, steps: Steps[T]) -> Steps[T]:
         """The steps, each told of as it is done."""
+        ran: Ran | None = None
         try:
             while True:
                 try:
-                    pause = next(steps)
+                    pause = steps.send(ran)
                 except StopIteration as end:
                     result: T = end.value
                     return result
                 self.computed(part, pause.num_tokens)
-                yield pause
+                ran = yield pause
         finally:
             steps.close()

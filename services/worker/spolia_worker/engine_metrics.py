@@ -20,7 +20,14 @@ class EngineMetrics:
             "spolia_engine_slices_total", "Parts of jobs run, each up to where others were let in.", "kind"
         )
         self._slices = {kind: slices.labels(kind.value) for kind in JOB_KINDS}
+        self._passes = metrics.counter(
+            "spolia_engine_joint_passes_total", "Times that slices which jobs let run together went through the model."
+        )
         self._tokens = metrics.counter("spolia_engine_tokens_total", "Tokens computed by jobs.", "tenant")
+
+    def passed(self) -> None:
+        """Slices went through the model together, or one that met no other."""
+        self._passes.inc()
 
     def began(self, kind: WorkKind, waited_s: float) -> None:
         """Work began after so long in the queue."""

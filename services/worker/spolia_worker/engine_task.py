@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from spolia_engine.steps import Steps
+from spolia_engine.steps import Ran, Slice, Steps
 from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.schedule import ReadyJob
 
@@ -74,6 +74,10 @@ class StepsTask(Task):
     """Tokens, up to the pause it stands at."""
     ready: Callable[[], bool] | None = None
     """What it waits for, if anything."""
+    slice: Slice | None = None
+    """What it wants run next, if anything: then it stands until it gets what came of that."""
+    num_ahead: int = 0
+    """Tokens of that slice: its tenant was served them as it was chosen."""
     ready_since: float = field(default_factory=time.monotonic)
     """When it last ran, came, or had its data."""
 
@@ -93,15 +97,21 @@ class StepsTask(Task):
 
     def can_go_on(self, now: float) -> bool:
         """Whether what it waits for is here."""
+        if self.slice is not None:
+            return False
         if self.ready is not None and _holds(self.ready):
             self.ready = None
             self.ready_since = now
         return self.ready is None
 
-    def advance(self) -> int:
-        """Runs it to its next pause; how many tokens that was. At its end raises `StopIteration` with the result."""
-        pause = next(self.steps)
-        self.ready = pause.ready
+    def advance(self, came: Ran | BaseException | None = None) -> int:
+        """Runs it to its next pause; how many tokens that was. At its end raises `StopIteration` with the result.
+
+        `came`: what came of its slice, if it stands at one.
+        """
+        self.slice = None
+        pause = self.steps.throw(came) if isinstance(came, BaseException) else self.steps.send(came)
+        self.ready, self.slice = pause.ready, pause.slice
         self.ready_since = time.monotonic()
         self.num_computed += pause.num_tokens
         return pause.num_tokens

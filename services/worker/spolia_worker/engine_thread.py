@@ -4,7 +4,7 @@ event loop ── run(fn), run_steps(steps) ──▶ queue ──▶ thread: a 
            ◀───────────── future ───────────────┘
 
 A turn is one function; where none waits, it is slices of jobs, each chosen anew (`schedule.py`), until the turn's
-tokens are spent.
+tokens are spent. Those that jobs leave to this thread go through the model together at the turn's end.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
-from spolia_engine.steps import Steps
+from spolia_engine.steps import Ran, Slice, Steps
 from spolia_worker.config import DEFAULT_SLICE_TOKENS
 from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_metrics import EngineMetrics
@@ -25,6 +25,9 @@ from spolia_worker.engine_task import FunctionTask, StepsTask
 from spolia_worker.schedule import ServedTokens, choose
 
 T = TypeVar("T")
+
+RunSlices: TypeAlias = Callable[[Sequence[Slice]], Sequence[Ran | BaseException]]
+"""Runs slices, and says of each what came of it. Must not raise."""
 
 
 class EngineThread:
@@ -40,12 +43,14 @@ class EngineThread:
         background: Callable[[], bool] | None = None,
         *,
         turn_tokens: Callable[[], int] = lambda: DEFAULT_SLICE_TOKENS,
+        run_slices: RunSlices | None = None,
         metrics: EngineMetrics | None = None,
     ) -> None:
         """`turn_tokens`: what jobs may compute in the next turn, so that short ones share it; one slice is run, however
-        large it is.
+        large it is. Without `run_slices` jobs may leave none to this thread.
         """
         self._background = background
+        self._run_slices = run_slices
         self._turn_tokens = turn_tokens
         self._metrics = metrics
         self._served = ServedTokens()
@@ -216,6 +221,7 @@ class EngineThread:
 
     def _run_jobs(self) -> bool:
         """Runs slices until the turn's tokens are spent; whether it ran any."""
+        standing: list[StepsTask] = []
         spent, most = 0, self._turn_tokens()
         while (task := self._next_job()) is not None:
             if spent and spent + min(task.tokens_left, most) > most:
@@ -223,10 +229,29 @@ class EngineThread:
             if not self._begin(task):
                 continue
             spent += max(1, self._advance(task))
+            if task.slice is not None:
+                standing.append(task)
             # Work that stops to wait may have run for as long as a slice and not say so.
             if task.ready is not None or self._functions or self._stopping:
                 break
+        self._run_together([task for task in standing if task.slice is not None])
         return spent > 0
+
+    def _run_together(self, standing: Sequence[StepsTask]) -> None:
+        """Runs the slices at which jobs stand, and these to their next pause."""
+        if not standing:
+            return
+        self._busy_since = time.monotonic()
+        slices = [task.slice for task in standing if task.slice is not None]
+        if self._run_slices is None:
+            none = InternalError("this engine runs no slices of others")
+            found: Sequence[Ran | BaseException] = [none for _ in slices]
+        else:
+            found = self._run_slices(slices)
+        if self._metrics:
+            self._metrics.passed()
+        for task, came in zip(standing, found, strict=True):
+            self._advance(task, came)
 
     def _next_function(self) -> FunctionTask | None:
         with self._wake:
@@ -270,11 +295,14 @@ class EngineThread:
         else:
             self._end(task, result, None)
 
-    def _advance(self, task: StepsTask) -> int:
-        """Runs a job to its next pause, or its end; how many tokens that was."""
+    def _advance(self, task: StepsTask, came: Ran | BaseException | None = None) -> int:
+        """Runs a job to its next pause, or its end; how many tokens that was, or will be where it stands at a slice.
+
+        `came`: what came of the slice it stood at.
+        """
         self._busy_since = time.monotonic()
         try:
-            num_tokens = task.advance()
+            num_tokens = task.advance(came)
         except StopIteration as end:
             num_tokens = task.tokens_left
             self._count(task, num_tokens)
@@ -284,14 +312,20 @@ class EngineThread:
             self._count(task, num_tokens)
             self._end(task, None, caught)
         else:
-            self._count(task, num_tokens)
+            if task.slice is not None:
+                num_tokens = task.slice.num_rows
+                self._served.serve(task.job.tenant_id, num_tokens)  # now, so that the next is chosen by it
+                task.num_ahead = num_tokens
+            else:
+                self._count(task, num_tokens)
             if task.abandoned:
                 self._close(task)
         return num_tokens
 
     def _count(self, task: StepsTask, num_tokens: int) -> None:
         """Before the result is delivered: who has it can read of it."""
-        self._served.serve(task.job.tenant_id, num_tokens)
+        self._served.serve(task.job.tenant_id, max(0, num_tokens - task.num_ahead))
+        task.num_ahead = 0
         if self._metrics:
             self._metrics.computed(task.kind, task.job.tenant_id, num_tokens)
 
@@ -307,6 +341,7 @@ class EngineThread:
     def _close(self, task: StepsTask) -> None:
         with self._wake:
             self._leave(task)
+        task.slice = None
         task.steps.close()
 
     def _refuse_all(self) -> None:

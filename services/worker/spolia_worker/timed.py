@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from spolia_engine.steps import Steps
+from spolia_engine.steps import Ran, Steps
 
 T = TypeVar("T")
 
@@ -20,16 +20,21 @@ class Timed(Generic[T]):
 
 
 def timed_steps(steps: Steps[T]) -> Steps[Timed[T]]:
-    """The steps, and the seconds the engine was at them: not what ran between two of them, nor waiting."""
+    """The steps, and the seconds the engine was at them: not what ran between two of them, nor waiting.
+
+    Of a pass that they shared with others, their share.
+    """
     seconds = 0.0
+    ran: Ran | None = None
     try:
         while True:
             started = time.perf_counter()
             try:
-                pause = next(steps)
+                pause = steps.send(ran)
             except StopIteration as end:
                 return Timed(end.value, seconds + time.perf_counter() - started)
             seconds += time.perf_counter() - started
-            yield pause
+            ran = yield pause
+            seconds += 0.0 if ran is None else ran.seconds
     finally:
         steps.close()

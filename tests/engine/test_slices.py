@@ -1,0 +1,208 @@
+"""Slices of several passes that go through the model at once: each is as if it went alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from engine_worlds import adapter_of, assert_nothing_held, engine_of, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spolia_core.prompt import Part, Prompt
+from spolia_engine.context import Context, release_runs
+from spolia_engine.engine import Engine
+from spolia_engine.link_plan import plan_link
+from spolia_engine.passes import PassOptions
+from spolia_engine.run import Run
+from spolia_engine.slices import run_slices
+from spolia_engine.steps import Ran, Slice, Steps, finish
+
+ALIKE = 2e-5  # relative to the scale of what is compared
+K = 4
+
+
+def together(engine: Engine, passes: Sequence[Steps[Context]]) -> list[Context | BaseException]:
+    """What each pass came to; whoever stands at a slice goes through the model with all others who do."""
+    ended: dict[int, Context | BaseException] = {}
+    standing: dict[int, Slice] = {}
+
+    def go_on(number: int, came: Ran | BaseException | None) -> None:
+        steps = passes[number]
+        try:
+            pause = steps.throw(came) if isinstance(came, BaseException) else steps.send(came)
+            while pause.slice is None:
+                pause = next(steps)
+            standing[number] = pause.slice
+        except StopIteration as end:
+            ended[number] = end.value
+        except BaseException as error:
+            ended[number] = error
+
+    for number in range(len(passes)):
+        go_on(number, None)
+    while standing:
+        now, standing = standing, {}
+        for number, came in zip(now, run_slices(engine.adapter, list(now.values())), strict=True):
+            go_on(number, came)
+    return [ended[number] for number in range(len(passes))]
+
+
+def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    return float((got - expected).abs().max()) <= ALIKE * float(expected.abs().max())
+
+
+def kv_of(context: Context) -> list[torch.Tensor]:
+    """KV of the rows that were computed, key and value."""
+    run = context.live
+    assert run is not None
+    rows = slice(run.start, run.start + run.num_tokens)
+    return [torch.stack([m[:, rows] for m in memory]) for memory in (run.extent.key, run.extent.value)]
+
+
+class Asked:
+    """A pass to run: a prompt behind a cached prefix, or one linked over documents that stand in any order."""
+
+    def __init__(self, num_tokens: int, num_prefix_blocks: int, order: Sequence[int], slice_tokens: int) -> None:
+        self.ids = tokens(num_tokens + 128 * num_prefix_blocks, seed=num_tokens)
+        self.order = order
+        self.slice_tokens = slice_tokens
+
+    def steps(self, engine: Engine, *, joins: bool) -> Steps[Context]:
+        options = PassOptions(self.slice_tokens, joins=joins)
+        if not self.order:
+            prefix = engine.acquire_prefix(list(engine.ids.prefix_chain(self.ids))[: (len(self.ids) - 1) // 128])
+            return engine.exact_context_steps(self.ids, prefix, options)
+        documents = [Part(tuple(tokens(40 + 9 * i, seed=50 + i)), b"%d" % i) for i in self.order]
+        prompt = Prompt((Part(tuple(self.ids[:5])), *documents, Part(tuple(self.ids))))
+        plan = plan_link(prompt, K, num_sink_tokens=engine.recipe.num_sink_tokens)
+        runs: dict[int, Run] = {}
+        for index in dict.fromkeys(f.part_index for f in plan.fragments):
+            part = prompt.parts[index]
+            assert part.chunk_id is not None
+            runs[index] = engine.resident.acquire(part.chunk_id) or engine.compile(part.chunk_id, part.token_ids)
+        return engine.linked_context_steps(prompt, runs, plan, options=options)
+
+    def with_prefix_cached(self, engine: Engine, num_blocks: int) -> None:
+        head = self.ids[: 128 * num_blocks]
+        if head:
+            context = engine.exact_context(head, [])
+            engine.register_prefix(context, list(engine.ids.prefix_chain(head)))
+            context.close()
+
+
+asked = st.builds(
+    Asked,
+    num_tokens=st.integers(1, 70),
+    num_prefix_blocks=st.integers(0, 1),
+    order=st.lists(st.integers(0, 3), max_size=3, unique=True),
+    slice_tokens=st.sampled_from([16, 33, 1000]),
+)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "llama-yarn"])
+@settings(max_examples=12, deadline=None)
+@given(passes=st.lists(asked, min_size=1, max_size=6))
+def test_each_pass_is_as_if_it_ran_alone(name: str, passes: list[Asked]) -> None:
+    engine = engine_of(name)
+    for each in passes:
+        each.with_prefix_cached(engine, len(each.ids) // 128)
+    alone = [finish(each.steps(engine, joins=False)) for each in passes]
+    joined = together(engine, [each.steps(engine, joins=True) for each in passes])
+    for one, other in zip(alone, joined, strict=True):
+        assert isinstance(other, Context)
+        assert one.num_computed_tokens == other.num_computed_tokens
+        assert one.last_hidden is not None
+        assert other.last_hidden is not None
+        assert same(other.last_hidden, one.last_hidden)
+        assert all(map(same, kv_of(other), kv_of(one)))
+        one.close()
+        other.close()
+    assert_nothing_held(engine)
+
+
+def test_chunks_behind_sinks_are_as_if_compiled_alone() -> None:
+    engine = engine_of("llama-bos", num_sink_tokens=4)
+    documents = [tokens(count, seed=count) for count in (3, 40, 17, 40)]
+    alone = [engine.compile(b"alone %d" % i, ids) for i, ids in enumerate(documents)]
+    passes = [engine.compile_steps(b"%d" % i, ids, PassOptions(joins=True)) for i, ids in enumerate(documents)]
+    joined = together(engine, passes)  # type: ignore[arg-type]  # runs where contexts are named
+    for one, other in zip(alone, joined, strict=True):
+        assert isinstance(other, Run)
+        assert (other.num_tokens, other.rope_base) == (one.num_tokens, one.rope_base)
+        for mine, its in zip((other.extent.key, other.extent.value), (one.extent.key, one.extent.value), strict=True):
+            rows = slice(one.start, one.start + one.num_tokens)
+            assert all(same(mine[layer][:, rows], its[layer][:, rows]) for layer in range(len(mine)))
+    release_runs(engine.pool, [*alone, *(run for run in joined if isinstance(run, Run))])
+    assert_nothing_held(engine)
+
+
+class Broken(Exception):
+    pass
+
+
+def test_a_listener_that_raises_ends_its_own_pass_and_no_other() -> None:
+    engine, seen = engine_of(), list[int]()
+
+    def breaks(run: Run, layer: int) -> None:
+        raise Broken
+
+    listeners = [None, breaks, lambda run, layer: seen.append(layer)]
+    passes = [
+        engine.exact_context_steps(tokens(20 + i), [], PassOptions(on_layer=listener, joins=True))
+        for i, listener in enumerate(listeners)
+    ]
+    first, second, third = together(engine, passes)
+    assert isinstance(second, Broken)
+    assert seen == [0, 1]
+    for context, count in ((first, 20), (third, 22)):
+        assert isinstance(context, Context)
+        assert context.last_hidden is not None
+        expected = engine.exact_context(tokens(count), [])
+        assert expected.last_hidden is not None
+        assert same(context.last_hidden, expected.last_hidden)
+        expected.close()
+        context.close()
+    assert_nothing_held(engine)
+
+
+def test_a_model_that_raises_ends_every_pass_and_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+
+    def breaks(*_: object) -> None:
+        raise Broken
+
+    monkeypatch.setattr(engine.adapter, "forward_steps", breaks)
+    passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (8, 300)]
+    assert [type(error) for error in together(engine, passes)] == [Broken, Broken]
+    assert_nothing_held(engine)
+
+
+def test_seconds_are_shared_by_rows() -> None:
+    engine = engine_of()
+    passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (30, 10)]
+    slices = [pause.slice for pause in map(next, passes) if pause.slice is not None]
+    long, short = run_slices(adapter_of("llama"), slices)
+    assert isinstance(long, Ran)
+    assert isinstance(short, Ran)
+    assert long.seconds == pytest.approx(3 * short.seconds)
+    assert short.seconds > 0
+    for steps in passes:
+        steps.close()
+    assert_nothing_held(engine)
+
+
+def test_a_pass_given_up_at_its_slice_frees_everything() -> None:
+    engine = engine_of()
+    steps = engine.exact_context_steps(tokens(40), [], PassOptions(joins=True))
+    assert next(steps).slice is not None
+    steps.close()
+    assert_nothing_held(engine)
+
+
+def test_work_that_wants_others_rows_cannot_be_finished_alone() -> None:
+    engine = engine_of()
+    with pytest.raises(AssertionError, match="engine thread"):
+        finish(engine.exact_context_steps(tokens(4), [], PassOptions(joins=True)))
+    assert_nothing_held(engine)
