@@ -46,7 +46,7 @@ from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.slot_memory import SlotMemory
-from spolia_engine.steps import Steps, finish
+from spolia_engine.steps import Ran, Slice, Steps, finish
 from spolia_engine.text import Decode
 
 __all__ = ["EngineCore", "OnLayer", "PassOptions"]
@@ -436,6 +436,18 @@ class EngineCore:
             rows = self.step_rows(sequences)
             return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows]).float()
         return self._steps.alone(sequences) if self.deterministic else self._steps.together(sequences, self.sharing)
+
+    @property
+    def steps_beside_slices(self) -> bool:
+        """Whether `step_beside` is for this engine: not where steps are graphs of a device, or each alone."""
+        return self.device is None and not self.deterministic
+
+    def step_beside(
+        self, sequences: Sequence[DecodeSequence], slices: Sequence[Slice]
+    ) -> tuple[Sequence[torch.Tensor], list[Ran | BaseException]]:
+        """`step_rows` in one pass with slices of prompts, at least one of each; and what came of the slices."""
+        logits, found = self._steps.beside(sequences, self.sharing, slices)
+        return list(logits), found
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
         """What steps of these sequences do, good while all of them are open."""

@@ -12,7 +12,9 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, never_shared
+from spolia_engine.slices import StepRows, run_beside
 from spolia_engine.step_plan import StepPlan, plan_step
+from spolia_engine.steps import Ran, Slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,10 +36,15 @@ class DecodeSteps:
 
     def together(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> Tensor:
         """See `EngineCore.step_logits`."""
-        batch = tuple(sequences)
-        if self._plan is None or self._plan.sequences != batch:
-            self._plan = self.plan(batch, sharing)
-        return self.run(self._plan)
+        return self.run(self._planned(sequences, sharing))
+
+    def beside(
+        self, sequences: Sequence[DecodeSequence], sharing: Sharing, slices: Sequence[Slice]
+    ) -> tuple[Tensor, list[Ran | BaseException]]:
+        """`together`, in one pass with slices of prompts; and of each slice what came of it."""
+        planned = self._planned(sequences, sharing)
+        hidden, found = run_beside(self._adapter, self._rows(planned), slices)
+        return self._logits(planned, hidden), found
 
     def alone(self, sequences: Sequence[DecodeSequence]) -> Tensor:
         """`together`, one sequence after the other: what it says does not depend on who else is there."""
@@ -64,18 +71,31 @@ class DecodeSteps:
 
     def run(self, planned: PlannedBatch) -> Tensor:
         """`together` of a planned batch."""
-        batch, plan, attention = planned.sequences, planned.plan, planned.attention
-        for sequence in batch:
+        rows = self._rows(planned)
+        return self._logits(planned, self._adapter.forward(rows.token_ids, rows.positions, rows.attention))
+
+    def _planned(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
+        batch = tuple(sequences)
+        if self._plan is None or self._plan.sequences != batch:
+            self._plan = self.plan(batch, sharing)
+        return self._plan
+
+    def _rows(self, planned: PlannedBatch) -> StepRows:
+        """The step's rows in the plan's order, with room for their KV."""
+        for sequence in planned.sequences:
             sequence.make_room()
-        attention.begin()
-        rows = [batch[number] for number in plan.order]
-        hidden = self._adapter.forward([s.next_token for s in rows], [s.position for s in rows], attention)
+        planned.attention.begin()
+        rows = [planned.sequences[number] for number in planned.plan.order]
+        return StepRows([s.next_token for s in rows], [s.position for s in rows], planned.attention)
+
+    def _logits(self, planned: PlannedBatch, hidden: Tensor) -> Tensor:
+        """The sequences' logits, in their own order; they have made their step."""
         logits = self._adapter.logits(hidden)
-        for sequence in batch:
+        for sequence in planned.sequences:
             sequence.tail.length += 1
-        if plan.order == tuple(range(len(batch))):
+        if planned.plan.order == tuple(range(len(planned.sequences))):
             return logits
-        return logits[torch.tensor(plan.order, device=logits.device).argsort()]
+        return logits[torch.tensor(planned.plan.order, device=logits.device).argsort()]
 
     def forget(self) -> None:
         """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""

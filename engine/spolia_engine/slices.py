@@ -11,18 +11,22 @@ the link tokens of a prompt, small documents. 8 M parameters, one thread, ms for
 
 With 60 M parameters and two threads the gain is as large (30 rows: 26.8 alone, 13.7 each of 8). A pass of some 256 rows
 has all of it, and no slice is worse off: one that shares a turn of the engine with others was done when the turn ended.
+
+A decode step may go along: it is a few rows more, whose pass alone would read the weights for them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from spolia_engine.adapter import ModelAdapter
+from spolia_engine.decoder import LayerAttention
 from spolia_engine.side_by_side import SideBySide
 from spolia_engine.steps import Ran, Slice, finish
 from spolia_kernels import Partial
@@ -35,54 +39,114 @@ def run_slices(adapter: ModelAdapter, slices: Sequence[Slice]) -> list[Ran | Bas
     model raises is everybody's. Seconds are shared by rows. Source: Orca (OSDI '22) §4, selective batching.
     """
     started = time.perf_counter()
-    order = sorted(range(len(slices)), key=lambda i: slices[i].num_rows)
     try:
-        joined = _Joined([slices[i] for i in order], adapter.device)
+        joined = _Joined(slices, adapter.device)
         hidden = joined.run(adapter)
     except BaseException as error:  # each caller's, whatever it is
         return [error for _ in slices]
-    seconds = time.perf_counter() - started
-    found: list[Ran | BaseException] = [Ran(hidden, 0.0) for _ in slices]
-    for i, rows, raised in zip(order, joined.rows, joined.errors, strict=True):
-        share = seconds * slices[i].num_rows / len(hidden)
-        found[i] = Ran(hidden[rows], share) if raised is None else raised
-    return found
+    return joined.found(hidden, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRows:
+    """The rows of a decode step: one of each sequence, and what attends them."""
+
+    token_ids: Sequence[int]
+    positions: Sequence[int]
+    attention: LayerAttention
+
+
+def run_beside(
+    adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]
+) -> tuple[Tensor, list[Ran | BaseException]]:
+    """Runs a decode step and slices in one pass: the step's hidden states, and of each slice what came of it.
+
+    Raises what the model raises. Of the seconds slices have what they have of the rows, without the step's attention,
+    which reads contexts of its own. Source: Sarathi-Serve (2403.02310) §4.1, piggybacking of decodes.
+    """
+    started = time.perf_counter()
+    joined = _Joined(slices, adapter.device)
+    both = _Beside(step.attention, len(step.token_ids), joined)
+    token_ids, positions = [*step.token_ids, *joined.token_ids], [*step.positions, *joined.positions]
+    hidden = finish(adapter.forward_steps(token_ids, positions, both, joined.layer_done))
+    seconds = time.perf_counter() - started - both.step_attention_s
+    num_step_rows = len(step.token_ids)
+    share = seconds * joined.num_rows / len(hidden)
+    return hidden[:num_step_rows], joined.found(hidden[num_step_rows:], share)
 
 
 class _Joined:
     """Rows of several slices, one slice after the other, the shortest first; and attention of a pass over them."""
 
     def __init__(self, slices: Sequence[Slice], device: torch.device) -> None:
-        self._slices = slices
-        self._lens = [each.num_rows for each in slices]
-        ends = torch.tensor(self._lens).cumsum(0).tolist()
-        self.rows = [slice(end - length, end) for end, length in zip(ends, self._lens, strict=True)]
-        self.errors: list[BaseException | None] = [None] * len(slices)
-        self._side_by_side = SideBySide(self._lens, device)
+        self._order = sorted(range(len(slices)), key=lambda i: slices[i].num_rows)
+        self._slices = [slices[i] for i in self._order]
+        lens = [each.num_rows for each in self._slices]
+        self.num_rows = sum(lens)
+        ends = torch.tensor(lens).cumsum(0).tolist()
+        self._rows = [slice(end - length, end) for end, length in zip(ends, lens, strict=True)]
+        self._errors: list[BaseException | None] = [None] * len(slices)
+        self._side_by_side = SideBySide(lens, device)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of all rows."""
+        return list(chain.from_iterable(each.token_ids for each in self._slices))
+
+    @property
+    def positions(self) -> list[int]:
+        """Of all rows."""
+        return list(chain.from_iterable(each.positions for each in self._slices))
 
     def run(self, adapter: ModelAdapter) -> Tensor:
         """Hidden states of all rows."""
         if len(self._slices) == 1:
             (one,) = self._slices
             return finish(adapter.forward_steps(one.token_ids, one.positions, one.attention, one.on_layer))
-        token_ids = list(chain.from_iterable(each.token_ids for each in self._slices))
-        positions = list(chain.from_iterable(each.positions for each in self._slices))
-        return finish(adapter.forward_steps(token_ids, positions, self, self._layer_done))
+        return finish(adapter.forward_steps(self.token_ids, self.positions, self, self.layer_done))
+
+    def found(self, hidden: Tensor, seconds: float) -> list[Ran | BaseException]:
+        """What came of each slice, in the order in which they were given."""
+        found: dict[int, Ran | BaseException] = {}
+        for index, rows, error in zip(self._order, self._rows, self._errors, strict=True):
+            share = seconds * (rows.stop - rows.start) / self.num_rows
+            found[index] = Ran(hidden[rows], share) if error is None else error
+        return [found[index] for index in range(len(self._order))]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
         """As `ContextAttention` does for one."""
         result = self._side_by_side.attend(query, key, value, sm_scale)
-        for each, rows in zip(self._slices, self.rows, strict=True):
+        for each, rows in zip(self._slices, self._rows, strict=True):
             each.attention.write(layer, key[:, rows], value[:, rows])
             own = Partial(result.out[:, rows], result.lse[:, rows])
             each.attention.merge_visible_into(own, query[:, rows], layer, sm_scale)
         return result.out.to(query.dtype)
 
-    def _layer_done(self, layer: int) -> None:
+    def layer_done(self, layer: int) -> None:
+        """Tells each slice's listener."""
         for number, each in enumerate(self._slices):
-            if each.on_layer is None or self.errors[number] is not None:
+            if each.on_layer is None or self._errors[number] is not None:
                 continue
             try:
                 each.on_layer(layer)
             except BaseException as error:  # its caller's alone
-                self.errors[number] = error
+                self._errors[number] = error
+
+
+class _Beside:
+    """A decode step's rows, then those of slices."""
+
+    def __init__(self, step: LayerAttention, num_step_rows: int, joined: _Joined) -> None:
+        self._step = step
+        self._rows = slice(num_step_rows)
+        self._rest = slice(num_step_rows, None)
+        self._joined = joined
+        self.step_attention_s = 0.0
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
+        """Attention of each kind over its own."""
+        started = time.perf_counter()
+        rows, rest = self._rows, self._rest
+        step = self._step(layer, query[:, rows], key[:, rows], value[:, rows], sm_scale)
+        self.step_attention_s += time.perf_counter() - started
+        return torch.cat((step, self._joined(layer, query[:, rest], key[:, rest], value[:, rest], sm_scale)), 1)

@@ -6,12 +6,15 @@
 
 Entries are closed in the engine's thread only, between steps, so no step ever reads memory that was given back. Who
 decodes and who is preempted is what `scheduler.plan` says.
+
+Slices of prompts that are due before a step go through the model with it (`run_slices`): its rows cost them next to
+nothing then, and alone they would read all weights.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from torch import Tensor
 
@@ -22,7 +25,9 @@ from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.generation import Delta
 from spolia_engine.pool import BlockState
 from spolia_engine.scheduler import Decoding, State, plan
-from spolia_engine.sequence import Sequence
+from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.slices import run_slices
+from spolia_engine.steps import Ran, Slice
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_worker.config import DEFAULT_SLICE_TOKENS
@@ -37,7 +42,11 @@ class Joined:
     """A sequence in a batch, as its reader sees it. One event loop's."""
 
     def __init__(
-        self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int, notify: Callable[[], None]
+        self,
+        sequence: DecodeSequence,
+        on_finish: Callable[[DecodeSequence], None],
+        number: int,
+        notify: Callable[[], None],
     ) -> None:
         self._notify = notify
         self.sequence = sequence
@@ -77,15 +86,19 @@ class DecodeBatch:
         make_room: Callable[[], bool] = lambda: False,
         token_budget: int = DEFAULT_SLICE_TOKENS,
         on_preempted: Callable[[int], None] = lambda count: None,
+        on_beside: Callable[[], None] = lambda: None,
     ) -> None:
         """`notify` wakes the engine's thread, which then calls `step`.
 
         `make_room` gives back what is held for less than a request, and says whether anything was: it is asked before a
-        sequence is preempted. `on_preempted` is told how many were. `token_budget`: tokens of a decode step and of the
-        prefill slices before the next one together.
+        sequence is preempted. `token_budget`: tokens of a decode step and of the prefill slices before the next one
+        together. `on_preempted` is told how many sequences were, `on_beside` of each step made with slices.
         """
         self._token_budget = self._slice_tokens = token_budget
         self._on_preempted = on_preempted
+        self._on_beside = on_beside
+        self._has_stepped = False
+        """Whether the step that is due was made with slices."""
         self._make_room = make_room
         self._core = core
         self._notify = notify
@@ -108,7 +121,7 @@ class DecodeBatch:
         """Tokens of prompts that may be computed before the next step: what those that decode leave of the budget."""
         return self._slice_tokens if self._decoding else self._token_budget
 
-    def join(self, sequence: Sequence, on_finish: Callable[[Sequence], None], number: int = 0) -> Joined:
+    def join(self, sequence: DecodeSequence, on_finish: Callable[[DecodeSequence], None], number: int = 0) -> Joined:
         """Takes a sequence that was just made of its context, and decodes it from its first token on.
 
         `on_finish` is called in the engine's thread, before the sequence is closed, when the answer ended by itself.
@@ -121,36 +134,75 @@ class DecodeBatch:
         return joined
 
     def stream(
-        self, sequence: Sequence, on_finish: Callable[[Sequence], None], deadline: Deadline, number: int = 0
+        self, sequence: DecodeSequence, on_finish: Callable[[DecodeSequence], None], deadline: Deadline, number: int = 0
     ) -> AsyncGenerator[Delta, None]:
         """`join`, and the deltas."""
         return self.join(sequence, on_finish, number).deltas(deadline)
 
     def step(self) -> bool:
-        """One decode step of everything that is here; whether there may be more to do. Engine's thread only."""
+        """One decode step of everything that is here, unless `run_slices` made it just now.
+
+        Whether there may be more to do. Engine's thread only.
+        """
         try:
-            return self._step()
+            if not self._has_stepped:
+                return self._step()
+            self._has_stepped = False
+            self._let_in()
+            return bool(self._decoding)
+        finally:
+            self._outbox.deliver()
+
+    def run_slices(self, slices: Sequence[Slice]) -> Sequence[Ran | BaseException]:
+        """Runs slices of prompts, together with the step that is due if any; `step` then leaves that out.
+
+        What came of each slice. Engine's thread only.
+        """
+        if not self._core.steps_beside_slices:
+            return run_slices(self._core.adapter, slices)
+        try:
+            batch = self._ready_to_step()
+            if not batch:
+                return run_slices(self._core.adapter, slices)
+            self._has_stepped = True
+            self._on_beside()
+            try:
+                rows, found = self._core.step_beside([entry.sequence for entry in batch], slices)
+            except Exception as error:
+                self._fail(batch, error)
+                return [error for _ in slices]
+            self._accept_all(batch, rows)
+            return found
         finally:
             self._outbox.deliver()
 
     def _step(self) -> bool:
+        batch = self._ready_to_step()
+        if not batch:
+            return False
+        try:
+            rows = self._core.step_rows([entry.sequence for entry in batch])
+        except Exception as error:
+            self._fail(batch, error)
+        else:
+            self._accept_all(batch, rows)
+        return bool(self._decoding)
+
+    def _ready_to_step(self) -> list[Joined]:
+        """Those that decode now, with memory for their next token."""
+        self._let_in()
+        batch = self._with_room()
+        if batch:
+            self._outbox.deliver()  # first tokens do not wait for a step
+        return batch
+
+    def _let_in(self) -> None:
+        """Takes those that joined, and draws their first tokens; lets those go whose readers did."""
         with self._lock:
             self._decoding += self._joining
             self._joining = []
         self._drop([entry for entry in self._decoding if entry.cancelled], None)
         self._begin([entry for entry in self._decoding if entry.begins])
-        batch = self._with_room()
-        if not batch:
-            return False
-        self._outbox.deliver()  # first tokens do not wait for a step
-        try:
-            rows = self._core.step_rows([entry.sequence for entry in batch])
-        except Exception as error:
-            self._fail(batch, error)
-            return bool(self._decoding)
-        for entry, row in zip(batch, rows, strict=True):
-            self._accept(entry, row)
-        return bool(self._decoding)
 
     def _begin(self, entries: list[Joined]) -> None:
         """Draws the first tokens of those that joined."""
@@ -213,6 +265,10 @@ class DecodeBatch:
             self.num_preempted += len(entries)
             self._on_preempted(len(entries))
         self._drop(entries, Preempted())
+
+    def _accept_all(self, entries: list[Joined], rows: Sequence[Tensor | DrawnRow]) -> None:
+        for entry, row in zip(entries, rows, strict=True):
+            self._accept(entry, row)
 
     def _accept(self, entry: Joined, row: Tensor | DrawnRow) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""

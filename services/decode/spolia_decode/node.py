@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from functools import partial
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
@@ -23,7 +22,6 @@ from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
 from spolia_decode.sharing import load_switch
 from spolia_engine.engine import Engine
-from spolia_engine.slices import run_slices
 from spolia_node.channels import ChannelPool
 from spolia_node.load_metrics import LoadCollector
 from spolia_node.membership import ClusterView, Registration
@@ -63,14 +61,17 @@ class DecodeNode:
         preemptions = self.server.metrics.counter(
             "spolia_preemptions_total", "Answers that gave their memory to others, to be taken up again later."
         )
+        beside = self.server.metrics.counter(
+            "spolia_steps_beside_prefill_total", "Decode steps that went through the model with slices of prompts."
+        )
         self.batch = DecodeBatch(
-            engine, lambda: self.thread.notify(), self._make_room, config.slice_tokens, preemptions.inc
+            engine, lambda: self.thread.notify(), self._make_room, config.slice_tokens, preemptions.inc, beside.inc
         )
         self.thread = EngineThread(
             "decode-engine",
             self._step,
             turn_tokens=lambda: self.batch.slice_tokens,
-            run_slices=partial(run_slices, engine.adapter),
+            run_slices=self.batch.run_slices,
             metrics=EngineMetrics(self.server.metrics),
         )
         self.admission = Admission(
