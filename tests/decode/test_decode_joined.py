@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import pytest
 from tiny_cluster import World, ask, assert_same, doc, eventually, held_engine, tokens
 
+from spolia_core.errors import InternalError
 from spolia_core.reuse import ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 
@@ -51,3 +54,44 @@ async def test_a_deterministic_node_computes_each_prompt_alone(world: World) -> 
     metrics = decode.server.metrics
     assert metrics.value(PASSES) == 0
     assert metrics.value("spolia_engine_slices_total", kind="context") == 3
+
+
+async def test_an_answer_goes_on_while_a_prompt_is_read_in_the_same_passes(world: World) -> None:
+    decode = await world.decode(local_prefill_tokens=4096, slice_tokens=32)
+    long, short = [tokens(300, seed=1)], [tokens(9, seed=2)]
+    sampling = SamplingParams(max_tokens=40)
+    with held_engine(decode.thread):
+        asking = [asyncio.ensure_future(ask(decode, prompt, sampling)) for prompt in (short, long)]
+        await eventually(lambda: decode.thread.queue_length == 2)
+    for prompt, answer in zip((short, long), await asyncio.gather(*asking), strict=True):
+        assert_same(answer, world.expect(prompt, sampling))
+    metrics = decode.server.metrics
+    num_beside = metrics.value("spolia_steps_beside_prefill_total")
+    assert num_beside >= 5, "the short prompt was answered while the slices of the long one ran"
+    assert metrics.value(PASSES) >= num_beside
+    await world.nothing_held()
+
+
+async def test_a_pass_that_breaks_ends_what_was_in_it_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = await world.decode(local_prefill_tokens=4096, slice_tokens=32)
+    original, num_calls = decode.engine.step_beside, 0
+
+    def breaks_once(*args: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:
+            raise RuntimeError("broken")
+        return original(*args)
+
+    monkeypatch.setattr(decode.engine, "step_beside", breaks_once)
+    long, short = [tokens(300, seed=1)], [tokens(9, seed=2)]
+    sampling = SamplingParams(max_tokens=40)
+    with held_engine(decode.thread):
+        asking = [asyncio.ensure_future(ask(decode, prompt, sampling)) for prompt in (short, long)]
+        await eventually(lambda: decode.thread.queue_length == 2)
+    for error in await asyncio.gather(*asking, return_exceptions=True):
+        assert isinstance(error, InternalError)
+    await world.nothing_held()
+    assert_same(await ask(decode, short, sampling), world.expect(short, sampling))

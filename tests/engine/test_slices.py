@@ -11,11 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spolia_core.prompt import Part, Prompt
+from spolia_core.sampling import SamplingParams
+from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, release_runs
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sequence import close_all
 from spolia_engine.slices import run_slices
 from spolia_engine.steps import Ran, Slice, Steps, finish
 
@@ -47,6 +51,23 @@ def together(engine: Engine, passes: Sequence[Steps[Context]]) -> list[Context |
         for number, came in zip(now, run_slices(engine.adapter, list(now.values())), strict=True):
             go_on(number, came)
     return [ended[number] for number in range(len(passes))]
+
+
+def run_on(engine: Engine, steps: Steps[Context], came: Ran | BaseException) -> Context:
+    """What a pass comes to that stands at a slice; its other slices go alone."""
+    try:
+        assert isinstance(came, Ran)
+        pause = steps.send(came)
+        while True:
+            if pause.slice is None:
+                pause = next(steps)
+            else:
+                (came,) = run_slices(engine.adapter, [pause.slice])
+                assert isinstance(came, Ran)
+                pause = steps.send(came)
+    except StopIteration as end:
+        context: Context = end.value
+        return context
 
 
 def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -176,6 +197,82 @@ def test_a_model_that_raises_ends_every_pass_and_leaks_nothing(monkeypatch: pyte
     monkeypatch.setattr(engine.adapter, "forward_steps", breaks)
     passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (8, 300)]
     assert [type(error) for error in together(engine, passes)] == [Broken, Broken]
+    assert_nothing_held(engine)
+
+
+def started(engine: Engine, counts: Sequence[int]) -> list[DecodeSequence]:
+    """Sequences that decode, two of them behind one prefix; each has its first token."""
+    head = tokens(128, seed=3)
+    sequences = []
+    for count in counts:
+        prefix = engine.acquire_prefix(list(engine.ids.prefix_chain(head)))
+        context = engine.exact_context([*head, *tokens(count, seed=count)], prefix)
+        engine.register_prefix(context, list(engine.ids.prefix_chain(head)))
+        sequences.append(engine.start(context, engine.generation(SamplingParams(max_tokens=20))))
+    for sequence, row in zip(sequences, engine.logits_after([s.context for s in sequences]), strict=True):
+        engine.accept(sequence, row)
+    return sequences
+
+
+@settings(max_examples=12, deadline=None)
+@given(passes=st.lists(asked, min_size=1, max_size=4), counts=st.lists(st.integers(1, 40), min_size=1, max_size=4))
+def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], counts: list[int]) -> None:
+    engine = engine_of()
+    for each in passes:
+        each.with_prefix_cached(engine, len(each.ids) // 128)
+    alone, beside = started(engine, counts), started(engine, counts)
+    joining = [each.steps(engine, joins=True) for each in passes]
+    slices = [pause.slice for pause in map(next, joining) if pause.slice is not None]
+    expected = engine.step_logits(alone)
+    rows, found = engine.step_beside(beside, slices)
+    assert same(torch.stack(list(rows)), expected)
+    for one, other in zip(alone, beside, strict=True):
+        assert one.tail.length == other.tail.length == 1
+        assert same(_newest_kv(other), _newest_kv(one))
+    for each, steps, came in zip(passes, joining, found, strict=True):
+        assert isinstance(came, Ran)
+        (own,) = together(engine, [each.steps(engine, joins=True)])
+        mine = run_on(engine, steps, came)
+        assert isinstance(own, Context)
+        assert all(map(same, kv_of(mine), kv_of(own)))
+        own.close()
+        mine.close()
+    close_all([*alone, *beside])
+    engine.forget_plan()
+    assert_nothing_held(engine)
+
+
+def _newest_kv(sequence: DecodeSequence) -> torch.Tensor:
+    run = sequence.tail.span.run
+    at = run.start + sequence.tail.length - 1
+    return torch.stack([m[:, at] for memory in (run.extent.key, run.extent.value) for m in memory])
+
+
+def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    sequences = started(engine, [5, 9])
+    steps = engine.exact_context_steps(tokens(30), [], PassOptions(joins=True))
+    rows = next(steps).slice
+    assert rows is not None
+    original = ContextAttention.write
+
+    def breaks(self: ContextAttention, layer: int, *args: torch.Tensor) -> None:
+        if layer == 1:
+            raise Broken
+        original(self, layer, *args)
+
+    monkeypatch.setattr(ContextAttention, "write", breaks)
+    with pytest.raises(Broken):
+        engine.step_beside(sequences, [rows])
+    monkeypatch.undo()
+    assert [sequence.tail.length for sequence in sequences] == [0, 0]
+    again, found = engine.step_beside(sequences, [rows])
+    expected = started(engine, [5, 9])
+    assert same(torch.stack(list(again)), engine.step_logits(expected))
+    assert isinstance(found[0], Ran)
+    steps.close()
+    close_all([*sequences, *expected])
+    engine.forget_plan()
     assert_nothing_held(engine)
 
 
