@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -95,3 +96,36 @@ async def test_a_pass_that_breaks_ends_what_was_in_it_and_nothing_else(
         assert isinstance(error, InternalError)
     await world.nothing_held()
     assert_same(await ask(decode, short, sampling), world.expect(short, sampling))
+
+
+async def test_a_prompt_has_its_first_token_before_the_next_one_is_computed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spolia_decode.node.HAND_OVER_S", 10.0)
+    decode = await world.decode(local_prefill_tokens=4096, slice_tokens=32)
+    join = decode.batch.join
+
+    def takes_its_time(*args: Any) -> Any:
+        time.sleep(0.03)  # as a loop that has much to do; the engine's thread could go on meanwhile
+        return join(*args)
+
+    monkeypatch.setattr(decode.batch, "join", takes_its_time)
+    events: list[str] = []
+    _noted(monkeypatch, decode.engine.adapter, "forward_steps", "pass", events)
+    _noted(monkeypatch, decode.engine, "logits_after", "first", events)
+    with held_engine(decode.thread):
+        prompts = [[tokens(30, seed=i)] for i in range(4)]
+        asking = [asyncio.ensure_future(ask(decode, prompt, SamplingParams(max_tokens=1))) for prompt in prompts]
+        await eventually(lambda: decode.thread.queue_length == 4)
+    await asyncio.gather(*asking)
+    assert events == ["pass", "first"] * 4
+
+
+def _noted(monkeypatch: pytest.MonkeyPatch, what: object, name: str, event: str, events: list[str]) -> None:
+    original = getattr(what, name)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        events.append(event)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(what, name, noted)

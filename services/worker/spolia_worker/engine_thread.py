@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
@@ -25,6 +26,10 @@ from spolia_worker.engine_task import FunctionTask, StepsTask
 from spolia_worker.schedule import ServedTokens, choose
 
 T = TypeVar("T")
+
+HAND_OVER_ROUNDS = 4
+"""Rounds of an event loop within which whoever waited for a job has made something of it: a decode node makes a
+sequence of a context in the first."""
 
 RunSlices: TypeAlias = Callable[[Sequence[Slice]], Sequence[Ran | BaseException]]
 """Runs slices, and says of each what came of it. Must not raise."""
@@ -44,13 +49,20 @@ class EngineThread:
         *,
         turn_tokens: Callable[[], int] = lambda: DEFAULT_SLICE_TOKENS,
         run_slices: RunSlices | None = None,
+        hand_over_s: float = 0.0,
         metrics: EngineMetrics | None = None,
     ) -> None:
         """`turn_tokens`: what jobs may compute in the next turn, so that short ones share it; one slice is run, however
         large it is. Without `run_slices` jobs may leave none to this thread.
+
+        `hand_over_s`: how long this thread waits at most, after a turn in which jobs ended, for those who waited for
+        them: what they make of it is there for the next step then, and not for the one after.
         """
         self._background = background
         self._run_slices = run_slices
+        self._hand_over_s = hand_over_s
+        self._handed_to: asyncio.AbstractEventLoop | None = None
+        """Whose jobs ended in this turn."""
         self._turn_tokens = turn_tokens
         self._metrics = metrics
         self._served = ServedTokens()
@@ -195,6 +207,7 @@ class EngineThread:
         try:
             while self._wait_for_work():
                 self._turn()
+                self._hand_over()
                 if self._has_background and self._background is not None:
                     self._busy_since = time.monotonic()
                     self._has_background = False  # before the step: a notification during it is not lost
@@ -252,6 +265,23 @@ class EngineThread:
             self._metrics.passed()
         for task, came in zip(standing, found, strict=True):
             self._advance(task, came)
+
+    def _hand_over(self) -> None:
+        """Lets those go on whose jobs ended, where others would keep them waiting."""
+        loop, self._handed_to = self._handed_to, None
+        if loop is None or not self._hand_over_s or not (self._jobs or self._has_background):
+            return
+        gone_on = threading.Event()
+
+        def go_round(rounds: int) -> None:
+            if rounds:
+                loop.call_soon(go_round, rounds - 1)
+            else:
+                gone_on.set()
+
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(go_round, HAND_OVER_ROUNDS)
+            gone_on.wait(self._hand_over_s)
 
     def _next_function(self) -> FunctionTask | None:
         with self._wake:
@@ -337,6 +367,8 @@ class EngineThread:
             task.drop(result, error)
         else:
             task.post(result, error)
+            if isinstance(task, StepsTask):
+                self._handed_to = task.loop
 
     def _close(self, task: StepsTask) -> None:
         with self._wake:
