@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
@@ -23,13 +22,10 @@ from spolia_worker.config import DEFAULT_SLICE_TOKENS
 from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_task import FunctionTask, StepsTask
+from spolia_worker.hand_over import HandOver
 from spolia_worker.schedule import ServedTokens, choose
 
 T = TypeVar("T")
-
-HAND_OVER_ROUNDS = 4
-"""Rounds of an event loop within which whoever waited for a job has made something of it: a decode node makes a
-sequence of a context in the first."""
 
 RunSlices: TypeAlias = Callable[[Sequence[Slice]], Sequence[Ran | BaseException]]
 """Runs slices, and says of each what came of it. Must not raise."""
@@ -60,9 +56,7 @@ class EngineThread:
         """
         self._background = background
         self._run_slices = run_slices
-        self._hand_over_s = hand_over_s
-        self._handed_to: asyncio.AbstractEventLoop | None = None
-        """Whose jobs ended in this turn."""
+        self._hand_over = HandOver(hand_over_s)
         self._turn_tokens = turn_tokens
         self._metrics = metrics
         self._served = ServedTokens()
@@ -207,7 +201,7 @@ class EngineThread:
         try:
             while self._wait_for_work():
                 self._turn()
-                self._hand_over()
+                self._hand_over.wait(holds_up=self._has_background or bool(self._jobs))
                 if self._has_background and self._background is not None:
                     self._busy_since = time.monotonic()
                     self._has_background = False  # before the step: a notification during it is not lost
@@ -265,23 +259,6 @@ class EngineThread:
             self._metrics.passed()
         for task, came in zip(standing, found, strict=True):
             self._advance(task, came)
-
-    def _hand_over(self) -> None:
-        """Lets those go on whose jobs ended, where others would keep them waiting."""
-        loop, self._handed_to = self._handed_to, None
-        if loop is None or not self._hand_over_s or not (self._jobs or self._has_background):
-            return
-        gone_on = threading.Event()
-
-        def go_round(rounds: int) -> None:
-            if rounds:
-                loop.call_soon(go_round, rounds - 1)
-            else:
-                gone_on.set()
-
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(go_round, HAND_OVER_ROUNDS)
-            gone_on.wait(self._hand_over_s)
 
     def _next_function(self) -> FunctionTask | None:
         with self._wake:
@@ -368,7 +345,7 @@ class EngineThread:
         else:
             task.post(result, error)
             if isinstance(task, StepsTask):
-                self._handed_to = task.loop
+                self._hand_over.ended(task.loop)
 
     def _close(self, task: StepsTask) -> None:
         with self._wake:
