@@ -27,7 +27,10 @@ class HandOver:
         self._loop = loop
 
     def wait(self, *, holds_up: bool) -> None:
-        """Lets those go on whose jobs ended since the last call, where the thread `holds_up` them: it has more to do."""
+        """Lets those go on whose jobs ended since the last call.
+
+        `holds_up`: the thread has more to do. Else it sleeps, and they go on anyway.
+        """
         loop, self._loop = self._loop, None
         if loop is None or not holds_up or not self._limit_s:
             return
