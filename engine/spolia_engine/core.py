@@ -29,13 +29,14 @@ from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.deviation import most_deviant
 from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
 from spolia_engine.drawing import accept_row, draw
+from spolia_engine.extent import Extent
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar, Grammars
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
-from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Extent, Pool
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample

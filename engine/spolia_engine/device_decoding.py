@@ -34,11 +34,8 @@ class DeviceSettings:
 
     row_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Rows of each captured step, ascending. More rows than the last run by operations."""
-    readings_per_row: int = 16
-    """Spans that a row reads, on average over a full bucket."""
     parts_per_row: int = 32
-    """Pieces of spans, each with a partial, on average over a full bucket."""
-    min_readings: int = 256
+    """Spans that a row reads, or pieces of them, each with a partial; on average over a full bucket."""
     min_parts: int = 1024
     """Of any bucket: few rows read their spans in many pieces, to keep a device busy."""
 
@@ -167,7 +164,7 @@ class DeviceDecoding:
         return StepCapacity(
             rows=rows,
             items=heads * parts,  # no item has less than one reading
-            readings=max(settings.min_readings, rows * settings.readings_per_row),
+            readings=parts,  # each has a part at least
             parts=parts,
             # A row has no more of its own than a context; its list of pages may begin inside one.
             tail_pages=-(-self._adapter.max_context_tokens // self._memory.page_size) + 1,

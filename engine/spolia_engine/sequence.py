@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from spolia_core.errors import InternalError
 from spolia_engine.context import Context
+from spolia_engine.extent import Extent
 from spolia_engine.generation import Generation
-from spolia_engine.pool import Extent
 from spolia_engine.run import SlotRange, coalesce
 from spolia_engine.step_plan import Tail
 

@@ -24,7 +24,7 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence as DecodeSequence
 
 VOCAB_SIZE = 97

@@ -31,9 +31,9 @@ from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, whole
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.engine import Engine
+from spolia_engine.extent import BlockState
 from spolia_engine.kv_bytes import layer_of_run, write_layer
 from spolia_engine.passes import PassOptions
-from spolia_engine.pool import BlockState
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.steps import finish

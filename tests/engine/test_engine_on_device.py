@@ -29,7 +29,7 @@ from spolia_kernels.sample import Drawn, Draws
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 LOGIT_ERROR = {"float32": 2e-4, "float16": 0.03, "bfloat16": 0.25}
-SMALL = DeviceSettings(row_buckets=(1, 2, 4), min_readings=16, min_parts=16)
+SMALL = DeviceSettings(row_buckets=(1, 2, 4), min_parts=16)
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 
 

@@ -10,7 +10,7 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence, close_all
 
 DRAWN = SamplingParams(temperature=1.0, seed=7, max_tokens=12, ignore_eos=True)

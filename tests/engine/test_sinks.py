@@ -31,8 +31,8 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
+from spolia_engine.extent import BlockState
 from spolia_engine.link_plan import plan_link
-from spolia_engine.pool import BlockState
 from spolia_engine.run import Run
 
 

@@ -30,7 +30,8 @@ from spolia_decode.config import DecodeConfig
 from spolia_decode.node import DecodeNode
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Completion, Engine
-from spolia_engine.pool import BlockState, Pool
+from spolia_engine.extent import BlockState
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
