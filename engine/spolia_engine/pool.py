@@ -173,7 +173,10 @@ class Pool:
             return extent
 
     def blocks_to_open(self, num_tokens: int) -> int:
-        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most."""
+        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most.
+
+        In the memory of a device it may take one more behind a head than without.
+        """
         return 1 if self._slots is None else self.blocks_for(num_tokens) + 1
 
     def grow(self, extent: Extent, num_tokens: int) -> None:
