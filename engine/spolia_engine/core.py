@@ -108,8 +108,10 @@ class EngineCore:
     @property
     def attention_shape(self) -> AttentionShape:
         """What decides whether rows of this model attend together (`sharing_table`)."""
-        shape = self.adapter.kv_shape
-        return AttentionShape(self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype)
+        shape, page_size = self.adapter.kv_shape, None if self.device is None else self.pool.block_size
+        return AttentionShape(
+            self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype, page_size
+        )
 
     def meta(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkMeta:
         """Metadata of the chunk object a run would make."""

@@ -25,11 +25,6 @@ class DevicePlan:
     num_before: tuple[int, ...]
     """By row: tokens in its pages before its tail's first."""
 
-    @property
-    def longest(self) -> int:
-        """Keys of the longest span; 0 where there is none."""
-        return max((span.end - span.start for span in self.spans), default=0)
-
 
 def plan_device_step(
     contexts: Sequence[Sequence[SlotRange]], tails: Sequence[Tail], sharing: Sharing, page_size: int

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spolia_engine.cuda_graph import captured
 from spolia_engine.decoder import Decoder, DecoderLayer
 from spolia_kernels import Partial
 from spolia_kernels.fused import add_rms_norm, silu_mul
@@ -152,17 +153,8 @@ class DeviceStep:
 
         `pool` is the memory of other graphs (torch's handle), none of which runs at the same time; returns this one's.
         """
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels compile, libraries take their workspaces
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            self._step()
-        self._graph = graph
-        return graph.pool()
+        self._graph = captured(self._step, pool)
+        return self._graph.pool()
 
     @torch.inference_mode()
     def _step(self) -> None:
