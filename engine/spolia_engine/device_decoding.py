@@ -39,6 +39,15 @@ class DeviceSettings:
     min_parts: int = 1024
     """Of any bucket: few rows read their spans in many pieces, to keep a device busy."""
 
+    def parts(self, rows: int) -> int:
+        """Parts that a step of so many rows holds."""
+        return max(self.min_parts, rows * self.parts_per_row)
+
+    def buffer_bytes(self, *, num_q_heads: int, head_dim: int, vocab_size: int, itemsize: int) -> int:
+        """What the buffers of all buckets take: their partials, and the logits that each leaves. All else is small."""
+        partial = 4 * num_q_heads * (head_dim + 1)
+        return sum(self.parts(rows) * partial + rows * vocab_size * itemsize for rows in self.row_buckets)
+
     def bucket_for(self, num_rows: int) -> int | None:
         """Rows of the smallest step that holds so many; None where none does."""
         return next((rows for rows in self.row_buckets if rows >= num_rows), None)
@@ -139,19 +148,21 @@ class DeviceDecoding:
         starts = [
             sequence.num_context_tokens - before for sequence, before in zip(sequences, plan.num_before, strict=True)
         ]
+        num_steps = min(
+            len(of_row) * self._memory.page_size - (position - start)
+            for of_row, position, start in zip(plan.pages, positions, starts, strict=True)
+        )
 
         def ints(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         token_ids = torch.tensor([sequence.next_token for sequence in sequences], device=device)
         work = self._cutter.cut(plan.spans, len(sequences), tile)
-        return StepBatch(
-            work, Tails(pages.to(device), ints(starts), ints(positions)), token_ids, _draws(sequences, device)
-        )
+        tails = Tails(pages.to(device), ints(starts), ints(positions))
+        return StepBatch(work, tails, token_ids, _draws(sequences, device), num_steps)
 
     def _capacity(self, rows: int) -> StepCapacity:
-        settings, heads = self._settings, self._adapter.kv_shape.num_kv_heads
-        parts = max(settings.min_parts, rows * settings.parts_per_row)
+        parts, heads = self._settings.parts(rows), self._adapter.kv_shape.num_kv_heads
         return StepCapacity(
             rows=rows,
             items=heads * parts,  # no item has less than one reading
