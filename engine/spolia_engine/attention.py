@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 from spolia_engine.run import SlotRange, Span, coalesce
 from spolia_kernels import Partial, RotaryTable, Rotation, attend, merge_into
 
@@ -50,8 +50,9 @@ class VisibleRanges:
             adapted = query[:, rows]
             if v.slots.offset:
                 adapted = self._turns[v.slots.offset](adapted)
-            part = attend(adapted, *_memory(v.slots, layer), sm_scale=sm_scale)
-            merge_into(result, part, rows)
+            for piece in v.slots.extent.parts(v.slots.start, v.slots.end):
+                part = attend(adapted, piece.key[layer], piece.value[layer], sm_scale=sm_scale)
+                merge_into(result, part, rows)
 
 
 class ContextAttention:
@@ -73,7 +74,7 @@ class ContextAttention:
         num_dropped: int = 0,
     ) -> None:
         self._destination = destination
-        self._slots = slice(start, start + num_rows - num_dropped)
+        self._start = start
         self._kept = slice(num_dropped, None)
         self._visible = VisibleRanges((v for v in visible if v.first_row < num_rows), rotary)
 
@@ -86,15 +87,8 @@ class ContextAttention:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Writes the layer's KV of the rows."""
-        self._destination.key[layer][:, self._slots].copy_(key[:, self._kept])
-        self._destination.value[layer][:, self._slots].copy_(value[:, self._kept])
+        self._destination.write(layer, self._start, key[:, self._kept], value[:, self._kept])
 
     def merge_visible_into(self, result: Partial, query: Tensor, layer: int, sm_scale: float) -> None:
         """Merges what the rows see besides each other into their `result`."""
         self._visible.merge_into(result, query, layer, sm_scale)
-
-
-def _memory(slots: SlotRange, layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a range, views of pool memory."""
-    extent = slots.extent
-    return extent.key[layer][:, slots.start : slots.end], extent.value[layer][:, slots.start : slots.end]

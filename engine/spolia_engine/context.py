@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.extent import Extent
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run, SlotRange, Span, coalesce
 
 

@@ -29,13 +29,14 @@ from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.deviation import most_deviant
 from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
 from spolia_engine.drawing import accept_row, draw
+from spolia_engine.extent import Extent
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar, Grammars
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
 from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
-from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Extent, Pool
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run, Span, copy_kv
 from spolia_engine.sampler import sample
@@ -107,8 +108,10 @@ class EngineCore:
     @property
     def attention_shape(self) -> AttentionShape:
         """What decides whether rows of this model attend together (`sharing_table`)."""
-        shape = self.adapter.kv_shape
-        return AttentionShape(self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype)
+        shape, page_size = self.adapter.kv_shape, None if self.device is None else self.pool.block_size
+        return AttentionShape(
+            self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype, page_size
+        )
 
     def meta(self, chunk_id: bytes, kind: ChunkKind, run: Run) -> ChunkMeta:
         """Metadata of the chunk object a run would make."""

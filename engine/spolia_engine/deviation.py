@@ -57,12 +57,9 @@ def most_deviant(adapter: ModelAdapter, prompt: Prompt, runs: Mapping[int, Run],
 def _value_deviation(adapter: ModelAdapter, prompt: Prompt, runs: Mapping[int, Run], positions: list[int]) -> Tensor:
     """Squared difference of fresh and stored V at `DEVIATION_LAYER`, summed over heads and dims: float32, one each."""
     fresh = adapter.values_at(DEVIATION_LAYER, prompt.token_ids, range(prompt.num_tokens), _attend_rows)
+    each = [run for _, run in sorted(runs.items())]
     stored = torch.cat(
-        [
-            run.extent.value[DEVIATION_LAYER][:, run.start : run.start + run.num_tokens]
-            for _, run in sorted(runs.items())
-        ],
-        dim=1,
+        [run.extent.read(DEVIATION_LAYER, run.start, run.start + run.num_tokens)[1] for run in each], dim=1
     )
     chosen = fresh.index_select(1, torch.tensor(positions, device=fresh.device))
     return (chosen.float() - stored.float()).square().sum((0, 2))

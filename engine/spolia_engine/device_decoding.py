@@ -17,11 +17,11 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.device_plan import DevicePlan, plan_device_step
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
+from spolia_engine.device_work import WorkCutter
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing
 from spolia_engine.slot_memory import SlotMemory
-from spolia_kernels.paged import Tails, WorkShape, piece_keys, plan_work
-from spolia_kernels.paged.tuning import tile_rows
+from spolia_kernels.paged import Tails
 from spolia_kernels.sample import Draws
 
 HEAD_DIMS = (64, 128, 256)
@@ -34,13 +34,19 @@ class DeviceSettings:
 
     row_buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Rows of each captured step, ascending. More rows than the last run by operations."""
-    readings_per_row: int = 16
-    """Spans that a row reads, on average over a full bucket."""
     parts_per_row: int = 32
-    """Pieces of spans, each with a partial, on average over a full bucket."""
-    min_readings: int = 256
+    """Spans that a row reads, or pieces of them, each with a partial; on average over a full bucket."""
     min_parts: int = 1024
     """Of any bucket: few rows read their spans in many pieces, to keep a device busy."""
+
+    def parts(self, rows: int) -> int:
+        """Parts that a step of so many rows holds."""
+        return max(self.min_parts, rows * self.parts_per_row)
+
+    def buffer_bytes(self, *, num_q_heads: int, head_dim: int, vocab_size: int, itemsize: int) -> int:
+        """What the buffers of all buckets take: their partials, and the logits that each leaves. All else is small."""
+        partial = 4 * num_q_heads * (head_dim + 1)
+        return sum(self.parts(rows) * partial + rows * vocab_size * itemsize for rows in self.row_buckets)
 
     def bucket_for(self, num_rows: int) -> int | None:
         """Rows of the smallest step that holds so many; None where none does."""
@@ -66,7 +72,8 @@ class DeviceDecoding:
         self._memory = memory
         self._settings = settings
         self._angles = adapter.angles(adapter.max_context_tokens)
-        self._group = adapter.num_q_heads // adapter.kv_shape.num_kv_heads
+        num_kv_heads = adapter.kv_shape.num_kv_heads
+        self._cutter = WorkCutter(num_kv_heads, adapter.num_q_heads // num_kv_heads, adapter.device)
         self._steps: dict[int, DeviceStep] = {}
         self._step: DeviceStep | None = None
         self._loaded: list[tuple[DecodeSequence, int]] = []
@@ -123,8 +130,7 @@ class DeviceDecoding:
             self._memory.page_size,
         )
         rows = self._settings.bucket_for(len(sequences))
-        tile = tile_rows(rows or len(sequences), self._group)
-        batch = self._batch(sequences, plan, tile)
+        batch = self._batch(sequences, plan, self._cutter.tile(rows or len(sequences)))
         if rows is not None and batch.fits(self._steps[rows].capacity):
             step = self._steps[rows]
         else:
@@ -142,36 +148,29 @@ class DeviceDecoding:
         starts = [
             sequence.num_context_tokens - before for sequence, before in zip(sequences, plan.num_before, strict=True)
         ]
+        num_steps = min(
+            len(of_row) * self._memory.page_size - (position - start)
+            for of_row, position, start in zip(plan.pages, positions, starts, strict=True)
+        )
 
         def ints(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         token_ids = torch.tensor([sequence.next_token for sequence in sequences], device=device)
-        shape = self._work_shape(plan, tile)
-        work = plan_work(plan.spans, len(sequences), shape, device)
-        return StepBatch(
-            work, Tails(pages.to(device), ints(starts), ints(positions)), token_ids, _draws(sequences, device)
-        )
-
-    def _work_shape(self, plan: DevicePlan, tile: int) -> WorkShape:
-        heads = self._adapter.kv_shape.num_kv_heads
-        per_tile = tile // self._group
-        num_tiles = heads * sum(-(-len(span.rows) // per_tile) for span in plan.spans)
-        # 16 keys are the least that a piece is cut to; without spans any number does.
-        keys = piece_keys(max(1, num_tiles), max(16, plan.longest), _num_programs(self._adapter.device, tile))
-        return WorkShape(heads, self._group, tile, max(16, keys))
+        work = self._cutter.cut(plan.spans, len(sequences), tile)
+        tails = Tails(pages.to(device), ints(starts), ints(positions))
+        return StepBatch(work, tails, token_ids, _draws(sequences, device), num_steps)
 
     def _capacity(self, rows: int) -> StepCapacity:
-        settings, heads = self._settings, self._adapter.kv_shape.num_kv_heads
-        parts = max(settings.min_parts, rows * settings.parts_per_row)
+        parts, heads = self._settings.parts(rows), self._adapter.kv_shape.num_kv_heads
         return StepCapacity(
             rows=rows,
             items=heads * parts,  # no item has less than one reading
-            readings=max(settings.min_readings, rows * settings.readings_per_row),
+            readings=parts,  # each has a part at least
             parts=parts,
             # A row has no more of its own than a context; its list of pages may begin inside one.
             tail_pages=-(-self._adapter.max_context_tokens // self._memory.page_size) + 1,
-            tile=tile_rows(rows, self._group),
+            tile=self._cutter.tile(rows),
         )
 
     def _made(self, capacity: StepCapacity) -> DeviceStep:
@@ -211,13 +210,6 @@ def draws_of(params: Sequence[tuple[SamplingParams, int, int]], device: torch.de
 def _draws(sequences: Sequence[DecodeSequence], device: torch.device) -> Draws:
     generations = [sequence.generation for sequence in sequences]
     return draws_of([(g.params, g.sample_index, len(g.token_ids)) for g in generations], device)
-
-
-def _num_programs(device: torch.device, tile: int) -> int:
-    if device.type != "cuda":
-        return 4
-    per_processor = 4 if tile <= 16 else 2  # as `span_tuning` lets them stay
-    return per_processor * int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _check(adapter: ModelAdapter) -> None:

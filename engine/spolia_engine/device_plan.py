@@ -25,11 +25,6 @@ class DevicePlan:
     num_before: tuple[int, ...]
     """By row: tokens in its pages before its tail's first."""
 
-    @property
-    def longest(self) -> int:
-        """Keys of the longest span; 0 where there is none."""
-        return max((span.end - span.start for span in self.spans), default=0)
-
 
 def plan_device_step(
     contexts: Sequence[Sequence[SlotRange]], tails: Sequence[Tail], sharing: Sharing, page_size: int
@@ -41,16 +36,14 @@ def plan_device_step(
     groups = group_ranges(
         [[*ranges, *([head] if head else [])] for ranges, head in zip(contexts, heads, strict=True)], sharing
     )
-    pages = [_pages_of(tail, count, page_size) for tail, count in zip(tails, copied, strict=True)]
+    pages = [_pages_of(SlotRange(tail.extent, 0, tail.extent.capacity, 0), page_size) for tail in tails]
     before = list(copied)
     spans: list[SlotSpan] = []
     for group in groups:
         row = group.rows[0]
         if len(group.rows) == 1 and _is_whole(group.slots, heads[row]):
-            first = _first_slot(group.slots) // page_size
-            count = (group.slots.end - group.slots.start) // page_size
-            pages[row] = (*range(first, first + count), *pages[row])
-            before[row] += count * page_size
+            pages[row] = (*_pages_of(group.slots, page_size), *pages[row])
+            before[row] += group.slots.end - group.slots.start
         else:
             spans += _spans_of(group)
     return DevicePlan(tuple(spans), tuple(pages), tuple(before))
@@ -67,21 +60,19 @@ def _is_whole(slots: SlotRange, head: SlotRange | None) -> bool:
     return head is not None and (slots.extent, slots.start, slots.end) == (head.extent, head.start, head.end)
 
 
-def _pages_of(tail: Tail, num_copied: int, page_size: int) -> tuple[int, ...]:
-    slot = tail.extent.first_slot
-    assert slot is not None, "a tail lies in the device's slots"
-    first = (slot - num_copied) // page_size
-    return tuple(range(first, first + -(-(num_copied + tail.extent.capacity) // page_size)))
-
-
-def _first_slot(slots: SlotRange) -> int:
-    assert slots.extent.first_slot is not None, "what a step reads lies in the device's slots"
-    return slots.extent.first_slot + slots.start
+def _pages_of(slots: SlotRange, page_size: int) -> tuple[int, ...]:
+    """Pages that a range lies in, in order. A tail begins inside its first, behind what was copied."""
+    found: list[int] = []
+    for first, end in slots.extent.slots(slots.start, slots.end):
+        found += range(first // page_size, -(-end // page_size))
+    return tuple(found)
 
 
 def _spans_of(group: Group) -> list[SlotSpan]:
-    start = _first_slot(group.slots)
-    end = start + group.slots.end - group.slots.start
-    if group.shared or len(group.rows) == 1:
-        return [SlotSpan(start, end, group.rows, group.offsets)]
-    return [SlotSpan(start, end, (row,), (o,)) for row, o in zip(group.rows, group.offsets, strict=True)]
+    """A span for each piece of memory that the range lies in; where a key is stored says nothing of where it stands."""
+    together = group.shared or len(group.rows) == 1
+    readers = [(group.rows, group.offsets)]
+    if not together:
+        readers = [((row,), (offset,)) for row, offset in zip(group.rows, group.offsets, strict=True)]
+    pieces = list(group.slots.extent.slots(group.slots.start, group.slots.end))
+    return [SlotSpan(first, end, rows, offsets) for rows, offsets in readers for first, end in pieces]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spolia_engine.cuda_graph import captured
 from spolia_engine.decoder import Decoder, DecoderLayer
 from spolia_kernels import Partial
 from spolia_kernels.fused import add_rms_norm, silu_mul
@@ -52,6 +53,8 @@ class StepBatch:
     token_ids: Tensor
     """int64 [num_rows]: the rows' newest tokens, whose KV is written next."""
     draws: Draws
+    num_steps: int
+    """Steps that every row has pages of its own for. Behind them, lists of pages name pages of others."""
 
     def fits(self, capacity: StepCapacity) -> bool:
         """Whether a step of this capacity can run it."""
@@ -108,15 +111,18 @@ class DeviceStep:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, batch: StepBatch) -> None:
-        """Makes a batch the one that steps run. Raises ValueError where it does not fit the buffers."""
+        """Makes a batch the one that steps run. Raises ValueError where it does not fit the buffers.
+
+        What buffers hold behind the batch stays from others: a step reads rows, items and pages as far as the batch
+        counts them. Rows behind it compute what nobody reads, in lists that name no tails, and write no KV.
+        """
         work, tails, num_rows = batch.work, batch.tails, batch.token_ids.shape[0]
         if not batch.fits(self.capacity):
             raise ValueError("the batch does not fit the step's buffers")
         rows = {tails.pages.shape[0], tails.starts.shape[0], tails.positions.shape[0], work.part_starts.shape[0] - 1}
         if rows != {num_rows} or not num_rows:
             raise ValueError(f"{num_rows} tokens, tails and parts of {sorted(rows)} rows")
-        room = tails.pages.shape[1] * self._kv[0].page_size - int((tails.positions - tails.starts).max())
-        self.num_steps_left = min(room, self._angles.cos.shape[0] - int(tails.positions.max()))
+        self.num_steps_left = min(batch.num_steps, self._angles.cos.shape[0] - int(tails.positions.max()))
         pairs = [
             (self._work.items, work.items),
             (self._work.rows, work.rows),
@@ -152,17 +158,8 @@ class DeviceStep:
 
         `pool` is the memory of other graphs (torch's handle), none of which runs at the same time; returns this one's.
         """
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels compile, libraries take their workspaces
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            self._step()
-        self._graph = graph
-        return graph.pool()
+        self._graph = captured(self._step, pool)
+        return self._graph.pool()
 
     @torch.inference_mode()
     def _step(self) -> None:

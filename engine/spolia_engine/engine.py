@@ -36,7 +36,7 @@ from spolia_engine.device_decoding import DeviceSettings, DrawnRow
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
-from spolia_engine.pool import DEFAULT_BLOCK_SIZE
+from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE
 from spolia_engine.pool_budget import free_bytes, pool_budget
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
@@ -152,6 +152,12 @@ class Engine(EngineCore):
             adapter.kv_shape.bytes_per_token,
             on_device=adapter.device.type == "cuda",
             free_bytes=free_bytes(adapter.device),
+            step_bytes=DeviceSettings().buffer_bytes(
+                num_q_heads=adapter.num_q_heads,
+                head_dim=adapter.kv_shape.head_dim,
+                vocab_size=adapter.vocab_size,
+                itemsize=TORCH_DTYPE[adapter.kv_shape.dtype].itemsize,
+            ),
         )
         return cls(
             adapter,

@@ -13,8 +13,8 @@ from spolia_core.errors import InvalidRequest
 from spolia_core.prompt import check_token_ids
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_all, whole
+from spolia_engine.extent import Extent
 from spolia_engine.fork_attention import ForkAttention
-from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 
 DEFAULT_MAX_FORK_ROWS = 1024

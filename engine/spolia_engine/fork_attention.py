@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spolia_engine.attention import VisibleRange, VisibleRanges
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 from spolia_engine.run import SlotRange
 from spolia_engine.side_by_side import SideBySide
 from spolia_kernels import RotaryTable
@@ -32,8 +32,7 @@ class ForkAttention:
         """Writes each tail's KV and returns the rows' attention, as `ContextAttention` does."""
         rows = zip(self._tails, torch.split(key, self._lens, 1), torch.split(value, self._lens, 1), strict=True)
         for extent, own_key, own_value in rows:
-            extent.key[layer].copy_(own_key)
-            extent.value[layer].copy_(own_value)
+            extent.write(layer, 0, own_key, own_value)
         result = self._side_by_side.attend(query, key, value, sm_scale)
         self._shared.merge_into(result, query, layer, sm_scale)
         return result.out.to(query.dtype)

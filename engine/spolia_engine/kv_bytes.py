@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from spolia_core.chunk_object import ChunkMeta, KvShape, ParsedChunk, build_chunk_object
 from spolia_core.errors import DataCorrupt
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 from spolia_engine.run import Run
 
 
@@ -20,8 +22,8 @@ def run_to_object(run: Run, meta: ChunkMeta) -> bytes:
 
 def layer_of_run(run: Run, layer: int) -> tuple[bytes, bytes]:
     """K and V bytes of one layer of a run."""
-    slots = slice(run.start, run.start + run.num_tokens)
-    return _to_bytes(run.extent.key[layer][:, slots]), _to_bytes(run.extent.value[layer][:, slots])
+    key, value = run.extent.read(layer, run.start, run.start + run.num_tokens)
+    return _to_bytes(key), _to_bytes(value)
 
 
 def write_object(extent: Extent, start: int, chunk: ParsedChunk, shape: KvShape) -> None:
@@ -41,16 +43,19 @@ def write_layer(
 
     Raises `DataCorrupt`, with nothing written, when a length is not that of `num_tokens` tokens.
     """
-    slots = slice(start, start + num_tokens)
-    targets = [(memory[layer][:, slots], data) for memory, data in ((extent.key, key), (extent.value, value))]
-    for target, data in targets:
-        expected = target.numel() * target.element_size()
+    parts = list(extent.parts(start, start + num_tokens))
+    pairs = (([part.key[layer] for part in parts], key), ([part.value[layer] for part in parts], value))
+    for memory, data in pairs:
+        expected = sum(target.numel() * target.element_size() for target in memory)
         if len(data) != expected:
             raise DataCorrupt(
                 f"layer {layer} has {len(data)} bytes, {num_tokens} tokens are {expected}", field=f"layer {layer}"
             )
-    for target, data in targets:
-        _copy_bytes(target, data)
+    for memory, data in pairs:
+        # Through numpy, which reads what it must not write; torch warns of every read-only buffer.
+        source = np.frombuffer(data, dtype=np.uint8).reshape(memory[0].shape[0], num_tokens, -1)
+        for part, target in zip(parts, memory, strict=True):
+            _copy_bytes(target, source[:, part.start - start : part.end - start])
 
 
 def hidden_to_bytes(hidden: Tensor) -> bytes:
@@ -65,14 +70,12 @@ def hidden_from_bytes(data: bytes, width: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
-def _copy_bytes(target: Tensor, data: bytes | memoryview) -> None:
-    # Through numpy, which reads what it must not write; torch warns of every read-only buffer.
-    source = np.frombuffer(data, dtype=np.uint8)
+def _copy_bytes(target: Tensor, source: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     raw = target.view(torch.uint8)
     if raw.device.type == "cpu":
-        raw.numpy()[...] = source.reshape(raw.shape)
+        raw.numpy()[...] = source
     else:
-        raw.copy_(torch.from_numpy(source.copy()).view(raw.shape))
+        raw.copy_(torch.from_numpy(source.copy()))
 
 
 def _to_bytes(tensor: Tensor) -> bytes:

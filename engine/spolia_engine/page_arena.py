@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+
+PageRange = tuple[int, int]
+"""The first page and how many follow each other from it on."""
 
 
 class PageArena:
-    """Hands out ranges of pages 0 … num_pages, the lowest that is long enough. Not thread-safe: its owner is."""
+    """Hands out pages 0 … num_pages in as few ranges as the free ones allow. Not thread-safe: its owner is.
+
+    A range is cut from the smallest free one that holds it, so that long ones last.
+    """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        # Free ranges as (first, number), ascending, none touching the next.
-        self._free: list[tuple[int, int]] = [(0, num_pages)] if num_pages else []
+        # Ascending, none touching the next.
+        self._free: list[PageRange] = [(0, num_pages)] if num_pages else []
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody has, in however many ranges."""
+        """Pages that nobody has."""
         return sum(count for _, count in self._free)
 
-    def longest_with(self, given_back: Iterable[tuple[int, int]]) -> int:
-        """Pages of the longest free range there would be if these ranges, (first, number), were given back too."""
-        longest = first = end = 0
-        for start, count in sorted([*self._free, *given_back]):
-            if start != end:
-                first = start
-            end = start + count
-            longest = max(longest, end - first)
-        return longest
+    def num_ranges(self, num_pages: int) -> int:
+        """Ranges that `take` would give for so many pages, which must be free."""
+        counts = sorted((count for _, count in self._free), reverse=True)
+        taken = 0
+        while num_pages > 0:
+            num_pages -= counts[taken]
+            taken += 1
+        return taken
 
-    def take(self, num_pages: int) -> int | None:
-        """The first page of a range; None where no free range is as long, though single pages may suffice."""
-        assert num_pages > 0
-        for index, (first, count) in enumerate(self._free):
-            if count >= num_pages:
-                rest = (first + num_pages, count - num_pages)
-                self._free[index : index + 1] = [rest] if rest[1] else []
-                return first
-        return None
+    def take(self, num_pages: int) -> list[PageRange]:
+        """Ranges of so many pages in all, ascending; so many must be free."""
+        assert 0 < num_pages <= self.num_free
+        taken: list[PageRange] = []
+        while num_pages:
+            longest = max(count for _, count in self._free)
+            wanted = min(num_pages, longest)
+            _, index = min((count, i) for i, (_, count) in enumerate(self._free) if count >= wanted)
+            first, count = self._free[index]
+            self._free[index : index + 1] = [(first + wanted, count - wanted)] if count > wanted else []
+            taken.append((first, wanted))
+            num_pages -= wanted
+        return sorted(taken)
 
     def give_back(self, first: int, num_pages: int) -> None:
         """Takes back a range, or a part of one, that `take` gave."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.attention import ContextAttention, VisibleRange, visible_ranges
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.extent import Extent
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run, SlotRange, Span
 from spolia_engine.steps import Pause, Slice, Steps
 

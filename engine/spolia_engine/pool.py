@@ -7,8 +7,8 @@
 
 The ledger: free + referenced + cached + in transfer + lent = pool, at all times. On a CPU an extent is memory of its
 own, `[layer][kv_head][token][head_dim]`, so a run is contiguous and attention reads it as it lies; the ledger counts
-blocks all the same, so the budget means the same on every device. On a device all memory is one piece, taken at start
-(`slot_memory`), blocks are its pages, and an extent is a range of them.
+blocks all the same, so the budget means the same on every device. On a device all memory is taken at start
+(`slot_memory`), blocks are its pages, and an extent is as few ranges of them as are free: whatever is free suffices.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
-from itertools import count
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
+from spolia_engine.extent import BlockState, Extent, Piece
+from spolia_engine.page_arena import PageRange
 from spolia_engine.slab import Slabs, Slot
 from spolia_engine.slot_memory import SlotMemory
 
@@ -33,22 +34,6 @@ DEFAULT_BLOCK_SIZE = 8
 9 % of all they hold with blocks of 16, 4 % with 8. Smaller ones cost their counting only: an extent is one piece of
 memory, however many blocks it counts for."""
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class BlockState(Enum):
-    """Where a block stands in the ledger."""
-
-    FREE = "free"
-    """Nobody's."""
-    REFERENCED = "referenced"
-    """Read or written by at least one sequence."""
-    CACHED = "cached"
-    """Holds chunks nobody reads now; goes when room is needed, least recently used first."""
-    IN_TRANSFER = "in_transfer"
-    """Bytes are arriving from another node."""
-    LENT = "lent"
-    """Holds a peer's runs under a lease."""
-
 
 ALLOWED_MOVES = {
     (BlockState.FREE, BlockState.REFERENCED),
@@ -60,47 +45,6 @@ ALLOWED_MOVES = {
     (BlockState.CACHED, BlockState.REFERENCED),
     (BlockState.CACHED, BlockState.FREE),
 }
-
-
-class Extent:
-    """Contiguous KV memory for `capacity` tokens.
-
-    `key` is [num_layers, num_kv_heads, capacity, head_dim], `value` the same with v_dim; both are empty once the extent
-    is free. They may come to lie elsewhere, with the same numbers in them: look them up, do not keep them. The pool
-    owns it; whoever holds a reference may use it.
-    """
-
-    __slots__ = (
-        "capacity",
-        "chunk_ids",
-        "first_slot",
-        "key",
-        "num_blocks",
-        "num_spare",
-        "ref_count",
-        "slot",
-        "state",
-        "used_at",
-        "value",
-    )
-
-    def __init__(self, key: Tensor, value: Tensor, num_blocks: int, slot: Slot | None = None) -> None:
-        self.key = key
-        self.value = value
-        self.capacity = key.shape[2]
-        self.num_blocks = num_blocks
-        self.state = BlockState.FREE
-        self.ref_count = 0
-        self.used_at = 0
-        """When it was last released by somebody who counts (see `Pool.sparing_cache`), on the pool's own count."""
-        self.chunk_ids: set[bytes] = set()
-        """Chunks registered in this extent (`spolia_engine.resident`); with any, it is cached when released."""
-        self.slot = slot
-        """Where a sequence writes it, or reads it beside what it writes; None for memory of its own."""
-        self.first_slot: int | None = None
-        """Where it lies in the memory of a device; None for memory of its own."""
-        self.num_spare = 0
-        """Tokens that a tail holds in the last block of what stands before it."""
 
 
 class Pool:
@@ -190,12 +134,11 @@ class Pool:
         needed = self.blocks_for(num_tokens)
         with self.lock:
             if self._slots is not None:
-                extent = self._in_slots(self._slots, self._pages(self._slots, needed), num_tokens, needed)
+                extent = Extent(self._slots.pieces(self._pages(self._slots, needed), num_tokens), needed)
             else:
                 self._make_room(needed)
-                extent = Extent(
-                    self._memory(self.shape.head_dim, num_tokens), self._memory(self.shape.v_dim, num_tokens), needed
-                )
+                key, value = (self._memory(width, num_tokens) for width in (self.shape.head_dim, self.shape.v_dim))
+                extent = Extent((Piece(0, key, value),), needed)
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
@@ -221,7 +164,8 @@ class Pool:
             if head is not None:
                 self._move_into(head, slot)
             end = num_before + num_tokens
-            extent = Extent(slot.key[:, :, num_before:end], slot.value[:, :, num_before:end], 0, slot)
+            piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
+            extent = Extent((piece,), 0, slot)
             extent.num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
             extent.ref_count = 1
             self._extents.add(extent)
@@ -229,7 +173,10 @@ class Pool:
             return extent
 
     def blocks_to_open(self, num_tokens: int) -> int:
-        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most."""
+        """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most.
+
+        In the memory of a device it may take one more behind a head than without.
+        """
         return 1 if self._slots is None else self.blocks_for(num_tokens) + 1
 
     def grow(self, extent: Extent, num_tokens: int) -> None:
@@ -237,7 +184,7 @@ class Pool:
 
         Evicts cached extents when needed. Raises `Busy`, with nothing changed, when referenced memory leaves no room.
         """
-        assert extent.slot is not None or extent.first_slot is not None, "only a tail grows"
+        assert extent.slot is not None or self._slots is not None, "only a tail grows"
         assert num_tokens <= extent.capacity, (num_tokens, extent.capacity)
         with self.lock:
             lacking = self.lacking_blocks(extent, num_tokens)
@@ -279,7 +226,7 @@ class Pool:
                 return
             if extent.chunk_ids and extent.state is BlockState.REFERENCED:
                 if extent.slot is not None:  # nobody reads it: it makes place for the next sequence
-                    extent.key, extent.value = extent.key.clone(), extent.value.clone()
+                    extent.pieces = (Piece(0, extent.key.clone(), extent.value.clone()),)
                     self._leave_slot(extent)
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
@@ -315,54 +262,38 @@ class Pool:
             if self._slots is not None:
                 self._slots.arena.check_invariants()
                 assert self._slots.arena.num_free == seen[BlockState.FREE], "every block is a page"
+                taken = sorted(r for extent in self._extents for r in self._slots.pages_of(extent.pieces))
+                assert all(sum(one) <= other[0] for one, other in pairwise(taken)), "a page has one extent"
+                assert sum(num_pages for _, num_pages in taken) == self.num_blocks - seen[BlockState.FREE]
 
     def _make_room(self, num_blocks: int) -> None:
         self.check_room(num_blocks)
         while self._counts[BlockState.FREE] < num_blocks:
             self._evict(next(iter(self._cached)))
 
-    def _pages(self, slots: SlotMemory, num_pages: int) -> int:
-        """The first slot of so many pages side by side; evicts until some are, and nothing where none could be.
+    def _pages(self, slots: SlotMemory, num_pages: int) -> list[PageRange]:
+        """So many pages; evicts until there are. Raises `Busy` where referenced memory leaves no room, and then only.
 
-        Raises `Busy`.
+        Rather than take many short ranges it evicts on, until as many blocks went as are asked for.
         """
-        self.check_room(num_pages)
-        slot = slots.take(num_pages)
-        if slot is None:
-            evictable = () if self._is_sparing else self._cached
-            longest = slots.arena.longest_with(self._range_of(extent, slots) for extent in evictable)
-            if longest < num_pages:
-                raise Busy(
-                    f"{num_pages} blocks are available, but only {longest} side by side",
-                    field="pool",
-                    limit=f"{longest} blocks",
-                    actual=f"{num_pages} blocks",
-                    retry_after_ms=500,
-                )
-        while slot is None:
-            self._evict(next(iter(self._cached)))
-            slot = slots.take(num_pages)
-        return slot
-
-    @staticmethod
-    def _range_of(extent: Extent, slots: SlotMemory) -> tuple[int, int]:
-        assert extent.first_slot is not None, "all of a device's memory is slots"
-        return extent.first_slot // slots.page_size, extent.num_blocks
-
-    @staticmethod
-    def _in_slots(slots: SlotMemory, slot: int, num_tokens: int, num_blocks: int) -> Extent:
-        extent = Extent(*slots.at(slot, num_tokens), num_blocks)
-        extent.first_slot = slot
-        return extent
+        self._make_room(num_pages)
+        num_left = 0 if self._is_sparing else num_pages
+        while num_left > 0 and self._cached and slots.is_in_pieces(num_pages):
+            extent = next(iter(self._cached))
+            num_left -= extent.num_blocks
+            self._evict(extent)
+        return slots.take(num_pages)
 
     def _open_in_slots(self, slots: SlotMemory, num_tokens: int, head: Extent | None) -> Extent:
         num_copied = 0 if head is None else head.capacity % self.block_size
         needed = self.blocks_for(num_copied + num_tokens)
-        slot = self._pages(slots, needed)
+        ranges = self._pages(slots, needed)
         if head is not None and num_copied:
-            for copy, memory in zip(slots.at(slot, num_copied), (head.key, head.value), strict=True):
-                copy.copy_(memory[:, :, head.capacity - num_copied :])
-        extent = self._in_slots(slots, slot + num_copied, num_tokens, needed)
+            (copied,) = head.parts(head.capacity - num_copied, head.capacity)  # of one page, so of one piece
+            (copy,) = slots.pieces(ranges[:1], num_copied)
+            copy.key.copy_(copied.key)
+            copy.value.copy_(copied.value)
+        extent = Extent(slots.pieces(ranges, num_tokens, num_copied), needed)
         extent.ref_count = 1
         self._extents.add(extent)
         self._move(extent, BlockState.REFERENCED)
@@ -375,7 +306,7 @@ class Pool:
         key, value = slot.key[:, :, : extent.capacity], slot.value[:, :, : extent.capacity]
         key.copy_(extent.key)
         value.copy_(extent.value)
-        extent.key, extent.value, extent.slot = key, value, slot
+        extent.pieces, extent.slot = (Piece(0, key, value),), slot
         slot.users += 1
 
     def _leave_slot(self, extent: Extent) -> None:
@@ -398,10 +329,9 @@ class Pool:
         self._move(extent, BlockState.FREE)
         self._extents.discard(extent)
         self._leave_slot(extent)
-        if self._slots is not None and extent.first_slot is not None:
-            self._slots.give_back(extent.first_slot, extent.num_blocks)
-        empty = torch.empty(0)
-        extent.key = extent.value = empty  # the memory goes now, whoever still holds the handle
+        if self._slots is not None:
+            self._slots.give_back(extent.pieces)
+        extent.pieces = ()  # the memory goes now, whoever still holds the handle
 
     def _say_room(self) -> None:
         if self.on_room is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from spolia_core.reuse import ChunkKind
-from spolia_engine.pool import BlockState, Extent, Pool
+from spolia_engine.extent import BlockState, Extent
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run
 
 

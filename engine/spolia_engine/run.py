@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +72,9 @@ def copy_kv(spans: Iterable[Span], target: Extent, first_position: int, end_posi
         low, high = max(span.first_position, first_position), min(span.end_position, end_position)
         if low < high:
             assert span.offset == 0, "keys of a moved span are not rotated to their positions"
-            source = slice(*(span.slots.start + position - span.first_position for position in (low, high)))
-            slots = slice(low - first_position, high - first_position)
-            target.key[:, :, slots] = span.run.extent.key[:, :, source]
-            target.value[:, :, slots] = span.run.extent.value[:, :, source]
+            first = span.slots.start - span.first_position
+            for part in span.run.extent.parts(first + low, first + high):
+                target.write(slice(None), part.start - first - first_position, part.key, part.value)
 
 
 def coalesce(spans: Iterable[Span]) -> list[SlotRange]:

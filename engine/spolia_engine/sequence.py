@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from spolia_core.errors import InternalError
+from spolia_core.errors import Busy, InternalError
 from spolia_engine.context import Context
+from spolia_engine.extent import Extent
 from spolia_engine.generation import Generation
-from spolia_engine.pool import Extent
 from spolia_engine.run import SlotRange, coalesce
 from spolia_engine.step_plan import Tail
 
@@ -21,13 +21,23 @@ class Sequence:
     """Owns its context and its tail until `close`."""
 
     def __init__(self, context: Context, generation: Generation) -> None:
-        """Takes the context. KV that was computed for it alone moves beside the tail, to be attended with it."""
+        """Takes the context. KV that was computed for it alone moves beside the tail, to be attended with it.
+
+        Raises `Busy` where the pool has no room for the tail.
+        """
         self.context = context
         self.generation = generation
         self.num_context_tokens = context.num_tokens
         head = _head_of(context)
         most = max(1, generation.params.max_tokens - len(generation.token_ids))
-        self.tail = Tail(context.pool.open_tail(most, head), self.num_context_tokens, head=head)
+        try:
+            extent = context.pool.open_tail(most, head)
+        except Busy:
+            if head is None:
+                raise
+            # Behind a head a tail may take a block more, which is worth no refusal: it is read where it lies instead.
+            extent, head = context.pool.open_tail(most), None
+        self.tail = Tail(extent, self.num_context_tokens, head=head)
         self.ranges: list[SlotRange] = coalesce(span for span in context.spans if span.run.extent is not head)
         self._num_held = Counter(context.extents)
         self._closed = False

@@ -2,7 +2,8 @@
 
 Whether one product for all rows beats each row reading for itself depends on how a device reads, multiplies and
 schedules, and models of that are wrong. So both are timed, by turns, over rows × shared tokens, and what was measured
-decides. The table is kept on disk, by device and shape.
+decides. What is timed is what steps run: the kernels over extents, or those over a device's slots. The table is kept on
+disk, by device and shape.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spolia_engine.device_work import WorkCutter
+from spolia_engine.paged_ways import PagedWays
 from spolia_kernels import Partial, attend, attend_private
 
 ROWS = (2, 4, 8, 16, 32, 64)
@@ -30,7 +33,8 @@ NUM_PAIRS = 5
 MIN_STRETCH_S = 0.0005
 """Of one timing: a call takes 20 us and more."""
 NUM_COPIES = 4
-"""Sets of keys and values read by turns, as layers are: none is in the nearest cache when its turn comes."""
+"""Sets of keys and values read by turns, as layers are: none is in the nearest cache when its turn comes. The second
+cache of a GPU holds them all, which favours private reading: a table is wrong towards that, if at all."""
 FORMAT = 1
 
 
@@ -42,6 +46,8 @@ class AttentionShape:
     num_kv_heads: int
     head_dim: int
     dtype: str
+    page_size: int | None = None
+    """Slots of a page, where KV lies in the memory of a device and its kernels attend; None: in extents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +84,47 @@ class SharingTable:
 @torch.inference_mode()
 def measure_sharing(shape: AttentionShape, device: torch.device | str = "cpu") -> SharingTable:
     """Times every cell now, with torch's present number of threads: a second on two cores."""
+    prepare = _over_extents(shape, device) if shape.page_size is None else _over_slots(shape, torch.device(device))
+    cells: dict[tuple[int, int], Cell] = {}
+    for tokens in TOKENS:
+        for rows in ROWS:
+            ways = [prepare(rows, tokens, shared) for shared in (True, False)]
+            times = _by_turns(*ways, is_cuda=torch.device(device).type == "cuda")
+            cells[rows, tokens] = Cell(*(1e6 * statistics.median(each) / NUM_COPIES for each in times))
+    return SharingTable(cells)
+
+
+Prepare = Callable[[int, int, bool], Callable[[], object]]
+"""Attention of so many rows over so many tokens of all copies, shared or not."""
+
+
+def _over_extents(shape: AttentionShape, device: torch.device | str) -> Prepare:
     dtype: torch.dtype = getattr(torch, shape.dtype)
     keys, values = (
         torch.randn(NUM_COPIES, shape.num_kv_heads, max(TOKENS), shape.head_dim, device=device).to(dtype)
         for _ in range(2)
     )
     queries = torch.randn(shape.num_q_heads, max(ROWS), shape.head_dim, device=device).to(dtype)
-    cells: dict[tuple[int, int], Cell] = {}
-    for tokens in TOKENS:
+
+    def prepare(rows: int, tokens: int, shared: bool) -> Callable[[], object]:
         memory = [(key[:, :tokens], value[:, :tokens]) for key, value in zip(keys, values, strict=True)]
-        for rows in ROWS:
-            ways = [partial(_attend_all, way, queries[:, :rows], memory) for way in (attend, attend_private)]
-            cells[rows, tokens] = Cell(*(1e6 * statistics.median(t) / NUM_COPIES for t in _by_turns(*ways)))
-    return SharingTable(cells)
+        return partial(_attend_all, attend if shared else attend_private, queries[:, :rows], memory)
+
+    return prepare
+
+
+def _over_slots(shape: AttentionShape, device: torch.device) -> Prepare:
+    assert shape.page_size is not None
+    ways = PagedWays(
+        WorkCutter(shape.num_kv_heads, shape.num_q_heads // shape.num_kv_heads, device),
+        head_dim=shape.head_dim,
+        page_size=shape.page_size,
+        dtype=getattr(torch, shape.dtype),
+        num_layers=NUM_COPIES,
+        max_rows=max(ROWS),
+        max_tokens=max(TOKENS),
+    )
+    return lambda rows, tokens, shared: ways.attention(rows, tokens, shared=shared)
 
 
 def _attend_all(way: Callable[..., Partial], query: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -98,18 +132,30 @@ def _attend_all(way: Callable[..., Partial], query: Tensor, memory: Sequence[tup
         way(query, key, value, sm_scale=query.shape[2] ** -0.5)
 
 
-def _by_turns(first: Callable[[], None], second: Callable[[], None]) -> tuple[list[float], list[float]]:
+def _by_turns(
+    first: Callable[[], object], second: Callable[[], object], *, is_cuda: bool
+) -> tuple[list[float], list[float]]:
     """Seconds of one call of each, in `NUM_PAIRS` stretches by turns."""
-    times: tuple[list[float], list[float]] = ([], [])
+
+    def stretch(work: Callable[[], object], count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            work()
+        if is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    counts = []
     for work in (first, second):
-        work()
+        count = 1
+        stretch(work, 1)  # warms up
+        while stretch(work, count) < MIN_STRETCH_S:
+            count *= 2
+        counts.append(count)
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(NUM_PAIRS):
-        for work, found in zip((first, second), times, strict=True):
-            count, spent, started = 0, 0.0, time.perf_counter()
-            while spent < MIN_STRETCH_S:
-                work()
-                count, spent = count + 1, time.perf_counter() - started
-            found.append(spent / count)
+        for work, count, found in zip((first, second), counts, times, strict=True):
+            found.append(stretch(work, count) / count)
     return times
 
 
@@ -140,6 +186,7 @@ def load_sharing(shape: AttentionShape, folder: Path, device: torch.device | str
 def _key(shape: AttentionShape, device: torch.device | str) -> str:
     words = [f"v{FORMAT}", _device_name(device), torch.__version__, f"t{torch.get_num_threads()}"]
     words += [f"{shape.num_q_heads}x{shape.num_kv_heads}x{shape.head_dim}", shape.dtype]
+    words += [] if shape.page_size is None else [f"p{shape.page_size}"]
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(words))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 from spolia_engine.run import Run, SlotRange, Span
 from spolia_engine.sharing import Sharing, always_shared
 from spolia_engine.slab import Slab, Slot

@@ -31,6 +31,10 @@ from spolia_core.errors import Busy, DeadlineExceeded, InternalError, InvalidReq
 from spolia_core.reuse import MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
+from spolia_engine.adapter import ModelAdapter
+from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.engine import Engine
+from spolia_engine.text import load_decode
 from spolia_kvstore.node import KVStoreNode
 from spolia_prefill.node import PrefillNode
 
@@ -350,6 +354,22 @@ async def test_what_can_never_fit_is_refused_for_good(world: World) -> None:
         with pytest.raises(InvalidRequest, match="blocks"):
             await ask(decode, parts, SamplingParams(max_tokens=20), mode)
     await ask(decode, [tokens(100)], SamplingParams(max_tokens=16))
+
+
+@pytest.mark.parametrize(("num_prompt", "max_tokens"), [(100, 16), (97, 16), (112, 16), (20, 96), (33, 80)])
+async def test_what_just_fits_the_memory_of_a_device_is_answered(
+    world: World, num_prompt: int, max_tokens: int
+) -> None:
+    """Eight blocks, all taken. What the prompt has in a page that is not full goes without its copy before the tail."""
+    device = DeviceSettings(row_buckets=(1, 2), min_parts=16)
+    adapter = ModelAdapter.load(world.model)
+    engine = Engine(adapter, load_decode(world.model), num_blocks=8, block_size=16, device=device)
+    decode = await world.decode(engine=engine)
+    params = SamplingParams(max_tokens=max_tokens)
+    expected = world.expect([tokens(num_prompt)], params)
+    assert (await ask(decode, [tokens(num_prompt)], params)).token_ids == list(expected.token_ids)
+    with pytest.raises(InvalidRequest, match="9 blocks"):
+        await ask(decode, [tokens(num_prompt)], SamplingParams(max_tokens=max_tokens + 16))
 
 
 async def test_too_many_waiting_are_told_to_come_back(world: World) -> None:

@@ -14,7 +14,7 @@ from spolia_core.errors import Busy
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 
 DRAWN = SamplingParams(temperature=1.0, seed=7, max_tokens=24, ignore_eos=True, num_samples=3)
 PARTS = [tokens(4), doc(150, 1), tokens(30, 2)]

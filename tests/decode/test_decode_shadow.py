@@ -29,7 +29,7 @@ from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
 from spolia_decode.shadow import is_chosen
 from spolia_decode.shadow_check import ShadowComparison
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 
 # What they find
 

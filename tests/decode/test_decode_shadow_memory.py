@@ -31,7 +31,7 @@ from spolia_decode.node import DecodeNode
 from spolia_decode.shadow import is_chosen
 from spolia_decode.shadow_check import ShadowComparison
 from spolia_engine.context import Context
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_node.deadline import Deadline
 
 # Requests come first in memory

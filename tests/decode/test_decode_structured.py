@@ -15,7 +15,7 @@ from spolia_core.errors import InvalidRequest, NotSupported, SpoliaError
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 
 SCHEMA = Constraint.json_schema(
     {

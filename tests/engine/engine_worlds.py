@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ from transformers import (
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
+from spolia_engine.device_decoding import DeviceSettings
 from spolia_engine.engine import Engine
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence as DecodeSequence
 
 VOCAB_SIZE = 97
@@ -57,28 +61,75 @@ LLAMA3 = {
 }
 YARN = {**PLAIN, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1152}
 DYNAMIC = {**PLAIN, "rope_type": "dynamic", "factor": 2.0}
-LONGROPE = {
-    **PLAIN,
-    "rope_type": "longrope",
-    "short_factor": [1.0 + 0.05 * i for i in range(8)],
-    "long_factor": [1.0 + 0.5 * i for i in range(8)],
-    "original_max_position_embeddings": 256,
-    "factor": 18.0,
-}
+
+
+def longrope(head_dim: int) -> dict[str, Any]:
+    """Factors for each pair of numbers of a head."""
+    return {
+        **PLAIN,
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.05 * i for i in range(head_dim // 2)],
+        "long_factor": [1.0 + 0.5 * i for i in range(head_dim // 2)],
+        "original_max_position_embeddings": 256,
+        "factor": 18.0,
+    }
+
+
+LONGROPE = longrope(int(SIZES["head_dim"]))
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"the real model is not at {STORIES}")
+
+
+@dataclass
+class Place:
+    """Where engines of these worlds keep KV and decode: in extents on the CPU, or in the slots of a device."""
+
+    name: str = "cpu"
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a head: the least that a device's kernels have, elsewhere fewer."""
+        return int(SIZES["head_dim"]) if self.name == "cpu" else 64
+
+    @property
+    def settings(self) -> DeviceSettings | None:
+        """How a device decodes."""
+        return None if self.name == "cpu" else DeviceSettings(row_buckets=(1, 2, 4, 8), min_parts=64)
+
+    @property
+    def device(self) -> str:
+        """Torch's name of it."""
+        return "cuda" if self.name == "cuda" else "cpu"
+
+
+PLACE = Place()
+"""Set by the fixture `place`, for the tests that run in more places than one."""
+PLACES = [
+    "cpu",
+    *(["slots"] if os.environ.get("SPOLIA_TEST_SLOTS") else []),
+    *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+]
+"""The CPU; its memory in slots, by the references of a device's kernels, where that is asked for; a device."""
+only_in_extents = pytest.mark.parametrize("place", ["cpu"], indirect=True)
+"""Of tests that look into how a CPU decodes, or count its blocks: a tail takes them as it grows."""
 
 
 def llama_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**{**SIZES, "rope_parameters": dict(PLAIN), **changes})
 
 
-@cache
 def model_of(name: str) -> Any:
-    """A random model by name. Shared by tests of one process; nobody changes it."""
+    """A random model by name, on the CPU. Shared by tests of one process; nobody changes it."""
+    return _model(name, PLACE.head_dim)
+
+
+@cache
+def _model(name: str, head_dim: int) -> Any:
     torch.manual_seed(sum(name.encode()))
-    model = _BUILDERS[name]()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SIZES, "head_dim", head_dim)
+        model = _BUILDERS[name]()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bias"):
@@ -97,7 +148,7 @@ _BUILDERS = {
     "llama-llama3": lambda: LlamaForCausalLM(llama_config(rope_parameters=dict(LLAMA3))),
     "llama-yarn": lambda: LlamaForCausalLM(llama_config(rope_parameters=dict(YARN))),
     "llama-dynamic": lambda: LlamaForCausalLM(llama_config(rope_parameters=dict(DYNAMIC), max_position_embeddings=256)),
-    "llama-longrope": lambda: LlamaForCausalLM(llama_config(rope_parameters=dict(LONGROPE))),
+    "llama-longrope": lambda: LlamaForCausalLM(llama_config(rope_parameters=longrope(SIZES["head_dim"]))),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, rope_parameters=dict(PLAIN))),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, rope_parameters=dict(PLAIN))),
     "llama-bos": lambda: LlamaForCausalLM(llama_config(bos_token_id=BOS)),
@@ -109,10 +160,14 @@ _BUILDERS = {
 }
 
 
-@cache
 def oracle_of(name: str) -> Any:
     """The same weights as `model_of`, run by transformers alone: the adapter never sees this copy."""
-    model = model_of(name)
+    return _oracle(name, PLACE.head_dim)
+
+
+@cache
+def _oracle(name: str, head_dim: int) -> Any:
+    model = _model(name, head_dim)
     config = type(model.config).from_dict(model.config.to_dict())
     config._attn_implementation = "eager"
     oracle = type(model)(config)
@@ -120,9 +175,14 @@ def oracle_of(name: str) -> Any:
     return oracle.eval()
 
 
-@cache
 def adapter_of(name: str) -> ModelAdapter:
-    return ModelAdapter(model_of(name))
+    return _adapter(name, PLACE.head_dim, PLACE.device)
+
+
+@cache
+def _adapter(name: str, head_dim: int, device: str) -> ModelAdapter:
+    model = _model(name, head_dim)
+    return ModelAdapter(model if device == "cpu" else deepcopy(model).to(device))
 
 
 def letters(token_ids: Sequence[int]) -> str:
@@ -132,7 +192,12 @@ def letters(token_ids: Sequence[int]) -> str:
 
 def engine_of(name: str = "llama", *, num_blocks: int = 4096, block_size: int = 16, num_sink_tokens: int = 0) -> Engine:
     return Engine(
-        adapter_of(name), letters, num_blocks=num_blocks, block_size=block_size, num_sink_tokens=num_sink_tokens
+        adapter_of(name),
+        letters,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_sink_tokens=num_sink_tokens,
+        device=PLACE.settings,
     )
 
 

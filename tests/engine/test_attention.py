@@ -11,7 +11,8 @@ from torch import Tensor
 from spolia_core.chunk_object import KvShape
 from spolia_engine.attention import ContextAttention, VisibleRange
 from spolia_engine.decode_attention import DecodeAttention
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.extent import Extent
+from spolia_engine.pool import Pool
 from spolia_engine.run import SlotRange
 from spolia_engine.sharing import always_shared, never_shared
 from spolia_engine.step_plan import Tail, plan_step

@@ -35,6 +35,8 @@ from spolia_core.tools import read_tool_choice
 from spolia_engine.engine import Engine
 from spolia_engine.generation import Generation
 
+pytestmark = pytest.mark.usefixtures("place")
+
 SCHEMA = Constraint.json_schema(PERSON)
 CITY = re.compile(r"[A-Z][a-z]{2,8} [0-9]{4}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_worlds import assert_nothing_held, engine_of, tokens
+from engine_worlds import assert_nothing_held, engine_of, only_in_extents, tokens
 
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_engine.sequence import Sequence, close_all
+
+pytestmark = pytest.mark.usefixtures("place")
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=40, ignore_eos=True)
 STEPS = 30
@@ -54,6 +56,7 @@ def test_without_it_only_the_last_digits_change() -> None:
     torch.testing.assert_close(watched(engine_of(), {}), watched(engine_of(), MATES), atol=1e-4, rtol=1e-4)
 
 
+@only_in_extents  # a captured step runs no Python that could fail
 @pytest.mark.parametrize(
     ("part", "fails_at", "deterministic"), [("forward", 1, True), ("logits", 1, True), ("logits", 0, False)]
 )

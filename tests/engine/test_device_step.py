@@ -60,7 +60,7 @@ def test_rows_behind_a_shared_prefix_go_on_as_each_would_alone() -> None:
     last = torch.tensor([prompt[-1] for prompt in prompts], device=DEVICE)
     if DEVICE == "cuda":
         step.capture()
-    step.load(StepBatch(work, tails, last, Draws.greedy(3, DEVICE)))
+    step.load(StepBatch(work, tails, last, Draws.greedy(3, DEVICE), STEPS))
     found = []
     for _ in range(STEPS):
         step.run()
@@ -74,9 +74,31 @@ def test_a_batch_larger_than_its_buffers_is_refused() -> None:
     step = DeviceStep(Decoder.of(model), kv, _angles(), StepCapacity(1, 8, 8, 8, 1, 16))
     two = torch.zeros(2, dtype=torch.int32, device=DEVICE)
     tails = Tails(torch.zeros(2, 1, dtype=torch.int32, device=DEVICE), two, two)
-    batch = StepBatch(plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE), tails, two.long(), Draws.greedy(2, DEVICE))
+    work = plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE)
+    batch = StepBatch(work, tails, two.long(), Draws.greedy(2, DEVICE), PAGE)
     with pytest.raises(ValueError, match="fit"):
         step.load(batch)
+
+
+@torch.no_grad()
+def test_a_step_beyond_a_row_s_own_pages_is_refused_and_writes_in_nobody_s() -> None:
+    """One row has a page, another three. Lists of pages are as long as the longest, and name page 0 behind a row's."""
+    model = _model()
+    kv = tuple(PagedKv.zeros(5, 2, PAGE, 64, dtype=torch.float32, device=DEVICE) for _ in "ab")
+    pages = torch.tensor([[1, 0, 0], [2, 3, 4]], dtype=torch.int32, device=DEVICE)
+    starts = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([PAGE - 2, 5], dtype=torch.int32, device=DEVICE)
+    work = plan_work([], 2, WorkShape(2, 2, 16, 32), DEVICE)
+    step = DeviceStep(Decoder.of(model), kv, _angles(), StepCapacity(4, 8, 8, 8, 3, 16))
+    batch = StepBatch(work, Tails(pages, starts, positions), positions.long(), Draws.greedy(2, DEVICE), 2)
+    step.load(batch)
+    for _ in range(2):
+        step.run()
+    with pytest.raises(ValueError, match="no room"):
+        step.run()
+    for memory in kv:
+        written = memory.key.abs().sum((0, 2)).view(5, PAGE) > 0
+        assert written.sum(1).tolist() == [0, 2, 2, 0, 0]
 
 
 def _alone(model: Any, prompt: list[int]) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]]]:

@@ -16,6 +16,7 @@ from engine_worlds import (
     engine_of,
     full_blocks,
     letters,
+    only_in_extents,
     oracle_greedy,
     oracle_logits,
     oracle_of,
@@ -31,12 +32,14 @@ from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, whole
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.engine import Engine
+from spolia_engine.extent import BlockState
 from spolia_engine.kv_bytes import layer_of_run, write_layer
 from spolia_engine.passes import PassOptions
-from spolia_engine.pool import BlockState
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.steps import finish
+
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def greedy(count: int, **changes: Any) -> SamplingParams:
@@ -332,6 +335,8 @@ def test_a_pass_that_breaks_in_the_middle_leaks_nothing(
     monkeypatch: pytest.MonkeyPatch, mode: ReuseMode, attention: type, at_call: int
 ) -> None:
     engine = engine_of()
+    if attention is DecodeAttention and engine.device is not None:
+        pytest.skip("a captured step runs no Python that could break")
     prompt = documents(engine)
     engine.generate(prompt, greedy(2))  # something to reuse
     calls = iter(range(1000))
@@ -376,6 +381,7 @@ def test_a_listener_that_raises_leaks_nothing() -> None:
     assert_nothing_held(engine)
 
 
+@only_in_extents
 def test_a_step_that_breaks_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ids = engine_of(), tokens(40)
     sequence = engine.start(engine.exact_context(ids, []), engine.generation(greedy(4)))

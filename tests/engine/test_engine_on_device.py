@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_worlds import LLAMA3, VOCAB_SIZE, YARN, assert_nothing_held, letters, llama_config, tokens
+from engine_worlds import LLAMA3, VOCAB_SIZE, YARN, assert_nothing_held, engine_of, letters, llama_config, tokens
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from spolia_core.errors import Busy, InvalidRequest
@@ -29,7 +29,7 @@ from spolia_kernels.sample import Drawn, Draws
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 LOGIT_ERROR = {"float32": 2e-4, "float16": 0.03, "bfloat16": 0.25}
-SMALL = DeviceSettings(row_buckets=(1, 2, 4), min_readings=16, min_parts=16)
+SMALL = DeviceSettings(row_buckets=(1, 2, 4), min_parts=16)
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 
 
@@ -204,6 +204,12 @@ def test_memory_is_one_piece_and_what_does_not_fit_is_refused_with_nothing_held(
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, None)])
 def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(rows: int, bucket: int | None) -> None:
     assert SMALL.bucket_for(rows) == bucket
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device: the engine's tests run on the CPU only")
+@pytest.mark.usefixtures("place")
+def test_the_engine_s_tests_run_on_the_device_too(request: pytest.FixtureRequest) -> None:
+    assert engine_of().adapter.device.type == ("cuda" if "cuda" in request.node.name else "cpu")
 
 
 @needs_cuda

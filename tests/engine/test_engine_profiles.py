@@ -18,6 +18,8 @@ from spolia_core.reuse import ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Completion, Engine
 
+pytestmark = pytest.mark.usefixtures("place")
+
 POLICY = LinkPolicy(num_link_tokens=7, num_sink_tokens=3)
 LOSS = PolicyLoss(POLICY.name, 0.25, 7.5, 0.05)
 LINKED = ReuseMode.LINKED

@@ -34,10 +34,12 @@ from spolia_engine import attention
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context
 from spolia_engine.engine import Engine
+from spolia_engine.extent import BlockState
 from spolia_engine.fork import Forks, plan_passes
 from spolia_engine.fork_attention import ForkAttention
 from spolia_engine.link_plan import LinkPlan, plan_link
-from spolia_engine.pool import BlockState
+
+pytestmark = pytest.mark.usefixtures("place")
 
 NEAR = 1e-5  # relative to the scale of the logits
 LENS = (5, 1, 17, 40, 17, 2, 64, 3)
@@ -72,7 +74,7 @@ def logits_of(engine: Engine, forks: Forks) -> list[Tensor]:
 
 def assert_near(got: Tensor, expected: Tensor) -> None:
     assert got.shape == expected.shape
-    error = float((got - expected).abs().max() / expected.abs().max())
+    error = float((got.cpu() - expected.cpu()).abs().max() / expected.abs().max())
     assert error <= NEAR, f"relative error {error:.2e}"
 
 

@@ -13,6 +13,8 @@ from spolia_core.prompt import Part, Prompt
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
 
+pytestmark = pytest.mark.usefixtures("place")
+
 NUM_COMPOSITIONS = 200
 GROUPS = 20
 PLAIN = ("llama", "llama-yarn", "qwen2", "qwen3")

@@ -17,6 +17,8 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
 
+pytestmark = pytest.mark.usefixtures("place")
+
 LAW_1 = 1e-5  # relative to the scale of the logits
 LAW_2 = 3e-5
 DECODE_STEPS = 2
@@ -60,7 +62,7 @@ def link_there(name: str, prompt: Prompt, plan: LinkPlan, num_sink_tokens: int =
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     pairs = zip(got, expected, strict=True)
-    return max(float((mine - its).abs().max() / its.abs().max()) for mine, its in pairs)
+    return max(float((mine.cpu() - its.cpu()).abs().max() / its.abs().max()) for mine, its in pairs)
 
 
 def check_law_1(engine: Engine, name: str, prompt: Prompt, plan: LinkPlan) -> None:

@@ -29,6 +29,8 @@ from spolia_engine.engine import Engine
 from spolia_engine.sequence import Sequence
 from spolia_engine.steps import Steps
 
+pytestmark = pytest.mark.usefixtures("place")
+
 MODELS = [
     "llama",
     "llama-mha",
@@ -49,7 +51,7 @@ def allowed(position: int) -> float:
 
 def check_logits(got: torch.Tensor, expected: torch.Tensor, first_position: int = 0) -> None:
     """Rows stand at consecutive positions from `first_position`."""
-    errors = (got - expected).abs().amax(dim=-1)
+    errors = (got.cpu() - expected).abs().amax(dim=-1)
     limits = torch.tensor([allowed(first_position + row) for row in range(len(errors))])
     worst = int((errors - limits).argmax())
     assert bool((errors <= limits).all()), (
@@ -144,8 +146,11 @@ def test_decode_logits_of_a_batch_are_those_of_transformers_alone(name: str) -> 
     for row, (ids, answer) in enumerate(zip(prompts, answers, strict=True)):
         expected = oracle_logits(oracle_of(name), ids + answer)[len(ids) :]
         check_logits(torch.stack([step[row] for step in steps]), expected, len(ids))
-    assert core._steps._plan is not None
-    assert any(len(group.rows) == 4 and group.shared for group in core._steps._plan.plan.groups), "nothing was shared"
+    if core.device is None:
+        assert core._steps._plan is not None
+        assert any(len(group.rows) == 4 and group.shared for group in core._steps._plan.plan.groups), (
+            "nothing was shared"
+        )
     core.forget_plan()
     for sequence in sequences:
         sequence.close()

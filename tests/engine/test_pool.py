@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_core.reuse import ChunkKind
-from spolia_engine.pool import BlockState, Extent, Pool
+from spolia_engine.extent import BlockState, Extent
+from spolia_engine.pool import Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run
 

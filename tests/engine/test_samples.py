@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from engine_worlds import assert_nothing_held, engine_of, tokens
+from engine_worlds import assert_nothing_held, engine_of, only_in_extents, tokens
 
 from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence, close_all
+
+pytestmark = pytest.mark.usefixtures("place")
 
 DRAWN = SamplingParams(temperature=1.0, seed=7, max_tokens=12, ignore_eos=True)
 PROMPT = Prompt((Part(tuple(tokens(150))),))
@@ -34,6 +36,7 @@ def test_greedy_samples_are_alike() -> None:
     assert len({answer.token_ids for answer in answers}) == 1
 
 
+@only_in_extents
 @pytest.mark.parametrize("mode", list(ReuseMode), ids=lambda mode: mode.name)
 def test_the_prompt_is_held_once(mode: ReuseMode) -> None:
     one, eight = (blocks_while_decoding(mode, num_samples) for num_samples in (1, 8))

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from engine_worlds import engine_of, letters
+from torch import Tensor
 
-from spolia_engine import sharing_table
+from spolia_engine import paged_ways, sharing_table
+from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.device_work import WorkCutter
+from spolia_engine.engine import Engine
+from spolia_engine.paged_ways import PagedWays
 from spolia_engine.sharing_table import AttentionShape, Cell, SharingTable, load_sharing, measure_sharing
+from spolia_kernels import Partial, paged
+from spolia_kernels.paged import PagedKv, PagedWork
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = AttentionShape(4, 2, 8, "float32")
 PAYS, COSTS = Cell(1.0, 2.0), Cell(2.0, 1.0)
 
@@ -28,20 +39,58 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_cell_is_measured(dtype: str) -> None:
-    table = measure_sharing(AttentionShape(4, 2, 8, dtype))
+@pytest.mark.parametrize("page_size", [None, 16], ids=["extents", "slots"])
+def test_every_cell_is_measured(dtype: str, page_size: int | None) -> None:
+    table = measure_sharing(AttentionShape(4, 2, 64, dtype, page_size), DEVICE)
     assert set(table.cells) == {(2, 16), (2, 64), (4, 16), (4, 64)}
     assert all(cell.shared_us > 0 and cell.private_us > 0 for cell in table.cells.values())
 
 
 @pytest.mark.usefixtures("few")
+def test_what_is_timed_for_slots_is_what_a_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's kernels, over the work that the step's own cutter makes of the two plans."""
+    asked: list[tuple[int, int]] = []  # rows of a step, readings of its first item
+    attend_spans = paged_ways.attend_spans
+
+    def recording(query: Tensor, kv: PagedKv, work: PagedWork, *rest: Any, **options: Any) -> Partial:
+        asked.append((query.shape[0], int(work.items[0, 2])))
+        return attend_spans(query, kv, work, *rest, **options)
+
+    monkeypatch.setattr(paged_ways, "attend_spans", recording)
+    for name in ("attend", "attend_private"):
+        monkeypatch.setattr(sharing_table, name, lambda *_, **__: pytest.fail("no step over slots runs this"))
+    measure_sharing(AttentionShape(4, 2, 64, "float32", 16), DEVICE)
+    assert set(asked) == {(2, 2), (2, 1), (4, 4), (4, 1)}
+
+
+@pytest.mark.parametrize("by_kernels", [False, True], ids=["reference", "interpreter"])
+def test_rows_see_the_same_shared_or_not(by_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by_kernels:
+        pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+        monkeypatch.setattr(paged, "uses_triton", lambda tensor: True)
+    cutter = WorkCutter(2, 2, torch.device("cpu"))
+    ways = PagedWays(cutter, head_dim=64, page_size=16, dtype=torch.float32, num_layers=1, max_rows=5, max_tokens=100)
+    together, alone = (ways.attention(5, 100, shared=shared)() for shared in (True, False))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_engine_over_slots_asks_for_a_table_of_its_own() -> None:
+    host = engine_of()
+    device = Engine(host.adapter, letters, num_blocks=8, block_size=16, device=DeviceSettings(row_buckets=(1,)))
+    assert host.attention_shape.page_size is None
+    assert device.attention_shape == replace(host.attention_shape, page_size=16)
+
+
+@pytest.mark.usefixtures("few")
 def test_a_table_is_kept_by_device_and_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_sharing(SHAPE, tmp_path / "made")
-    monkeypatch.setattr(sharing_table, "measure_sharing", lambda *_: pytest.fail("measured again"))
-    assert load_sharing(SHAPE, tmp_path / "made").cells == first.cells
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(sharing_table, "measure_sharing", lambda *_: pytest.fail("measured again"))
+        assert load_sharing(SHAPE, tmp_path / "made").cells == first.cells
     load_sharing(AttentionShape(4, 4, 8, "float32"), tmp_path / "made")
-    assert len(list((tmp_path / "made").iterdir())) == 2
+    load_sharing(AttentionShape(4, 4, 8, "float32", 16), tmp_path / "made")
+    load_sharing(AttentionShape(4, 4, 8, "float32", 32), tmp_path / "made")
+    assert len(list((tmp_path / "made").iterdir())) == 4
 
 
 @pytest.mark.usefixtures("few")

@@ -17,6 +17,7 @@ from engine_worlds import (
     engine_of,
     letters,
     model_of,
+    only_in_extents,
     oracle_greedy,
     oracle_of,
     tokens,
@@ -31,9 +32,11 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
+from spolia_engine.extent import BlockState
 from spolia_engine.link_plan import plan_link
-from spolia_engine.pool import BlockState
 from spolia_engine.run import Run
+
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def compiled(engine: Engine, token_ids: list[int]) -> Run:
@@ -47,7 +50,7 @@ def deviation(run: Run, expected: list[tuple[Tensor, Tensor]]) -> float:
     errors = []
     for layer, (key, value) in enumerate(expected):
         for mine, its in ((run.extent.key[layer], key[0]), (run.extent.value[layer], value[0])):
-            errors.append(float((mine - its).abs().max() / its.abs().max()))
+            errors.append(float((mine.cpu() - its).abs().max() / its.abs().max()))
     return max(errors)
 
 
@@ -75,6 +78,7 @@ def test_without_sinks_a_chunk_stands_alone() -> None:
     engine.pool.release(run.extent)
 
 
+@only_in_extents
 def test_rotation_at_negative_positions_undoes_that_at_positive_ones() -> None:
     rotary = adapter_of("llama-yarn-bos").rotary
     positions = torch.arange(-5000, 5001)

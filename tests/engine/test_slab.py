@@ -16,7 +16,8 @@ from spolia_core.errors import Busy
 from spolia_core.reuse import ChunkKind
 from spolia_engine import lazy_memory
 from spolia_engine import slab as slab_module
-from spolia_engine.pool import BlockState, Extent, Pool
+from spolia_engine.extent import BlockState, Extent
+from spolia_engine.pool import Pool
 from spolia_engine.resident import ResidentChunks
 from spolia_engine.run import Run
 from spolia_engine.slab import Slabs, Slot

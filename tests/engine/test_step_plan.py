@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spolia_core.chunk_object import KvShape
-from spolia_engine.pool import Extent, Pool
+from spolia_engine.extent import Extent, Piece
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run, SlotRange, Span, coalesce
 from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.step_plan import Group, Tail, plan_step
@@ -19,7 +20,7 @@ CAPACITY = 12
 
 
 def extent() -> Extent:
-    return Extent(torch.empty(1, 1, CAPACITY, 2), torch.empty(1, 1, CAPACITY, 2), 1)
+    return Extent((Piece(0, torch.empty(1, 1, CAPACITY, 2), torch.empty(1, 1, CAPACITY, 2)),), 1)
 
 
 EXTENTS = [extent(), extent(), extent()]

@@ -22,6 +22,8 @@ from spolia_engine.run import Run
 from spolia_engine.sealing import SealedBlock
 from spolia_engine.steps import finish
 
+pytestmark = pytest.mark.usefixtures("place")
+
 K = 4
 ALIKE = 2e-5  # relative to the scale of the logits
 

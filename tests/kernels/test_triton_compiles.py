@@ -55,7 +55,7 @@ compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)
 compiles(silu_mul_kernel, BLOCK=1024)
 for logits in ("*fp32", "*bf16"):
     kind = {"logits": logits, "logprobs": "*fp32"}
-    compiles(sample_kernel, descriptors=kind, options={"num_warps": 16}, BLOCK=8192)
+    compiles(sample_kernel, descriptors=kind, options={"num_warps": 16}, BLOCK=4096)
 compiles(uniform_kernel, descriptors={"out": "*fp64"}, options={"num_warps": 1}, BLOCK=32)
 """
 

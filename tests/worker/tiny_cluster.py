@@ -30,7 +30,8 @@ from spolia_decode.config import DecodeConfig
 from spolia_decode.node import DecodeNode
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Completion, Engine
-from spolia_engine.pool import BlockState, Pool
+from spolia_engine.extent import BlockState
+from spolia_engine.pool import Pool
 from spolia_engine.run import Run
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
@@ -184,14 +185,16 @@ class World:
         node: PrefillNode = await self._started(PrefillNode(config, self._engine(config, num_blocks)))
         return node
 
-    async def decode(self, num_blocks: int | None = None, **settings: Any) -> DecodeNode:
-        """A decode node that has heard of every prefill node in this world.
+    async def decode(
+        self, num_blocks: int | None = None, *, engine: Engine | None = None, **settings: Any
+    ) -> DecodeNode:
+        """A decode node that has heard of every prefill node in this world. `engine`: not one as its settings say.
 
         Nothing depends on how long things take, unless asked for: a tiny model computes faster than a store answers.
         """
         untimed = {"cost_gate": False, "link_on_prefill": False, "sharing": "always"}
         config = DecodeConfig(**self._settings(untimed | settings))
-        node: DecodeNode = await self._started(DecodeNode(config, self._engine(config, num_blocks)))
+        node: DecodeNode = await self._started(DecodeNode(config, engine or self._engine(config, num_blocks)))
         await self.sees_prefill(node, sum(isinstance(worker, PrefillNode) for worker in self.workers))
         return node
 

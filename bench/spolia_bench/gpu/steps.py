@@ -128,7 +128,7 @@ class Bench:
         )
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
         token_ids = torch.ones(point.rows, dtype=torch.int64, device=DEVICE)
-        batch = StepBatch(work, tails, token_ids, Draws.greedy(point.rows, DEVICE))
+        batch = StepBatch(work, tails, token_ids, Draws.greedy(point.rows, DEVICE), NEW_TOKENS)
         step.capture()
         step.load(batch)
         return step

@@ -21,7 +21,7 @@ from spolia_bench.shared.pairs import Ratio, by_turns, ratio
 from spolia_bench.shared.transformers_decode import TransformersDecode
 from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sharing import Sharing, never_shared
 from spolia_engine.sharing_table import ROWS, TOKENS, SharingTable, measure_sharing
 from spolia_kernels import attend, attend_private

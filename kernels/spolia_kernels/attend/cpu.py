@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from spolia_kernels.attend.causal import attend_causal
 from spolia_kernels.attend.flash_cpu import fits_flash, flash, flash_one
 from spolia_kernels.attend.products_cpu import attend_products, products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.attend.shapes import AttendShape
-from spolia_kernels.merge import merge, merge_into
+from spolia_kernels.merge import merge
 from spolia_kernels.partial import Partial
 from spolia_kernels.precision import compute_dtype
 
@@ -33,25 +34,8 @@ def attend_cpu(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, ca
         dtype = compute_dtype(query.dtype)
         return Partial.empty(shape.num_q_heads, shape.num_rows, shape.v_dim, dtype=dtype, device=query.device)
     if causal and shape.num_rows > 1:
-        return _attend_causal(query, key, value, sm_scale)
+        return attend_causal(query, key, value, sm_scale, square=_attend_square, over_all=_attend_all)
     return _attend_all(query, key, value, sm_scale)  # one row at the bottom right sees every key
-
-
-def _attend_causal(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
-    """Bottom-right causal attention, as keys that every row sees, a square, and rows that see nothing."""
-    num_q_heads, num_rows, _ = query.shape
-    num_keys = key.shape[1]
-    if num_keys < num_rows:
-        dtype = compute_dtype(query.dtype)
-        result = Partial.empty(num_q_heads, num_rows, value.shape[2], dtype=dtype, device=query.device)
-        seeing = slice(num_rows - num_keys, num_rows)
-        merge_into(result, _attend_square(query[:, seeing], key, value, sm_scale), seeing)
-        return result
-    seen_by_all = num_keys - num_rows
-    square = _attend_square(query, key[:, seen_by_all:], value[:, seen_by_all:], sm_scale)
-    if seen_by_all == 0:
-        return square
-    return merge([_attend_all(query, key[:, :seen_by_all], value[:, :seen_by_all], sm_scale), square])
 
 
 def _attend_square(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
@@ -65,7 +49,7 @@ def _attend_square(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -
         return attend_ref(query, key, value, sm_scale=sm_scale, causal=True)
     half = num_rows // 2
     first = _attend_square(query[:, :half], key[:, :half], value[:, :half], sm_scale)
-    second = _attend_causal(query[:, half:], key, value, sm_scale)
+    second = attend_causal(query[:, half:], key, value, sm_scale, square=_attend_square, over_all=_attend_all)
     return Partial(torch.cat([first.out, second.out], dim=1), torch.cat([first.lse, second.lse], dim=1))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spolia_kernels.attend.causal import attend_causal
 from spolia_kernels.attend.flash_cuda import fits_flash_cuda, flash_cuda
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.attend.shapes import AttendShape
-from spolia_kernels.merge import merge, merge_into
 from spolia_kernels.partial import Partial
 from spolia_kernels.precision import compute_dtype
 
@@ -24,23 +24,7 @@ def attend_cuda(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float, c
         return attend_ref(query, key, value, sm_scale=sm_scale, causal=causal)
     if not causal or shape.num_rows == 1:  # one row at the bottom right sees every key
         return _attend_all(query, key, value, sm_scale)
-    return _attend_causal(query, key, value, sm_scale)
-
-
-def _attend_causal(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:
-    """Bottom-right causal attention: keys that every row sees, a square, and rows that see nothing."""
-    num_q_heads, num_rows, width = query.shape
-    num_keys = key.shape[1]
-    if num_keys < num_rows:
-        result = Partial.empty(num_q_heads, num_rows, width, device=query.device)
-        seeing = slice(num_rows - num_keys, num_rows)
-        merge_into(result, _attend_square(query[:, seeing], key, value, sm_scale), seeing)
-        return result
-    seen_by_all = num_keys - num_rows
-    square = _attend_square(query, key[:, seen_by_all:], value[:, seen_by_all:], sm_scale)
-    if seen_by_all == 0:
-        return square
-    return merge([_attend_all(query, key[:, :seen_by_all], value[:, :seen_by_all], sm_scale), square])
+    return attend_causal(query, key, value, sm_scale, square=_attend_square, over_all=_attend_all)
 
 
 def _attend_square(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Partial:

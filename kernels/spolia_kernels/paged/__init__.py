@@ -2,7 +2,10 @@
 
     attend_spans   each row's partial over each span it reads, at the row's own offset
     attend_tails   the rows' new KV into their tails, and each row over its own, merged with its partials
-    append_paged   new KV into slots: what a prefill pass does
+    append_paged   new KV into slots, for rows that nobody attends in the same launch
+
+A prompt's pass needs its keys rotated anyway, for its rows attend each other: it rotates them once and copies them to
+where they stay. `append_paged` would rotate them once more, and save nothing but that the copy reads what is rotated.
 
 CUDA: Triton kernels, fit for CUDA graphs: what changes from step to step is read on the device. Elsewhere, and for
 heads of other sizes than 64, 128 and 256: `reference.py`. Queries and keys come unrotated; kernels rotate them on the

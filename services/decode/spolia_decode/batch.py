@@ -22,8 +22,8 @@ from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_decode.inbox import Inbox, Outbox, Preempted
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DrawnRow
+from spolia_engine.extent import BlockState
 from spolia_engine.generation import Delta
-from spolia_engine.pool import BlockState
 from spolia_engine.scheduler import Decoding, State, plan
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.slices import run_slices

@@ -15,8 +15,8 @@ from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared import Prepared
 from spolia_engine.context import release_runs
+from spolia_engine.extent import Extent
 from spolia_engine.kv_bytes import write_layer
-from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline

@@ -20,9 +20,9 @@ from spolia_decode.link_place import LinkTask, Placed, place_link
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared import Prepared
+from spolia_engine.extent import Extent
 from spolia_engine.kv_bytes import write_layer
 from spolia_engine.link_plan import LinkPlan
-from spolia_engine.pool import Extent
 from spolia_engine.run import Run
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log

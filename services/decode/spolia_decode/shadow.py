@@ -31,7 +31,7 @@ from spolia_decode.job import GenerateJob
 from spolia_decode.shadow_check import ShadowCheck, ShadowComparison
 from spolia_decode.shadow_metrics import Outcome, ShadowMetrics
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log

@@ -15,7 +15,7 @@ from torch import Tensor
 from spolia_decode.shadow_divergence import Divergence
 from spolia_engine.context import Context
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import Extent
+from spolia_engine.extent import Extent
 
 
 @dataclass(frozen=True, slots=True, eq=False)

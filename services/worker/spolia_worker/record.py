@@ -10,7 +10,7 @@ from spolia.version import __version__
 from spolia_core.link_terms import LinkTerms
 from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
-from spolia_engine.pool import BlockState
+from spolia_engine.extent import BlockState
 from spolia_node.server import NodeServer
 from spolia_worker.config import WorkerConfig
 
