@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from spolia_bench.model_shape import ModelShape
 from spolia_bench.reuse.floor import Kind, Operator, Rates, floor_of, seconds_of
 from spolia_bench.reuse.machine import linked_pass
-from spolia_bench.reuse.operators import ModelShape, Pass, Seen, operators_of, prefill_pass
+from spolia_bench.reuse.operators import Pass, Seen, operators_of, prefill_pass
 
 SHAPE = ModelShape(layers=2, width=8, mlp=16, num_q_heads=4, num_kv_heads=2, head_dim=2, vocab=10)
 

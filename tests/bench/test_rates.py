@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from spolia_bench.model_shape import ModelShape
 from spolia_bench.reuse.floor import floor_of
-from spolia_bench.reuse.operators import ModelShape, Pass, Seen, operators_of
+from spolia_bench.reuse.operators import Pass, Seen, operators_of
 from spolia_bench.reuse.rates import measure_rates
 
 SHAPE = ModelShape(layers=2, width=16, mlp=32, num_q_heads=4, num_kv_heads=2, head_dim=4, vocab=10)

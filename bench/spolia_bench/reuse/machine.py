@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from spolia_bench.model_shape import ModelShape
 from spolia_bench.reuse.floor import Floor, Kind, Operator, Rates, floor_of
-from spolia_bench.reuse.operators import ModelShape, Pass, link_pass, operators_of
+from spolia_bench.reuse.operators import Pass, link_pass, operators_of
 from spolia_bench.reuse.rates import NUM_STRETCHES, measure_rates
 from spolia_core.prompt import Part, Prompt
 from spolia_engine.link_plan import plan_link

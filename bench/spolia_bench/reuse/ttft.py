@@ -17,8 +17,9 @@ from pathlib import Path
 
 from spolia import Result
 from spolia_bench.frame import Report, Sample, Table, progress
+from spolia_bench.model_shape import ModelShape
 from spolia_bench.reuse.machine import Machine, linked_pass
-from spolia_bench.reuse.operators import ModelShape, Pass
+from spolia_bench.reuse.operators import Pass
 from spolia_bench.reuse.options import Options
 from spolia_bench.reuse.prompts import Asked, fresh
 from spolia_bench.reuse.residency import Residency

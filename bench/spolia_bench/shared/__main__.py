@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from spolia_bench.frame import Report
     from spolia_bench.models import SHAPES
     from spolia_bench.shared import sections
+    from spolia_bench.shared.against_transformers import against_transformers
     from spolia_bench.shared.models import random_model
     from spolia_bench.shared.storm import storm_section
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "deterministic" in chosen:
                 sections.deterministic(world)
             if "transformers" in chosen:
-                sections.against_transformers(world, model)
+                against_transformers(world, model)
             del world, model
         if "gqa" in chosen:
             sections.prefix(sections.world_of(report, options, options.gqa_model), options.prefix_tokens)

@@ -1,15 +1,14 @@
-"""Models for timing decode steps, made in memory: random weights, real shapes."""
+"""Models for timing decode steps, made in memory: random weights, real shapes. Nothing of the engine is imported."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import blake3
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from spolia_bench.reuse.operators import ModelShape
-from spolia_engine.adapter import ModelAdapter
-from spolia_engine.engine import Engine
+from spolia_bench.model_shape import ModelShape
 
 CONTEXT = 32768
 SHAPES = {
@@ -43,7 +42,10 @@ def random_model(name: str, seed: int) -> Any:
     return model.float().eval()
 
 
-def engine_of(model: Any, pool_bytes: int, *, takes_weights: bool) -> Engine:
-    """An engine whose answers are not read: ids become no text."""
-    adapter = ModelAdapter(model, takes_weights=takes_weights)
-    return Engine.of(adapter, lambda ids: "", pool_bytes=pool_bytes)
+def weights_digest(model: Any) -> str:
+    """Equal for equal weights, in whatever process."""
+    hasher = blake3.blake3()
+    for name, weight in sorted(model.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(weight.detach().contiguous().view(torch.uint8).numpy())
+    return hasher.hexdigest()

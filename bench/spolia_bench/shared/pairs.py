@@ -12,8 +12,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 Step = Callable[[], object]
+Turn = Callable[[], float]
+"""Takes its step, wherever that runs, and says how many milliseconds it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,33 @@ def by_turns(steps: Mapping[str, Step], num_rounds: int, *, num_steps: int = 1) 
 
     `num_steps` in a row are one time.
     """
-    names = list(steps)
+    return measured_by_turns({name: partial(_mean_ms, step, num_steps) for name, step in steps.items()}, num_rounds)
+
+
+def measured_by_turns(turns: Mapping[str, Turn], num_rounds: int) -> dict[str, list[float]]:
+    """As `by_turns`, of what each turn says it took."""
+    names = list(turns)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(num_rounds + 1):
         at = round_number % len(names)
         for name in names[at:] + names[:at]:
-            started = time.perf_counter()
-            for _ in range(num_steps):
-                steps[name]()
+            took_ms = turns[name]()
             if round_number:
-                times[name].append((time.perf_counter() - started) * 1e3 / num_steps)
+                times[name].append(took_ms)
     return times
+
+
+def second_ms(step: Step) -> float:
+    """Milliseconds of a step behind another one, which brings back what other work took: caches, and cores awake."""
+    step()
+    return _mean_ms(step, 1)
+
+
+def _mean_ms(step: Step, num_steps: int) -> float:
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        step()
+    return (time.perf_counter() - started) * 1e3 / num_steps
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:

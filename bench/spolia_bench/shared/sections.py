@@ -15,12 +15,13 @@ from spolia_bench.reuse.machine import Machine
 from spolia_bench.reuse.operators import decode_step
 from spolia_bench.reuse.rates import NUM_STRETCHES
 from spolia_bench.shared.batches import QUESTION_TOKENS, Batch, permuted_batch, prefix_batch, random_run
-from spolia_bench.shared.models import SHAPES, engine_of, random_model
+from spolia_bench.shared.models import SHAPES, random_model
 from spolia_bench.shared.options import Options
 from spolia_bench.shared.pairs import Ratio, by_turns, ratio
-from spolia_bench.shared.transformers_decode import TransformersDecode
 from spolia_core.reuse import ChunkKind
+from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
+from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.sharing import Sharing, never_shared
 from spolia_engine.sharing_table import ROWS, TOKENS, SharingTable, measure_sharing
@@ -34,7 +35,9 @@ class World:
         self.report = report
         self.options = options
         self.name = name
-        self.core: EngineCore = engine_of(model, options.pool_bytes, takes_weights=takes_weights)
+        adapter = ModelAdapter(model, takes_weights=takes_weights)
+        # Answers are not read: ids become no text.
+        self.core: EngineCore = Engine.of(adapter, lambda ids: "", pool_bytes=options.pool_bytes)
         self.table: SharingTable = measure_sharing(self.core.attention_shape)
 
     def figure(self, name: str, value: float) -> None:
@@ -203,26 +206,6 @@ def grid(world: World) -> None:
         progress(f"grid of {num_rows} rows: {cells}")
     world.figure("grid_worst_slowdown_low", worst.low - 1)
     world.report.tables.append(Table(("rows", *(f"{t} tokens" for t in world.options.grid_tokens)), rows))
-
-
-def against_transformers(world: World, model: Any) -> None:
-    """transformers' decode step of the same model, rows and tokens."""
-    options = world.options
-    rows: list[Sequence[str]] = []
-    tokens = options.baseline_tokens
-    for num_rows in (1, options.rows):
-        with world.batch(prefix_batch(world.core, num_rows, tokens)) as batch:
-            # transformers' rows have a question too, of the same length, in their cache.
-            baseline = TransformersDecode(model, num_rows, tokens + QUESTION_TOKENS)
-            steps = {"ours": batch.step(world.table), "transformers": baseline.step()}
-            times = by_turns(steps, options.rounds)
-            del baseline, steps
-        found = ratio(times["transformers"], times["ours"])
-        world.ratio(f"ratio_vs_transformers_{num_rows}", found)
-        rows.append(
-            [str(num_rows), *(f"{statistics.median(times[n]):.1f}" for n in ("ours", "transformers")), str(found)]
-        )
-    world.report.tables.append(Table(("rows", "ours ms", "transformers ms", "transformers ÷ ours"), rows))
 
 
 def deterministic(world: World) -> None:

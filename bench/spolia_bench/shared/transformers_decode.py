@@ -1,4 +1,4 @@
-"""The baseline outside this system: transformers' own decode step, in this process."""
+"""The baseline outside this system: transformers' own decode step, in whatever process this is."""
 
 from __future__ import annotations
 
