@@ -204,10 +204,12 @@ def _abort(context: Any, error: SpoliaError) -> None:
     context.abort(status_of(error), error.message)
 
 
-def start(gateway: FakeGateway, port: int = 0) -> grpc.Server:
-    """Serves `gateway`; the caller stops the server."""
+def start(gateway: FakeGateway, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:
+    """Serves `gateway`, under TLS where there are credentials; the caller stops the server."""
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     add_GatewayServiceServicer_to_server(gateway, server)
-    gateway.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    at = f"127.0.0.1:{port}"
+    bound = server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials)
+    gateway.address = f"127.0.0.1:{bound}"
     server.start()
     return server
