@@ -89,6 +89,8 @@ class FakeGateway(GatewayServiceServicer):
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     in_flight: list[gateway_pb2.RequestInFlight] = field(default_factory=list)
     has_template: bool = True
+    directory_reachable: bool = True
+    node_id: str = ""
     requests: list[Any] = field(default_factory=list)
     chats: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
@@ -181,7 +183,12 @@ class FakeGateway(GatewayServiceServicer):
             version="0.1.0",
         )
         nodes = [node, *self.more_nodes]
-        return gateway_pb2.GetClusterResponse(nodes=nodes, directory_reachable=True, requests=self.in_flight)
+        return gateway_pb2.GetClusterResponse(
+            nodes=nodes,
+            directory_reachable=self.directory_reachable,
+            requests=self.in_flight,
+            gateway_node_id=self.node_id,
+        )
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
