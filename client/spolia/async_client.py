@@ -167,11 +167,11 @@ class AsyncClient:
             with self._lifetime.call():
                 return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
 
-        return AsyncPatientStream(begin, outgoing.patience(self._lifetime))
+        return AsyncPatientStream(begin, outgoing.patience(self._lifetime, self._door))
 
     async def _answered(self, method: Callable[..., Awaitable[T]], outgoing: Outgoing[RequestT]) -> T:
         with self._lifetime.call():
-            return await outgoing.patience(self._lifetime).acall(
+            return await outgoing.patience(self._lifetime, self._door).acall(
                 lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
             )
 

@@ -56,9 +56,9 @@ class Client:
         allow_plaintext: bool | None = None,
     ) -> None:
         self._lifetime = Lifetime()
-        door = open_door(address, api_key, ca_file, allow_plaintext)
-        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, door.api_key, retry_s)
-        self._channel = door.channel()
+        self._door = open_door(address, api_key, ca_file, allow_plaintext)
+        self._requests = RequestBuilder(timeout_s, model, max_message_bytes, self._door.api_key, retry_s)
+        self._channel = self._door.channel()
         self._stub = GatewayServiceStub(self._channel)
 
     def generate(self, parts: Parts, **options: Unpack[GenerateOptions]) -> Result:
@@ -193,11 +193,11 @@ class Client:
             with self._lifetime.call():
                 return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
 
-        return PatientStream(begin, outgoing.patience(self._lifetime))
+        return PatientStream(begin, outgoing.patience(self._lifetime, self._door))
 
     def _answered(self, method: Callable[..., T], outgoing: Outgoing[RequestT]) -> T:
         with self._lifetime.call():
-            return outgoing.patience(self._lifetime).call(
+            return outgoing.patience(self._lifetime, self._door).call(
                 lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
             )
 

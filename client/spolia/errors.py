@@ -49,6 +49,7 @@ __all__ = [
     "Unavailable",
     "detail_of",
     "error_from_rpc",
+    "is_of_a_node",
     "status_of",
 ]
 
@@ -119,6 +120,11 @@ def error_from_rpc(error: grpc.RpcError) -> SpoliaError:
         actual=detail.actual,
         retry_after_ms=detail.retry_after_ms,
     )
+
+
+def is_of_a_node(error: grpc.RpcError) -> bool:
+    """Whether a node said why the call failed; else gRPC did, or what stands in between."""
+    return _detail_in(cast(Any, error).trailing_metadata()) is not None
 
 
 def _class_without_detail(code: grpc.StatusCode, message: str) -> type[SpoliaError]:

@@ -20,7 +20,7 @@ def store_channel(address: str, tls_dir: str | os.PathLike[str] | None = None) -
     Raises `InvalidRequest` for one that cannot be read, and for none where plaintext is not allowed.
     """
     options: list[tuple[str, int | str]] = [*channel_options(check_address(address))]
-    named = os.environ.get(TLS_DIR_ENV, "") if tls_dir is None else os.fspath(tls_dir)
+    named = tls_folder(tls_dir)
     if named:
         options.append(("grpc.ssl_target_name_override", node_dns_name("kvstore")))
         return grpc.secure_channel(address, _credentials(Path(named)), options=options)
@@ -30,6 +30,11 @@ def store_channel(address: str, tls_dir: str | os.PathLike[str] | None = None) -
             field="tls_dir",
         )
     return grpc.insecure_channel(address, options=options)
+
+
+def tls_folder(tls_dir: str | os.PathLike[str] | None) -> str:
+    """The folder of certificates that is meant, by the environment where none is given; empty: none."""
+    return os.environ.get(TLS_DIR_ENV, "") if tls_dir is None else os.fspath(tls_dir)
 
 
 def _credentials(folder: Path) -> grpc.ChannelCredentials:

@@ -25,7 +25,7 @@ from spolia.argument_checks import (
     checked_timeout,
     checked_uint32,
 )
-from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES
+from spolia.connection import DEFAULT_MAX_MESSAGE_BYTES, Door
 from spolia.constraint_arguments import constraint_asked
 from spolia.constraint_message import set_constraint
 from spolia.lifetime import Lifetime
@@ -62,9 +62,10 @@ class Outgoing(Generic[RequestT]):
     api_key: str = field(default="", repr=False)
     retry_s: float = 0.0
 
-    def patience(self, lifetime: Lifetime) -> Patience:
-        """For how long it is tried, from now on."""
-        return Patience(min(time.monotonic() + self.retry_s, self.deadline_s), lifetime)
+    def patience(self, lifetime: Lifetime, door: Door) -> Patience:
+        """For how long it is tried at `door`, from now on."""
+        until_s = min(time.monotonic() + self.retry_s, self.deadline_s)
+        return Patience(until_s, lifetime, door, self.deadline_s)
 
     @property
     def timeout_s(self) -> float:

@@ -288,3 +288,11 @@ class Cluster:
     clock_s: float = 0.0
     requests: tuple[RequestInFlight, ...] = ()
     gateway_node_id: str = ""
+
+    def state_of(self, node: Node) -> str:
+        """ "serving" or "draining", as the node last said; "unknown" while the directory is away, as nobody says then
+        whether the node is there, unless it is the gateway that answered.
+        """
+        if not self.directory_reachable and node.node_id != self.gateway_node_id:
+            return "unknown"
+        return "draining" if node.draining else "serving"

@@ -1,7 +1,8 @@
 """Calls that are made again while nothing has come of them: what a client waits out while a node is being replaced.
 
 Only `Unavailable` is waited out, and only before the first message of an answer, so nothing is ever said twice. Every
-try is the same request under the same id.
+try is the same request under the same id. A port that speaks another protocol than the client is told from an outage:
+the first time that nobody answers it is asked what it speaks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Generic, Protocol, TypeVar
 
 import grpc
 
+from spolia.connection import Door
 from spolia.errors import error_from_rpc
 from spolia.lifetime import Lifetime
+from spolia.spoken import gateway_speaks_otherwise, may_speak_otherwise
 from spolia_core.errors import Cancelled, InvalidRequest, Unavailable
 
 FIRST_PAUSE_S = 0.1
@@ -33,14 +36,43 @@ T_co = TypeVar("T_co", covariant=True)
 class Patience:
     """How long one call is tried again."""
 
-    def __init__(self, until_s: float, lifetime: Lifetime) -> None:
-        """`until_s` on the monotonic clock. A client that is closed tries nothing again."""
+    def __init__(self, until_s: float, lifetime: Lifetime, door: Door, deadline_s: float) -> None:
+        """`until_s` and the call's `deadline_s` on the monotonic clock. A client that is closed tries nothing again."""
         self._until_s = until_s
         self._lifetime = lifetime
+        self._door = door
+        self._deadline_s = deadline_s
+        self._knows_what_is_spoken = False
         self._pause_s = FIRST_PAUSE_S
 
     def pause_s(self, error: grpc.RpcError) -> float | None:
-        """How long to wait before the call that failed with `error` is made again; None: it is not."""
+        """How long to wait before the call that failed with `error` is made again; None: it is not.
+
+        Raises `InvalidRequest` where it failed because another protocol is spoken at the door; asks there once.
+        """
+        if self._is_to_ask_what_is_spoken(error):
+            self._check_what_is_spoken()
+        return self._next_pause_s(error)
+
+    async def apause_s(self, error: grpc.RpcError) -> float | None:
+        """The same for asyncio."""
+        if self._is_to_ask_what_is_spoken(error):
+            await asyncio.to_thread(self._check_what_is_spoken)
+        return self._next_pause_s(error)
+
+    def _is_to_ask_what_is_spoken(self, error: grpc.RpcError) -> bool:
+        return not self._knows_what_is_spoken and not self._lifetime.closed and may_speak_otherwise(error)
+
+    def _check_what_is_spoken(self) -> None:
+        self._knows_what_is_spoken = True
+        left_s = self._deadline_s - time.monotonic()
+        if left_s > 0:
+            door = self._door
+            other = gateway_speaks_otherwise(door.address, plaintext=door.plaintext, timeout_s=left_s)
+            if other is not None:
+                raise other
+
+    def _next_pause_s(self, error: grpc.RpcError) -> float | None:
         known = error_from_rpc(error)
         if self._lifetime.closed or not isinstance(known, Unavailable):
             return None
@@ -77,7 +109,7 @@ class Patience:
                 with self.trying():
                     return await begin()
             except grpc.RpcError as error:
-                wait_s = self.pause_s(error)
+                wait_s = await self.apause_s(error)
                 if wait_s is None:
                     raise
             await asyncio.sleep(wait_s)
@@ -157,7 +189,7 @@ class AsyncPatientStream(Generic[T]):
                 self._has_begun = True
                 return answer
             except grpc.RpcError as error:
-                wait_s = None if self._has_begun else self._patience.pause_s(error)
+                wait_s = None if self._has_begun else await self._patience.apause_s(error)
                 if wait_s is None:
                     raise
             self._pause = asyncio.ensure_future(asyncio.sleep(wait_s))

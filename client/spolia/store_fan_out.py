@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TypeVar
 
+import grpc
+
 from spolia.connection import check_address
 from spolia.lifetime import Lifetime
-from spolia.operator_tls import store_channel
+from spolia.operator_tls import store_channel, tls_folder
+from spolia.spoken import PROBE_TIMEOUT_S, may_speak_otherwise, store_speaks_otherwise
 from spolia.store_results import PerStore
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import SpoliaError
@@ -26,6 +29,7 @@ class StoreConnection:
 
     def __init__(self, address: str, tls_dir: str | os.PathLike[str] | None = None) -> None:
         self.address = check_address(address)
+        self.is_plaintext = not tls_folder(tls_dir)
         self._channel = store_channel(address, tls_dir)
         self.stub = KVStoreServiceStub(self._channel)
 
@@ -80,7 +84,7 @@ def ask_all(
 
     def ask_one(store: StoreConnection) -> T | SpoliaError:
         try:
-            with lifetime.call():
+            with lifetime.call(), _spoken_to(store):
                 return ask(store)
         except SpoliaError as error:
             return about(store.address, error)
@@ -99,6 +103,19 @@ def ask_all(
         raise next(iter(failed.values()))
     answers = {address: outcome for address, outcome in outcomes.items() if not isinstance(outcome, SpoliaError)}
     return PerStore(answers, failed)
+
+
+@contextmanager
+def _spoken_to(store: StoreConnection) -> Iterator[None]:
+    """Around a call: tells a store that speaks another protocol from one that is away."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if may_speak_otherwise(error):
+            other = store_speaks_otherwise(store.address, plaintext=store.is_plaintext, timeout_s=PROBE_TIMEOUT_S)
+            if other is not None:
+                raise other from error
+        raise
 
 
 def about(address: str, error: SpoliaError) -> SpoliaError:

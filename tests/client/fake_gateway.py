@@ -89,6 +89,8 @@ class FakeGateway(GatewayServiceServicer):
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     in_flight: list[gateway_pb2.RequestInFlight] = field(default_factory=list)
     has_template: bool = True
+    directory_reachable: bool = True
+    node_id: str = ""
     requests: list[Any] = field(default_factory=list)
     chats: list[Any] = field(default_factory=list)
     metadata: dict[str, str | bytes] = field(default_factory=dict)
@@ -181,7 +183,12 @@ class FakeGateway(GatewayServiceServicer):
             version="0.1.0",
         )
         nodes = [node, *self.more_nodes]
-        return gateway_pb2.GetClusterResponse(nodes=nodes, directory_reachable=True, requests=self.in_flight)
+        return gateway_pb2.GetClusterResponse(
+            nodes=nodes,
+            directory_reachable=self.directory_reachable,
+            requests=self.in_flight,
+            gateway_node_id=self.node_id,
+        )
 
     def _begin(self, request: Any, context: Any) -> None:
         self.requests.append(request)
@@ -204,10 +211,12 @@ def _abort(context: Any, error: SpoliaError) -> None:
     context.abort(status_of(error), error.message)
 
 
-def start(gateway: FakeGateway, port: int = 0) -> grpc.Server:
-    """Serves `gateway`; the caller stops the server."""
+def start(gateway: FakeGateway, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:
+    """Serves `gateway`, under TLS where there are credentials; the caller stops the server."""
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     add_GatewayServiceServicer_to_server(gateway, server)
-    gateway.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    at = f"127.0.0.1:{port}"
+    bound = server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials)
+    gateway.address = f"127.0.0.1:{bound}"
     server.start()
     return server

@@ -47,15 +47,27 @@ def prompts(gateway: FakeGateway) -> list[list[object]]:
     ]
 
 
+def chats(gateway: FakeGateway) -> list[tuple[list[str], list[str]]]:
+    """Of each request its documents, and its messages behind their roles."""
+    return [
+        (
+            [document.text for document in request.documents],
+            [f"{message.role}: {message.content}" for message in request.messages],
+        )
+        for request in gateway.requests
+    ]
+
+
 def test_the_models_template_writes_the_conversation(chat: Chat, page: Path, gateway: FakeGateway) -> None:
     done = chat("Hi", "And you?", options=("-d", str(page), "--system", "Read."))
     assert (done.code, done.out) == (0, "Héllo\nHéllo\n")
-    begin = "<system>Read.<user>Hi<assistant>"
-    assert prompts(gateway) == [
-        [("A page.",), begin],
-        [("A page.",), f"{begin}Héllo<user>And you?<assistant>"],
+    begin = ["system: Read.", "user: Hi"]
+    assert chats(gateway) == [
+        (["A page."], begin),
+        (["A page."], [*begin, "assistant: Héllo", "user: And you?"]),
     ]
-    assert all(request.no_bos and not request.sampling.stop for request in gateway.requests), "the template has both"
+    assert not any(request.parts or request.sampling.stop for request in gateway.requests), "the template has both"
+    assert gateway.chats == [], "an answer takes one trip"
     assert "plain text" not in done.err
 
 
@@ -64,15 +76,18 @@ def test_a_model_without_a_template_gets_plain_text_and_that_is_said_once(chat: 
     done = chat("Hi", "And you?")
     assert done.code == 0
     assert done.err.count("no chat template: plain text under labels instead") == 1
-    assert prompts(gateway)[1] == [ASKED.format("Hi"), [5, 6, 7, 8], ASKED.format("And you?")]
-    assert len(gateway.chats) == 1
+    assert prompts(gateway)[1:] == [
+        [ASKED.format("Hi")],
+        [ASKED.format("Hi"), [5, 6, 7, 8], ASKED.format("And you?")],
+    ]
+    assert [bool(request.messages) for request in gateway.requests] == [True, False, False]
 
 
 def test_labels_ask_for_plain_text(chat: Chat, gateway: FakeGateway) -> None:
     assert chat("Hi", options=("--user", "Q:")).code == 0
     assert chat("Hi", options=("--plain",)).code == 0
     assert prompts(gateway) == [["\nQ: Hi\nAnswer:"], [ASKED.format("Hi")]]
-    assert gateway.chats == []
+    assert not any(request.messages for request in gateway.requests)
 
 
 def test_in_plain_text_each_turn_stands_behind_all_before_it(chat: Chat, gateway: FakeGateway) -> None:
@@ -107,8 +122,8 @@ def test_documents_stand_first_and_are_linked(chat: Chat, page: Path, tmp_path: 
 
 def test_reset_forgets_the_turns_and_keeps_the_documents(chat: Chat, page: Path, gateway: FakeGateway) -> None:
     assert chat("Hi", "/reset", "Hi", options=("-d", str(page), "--mode", "exact")).code == 0
-    first, second = prompts(gateway)
-    assert first == second == [("A page.",), "<user>Hi<assistant>"]
+    first, second = chats(gateway)
+    assert first == second == (["A page."], ["user: Hi"])
     assert {request.mode for request in gateway.requests} == {common_pb2.REUSE_MODE_EXACT}
 
 
@@ -137,7 +152,7 @@ def test_an_answer_that_failed_or_was_cut_short_is_no_turn(
     monkeypatch.setattr(sys, "stdin", Terminal())
     conversation = Conversation([])
     with Client(gateway.address, timeout_s=10) as client:
-        talk = _Talk(client, conversation, Template(client), PlainText("Question:", "Answer:"), {}, None)
+        talk = _Talk(client, conversation, Template(), PlainText("Question:", "Answer:"), {}, None)
         gateway.script = [HELLO[0], Unavailable("the node died")]
         assert talk.take("Hi")
         assert "the node died" in capsys.readouterr().err

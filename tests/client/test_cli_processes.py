@@ -17,7 +17,8 @@ import pytest
 from fake_gateway import PATIENCE_S
 from test_cli import Spolia, spolia
 
-from spolia.cli.up import _announce, _drain_limit_s
+from spolia.cli.drain_limit import drain_limit_s
+from spolia.cli.up import _announce
 from spolia.local_cluster import LocalCluster
 from spolia.version import __version__
 
@@ -149,9 +150,25 @@ def test_up_gives_nodes_the_time_they_were_given(
     settings: list[str], limit_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SPOLIA_DRAIN_TIMEOUT_S", raising=False)
-    assert _drain_limit_s(settings) == limit_s
+    assert drain_limit_s(settings) == limit_s
     monkeypatch.setenv("SPOLIA_DRAIN_TIMEOUT_S", "30")
-    assert _drain_limit_s(["--kvstore.drain-timeout-s", "5"]) == 30.0
+    assert drain_limit_s(["--kvstore.drain-timeout-s", "5"]) == 30.0
+
+
+def test_up_gives_nodes_the_time_that_their_file_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPOLIA_DRAIN_TIMEOUT_S", raising=False)
+    file = tmp_path / "cluster.toml"
+    file.write_text("drain_timeout_s = 20\n[decode]\ndrain_timeout_s = 90.5\n", encoding="utf-8")
+    other = tmp_path / "gateway.toml"
+    other.write_text('drain_timeout_s = "120"\n', encoding="utf-8")
+    assert drain_limit_s(["--config", str(file)]) == 90.5
+    assert drain_limit_s(["--config", str(file), "--decode.drain-timeout-s", "5"]) == 20.0
+    assert drain_limit_s([f"--gateway.config={other}"]) == 120.0
+    assert drain_limit_s(["--config", str(tmp_path / "nothing.toml")]) == 10.0
+    monkeypatch.setenv("SPOLIA_CONFIG", str(file))
+    assert drain_limit_s([]) == 90.5
+    monkeypatch.setenv("SPOLIA_DRAIN_TIMEOUT_S", "30")
+    assert drain_limit_s([]) == 30.0
 
 
 def test_up_goes_on_without_a_prefill_node_and_ends_without_decode(stand_in_env: dict[str, str]) -> None:

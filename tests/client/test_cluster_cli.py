@@ -112,6 +112,19 @@ def test_json_has_every_figure(spolia: Spolia, busy: FakeGateway) -> None:
     assert (found["requests"][0]["phase"], found["requests"][0]["mode"]) == ("decoding", "linked")
 
 
+def test_without_the_directory_nobody_says_that_a_node_serves_but_the_gateway_that_answers(
+    spolia: Spolia, busy: FakeGateway
+) -> None:
+    busy.directory_reachable, busy.node_id = False, "gateway-1"
+    done = spolia("cluster")
+    states = {line.split()[0]: line.split()[-1] for line in done.out.splitlines()[1:4]}
+    assert states == {"decode-1": "unknown", "gateway-1": "serving", "store-1": "unknown"}
+    with Client(busy.address) as client:
+        text = drawn(View(busy.address, client.cluster()))
+    assert text.count("unknown") == 2
+    assert text.count("serving") == 1
+
+
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "4000"])
 def test_an_interval_out_of_range_asks_nobody(interval: str, spolia: Spolia, gateway: FakeGateway) -> None:
     done = spolia("cluster", "--interval", interval)

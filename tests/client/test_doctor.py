@@ -7,13 +7,38 @@ import random
 
 import pytest
 
+from spolia.answers import cluster_of
+from spolia.doctor.cluster_checks import _stores
 from spolia.doctor.finding import State
 from spolia.doctor.isolation import Round, Verdict, finding_of
 from spolia.doctor.signed_rank import MIN_PAIRS, signed_rank
+from spolia.v1.common_pb2 import TIER_DISK, TIER_RAM
+from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NodeLoad, NodeRecord
+from spolia.v1.gateway_pb2 import GetClusterResponse
+from spolia.v1.kvstore_pb2 import TierStats
 from spolia_core.reuse import ReuseMode
 
 NOISE_MS = 4.0
 HIT_MS = 30.0
+
+
+def test_what_stores_hold_is_told_by_tier_and_a_failing_tier_fails() -> None:
+    def store(node_id: str, *, healthy: bool) -> NodeRecord:
+        tiers = [
+            TierStats(tier=TIER_RAM, num_objects=17, used_bytes=6 << 20, healthy=True),
+            TierStats(tier=TIER_DISK, num_objects=20, used_bytes=7 << 20, healthy=healthy),
+        ]
+        return NodeRecord(node_id=node_id, role=NODE_ROLE_KVSTORE, load=NodeLoad(tiers=tiers))
+
+    def told(*nodes: NodeRecord) -> tuple[State, str]:
+        finding = _stores(cluster_of(GetClusterResponse(nodes=nodes, directory_reachable=True)))
+        return finding.state, finding.said
+
+    well = store("a", healthy=True)
+    assert told(well, store("b", healthy=True)) == (State.OK, "RAM: 34 chunks, 12.0 MiB, disk: 40 chunks, 14.0 MiB")
+    assert told(well, store("b", healthy=False))[0] is State.FAILED
+    assert told(well, store("b", healthy=False))[1].startswith("b's disk takes no chunks now; RAM: 34 chunks")
+    assert told()[0] is State.SKIPPED
 
 
 def enumerated(differences: list[float]) -> float:

@@ -15,10 +15,15 @@ from tiny_cluster import WAIT_S, Answer, World, assert_same, calling, eventually
 from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, Unavailable
-from spolia_core.sampling import SamplingParams
+from spolia_core.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from spolia_decode.answer_streams import MAX_STEPS, AnswerStream, AnswerStreams
+from spolia_decode.inbox import MAX_TOGETHER, Inbox
 from spolia_decode.node import DecodeNode
+from spolia_decode.server import _delta_message
+from spolia_engine.generation import Delta
+from spolia_engine.logprobs import TokenLogprobs
 from spolia_node.calls import call_errors
+from spolia_node.config import MIN_MESSAGE_BYTES
 
 NAME = b"a gateway's stream"
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
@@ -153,6 +158,22 @@ async def test_steps_that_wait_share_messages_of_bounded_size_and_a_finish_ends_
     await messages.aclose()
     with pytest.raises(Unavailable):
         stream.post(0, decode_pb2.DecodeServiceGenerateResponse())
+
+
+async def test_the_largest_steps_make_messages_that_every_node_takes() -> None:
+    stream, inbox = AnswerStream(), Inbox()
+    messages = stream.messages()
+    await anext(messages)
+    told = TokenLogprobs(-1e-3, tuple((1 << 31, -20.0) for _ in range(MAX_TOP_LOGPROBS)))
+    for index in range(MAX_TOGETHER * MAX_STEPS):
+        inbox.put(Delta(index, (1 << 31,), "x" * 128, 128 * index, 0, (told,)))
+    for _ in range(MAX_STEPS):
+        delta = await inbox.take()
+        assert delta is not None
+        stream.post(1 << 63, decode_pb2.DecodeServiceGenerateResponse(delta=_delta_message(delta)))
+    message = await anext(messages)
+    assert len(message.steps) == MAX_STEPS
+    assert message.ByteSize() < MIN_MESSAGE_BYTES / 2
 
 
 async def test_a_stream_opened_while_draining_ends_with_its_last_rider() -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from spolia_core.errors import Busy, DeadlineExceeded
-from spolia_decode.inbox import Inbox, Outbox, Preempted
+from spolia_decode.inbox import MAX_TOGETHER, Inbox, Outbox, Preempted
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
 
@@ -40,6 +40,15 @@ async def test_a_reader_who_is_behind_gets_all_that_waits_at_once_and_nothing_tw
     inbox.put(None)
     assert await inbox.take() == Delta(1, (101, 102, 103), "bcd", 0)
     assert await inbox.take() is None
+
+
+async def test_what_a_reader_gets_at_once_is_bounded_and_the_rest_comes_next() -> None:
+    inbox = Inbox()
+    for index in range(2 * MAX_TOGETHER + 3):
+        inbox.put(_delta(index))
+    inbox.put(None)
+    taken = [await inbox.take() for _ in range(4)]
+    assert [delta and len(delta.token_ids) for delta in taken] == [MAX_TOGETHER, MAX_TOGETHER, 3, None]
 
 
 @pytest.mark.parametrize("why", [Preempted(), Busy("no room")])

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from spolia.cli.conversation import Conversation, PlainText, Prompt, Template, Writing
+from spolia.cli.conversation import Conversation, PlainText, Template, Writing
 from spolia.cli.generate import ModeName
 from spolia.cli.options import DEFAULT_ADDRESS, Address, Model
 from spolia.cli.output import notes, print_error
@@ -73,7 +73,7 @@ def chat(
         "seed": seed,
     }
     with Client(address, timeout_s=timeout, retry_s=0, model=model) as client:
-        writing = plain if as_plain or user_label is not None or assistant_label is not None else Template(client)
+        writing = plain if as_plain or user_label is not None or assistant_label is not None else Template()
         talk = _Talk(client, conversation, writing, plain, options, mode)
         for line in _lines(is_asked=talk.is_asked):
             if not talk.take(line):
@@ -133,38 +133,34 @@ class _Talk:
         return True
 
     def _ask(self, question: str) -> None:
-        prompt = self._prompt(question)
+        try:
+            result = self._answer(question)
+        except NotSupported as error:
+            if error.field != "messages":
+                raise
+            notes().print(f"{error.message}: plain text under labels instead", style="dim", markup=False)
+            self._writing = self._plain
+            result = self._answer(question)
+        if result is None:
+            notes().print("cut short, and not part of the conversation", style="dim")
+            return
+        self._conversation.answered(question, result)
+        notes().print(reused(result), style="dim", markup=False)
+
+    def _answer(self, question: str) -> Result | None:
+        """Prints an answer as it comes; None when it was interrupted."""
         default = ModeName.LINKED if self._conversation.documents else ModeName.EXACT
-        mode = self._mode or default
-        options: GenerateOptions = {
-            **self._options,
-            "mode": mode.value,
-            "stop": prompt.stop,
-            "no_bos": prompt.no_bos,
-        }
-        with self._client.stream(prompt.parts, **options) as answer:
+        options: GenerateOptions = {**self._options, "mode": (self._mode or default).value}
+        with self._writing.ask(self._client, self._conversation, question, options) as answer:
             try:
                 for delta in answer:
                     sys.stdout.write(delta.text)
                     sys.stdout.flush()
             except KeyboardInterrupt:  # of this answer only; leaving the block ends it on every node
                 print("\n", flush=True)
-                notes().print("cut short, and not part of the conversation", style="dim")
-                return
+                return None
             print(flush=True)
-            result = answer.result()
-        self._conversation.answered(question, result)
-        notes().print(reused(result), style="dim", markup=False)
-
-    def _prompt(self, question: str) -> Prompt:
-        try:
-            return self._writing.prompt(self._conversation, question)
-        except NotSupported as error:
-            if error.field != "messages":
-                raise
-            notes().print(f"{error.message}: plain text under labels instead", style="dim", markup=False)
-            self._writing = self._plain
-            return self._writing.prompt(self._conversation, question)
+            return answer.result()
 
 
 def reused(result: Result) -> str:

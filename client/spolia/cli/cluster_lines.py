@@ -22,7 +22,7 @@ REQUESTS = ("request", "tenant", "phase", "age", "mode", "prompt", "generated", 
 def print_cluster(found: Cluster) -> None:
     """Prints nodes, and what there is to say of gateways, tiers and requests in flight."""
     nodes = sorted(found.nodes, key=lambda node: (node.role, node.node_id))
-    print_columns(COLUMNS, *map(_cells, nodes))
+    print_columns(COLUMNS, *[_cells(node, found.state_of(node)) for node in nodes])
     _print_under(SERVING, [serving_cells(node.node_id, node.serving) for node in nodes if node.serving is not None])
     _print_under(TIERS, [tier_cells(node.node_id, tier) for node in nodes for tier in node.tiers])
     _print_under(REQUESTS, request_rows(found))
@@ -77,9 +77,8 @@ def _print_under(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         print_columns(head, *rows)
 
 
-def _cells(node: Node) -> tuple[str, ...]:
+def _cells(node: Node, state: str) -> tuple[str, ...]:
     load = (node.num_running, node.num_waiting, node.num_held_chunks)
-    state = "draining" if node.draining else "serving"
     model = (node.model, node.profile, linked_terms(node))
     return (node.node_id, node.role, node.address, *model, *map(str, load), *_ledger(node), state)
 

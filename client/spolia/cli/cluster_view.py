@@ -52,7 +52,7 @@ class View:
         num_lines = len(nodes) + len(engines) + len(tiers) + len(gateways) + FRAME_LINES
         yield self._headline(nodes)
         yield Group(
-            _nodes(nodes),
+            _nodes(nodes, found),
             *_titled("last minute", SERVING, gateways),
             _pools(engines),
             *_titled("stores", TIERS, tiers),
@@ -69,10 +69,11 @@ class View:
         return line
 
 
-def _nodes(nodes: Sequence[Node]) -> Table:
+def _nodes(nodes: Sequence[Node], found: Cluster) -> Table:
     table = _table("node", "role", "address", "state", "model", "running", "waiting", "queued tokens", "chunks held")
     for node in nodes:
-        state = Text("draining", "yellow") if node.draining else Text("serving", "green")
+        word = found.state_of(node)
+        state = Text(word, "green" if word == "serving" else "yellow")
         load = (node.num_running, node.num_waiting, node.queued_tokens, node.num_held_chunks)
         _add(table, node.node_id, node.role, node.address, state, node.model or "-", *map(str, load))
     return table

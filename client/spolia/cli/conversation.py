@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from spolia.client import Client
+from spolia.options import GenerateOptions
 from spolia.parts import ChatMessage, Document, Part, TokenIds
 from spolia.results import Result
+from spolia.stream import Stream
 from spolia_core.reuse import FinishReason
 
 
@@ -44,14 +46,13 @@ class Prompt:
 
     parts: Sequence[Part]
     stop: tuple[str, ...] = ()
-    no_bos: bool = False
 
 
 class Writing(Protocol):
     """A way to write conversations as prompts. Changes none."""
 
-    def prompt(self, conversation: Conversation, question: str) -> Prompt:
-        """The conversation with one more question."""
+    def ask(self, client: Client, conversation: Conversation, question: str, options: GenerateOptions) -> Stream:
+        """Asks for the answer to one more question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,16 @@ class PlainText:
     user_label: str
     assistant_label: str
 
+    def ask(self, client: Client, conversation: Conversation, question: str, options: GenerateOptions) -> Stream:
+        """See `Writing`."""
+        prompt = self.prompt(conversation, question)
+        asked: GenerateOptions = {**options, "stop": prompt.stop}
+        return client.stream(prompt.parts, **asked)
+
     def prompt(self, conversation: Conversation, question: str) -> Prompt:
-        """See `Writing`. A model that goes on writes the next question itself, so its label ends the answer."""
+        """The conversation with one more question. A model that goes on writes the next question itself, so its label
+        ends the answer.
+        """
         beginning: list[Part] = [conversation.system] if conversation.system else []
         turns = [part for turn in conversation.turns for part in (self._asked(turn.question), turn.said)]
         parts = [*beginning, *conversation.documents, *turns, self._asked(question)]
@@ -78,15 +87,15 @@ class PlainText:
 class Template:
     """The model's own chat template, which the gateway has."""
 
-    client: Client
-
-    def prompt(self, conversation: Conversation, question: str) -> Prompt:
-        """See `Writing`. Raises `NotSupported`, field "messages", where the model has no template."""
+    def ask(self, client: Client, conversation: Conversation, question: str, options: GenerateOptions) -> Stream:
+        """See `Writing`. Before anything is read of it the answer of a model without a template ends with
+        `NotSupported`, field "messages".
+        """
         messages = [ChatMessage("system", conversation.system)] if conversation.system else []
         for turn in conversation.turns:
             messages += [ChatMessage("user", turn.question), ChatMessage("assistant", turn.answer)]
         messages.append(ChatMessage("user", question))
-        return Prompt(self.client.render_chat(messages, conversation.documents), no_bos=True)
+        return client.stream_chat(messages, conversation.documents, **options)
 
 
 def _said(result: Result) -> Part:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
-from spolia.cli.texts import read_document
+from spolia.cli.texts import EVERYTHING, NoText, read_document, read_found
 from spolia.client import Client
 from spolia.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest, SpoliaError, Unavailable
 from spolia.options import SplitterName
@@ -27,8 +28,14 @@ MAX_BUSY_PAUSES = 8
 MAX_FAILURES_IN_A_ROW = 3
 """So many documents that fail one after another, not for what they are, end the run: it is the cluster that fails."""
 
-Item = tuple[int, Document]
-"""A document and its index among the files."""
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A document and its index among the files."""
+
+    index: int
+    document: Document
+    is_named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class CorpusReport:
     warmed: list[WarmedDocument] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    left_out: list[Failure] = field(default_factory=list)
+    """What was found in a folder and cannot be a document of this model."""
     num_untried: int = 0
     elapsed_s: float = 0.0
 
@@ -78,14 +87,17 @@ class CorpusWarmer:
         self._num_failed_in_a_row = 0
         self._given_up = threading.Event()
 
-    def run(self, paths: Sequence[Path]) -> CorpusReport:
+    def run(self, paths: Sequence[Path], named: Collection[Path] = (), pattern: str = EVERYTHING) -> CorpusReport:
         """Warms them all. A file that fails is reported and the others go on, unless nothing works any more.
+
+        Those that were not `named` were found in folders, by `pattern`: what is no text among them, and what is longer
+        than the model's context, is left out.
 
         Few texts are in memory at a time. An interrupt ends the calls under way and closes the clients.
         """
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             try:
-                self._send(threads, paths)
+                self._send(threads, self._read(paths, frozenset(named), pattern))
             except BaseException:
                 self._given_up.set()
                 self._client.close()
@@ -93,30 +105,34 @@ class CorpusWarmer:
                 raise
         report = self._report
         report.warmed.sort(key=lambda document: document.index)
-        report.num_untried = len(paths) - len(report.warmed) - len(report.failures) - len(report.empty)
+        num_told = len(report.warmed) + len(report.failures) + len(report.empty) + len(report.left_out)
+        report.num_untried = len(paths) - num_told
         report.elapsed_s = time.monotonic() - self._started_s
         return report
 
-    def _send(self, threads: ThreadPoolExecutor, paths: Sequence[Path]) -> None:
+    def _send(self, threads: ThreadPoolExecutor, items: Iterable[Item]) -> None:
         under_way: set[Future[None]] = set()
-        for batch in _batches(self._read(paths)):
+        for batch in _batches(items):
             under_way.add(threads.submit(self._warm, batch))
             if len(under_way) > REQUESTS_AT_ONCE:  # the next is read while they run
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 _raise_any(done)
         _raise_any(wait(under_way).done)
 
-    def _read(self, paths: Sequence[Path]) -> Iterator[Item]:
+    def _read(self, paths: Sequence[Path], named: Collection[Path], pattern: str) -> Iterator[Item]:
         for index, path in enumerate(paths):
             if self._given_up.is_set():
                 return
             try:
-                text = read_document(path)
+                text = read_document(path) if path in named else read_found(path, pattern)
+            except NoText as error:
+                self._leave_out(str(path), error)
+                continue
             except InvalidRequest as error:
                 self._failed(str(path), error)
                 continue
             if text:
-                yield index, Document(text, name=str(path))
+                yield Item(index, Document(text, name=str(path)), is_named=path in named)
             else:
                 with self._lock:
                     self._report.empty.append(str(path))
@@ -130,11 +146,11 @@ class CorpusWarmer:
 
         def take(warmed: WarmedDocument) -> None:
             done.add(warmed.index)
-            self._done(replace(warmed, index=items[warmed.index][0]))
+            self._done(replace(warmed, index=items[warmed.index].index))
 
         try:
             (self._once if once else self._client).warm(
-                [document for _, document in items],
+                [item.document for item in items],
                 splitter=self._splitter,
                 split_max_tokens=self._split_max_tokens,
                 on_progress=take,
@@ -149,8 +165,10 @@ class CorpusWarmer:
                 self._warm(left, num_pauses + 1, once=once)
             elif isinstance(error, Unavailable) and done and not once:
                 self._warm(left)  # a node went away in the midst of it
+            elif len(items) == 1 and not items[0].is_named and _is_too_long(error):
+                self._leave_out(items[0].document.name, error)
             elif len(items) == 1:
-                self._failed(items[0][1].name, error)
+                self._failed(items[0].document.name, error)
             else:
                 middle = (len(left) + 1) // 2
                 for half in (left[:middle], left[middle:]):
@@ -162,6 +180,11 @@ class CorpusWarmer:
             self._report.warmed.append(warmed)
             self._num_failed_in_a_row = 0
             self._on_done(warmed.name, warmed.num_tokens)
+
+    def _leave_out(self, name: str, error: InvalidRequest) -> None:
+        with self._lock:
+            self._report.left_out.append(Failure(name, error))
+            self._on_done(name, 0)
 
     def _failed(self, name: str, error: SpoliaError) -> None:
         with self._lock:
@@ -177,11 +200,17 @@ class CorpusWarmer:
             self._on_done(name, 0)
 
 
+def _is_too_long(error: SpoliaError) -> TypeGuard[InvalidRequest]:
+    """Whether the one document of a request is more than the gateway or the model's context takes, cut or not."""
+    is_the_document = error.field in ("documents", "documents[0].text")
+    return isinstance(error, InvalidRequest) and is_the_document and error.limit.endswith((" tokens", " bytes"))
+
+
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     batch: list[Item] = []
     size = 0
     for item in items:
-        num_bytes = len(item[1].text.encode())
+        num_bytes = len(item.document.text.encode())
         if batch and (len(batch) == REQUEST_DOCUMENTS or size + num_bytes > REQUEST_BYTES):
             yield batch
             batch, size = [], 0

@@ -7,8 +7,6 @@ import shlex
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -16,22 +14,20 @@ from typing import Annotated
 
 import typer
 
+from spolia.cli.drain_limit import CONFIG_ENV, drain_limit_s
 from spolia.cli.options import Json
 from spolia.cli.output import notes, print_columns, print_json
 from spolia.errors import InvalidRequest
-from spolia.local_cluster import ROLES, LocalCluster, settings_for
+from spolia.local_cluster import LocalCluster
 from spolia.local_node import LocalNode, NodeExit, NodeFailed
 
-MODEL_ENV, CONFIG_ENV = "SPOLIA_MODEL", "SPOLIA_CONFIG"
+MODEL_ENV = "SPOLIA_MODEL"
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_DELAY_S = 0.5
 """Longest time a signal may go unnoticed."""
 
-DRAIN_ENV, DRAIN_S = "SPOLIA_DRAIN_TIMEOUT_S", 10.0
-"""How long nodes let calls under way finish, where nobody says otherwise."""
-
 KILL_AFTER_S = 5.0
-"""How much later than that a node is killed."""
+"""How much later than the longest drain of a node one that still runs is killed."""
 
 SILENCE_S = 1.0
 """An end that takes longer says what it waits for."""
@@ -80,7 +76,7 @@ def up(
     Ends with Ctrl-C or SIGTERM, and when the gateway or the last decode node has died.
     """
     events: SimpleQueue[NodeExit | None] = SimpleQueue()
-    drain_s = _drain_limit_s(settings or [])
+    drain_s = drain_limit_s(settings or [])
     cluster = LocalCluster(
         model,
         num_prefill=prefill,
@@ -211,15 +207,3 @@ def _tell_wait(cluster: LocalCluster, drain_s: float) -> None:
     serves = any(node.role == "gateway" for node in cluster.nodes)
     what = "answers under way" if serves else "nodes to end"
     notes().print(f"waiting for {what}, at most {drain_s:g} s; again to end now")
-
-
-def _drain_limit_s(settings: Sequence[str]) -> float:
-    """The longest that any node of the cluster is given. One that is no number stops the start of its node."""
-    limits = []
-    for role in ROLES:
-        words = [part for word in settings_for(role, settings) for part in word.split("=", 1)]
-        given = [value for flag, value in pairwise(words) if flag == "--drain-timeout-s"]
-        limits.append(given[-1] if given else os.environ.get(DRAIN_ENV, ""))
-    with suppress(ValueError):
-        return max(float(limit or DRAIN_S) for limit in limits)
-    return DRAIN_S

@@ -43,7 +43,8 @@ def warm(
 ) -> None:
     """Compute the KV of documents and store it, so that later prompts reuse it at any position.
 
-    What is stored already is not computed again, so a run that was interrupted goes on where it stopped. A file that
+    What is stored already is not computed again, so a run that was interrupted goes on where it stopped. Of a folder
+    texts are taken: what is none, and what is longer than the model's context, is left out, and named. A file that
     fails is named and the others go on; the exit code is then that of the first failure.
     """
     files = list(files_of(paths, pattern))
@@ -76,7 +77,7 @@ def warm(
             splitter=name_of(splitter),
             split_max_tokens=split_max_tokens,
             on_done=on_done,
-        ).run(files)
+        ).run(files, [path for path in paths if not path.is_dir()], pattern)
     _show(report, as_json=as_json)
 
 
@@ -84,8 +85,12 @@ def _show(report: CorpusReport, *, as_json: bool) -> None:
     """Says what was done. Raises `Exit` when not all was."""
     if report.empty:
         notes().print(f"left out, because empty: {', '.join(report.empty)}", markup=False)
+    for left_out in report.left_out[:MAX_FAILURES_SHOWN]:
+        notes().print(f"left out: {_reason(left_out)}", markup=False)
+    if len(report.left_out) > MAX_FAILURES_SHOWN:
+        notes().print(f"left out: {len(report.left_out) - MAX_FAILURES_SHOWN} more; --json names them all")
     if not (report.warmed or report.failures):
-        raise InvalidRequest("every file is empty", field="documents", limit="≥ 1 character")
+        raise InvalidRequest("every file is empty, or left out", field="documents", limit="≥ 1 character")
     _print_failures(report.failures)
     totals = _totals(report)
     if as_json:
@@ -93,7 +98,8 @@ def _show(report: CorpusReport, *, as_json: bool) -> None:
             {"name": each.name, "error": type(each.error).__name__, "message": each.error.message}
             for each in report.failures
         ]
-        print_json({"documents": report.warmed, "failures": failures, **totals})
+        reasons = [{"name": each.name, "message": each.error.message} for each in report.left_out]
+        print_json({"documents": report.warmed, "failures": failures, "left_out": reasons, **totals})
     else:
         notes().print(_summary(totals), markup=False)
     if report.failures:
@@ -108,6 +114,12 @@ def _print_failures(failures: Sequence[Failure]) -> None:
         notes().print(f"not warmed: {len(failures) - MAX_FAILURES_SHOWN} more; --json names them all")
 
 
+def _reason(left_out: Failure) -> str:
+    """With the file's name once."""
+    message = left_out.error.message
+    return message if left_out.name in message else f"{left_out.name}: {message}"
+
+
 def _summary(totals: dict[str, int | float]) -> str:
     line = (
         f"warm documents: {totals['num_documents']}, {totals['num_already_stored']} of them since before; "
@@ -115,6 +127,8 @@ def _summary(totals: dict[str, int | float]) -> str:
         f"{totals['num_computed_chunks']} of {counted(int(totals['num_chunks']), 'chunk')} computed; "
         f"{totals['elapsed_s']:.1f} s"
     )
+    if totals["num_left_out"]:
+        line += f"; left out: {totals['num_left_out']}"
     if totals["num_failed"]:
         line += f"; failed: {totals['num_failed']}"
     if totals["num_untried"]:
@@ -128,6 +142,7 @@ def _totals(report: CorpusReport) -> dict[str, int | float]:
         "num_documents": len(warmed),
         "num_already_stored": sum(document.already_stored for document in warmed),
         "num_failed": len(report.failures),
+        "num_left_out": len(report.left_out),
         "num_untried": report.num_untried,
         "num_tokens": sum(document.num_tokens for document in warmed),
         "size_bytes": sum(document.size_bytes for document in warmed),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from spolia.cli.units import counted, human_bytes
 from spolia.client import Client
 from spolia.doctor.finding import Finding, State
 from spolia.errors import Forbidden
 from spolia.results import Cluster, Model
+from spolia.store_results import TierStats
 from spolia.version import __version__
 
 CLOCK_WARNING_S = 5.0
@@ -35,9 +37,9 @@ def look_at(client: Client) -> tuple[list[Finding], Cluster | None]:
         cluster = client.cluster()
     except Forbidden:
         said = "needs an operator's key: SPOLIA_API_KEY, or --keys"
-        return [Finding(name, State.SKIPPED, said) for name in ("nodes", "versions", "clock")], None
+        return [Finding(name, State.SKIPPED, said) for name in ("nodes", "stores", "versions", "clock")], None
     middle_s = (sent_s + time.time()) / 2
-    return [_nodes(cluster), _versions(cluster), _clock(cluster, middle_s)], cluster
+    return [_nodes(cluster), _stores(cluster), _versions(cluster), _clock(cluster, middle_s)], cluster
 
 
 def _nodes(cluster: Cluster) -> Finding:
@@ -52,6 +54,30 @@ def _nodes(cluster: Cluster) -> Finding:
     if not counts["prefill"] or facts["draining"]:
         return Finding("nodes", State.WARNING, f"no prefill node, or nodes that drain: {said}", facts)
     return Finding("nodes", State.OK, said, facts)
+
+
+def _stores(cluster: Cluster) -> Finding:
+    """What the stores hold, tier by tier: a chunk may be on both."""
+    tiers = [(node.node_id, tier) for node in cluster.nodes for tier in node.tiers]
+    facts = {
+        "tiers": [
+            {"store": store, "tier": t.tier, "num_objects": t.num_objects, "used_bytes": t.used_bytes}
+            for store, t in tiers
+        ]
+    }
+    if not tiers:
+        return Finding("stores", State.SKIPPED, "no store says what it holds", facts)
+    kinds = {"RAM": [t for _, t in tiers if t.tier == "ram"], "disk": [t for _, t in tiers if t.tier == "disk"]}
+    said = ", ".join(f"{where}: {_sum_of(those)}" for where, those in kinds.items() if those)
+    failing = [f"{store}'s {tier.tier}" for store, tier in tiers if not tier.healthy]
+    if failing:
+        return Finding("stores", State.FAILED, f"{', '.join(failing)} takes no chunks now; {said}", facts)
+    return Finding("stores", State.OK, said, facts)
+
+
+def _sum_of(tiers: list[TierStats]) -> str:
+    num_objects, used_bytes = sum(tier.num_objects for tier in tiers), sum(tier.used_bytes for tier in tiers)
+    return f"{counted(num_objects, 'chunk')}, {human_bytes(used_bytes)}"
 
 
 def _versions(cluster: Cluster) -> Finding:

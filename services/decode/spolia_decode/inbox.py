@@ -17,6 +17,10 @@ from spolia_core.errors import DeadlineExceeded, SpoliaError
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
 
+MAX_TOGETHER = 16
+"""Tokens that a reader who is behind gets at once: with 20 alternatives each they make less than 10 kB, and a message
+of such steps is one that every node takes (`answer_streams.MAX_STEPS`)."""
+
 
 class Preempted(Exception):
     """A sequence gave its blocks to others. What it said stands; its request may go on when there is room."""
@@ -56,7 +60,7 @@ class Inbox:
             self._alarm.cancel()
 
     async def take(self) -> Delta | None:
-        """The next tokens, all that wait: a reader who is behind gets them at once. None at the end.
+        """The next tokens: a reader who is behind gets up to `MAX_TOGETHER` at once. None at the end.
 
         Raises what was put instead, after the tokens before it; and `DeadlineExceeded`, before what is left.
         """
@@ -66,7 +70,9 @@ class Inbox:
         item = self._items.popleft()
         if isinstance(item, SpoliaError | Preempted):
             raise item
-        while item is not None and self._items and isinstance(self._items[0], Delta):
+        if item is None:
+            return None
+        while self._items and isinstance(self._items[0], Delta) and len(item.token_ids) < MAX_TOGETHER:
             item = item.then(self._items.popleft())  # type: ignore[arg-type]  # looked at just now
         return item
 

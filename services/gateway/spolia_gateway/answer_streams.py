@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,6 +21,7 @@ import grpc
 
 from spolia.v1 import decode_pb2, decode_pb2_grpc
 from spolia_core.errors import Unavailable
+from spolia_gateway.backlog import Backlog, Pace
 from spolia_node.channels import ChannelPool
 from spolia_node.logs import get_log
 
@@ -31,6 +32,8 @@ LATE_S = 5.0
 """How long the last steps of an answer may come after its call has ended: they are on their way by then."""
 PAUSE_S = 1.0
 """Before a stream that ended is opened anew."""
+MAX_WAITING = 64
+"""Steps that wait for a reader as they came; more become a backlog."""
 
 log = get_log(__name__)
 
@@ -40,17 +43,25 @@ class AnswerBroken(Unavailable):
 
 
 class Inbox:
-    """What has come of one answer and was not read yet. Holds no more than the answer."""
+    """What has come of one answer and was not read yet: twice `MAX_BACKLOG_BYTES` at most."""
 
     def __init__(self, stream: bytes = b"", tag: int = 0) -> None:
         """`stream` and `tag` are for the request to name; without them all comes on its call."""
         self.stream = stream
         self.tag = tag
+        self.pace = Pace.KEPT_UP
+        self.on_ended: Callable[[], object] = lambda: None
+        """Called when its reader turns out to be too slow: more of the answer is of no use."""
         self._items: deque[Step | Exception | None] = deque()
+        self._backlog: Backlog | None = None
+        """Comes after the items."""
         self._wake: asyncio.Future[None] | None = None
 
     def put(self, item: Step | Exception | None) -> None:
         """Adds a step, or what ended the answer; None: its call has ended well."""
+        if self._backlog is not None or len(self._items) >= MAX_WAITING:
+            self._fall_behind(item)
+            return  # who has items to read waits for none
         self._items.append(item)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -96,9 +107,22 @@ class Inbox:
 
     async def _take(self) -> Step | Exception | None:
         while not self._items:
+            if self._backlog is not None:
+                self._items, self._backlog = self._backlog.items, None
+                continue
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
         return self._items.popleft()
+
+    def _fall_behind(self, item: Step | Exception | None) -> None:
+        if self.pace is Pace.ENDED:
+            return
+        if self._backlog is None:
+            self._backlog = Backlog()
+        self._backlog.put(item)
+        self.pace = self._backlog.pace
+        if self.pace is Pace.ENDED:
+            self.on_ended()
 
 
 @dataclass(slots=True, eq=False)

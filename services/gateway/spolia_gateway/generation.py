@@ -18,7 +18,7 @@ from spolia_gateway.catalog import serves_linked
 from spolia_gateway.failures import NodeLost, failure_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
-from spolia_gateway.metrics import GatewayMetrics
+from spolia_gateway.metrics import GatewayMetrics, Way
 from spolia_gateway.received import Received
 from spolia_gateway.requests_in_flight import RequestInFlight
 from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes, queued_tokens
@@ -102,6 +102,7 @@ class Generator:
                 timeout=deadline.remaining(),
                 metadata=((REQUEST_ID_KEY, request.request_id), *trace_metadata()),
             )
+            inbox.on_ended = call.cancel
             following = asyncio.ensure_future(inbox.follow(call))
             try:
                 async with aclosing(inbox.steps()) as events:
@@ -123,6 +124,7 @@ class Generator:
                 call.cancel()  # a no-op once the call has ended
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
+                self._metrics.count_answer(Way.SHARED if inbox.stream else Way.OWN, inbox.pace)
         if not finished:
             raise NodeLost(f"node {node.node_id} at {node.address} ended its answer without a finish")
 

@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from spolia.v1 import common_pb2
 from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, TokenSource
+from spolia_gateway.backlog import Pace
 from spolia_gateway.latency import Latencies, RequestLatency
 from spolia_gateway.recent import RecentServing
 from spolia_node.metrics import Metrics
@@ -37,6 +38,15 @@ class Sharing(Enum):
     """The store was away or late: named by its tenant's own id."""
 
 
+class Way(Enum):
+    """How an answer came from its decode node."""
+
+    SHARED = "shared"
+    """On a stream that carries many."""
+    OWN = "own"
+    """On its request's own call."""
+
+
 class GatewayMetrics:
     """Counters of one gateway. Calls and their status codes are counted by the node itself."""
 
@@ -51,6 +61,12 @@ class GatewayMetrics:
         )
         self._replays = metrics.counter(
             "spolia_gateway_replays_total", "Times an answer that broke off went on at another decode node.", "tenant"
+        )
+        self._answers = metrics.counter(
+            "spolia_gateway_answers_total",
+            "Answers of decode nodes that ended, by the way they came and how their readers kept up.",
+            "way",
+            "reader",
         )
         self._generated = metrics.counter("spolia_generation_tokens_total", "Tokens passed on to clients.", "tenant")
         self._sharing = metrics.counter(
@@ -72,6 +88,8 @@ class GatewayMetrics:
         self._generated_by_tenant: dict[str, Counter] = {}
         for sharing in Sharing:
             self._sharing.labels(sharing.value)
+        for way, pace in product(Way, Pace):
+            self._answers.labels(way.value, pace.value)
         self.begin(tenant_id)
 
     def begin(self, tenant_id: str) -> None:
@@ -92,6 +110,10 @@ class GatewayMetrics:
     def count_replay(self, tenant_id: str) -> None:
         """A node takes over an answer of which the client has a part."""
         self._replays.labels(tenant_id).inc()
+
+    def count_answer(self, way: Way, pace: Pace) -> None:
+        """A decode node's answer has ended, well or not."""
+        self._answers.labels(way.value, pace.value).inc()
 
     def count_sharing(self, sharing: Sharing, num_documents: int) -> None:
         """Documents of a request that may be stored under the tenant `shared` got their ids."""

@@ -14,7 +14,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions default to."""
 MAX_PROMPTS = 64
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_UINT32)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_UINT32)]], Field(fail_fast=True, min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -24,8 +24,8 @@ class CompletionRequest(GenerationFields):
     prompt: (
         Text
         | TokenIds
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
     logprobs: TopLogprobs | None = None
     best_of: int | None = None

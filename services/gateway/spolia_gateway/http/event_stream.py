@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from spolia_core.errors import Cancelled, SpoliaError
+from spolia_gateway.backlog import ReaderTooSlow
 from spolia_gateway.http.calls import Calls
 from spolia_gateway.http.errors import error_body
 from spolia_node.interceptor import STALLED_READER_S
@@ -63,9 +64,9 @@ class EventStream(Response):
         try:
             await self._calls.run(receive, self._send_all(send))
             last = DONE
-        except Cancelled:
-            return
         except SpoliaError as error:
+            if isinstance(error, Cancelled) and not isinstance(error, ReaderTooSlow):
+                return
             if not self._begun:
                 raise
             last = event(error_body(error))

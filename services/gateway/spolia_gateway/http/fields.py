@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest
@@ -20,10 +20,28 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 MODES = {"exact": common_pb2.REUSE_MODE_EXACT, "linked": common_pb2.REUSE_MODE_LINKED}
 
 
+MAX_FIELDS = 64
+"""More than any object here knows."""
+
+
 class Strict(BaseModel):
-    """A body that takes no field it does not know, and no value of another type."""
+    """A body that takes no field it does not know, and no value of another type.
+
+    Lists in it stop at the first value that is wrong, `fail_fast`: one is told, and each takes as long as a hundred
+    that are right.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, value: Any) -> Any:
+        """For the same reason, of many fields that nobody knows one is left."""
+        if not isinstance(value, dict) or len(value) <= MAX_FIELDS:
+            return value
+        names = {known.alias or name for name, known in cls.model_fields.items()}
+        unknown = next(name for name in value if name not in names)
+        return {name: value[name] for name in value if name in names or name is unknown}
 
 
 class DocumentText(Strict):
@@ -51,7 +69,7 @@ class GenerationFields(Strict):
 
     model: ModelName = ""
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
     seed: Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -70,7 +88,7 @@ class GenerationFields(Strict):
 
     reuse: Literal["exact", "linked"] | None = None
     force_linked: bool | None = None
-    documents: list[Annotated[str, Field(min_length=1)] | DocumentText] | None = None
+    documents: Annotated[list[Annotated[str, Field(min_length=1)] | DocumentText], Field(fail_fast=True)] | None = None
     cache_salt: str | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_UINT32)] | None = None
     ignore_eos: bool | None = None

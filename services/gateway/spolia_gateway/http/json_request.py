@@ -1,7 +1,10 @@
-"""A request whose body is JSON: read once, and what no message to a node can hold refused by its field."""
+"""A request whose body is JSON: read once, beside the event loop where it is large, and what no message to a node can
+hold refused by its field.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -12,11 +15,13 @@ from fastapi import Request
 
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.errors import path_of
+from spolia_gateway.http.front_door import FrontDoor
+from spolia_gateway.http.json_bounds import SMALL_BYTES, JsonBounds
 from spolia_gateway.http.request_body import BodyRefused
 
 _SIGNS_OF_HALVES = (b"\\ud", b"\\uD", b"\xed")
 """Without these in its bytes a body holds no half of a character; with one it may, and is looked through."""
-MAX_SEARCHED_BYTES = 1 << 20
+MAX_SEARCHED_BYTES = 1 << 17
 """Larger bodies are not read again, number by number, to say where the longest stands."""
 
 Location = tuple[str | int, ...]
@@ -28,21 +33,35 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The body's value. Raises `InvalidRequest`, `BodyRefused`, and `json.JSONDecodeError` for what is no JSON."""
         body = await self.body()
-        try:
-            value = json.loads(body)
-        except json.JSONDecodeError:
-            raise
-        except UnicodeDecodeError:
-            raise BodyRefused(400, "the body is no JSON: it is no text in UTF-8", "invalid_json") from None
-        except RecursionError:
-            raise BodyRefused(
-                400, "the body is no JSON that can be read: it is nested too deep", "invalid_json"
-            ) from None
-        except ValueError:
-            raise _long_number_in(body) from None
-        if any(sign in body for sign in _SIGNS_OF_HALVES):
-            _check_characters(value)
-        return value
+        if len(body) <= SMALL_BYTES:
+            return _value_of(body)
+        return await asyncio.to_thread(_bounded_value_of, body, JsonBounds.of(self._max_body_bytes))
+
+    @property
+    def _max_body_bytes(self) -> int:
+        front: FrontDoor = self.app.state.front
+        return front.config.http_max_body_bytes
+
+
+def _bounded_value_of(body: bytes, bounds: JsonBounds) -> Any:
+    bounds.check(body)
+    return _value_of(body)
+
+
+def _value_of(body: bytes) -> Any:
+    try:
+        value = json.loads(body)
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError:
+        raise BodyRefused(400, "the body is no JSON: it is no text in UTF-8", "invalid_json") from None
+    except RecursionError:
+        raise BodyRefused(400, "the body is no JSON that can be read: it is nested too deep", "invalid_json") from None
+    except ValueError:
+        raise _long_number_in(body) from None
+    if any(sign in body for sign in _SIGNS_OF_HALVES):
+        _check_characters(value)
+    return value
 
 
 @dataclass(frozen=True, slots=True)

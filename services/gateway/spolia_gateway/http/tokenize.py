@@ -24,9 +24,9 @@ class TokenizeRequest(Strict):
 
     model: ModelName = ""
     prompt: Annotated[str, Field(min_length=1)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    documents: list[str | DocumentText] | None = None
-    tools: list[FunctionTool] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] | None = None
+    documents: Annotated[list[str | DocumentText], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False

@@ -83,7 +83,7 @@ export class ClusterView {
       : "the directory cannot be reached: this is the last list known");
     state.classList.toggle("bad", !told.directory_reachable);
     byId("figures").replaceChildren(...figures(nodes, told.gateway_node_id));
-    byId("nodes").tBodies[0].replaceChildren(...nodes.map(row));
+    byId("nodes").tBodies[0].replaceChildren(...nodes.map((node) => row(node, told)));
     byId("pool-legend").hidden = !nodes.some((node) => node.load?.total_blocks);
     drawRequests(told.requests);
   }
@@ -124,16 +124,20 @@ function figures(nodes, ownId) {
   return shown;
 }
 
-function row(node) {
+function row(node, told) {
   const load = node.load ?? {};
   return el("tr", {},
     el("th", { scope: "row" }, el("b", { text: node.node_id }), el("small", { text: `${node.role} · ${node.address}` })),
-    el("td", {}, state(node)),
+    el("td", {}, state(node, told)),
     el("td", {}, work(node, load)),
     el("td", {}, ...holds(node, load)));
 }
 
-function state(node) {
+// While the directory is away nobody says whether a node is there, but for the gateway that answers.
+function state(node, told) {
+  if (!told.directory_reachable && node.node_id !== told.gateway_node_id) {
+    return el("span", { class: "pill warn", text: "unknown" });
+  }
   return node.draining ? el("span", { class: "pill warn", text: "draining" }) : el("span", { class: "pill good", text: "serving" });
 }
 
