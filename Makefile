@@ -30,9 +30,10 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questions over documents.
 	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
-# A file's tests run in one process: they share what its fixtures start.
+# A file's tests run in one process: they share what its fixtures start. Files go out in the order of tests/conftest.py.
+# A run starts hundreds of processes of Spolia's: its modules are compiled once, whatever the environment wants.
 test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 SECONDS ?= 600
 fuzz: $(VENV)/dev.stamp  ## Random and mutated requests against a whole cluster, for SECONDS; make test has a short run.

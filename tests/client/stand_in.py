@@ -11,12 +11,17 @@ import os
 import signal
 import socket
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import TYPE_CHECKING
 
-SERVERS: list[object] = []
-"""Keeps a server alive for as long as the process lives."""
+if TYPE_CHECKING:
+    import grpc
+
+SERVERS: list[grpc.Server] = []
+"""To be stopped before the process ends: one that is found there by the interpreter's end may hold it up."""
 
 
 def main(role: str) -> None:
@@ -36,11 +41,12 @@ def main(role: str) -> None:
     if options.die_with is not None:
         print(f"{role} cannot go on", file=sys.stderr, flush=True)
         sys.exit(options.die_with)
-    end = threading.Event()
+    # Its handler interrupts the wait for it: an event's lock, held by the one, would be waited for by the other.
+    signals: SimpleQueue[int] = SimpleQueue()
 
     def on_term(number: int, frame: FrameType | None) -> None:
         if not options.ignore_term:
-            end.set()
+            signals.put(number)
 
     signal.signal(signal.SIGTERM, on_term)
     folder = Path(os.environ["STAND_IN_FOLDER"])
@@ -54,10 +60,19 @@ def main(role: str) -> None:
             also = f" http=127.0.0.1:{options.http_port or 8001}" if options.http_port >= 0 else ""
             also += " metrics=127.0.0.1:9"
             print(f"READY {role} {address}{also}", flush=True)
-        while not end.wait(0.05):
-            pass
+        _wait(signals)
+        for each in SERVERS:
+            each.stop(grace=None).wait()
     with (folder / "ended").open("a") as ended:
         ended.write(f"{role}\n")
+
+
+def _wait(signals: SimpleQueue[int]) -> None:
+    """Returns once there is one. A signal that comes just before a wait is seen when that ends."""
+    while True:
+        with suppress(Empty):
+            signals.get(timeout=0.05)
+            return
 
 
 def _address(server: socket.socket) -> str:

@@ -320,13 +320,24 @@ def test_warm_waits_for_a_busy_gateway(spolia: Spolia, tmp_path: Path, gateway: 
     assert (done.code, done.json["num_documents"]) == (0, 3)
 
 
+HEARS_INTERRUPTS = """
+import signal
+from spolia.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+"""The command. What runs the tests in the background may have had interrupts ignored, which children inherit.
+
+It says so itself: a function between fork and exec would have gRPC handle a fork, in this process too, and the server
+of these tests may be deaf afterwards.
+"""
+
+
 def test_an_interrupted_warm_ends_its_requests(tmp_path: Path, gateway: FakeGateway) -> None:
     gateway.hang = True
     process = subprocess.Popen(
-        [sys.executable, "-m", "spolia.cli.main", "warm", "--address", gateway.address, str(corpus(tmp_path, 300))],
+        [sys.executable, "-c", HEARS_INTERRUPTS, "warm", "--address", gateway.address, str(corpus(tmp_path, 300))],
         stderr=subprocess.PIPE,
-        # What runs the tests in the background may have had interrupts ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline_s = time.monotonic() + PATIENCE_S

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 
+import pytest
 from tiny_cluster import World, calling, doc, eventually, generate_request, tokens
 
 from spolia_core.errors import Busy, DeadlineExceeded
@@ -44,6 +45,7 @@ async def one(decode: DecodeNode, number: int) -> str:
     return "answered"
 
 
+@pytest.mark.slow
 async def test_a_storm_leaves_nothing_behind(world: World) -> None:
     await world.store()
     await world.prefill()

@@ -18,7 +18,7 @@ from deploy_topology import Topology
 
 from spolia_bench.redis_server import redis_binary
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTLE_S = 0.5
 """The load runs alone before and after an event."""

@@ -13,6 +13,8 @@ from e2e_world import DEMO_MODEL, Oracle, ask_exact, ledgers_are_empty, num_equa
 from spolia import Client, Document, TokenIds
 from spolia.local_cluster import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 NUM_TOKENS = 16
 
 

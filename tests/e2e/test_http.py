@@ -18,6 +18,8 @@ from e2e_world import ledgers_are_empty, prompts, wait_until
 from spolia import Client, Document, MissReason, TokenIds
 from spolia.local_cluster import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NUM_STREAMS = 100
 QUESTION: list[Any] = [{"role": "user", "content": "Who is the captain of the Bulette?"}]

@@ -28,6 +28,8 @@ from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.key_book import Role, new_key
 from spolia_core.key_file import KeyFile
 
+pytestmark = pytest.mark.slow
+
 TENANTS = ("acme", "bolt")
 DAY = timedelta(days=1)
 MANUAL = Document("The stones of one building are cut and set again in another. " * 6, name="manual")

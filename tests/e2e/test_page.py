@@ -136,6 +136,7 @@ def test_what_the_gateway_refuses_is_said(page: Browser) -> None:
     page.problems[:] = [problem for problem in page.problems if "status of 400" not in problem]
 
 
+@pytest.mark.slow
 def test_the_cluster_is_shown_live(page: Browser, cluster: LocalCluster) -> None:
     page.js("location.hash = 'cluster'")
     page.wait(f"document.querySelectorAll('#nodes tbody tr').length === {len(cluster.nodes)}")

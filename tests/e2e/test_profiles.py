@@ -21,6 +21,8 @@ from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Completion, Engine
 
+pytestmark = pytest.mark.slow
+
 POLICY = LinkPolicy(num_link_tokens=2, num_sink_tokens=4)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FIRST, SECOND = LETTERS * 3, LETTERS[::-1] * 2

@@ -27,6 +27,7 @@ def content(url: str) -> str:
         return str(answer.read(), "utf-8")
 
 
+@pytest.mark.slow
 def test_the_readme_example_works_on_spolia_up() -> None:
     """The port is the one thing changed: the default one may be taken where the tests run."""
     up = subprocess.Popen(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from e2e_world import Oracle, ask_exact, num_equal, prompts, wait_until
 
 from spolia import Client, Document, TokenSource
 from spolia.local_cluster import LocalCluster
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
+
+pytestmark = pytest.mark.slow
 
 NUM_TOKENS = 24
 BLOCK = PREFIX_CHUNK_TOKENS

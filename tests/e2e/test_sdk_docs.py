@@ -17,6 +17,8 @@ from e2e_world import DEMO_MODEL, ledgers_are_empty, wait_until
 from spolia import Busy, Client, InternalError, SpoliaError, Unavailable
 from spolia.local_cluster import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:7300"
 EXAMPLE = re.compile(

@@ -15,6 +15,7 @@ from spolia.local_cluster import LocalCluster
 PATIENCE_S = 10.0
 
 
+@pytest.mark.slow
 def test_every_address_that_is_printed_answers(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
     _announce(cluster, as_json=False)
     shown = capsys.readouterr().out

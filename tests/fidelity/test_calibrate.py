@@ -20,6 +20,8 @@ from spolia_fidelity.encoder import TextEncoder
 from spolia_fidelity.options import Options
 from spolia_fidelity.synthetic import synthetic_cases
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--chunks", "2", "--chunk-tokens", "320", "--threads", "1")
 """The random model has a token for each byte."""
 ENOUGH = ("--questions", "190", *SMALL)

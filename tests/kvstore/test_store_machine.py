@@ -38,6 +38,8 @@ from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.store import ClaimState, KVStore
 from spolia_kvstore.wire import record_of
 
+pytestmark = pytest.mark.slow
+
 CHUNKS = [make_chunk(number, num_tokens=512 * (1 + number % 2), head_dim=8) for number in range(8)]
 SIZE = len(CHUNKS[0].data)
 NUMBERS = st.integers(0, len(CHUNKS) - 1)

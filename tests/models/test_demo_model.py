@@ -30,6 +30,7 @@ def model() -> LlamaForCausalLM:
     return evaluate.load(_FOLDER)[0]
 
 
+@pytest.mark.slow
 def test_questions_of_every_task_over_eight_parts_are_answered(model: LlamaForCausalLM) -> None:
     tokenizer = evaluate.load_tokenizer(_FOLDER)
     scores = evaluate.score_tasks(model, tokenizer, evaluate.make_corpora(7, 40, 8))

@@ -433,3 +433,19 @@ async def test_time_spent_waiting_is_measured_by_kind() -> None:
     assert metrics.value("spolia_engine_queue_seconds_count", kind="function") == 1
     assert metrics.value("spolia_engine_slices_total", kind="link") == 3
     assert metrics.value("spolia_engine_tokens_total", tenant="tenant") == 30
+
+
+async def test_what_broke_off_is_no_slice() -> None:
+    metrics = Metrics()
+    thread = EngineThread("test-engine", metrics=EngineMetrics(metrics))
+    thread.start()
+
+    def broken() -> Steps[None]:
+        yield Pause(10)
+        raise InvalidRequest("in the midst of a slice")
+
+    with pytest.raises(InvalidRequest):
+        await thread.run_steps(broken(), EngineJob("tenant", 30, WorkKind.LINK))
+    await thread.stop()
+    assert metrics.value("spolia_engine_slices_total", kind="link") == 1
+    assert metrics.value("spolia_engine_tokens_total", tenant="tenant") == 10

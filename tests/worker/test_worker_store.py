@@ -243,6 +243,7 @@ async def run_process(role: str, model: Path, *, until_ready: bool) -> tuple[byt
     return line, out + err, process.returncode
 
 
+@pytest.mark.slow
 async def test_processes_say_ready_and_end_well_or_say_why_they_cannot_start(model: Path, tmp_path: Path) -> None:
     prefill, decode, hopeless = await asyncio.gather(
         run_process("prefill", model, until_ready=True),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spolia_bench import flags
+
 QUICK = {"shape": "llama-tiny-random", "streams": (1, 4), "tokens": 8, "rounds": 2}
 """Every path once, in seconds: says that it works, not what it costs."""
 
@@ -29,14 +31,7 @@ class Options:
 
 def parse(argv: Sequence[str] | None) -> Options:
     """Ends the process with a message for what cannot be."""
-    parser = _parser()
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(**QUICK)
-    return Options(**vars(parser.parse_args(argv)))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    return Options(**vars(flags.parse(_parser(), argv, QUICK)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,12 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         help="shape of the model, random weights; a small one, whose times vary less",
     )
     add("--tokenizer", type=Path, default=Path("models/demo"), help="folder whose tokenizer and chat template it gets")
-    add("--streams", type=_numbers, default=(1, 32), help="streams at once, comma-separated")
+    add("--streams", type=flags.numbers, default=(1, 32), help="streams at once, comma-separated")
     add("--tokens", type=int, default=64, help="tokens of an answer")
     add("--rounds", type=int, default=15, help="rounds, each with every way once")
     add("--threads", type=int, default=1, help="threads of the engine, alone and in the cluster alike")
     add("--seed", type=int, default=0, help="of weights and prompts")
-    add("--quick", action="store_true", help="small, to see that it works")
-    add("--json", action="store_true", help="print the JSON line only")
-    add("--out", type=Path, help="also write the JSON there")
+    flags.add_quick(parser)
+    flags.add_output(parser)
     return parser

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spolia.local_cluster import LocalCluster
+from spolia_bench import flags
 from spolia_bench.frame import Report, Sample, progress
 from spolia_bench.models import SHAPES, random_model
 from spolia_bench.replay import formats
@@ -74,8 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pool-bytes", type=int, default=2 << 30, help="KV memory of each node, and of the store")
     add("--timeout-s", type=float, default=600.0, help="limit of each request")
     add("--seed", type=int, default=0, help="seed of the random model's weights")
-    add("--json", action="store_true", help="print the JSON line only")
-    add("--out", type=Path, help="also write the JSON to this file")
+    flags.add_output(parser)
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from spolia_bench.model_shape import ModelShape
 from spolia_bench.reuse.floor import Floor, Kind, Operator, Rates, floor_of
 from spolia_bench.reuse.operators import Pass, link_pass, operators_of
-from spolia_bench.reuse.rates import NUM_STRETCHES, measure_rates
+from spolia_bench.reuse.rates import CAREFUL, Care, measure_rates
 from spolia_core.prompt import Part, Prompt
 from spolia_engine.link_plan import plan_link
 
@@ -22,9 +22,9 @@ K = TypeVar("K")
 class Machine:
     """Rates at the shapes of the passes that were asked for, and their floors."""
 
-    def __init__(self, shape: ModelShape, num_threads: int, num_stretches: int = NUM_STRETCHES) -> None:
+    def __init__(self, shape: ModelShape, num_threads: int, care: Care = CAREFUL) -> None:
         self.shape = shape
-        self._num_stretches = num_stretches
+        self._care = care
         self._num_threads = num_threads
         self._rates = Rates({}, {}, 0.0)
         self._now = self._rates
@@ -32,7 +32,7 @@ class Machine:
     def observe(self, works: Iterable[Pass]) -> None:
         """Measures now what these passes need."""
         operators = [operator for work in works for operator in operators_of(work, self.shape)]
-        now, best = measure_rates(operators, self._num_threads, self._num_stretches), self._rates
+        now, best = measure_rates(operators, self._num_threads, self._care), self._rates
         self._now = now
         self._rates = Rates(
             _best_of(best.operations_per_s, now.operations_per_s),

@@ -6,11 +6,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from spolia_bench import flags
 from spolia_bench.models import SHAPES
-from spolia_bench.sections import some_of
 
 SECTIONS = ("ttft", "growth", "loop", "transformers", "demo")
 DEMO_MODEL = Path("models/demo")
@@ -64,9 +63,7 @@ class Options:
 def parse(argv: Sequence[str] | None) -> Options:
     """Ends the process with a message for what cannot be."""
     parser = _parser()
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(**QUICK)
-    options = Options(**vars(parser.parse_args(argv)))
+    options = Options(**vars(flags.parse(parser, argv, QUICK)))
     if options.documents < MIN_DOCUMENTS:
         parser.error(f"--documents must be at least {MIN_DOCUMENTS}: each order of a round begins with another one")
     return options
@@ -80,12 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="Hugging Face-format directory; default: a random-weight model of --shape")
     add("--shape", choices=sorted(SHAPES), default="llama-60m-random", help="shape of the random model")
     add("--demo-model", type=Path, default=DEMO_MODEL, help="trained model of the demo section, with its profile")
-    add(
-        "--sections",
-        type=partial(some_of, names=SECTIONS),
-        default=SECTIONS,
-        help=f"some of {','.join(SECTIONS)}; default: all",
-    )
+    flags.add_sections(parser, SECTIONS)
     add("--documents", type=int, default=8, help="documents per prompt")
     add("--document-bytes", type=int, default=512, help="length of each; a token each in random models")
     add("--question-bytes", type=int, default=32, help="length of the question")
@@ -105,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of each node, floor and baseline too")
     add("--seed", type=int, default=0, help="seed of weights, texts, orders and choices")
-    add("--quick", action="store_true", help="every path once on a tiny model, in seconds")
-    add("--json", action="store_true", help="print the JSON line only")
-    add("--out", type=Path, help="also write the JSON to this file")
+    flags.add_quick(parser)
+    flags.add_output(parser)
     return parser

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -20,15 +21,26 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from spolia_bench.reuse.floor import Kind, Operator, Rates
 from spolia_kernels import Linear
 
-NUM_STRETCHES = 7
-MIN_SECONDS = 0.016
-"""Of processor time per thread, in a stretch: four ticks of 4 ms."""
-STREAM_BYTES = 256 << 20
-"""Far beyond any cache of the machines this runs on."""
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How well rates are measured."""
+
+    num_stretches: int = 7
+    """Of each operator."""
+    min_stretch_s: float = 0.016
+    """Of processor time per thread, in a stretch: four ticks of 4 ms."""
+    stream_bytes: int = 256 << 20
+    """Far beyond any cache of the machines this runs on."""
+
+
+CAREFUL = Care()
+CARELESS = Care(num_stretches=1, min_stretch_s=0.0005, stream_bytes=4 << 20)
+"""For a quick run, which says that rates can be measured and not what they are."""
 
 
 @torch.inference_mode()
-def measure_rates(operators: Iterable[Operator], num_threads: int, num_stretches: int = NUM_STRETCHES) -> Rates:
+def measure_rates(operators: Iterable[Operator], num_threads: int, care: Care = CAREFUL) -> Rates:
     """Measures every kind and shape among `operators` once, with `num_threads` torch threads; restores their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -36,26 +48,22 @@ def measure_rates(operators: Iterable[Operator], num_threads: int, num_stretches
         shapes = {(o.kind, o.shape): o for o in operators}
         computed = {key: o for key, o in shapes.items() if o.kind is not Kind.BYTES}
         return Rates(
-            {key: o.operations / _fastest_s(o, num_stretches) for key, o in computed.items()},
-            {
-                o.num_bytes: _moved_bytes_per_s(o.num_bytes, num_stretches)
-                for o in shapes.values()
-                if o.kind is Kind.BYTES
-            },
-            _stream_bytes_per_s(num_stretches),
+            {key: o.operations / _fastest_s(o, care) for key, o in computed.items()},
+            {o.num_bytes: _moved_bytes_per_s(o.num_bytes, care) for o in shapes.values() if o.kind is Kind.BYTES},
+            _stream_bytes_per_s(care),
         )
     finally:
         torch.set_num_threads(before)
 
 
-def _fastest_s(operator: Operator, num_stretches: int) -> float:
+def _fastest_s(operator: Operator, care: Care) -> float:
     """Seconds of an operator, the faster layout of weights counting: torch's own, or packed for this processor."""
     if operator.kind is not Kind.MATMUL:
-        return _seconds_of(_attention_of(operator), num_stretches)
+        return _seconds_of(_attention_of(operator), care)
     rows, num_in, num_out = operator.shape
     x, weight = torch.randn(rows, num_in), torch.randn(num_out, num_in)
     packed = Linear.of(weight)
-    return min(_seconds_of(lambda: linear(x, weight), num_stretches), _seconds_of(lambda: packed(x), num_stretches))
+    return min(_seconds_of(lambda: linear(x, weight), care), _seconds_of(lambda: packed(x), care))
 
 
 def _attention_of(operator: Operator) -> Callable[[], object]:
@@ -70,34 +78,34 @@ def _attention_of(operator: Operator) -> Callable[[], object]:
     return lambda: scaled_dot_product_attention(stacked, key, value)
 
 
-def _moved_bytes_per_s(num_bytes: int, num_stretches: int) -> float:
+def _moved_bytes_per_s(num_bytes: int, care: Care) -> float:
     """Of a copy that reads one half and writes the other."""
     source = torch.randn(max(1, num_bytes // 8))
     target = torch.empty_like(source)
-    return 8 * source.numel() / _seconds_of(lambda: target.copy_(source), num_stretches)
+    return 8 * source.numel() / _seconds_of(lambda: target.copy_(source), care)
 
 
-def _stream_bytes_per_s(num_stretches: int) -> float:
+def _stream_bytes_per_s(care: Care) -> float:
     """The faster of reading alone and copying."""
-    source = torch.randn(STREAM_BYTES // 4)
+    source = torch.randn(care.stream_bytes // 4)
     target = torch.empty_like(source)
-    reading = STREAM_BYTES / _seconds_of(source.sum, num_stretches)
-    return max(reading, 2 * STREAM_BYTES / _seconds_of(lambda: target.copy_(source), num_stretches))
+    reading = care.stream_bytes / _seconds_of(source.sum, care)
+    return max(reading, 2 * care.stream_bytes / _seconds_of(lambda: target.copy_(source), care))
 
 
-def _seconds_of(work: Callable[[], object], num_stretches: int) -> float:
+def _seconds_of(work: Callable[[], object], care: Care) -> float:
     """Seconds of `work`, by processor time, in a fast stretch. Nothing else may run in this process."""
     num_threads = torch.get_num_threads()
     work()  # threads, caches, pages
     repeats = 1
     stretches: list[float] = []
-    while len(stretches) < num_stretches:
+    while len(stretches) < care.num_stretches:
         started = time.process_time()
         for _ in range(repeats):
             work()
         seconds = (time.process_time() - started) / num_threads
-        if seconds >= MIN_SECONDS:
+        if seconds >= care.min_stretch_s:
             stretches.append(seconds / repeats)
         else:
             repeats *= 2
-    return sorted(stretches)[(num_stretches - 1) // 4]
+    return sorted(stretches)[(care.num_stretches - 1) // 4]

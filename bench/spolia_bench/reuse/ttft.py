@@ -22,6 +22,7 @@ from spolia_bench.reuse.machine import Machine, linked_pass
 from spolia_bench.reuse.operators import Pass
 from spolia_bench.reuse.options import Options
 from spolia_bench.reuse.prompts import Asked, fresh
+from spolia_bench.reuse.rates import CAREFUL, CARELESS
 from spolia_bench.reuse.residency import Residency
 from spolia_bench.reuse.system import System, running
 from spolia_bench.reuse.transformers_prefill import TransformersPrefill
@@ -49,7 +50,7 @@ HEADER = ("way", "KV from", "TTFT ms: median (min … max)", "computed", "link",
 
 def measure(report: Report, model: Path, options: Options) -> None:
     """The sections "ttft", "growth" and "transformers", as far as they are wanted: they share rounds and cluster."""
-    machine = Machine(ModelShape.of(model), options.threads)
+    machine = Machine(ModelShape.of(model), options.threads, CARELESS if options.quick else CAREFUL)
     # Memory of the store for the documents of a round and two uploads more.
     chunk_bytes = options.document_bytes * _kv_bytes(machine)
     budget = (options.documents + 2) * (chunk_bytes + OBJECT_OVERHEAD_BYTES)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "gqa" in chosen:
             sections.prefix(sections.world_of(report, options, options.gqa_model), options.prefix_tokens)
         if "storm" in chosen:
-            storm_section(report, options.storm_requests, SHAPES[options.storm_model], options.seed)
+            storm_section(report, options.storm_requests, options.storm_s, SHAPES[options.storm_model], options.seed)
     report.setup["load_after"] = round(os.getloadavg()[0], 2)
     report.print(only_json=options.json, out=options.out)
     return 0
@@ -79,6 +79,7 @@ def _setup(options: Options) -> dict[str, object]:
         "grid_rounds",
         "threads",
         "storm_requests",
+        "storm_s",
         "storm_model",
     )
     setup: dict[str, object] = {name: getattr(options, name) for name in (*names, "seed", "quick")}

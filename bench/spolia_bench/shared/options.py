@@ -6,10 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from spolia_bench.sections import some_of
+from spolia_bench import flags
 
 SECTIONS = ("prefix", "gqa", "permuted", "grid", "deterministic", "transformers", "storm")
 QUICK = {
@@ -26,6 +25,7 @@ QUICK = {
     "grid_rounds": 3,
     "pool_bytes": 256 << 20,
     "storm_requests": 40,
+    "storm_s": 2.0,
     "storm_model": "llama-tiny-random",
 }
 """Every path once, in seconds: says that it works, not how fast it is."""
@@ -49,6 +49,7 @@ class Options:
     grid_rounds: int
     pool_bytes: int
     storm_requests: int
+    storm_s: float
     storm_model: str
     threads: int
     seed: int
@@ -64,14 +65,7 @@ class Options:
 
 def parse(argv: Sequence[str] | None) -> Options:
     """Ends the process with a message for what cannot be."""
-    parser = _parser()
-    if parser.parse_known_args(argv)[0].quick:
-        parser.set_defaults(**QUICK)
-    return Options(**vars(parser.parse_args(argv)))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    return Options(**vars(flags.parse(_parser(), argv, QUICK)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,28 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="llama-60m", help="shape without GQA, random weights")
     add("--gqa-model", default="qwen2.5-0.5b", help="shape with GQA, random weights")
-    add(
-        "--sections",
-        type=partial(some_of, names=SECTIONS),
-        default=SECTIONS,
-        help=f"some of {','.join(SECTIONS)}; default: all",
-    )
+    flags.add_sections(parser, SECTIONS)
     add("--rows", type=int, default=32, help="sequences that decode together")
-    add("--prefix-tokens", type=_numbers, default=(4096, 16384), help="tokens of the common prefix, comma-separated")
+    add(
+        "--prefix-tokens",
+        type=flags.numbers,
+        default=(4096, 16384),
+        help="tokens of the common prefix, comma-separated",
+    )
     add("--documents", type=int, default=8, help="documents of the permuted rows")
     add("--document-tokens", type=int, default=512, help="length of each")
-    add("--grid-rows", type=_numbers, default=(1, 2, 4, 8, 16, 32), help="rows of the grid")
-    add("--grid-tokens", type=_numbers, default=(0, 64, 128, 256, 512, 1024), help="shared tokens of the grid")
+    add("--grid-rows", type=flags.numbers, default=(1, 2, 4, 8, 16, 32), help="rows of the grid")
+    add("--grid-tokens", type=flags.numbers, default=(0, 64, 128, 256, 512, 1024), help="shared tokens of the grid")
     add("--baseline-tokens", type=int, default=2048, help="tokens of the prefix against transformers")
     add("--rounds", type=int, default=15, help="paired rounds of each comparison")
     add("--grid-rounds", type=int, default=21, help="paired rounds of each cell of the grid")
     add("--pool-bytes", type=int, default=8 << 30, help="KV memory")
     add("--storm-requests", type=int, default=2000, help="requests of the storm")
+    add("--storm-s", type=float, default=20.0, help="seconds over which they come")
     add("--storm-model", default="llama-60m-random", help="shape of the storm's model, random weights")
     add("--threads", type=int, default=os.cpu_count() or 1, help="torch threads")
     add("--seed", type=int, default=0, help="seed of the weights")
     add("--table", action="store_true", help="only measure and print the switch, for both models' heads")
-    add("--quick", action="store_true", help="every path once on tiny models, in seconds")
-    add("--json", action="store_true", help="print the JSON line only")
-    add("--out", type=Path, help="also write the JSON to this file")
+    flags.add_quick(parser)
+    flags.add_output(parser)
     return parser

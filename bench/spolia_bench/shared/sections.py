@@ -13,7 +13,7 @@ import torch
 from spolia_bench.frame import Report, Table, progress
 from spolia_bench.reuse.machine import Machine
 from spolia_bench.reuse.operators import decode_step
-from spolia_bench.reuse.rates import NUM_STRETCHES
+from spolia_bench.reuse.rates import CAREFUL, CARELESS
 from spolia_bench.shared.batches import QUESTION_TOKENS, Batch, permuted_batch, prefix_batch, random_run
 from spolia_bench.shared.models import SHAPES, random_model
 from spolia_bench.shared.options import Options
@@ -90,7 +90,7 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
         world.ratio(f"ratio_shared_over_private_attention{tag}_{label}", alone)
         with world.batch(prefix_batch(world.core, options.rows, tokens)) as batch:
             steps = {"shared": batch.step(world.table), "private": batch.step(never_shared)}
-            machine = Machine(SHAPES[world.name], options.threads, num_stretches=1 if options.quick else NUM_STRETCHES)
+            machine = Machine(SHAPES[world.name], options.threads, CARELESS if options.quick else CAREFUL)
             times = by_turns(steps, options.rounds)
             work = decode_step(options.rows, tokens, QUESTION_TOKENS + batch.num_tail_tokens)
             machine.observe([work])

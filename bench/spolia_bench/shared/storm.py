@@ -26,7 +26,6 @@ DOCUMENTS = 16
 DOCUMENT_CHARS = 64
 MAX_QUESTION_CHARS = 48
 MAX_TOKENS = 16
-ARRIVAL_S = 20.0
 PATIENCE_S = 1800.0
 SETTLE_S = 30.0
 MIN_POOL_BYTES = 1 << 20
@@ -52,8 +51,8 @@ class Storm:
     """Requests that the decode node still counts when all have ended."""
 
 
-def run_storm(num_requests: int, shape: Shape, seed: int) -> Storm:
-    """Starts a cluster, lets the storm pass and looks what is left."""
+def run_storm(num_requests: int, arrival_s: float, shape: Shape, seed: int) -> Storm:
+    """Starts a cluster, lets the storm pass, whose requests come over `arrival_s`, and looks what is left."""
     model = random_model(shape, seed)
     # A token's KV, all layers, float32; a request's prompt and the answers of one sample in four of four.
     token_bytes = shape.layers * 2 * shape.width * shape.kv_heads // shape.heads * 4
@@ -66,15 +65,15 @@ def run_storm(num_requests: int, shape: Shape, seed: int) -> Storm:
         "SPOLIA_MAX_RUNNING": str(num_requests),
     }
     with LocalCluster(model, settings=["--log-level", "error"], env=env) as cluster:  # its engines share the cores
-        return asyncio.run(_blow(cluster.address, num_requests, seed))
+        return asyncio.run(_blow(cluster.address, num_requests, arrival_s, seed))
 
 
-async def _blow(address: str, num_requests: int, seed: int) -> Storm:
+async def _blow(address: str, num_requests: int, arrival_s: float, seed: int) -> Storm:
     storm = Storm()
     began = time.monotonic()
     async with AsyncClient(address, timeout_s=PATIENCE_S, max_message_bytes=DEFAULT_MAX_MESSAGE_BYTES) as client:
         texts = [_text(random.Random(f"{seed} {d}"), DOCUMENT_CHARS) for d in range(DOCUMENTS)]
-        await asyncio.gather(*(_one(client, storm, texts, seed, number) for number in range(num_requests)))
+        await asyncio.gather(*(_one(client, storm, texts, arrival_s, seed, number) for number in range(num_requests)))
         storm.seconds = time.monotonic() - began
         node = await _settled(client)
     storm.held_blocks = node.referenced_blocks + node.in_transfer_blocks + node.lent_blocks
@@ -82,9 +81,11 @@ async def _blow(address: str, num_requests: int, seed: int) -> Storm:
     return storm
 
 
-async def _one(client: AsyncClient, storm: Storm, texts: Sequence[str], seed: int, number: int) -> None:
+async def _one(
+    client: AsyncClient, storm: Storm, texts: Sequence[str], arrival_s: float, seed: int, number: int
+) -> None:
     draw = random.Random(f"{seed} request {number}")
-    await asyncio.sleep(draw.random() * ARRIVAL_S)
+    await asyncio.sleep(draw.random() * arrival_s)
     documents: list[Part] = [Document(draw.choice(texts))]
     parts = [*documents, _text(draw, draw.randint(8, MAX_QUESTION_CHARS))]
     n = 4 if draw.random() < 0.25 else 1
@@ -142,9 +143,9 @@ def _text(draw: random.Random, num_chars: int) -> str:
     return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(num_chars))
 
 
-def storm_section(report: Report, num_requests: int, shape: Shape, seed: int) -> None:
+def storm_section(report: Report, num_requests: int, arrival_s: float, shape: Shape, seed: int) -> None:
     """Adds the storm's figures and table."""
-    storm = run_storm(num_requests, shape, seed)
+    storm = run_storm(num_requests, arrival_s, shape, seed)
     progress(f"storm of {num_requests}: {dict(storm.ended)} in {storm.seconds:.0f} s")
     for text, count in storm.said.most_common(8):
         progress(f"{count} × {text}")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from spolia_bench import flags
 from spolia_bench.frame import Report, progress
 from spolia_bench.start.cluster import cluster_up, joined_s
 from spolia_bench.start.memory import resident_mib, weights_mib
@@ -65,8 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spolia bench start", description=QUESTION)
     parser.add_argument("--model", type=Path, default=Path("models/demo"), help="folder of the model")
     parser.add_argument("--rounds", type=int, default=5, help="clusters that are started")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
-    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    flags.add_output(parser)
     return parser
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from spolia_bench import flags
 from spolia_bench.frame import Report
 from spolia_bench.redis_server import NoRedis
 from spolia_bench.store import chaos, lookup, transfer
@@ -42,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=int, default=64, help="readers and writers at once in the chaos")
     parser.add_argument("--seed", type=int, default=0, help="seed of ids, bytes and kills")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    flags.add_output(parser)
     return parser
 
 

@@ -10,10 +10,10 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from spolia_bench import flags
 from spolia_bench.frame import Report, progress
 from spolia_bench.structured.steps import CONSTRAINTS, Size, Times, compile_ms, engine, measure
 
@@ -60,8 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.05, help="0 takes the likeliest token")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens")
     parser.add_argument("--quick", action="store_true", help="a tiny model")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    flags.add_output(parser)
     return parser
 
 

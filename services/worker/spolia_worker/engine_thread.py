@@ -315,8 +315,7 @@ class EngineThread:
             self._count(task, num_tokens)
             self._end(task, end.value, None)
         except BaseException as caught:  # delivered to the caller, whatever it is
-            num_tokens = 0
-            self._count(task, num_tokens)
+            num_tokens = 0  # what broke off is no slice
             self._end(task, None, caught)
         else:
             if task.slice is not None:
