@@ -114,6 +114,7 @@ async def test_a_job_whose_caller_goes_while_its_slice_runs_gives_back_what_it_h
     await eventually(running.is_set)
     gone.cancel()
     ends.cancel()
+    await asyncio.sleep(0)  # the thread is told in the loop's next round
     go_on.set()
     assert await stays == [12]
     await eventually(lambda: not held)
