@@ -165,6 +165,7 @@ class DecodeBatch:
             if not batch:
                 return run_slices(self._core.adapter, slices)
             self._has_stepped = True
+            self._notify()  # `step` comes next, whether or not somebody asked for it
             self._on_beside()
             try:
                 rows, found = self._core.step_beside([entry.sequence for entry in batch], slices)
