@@ -193,8 +193,7 @@ class DecodeBatch:
         """Those that decode now, with memory for their next token."""
         self._let_in()
         batch = self._with_room()
-        if batch:
-            self._outbox.deliver()  # first tokens do not wait for a step
+        self._outbox.deliver()  # first tokens do not wait for a pass
         return batch
 
     def _let_in(self) -> None:
