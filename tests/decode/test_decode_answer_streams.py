@@ -16,10 +16,10 @@ from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, Unavailable
 from spolia_core.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from spolia_decode.answer_messages import delta_message
 from spolia_decode.answer_streams import MAX_STEPS, AnswerStream, AnswerStreams
 from spolia_decode.inbox import MAX_TOGETHER, Inbox
 from spolia_decode.node import DecodeNode
-from spolia_decode.server import _delta_message
 from spolia_engine.generation import Delta
 from spolia_engine.logprobs import TokenLogprobs
 from spolia_node.calls import call_errors
@@ -170,7 +170,7 @@ async def test_the_largest_steps_make_messages_that_every_node_takes() -> None:
     for _ in range(MAX_STEPS):
         delta = await inbox.take()
         assert delta is not None
-        stream.post(1 << 63, decode_pb2.DecodeServiceGenerateResponse(delta=_delta_message(delta)))
+        stream.post(1 << 63, decode_pb2.DecodeServiceGenerateResponse(delta=delta_message(delta)))
     message = await anext(messages)
     assert len(message.steps) == MAX_STEPS
     assert message.ByteSize() < MIN_MESSAGE_BYTES / 2

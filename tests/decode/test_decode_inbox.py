@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from spolia_core.errors import Busy, DeadlineExceeded
+from spolia_core.errors import Busy, DeadlineExceeded, InternalError, Unavailable
 from spolia_decode.inbox import MAX_TOGETHER, Inbox, Outbox, Preempted
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
@@ -106,3 +106,51 @@ def test_news_for_a_loop_that_has_ended_is_dropped() -> None:
     inbox, outbox = asyncio.run(make()), Outbox()
     outbox.post(inbox, _delta(0))
     outbox.deliver()
+
+
+async def test_what_is_poured_comes_in_order_and_the_reader_gets_the_end() -> None:
+    inbox, poured = Inbox(), list[int]()
+    inbox.put(_delta(0))
+    inbox.put(_delta(1))
+    inbox.pour(lambda delta: poured.append(delta.token_index))
+    inbox.put(_delta(2))
+    reading = asyncio.ensure_future(inbox.take())
+    await asyncio.sleep(0)
+    inbox.put(_delta(3))
+    await asyncio.sleep(0)
+    assert not reading.done(), "tokens wake nobody"
+    inbox.put(None)
+    assert await reading is None
+    assert poured == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("raised", "met"), [(Unavailable("gone"), Unavailable), (ValueError("bug"), InternalError)])
+async def test_what_a_sink_raises_is_its_readers_and_no_other_inboxs(raised: Exception, met: type[Exception]) -> None:
+    inbox, other, outbox = Inbox(), Inbox(), Outbox()
+
+    def breaks(delta: Delta) -> None:
+        raise raised
+
+    inbox.pour(breaks)
+    outbox.post(inbox, _delta(0))
+    outbox.post(inbox, _delta(1))
+    outbox.post(other, _delta(7))
+    outbox.deliver()
+    with pytest.raises(met):
+        await inbox.take()
+    taken = await other.take()
+    assert taken is not None
+    assert taken.token_index == 7
+
+
+async def test_nothing_is_poured_after_the_time_is_up_or_the_reader_gone() -> None:
+    late, gone, poured = Inbox(), Inbox(), list[int]()
+    for inbox in (late, gone):
+        inbox.pour(lambda delta: poured.append(delta.token_index))
+    late.open(Deadline.after(0.0))
+    with pytest.raises(DeadlineExceeded):
+        await late.take()
+    late.put(_delta(1))
+    gone.close()
+    gone.put(_delta(2))
+    assert poured == []

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
-from spolia.v1.decode_pb2 import DecodeServiceGenerateResponse, StreamAnswersResponse, TaggedStep
+from spolia.v1.decode_pb2 import DecodeServiceGenerateResponse, StreamAnswersResponse
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_decode.answer_messages import write_delta
+from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
 
 MIN_NAME_BYTES, MAX_NAME_BYTES = 16, 64
@@ -33,16 +35,22 @@ class AnswerStream:
     def __init__(self) -> None:
         self.num_riders = 0
         """Requests whose answers it carries."""
-        self._posted: deque[TaggedStep] = deque()
+        self._posted: deque[StreamAnswersResponse] = deque()
+        self._is_whole = False
+        """Whether nothing more goes into the last of them."""
         self._wake: asyncio.Future[None] | None = None
         self._ended = False
         self._leaving = False
 
     def post(self, tag: int, step: DecodeServiceGenerateResponse) -> None:
         """Sends a step with the next message. Raises `Unavailable` when the stream has ended."""
-        if self._ended:
-            raise Unavailable("the stream that carries this answer has ended")
-        self._posted.append(TaggedStep(answer_tag=tag, step=step))
+        self._open().steps.add(answer_tag=tag, step=step)
+        self._is_whole = step.HasField("finish")
+        self.look()
+
+    def tell(self, tag: int, delta: Delta) -> None:
+        """`post` of a delta, written where it is sent from."""
+        write_delta(delta, self._open().steps.add(answer_tag=tag).step.delta)
         self.look()
 
     def leave(self) -> None:
@@ -61,20 +69,21 @@ class AnswerStream:
             yield StreamAnswersResponse()
             while self._posted or self.num_riders or not self._leaving:
                 if self._posted:
-                    yield StreamAnswersResponse(steps=self._take())
+                    yield self._posted.popleft()
                 else:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
         finally:
             self._ended = True
 
-    def _take(self) -> list[TaggedStep]:
-        steps: list[TaggedStep] = []
-        while self._posted and len(steps) < MAX_STEPS:
-            steps.append(self._posted.popleft())
-            if steps[-1].step.HasField("finish"):
-                break
-        return steps
+    def _open(self) -> StreamAnswersResponse:
+        """The message that the next step goes into."""
+        if self._ended:
+            raise Unavailable("the stream that carries this answer has ended")
+        if not self._posted or self._is_whole or len(self._posted[-1].steps) >= MAX_STEPS:
+            self._posted.append(StreamAnswersResponse())
+            self._is_whole = False
+        return self._posted[-1]
 
 
 class AnswerStreams:

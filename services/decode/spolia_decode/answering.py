@@ -12,9 +12,10 @@ context of its own from then on: prompt and what it has said; what they share of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.reuse import ReuseMode, ReuseReport
@@ -67,20 +68,25 @@ class Answering:
         report: ReuseReport,
         deadline: Deadline,
         grammar: Grammar | None = None,
+        tell: Callable[[Delta], None] | None = None,
     ) -> None:
-        """`report` and `times` are filled as the work goes on; `grammar` is that of the job's constraint."""
+        """`report` and `times` are filled as the work goes on; `grammar` is that of the job's constraint.
+
+        `tell`, where there is one, takes the tokens that are decoded here, as they come.
+        """
         core = where.parts.core
         self._where = where
         self._job = job
         self._deadline = deadline
         self.report = report
+        self._tell = tell
         self.times = RequestTimes()
         self._is_reported = False
         self._prompt_was_read = asyncio.Event()
         self.generations = [core.generation(job.sampling, index, grammar) for index in range(job.sampling.num_samples)]
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas of all samples, each sample's in order.
+        """The deltas of all samples, each sample's in order, but for those that `tell` takes.
 
         Raises `Busy` where there is no room, `DeadlineExceeded`, and `InvalidRequest` for ids behind an answer's end.
         """
@@ -149,7 +155,7 @@ class Answering:
     async def _from(self, joined: Joined, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
         """A sample's deltas, from a sequence that was made for it."""
         try:
-            async with aclosing(self._decoded(joined, generation)) as deltas:
+            async with aclosing(self._decoded(joined, generation, place)) as deltas:
                 async for delta in deltas:
                     yield delta
             return
@@ -159,9 +165,11 @@ class Answering:
             async for delta in deltas:
                 yield delta
 
-    async def _decoded(self, joined: Joined, generation: Generation) -> AsyncGenerator[Delta, None]:
-        """The deltas of a sequence in the batch."""
+    async def _decoded(self, joined: Joined, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
+        """The deltas of a sequence in the batch, unless they are told."""
         num_before = len(generation.token_ids)
+        if self._tell is not None:
+            joined.inbox.pour(partial(self._told, self._tell, place))
         with span_across_yields("decode", sample_index=generation.sample_index) as decoding:
             try:
                 async with aclosing(joined.deltas(self._deadline)) as deltas:
@@ -169,6 +177,11 @@ class Answering:
                         yield delta
             finally:
                 decoding.set(num_tokens=len(generation.token_ids) - num_before)
+
+    def _told(self, tell: Callable[[Delta], None], place: Place, delta: Delta) -> None:
+        self.times.token_came()
+        place.decodes()
+        tell(delta)
 
     async def _after_the_first(self, generation: Generation, place: Place) -> AsyncGenerator[Delta, None]:
         """A sample's deltas once another has read the prompt, or failed to."""
@@ -194,7 +207,7 @@ class Answering:
                 self.times.computed(prepared.compute_s)
                 self._prompt_was_read.set()
                 joined = self._where.batch.join(sequences[0], self._sealer(job, prepared, sequences[0]), place.number)
-                async with aclosing(self._decoded(joined, generation)) as deltas:
+                async with aclosing(self._decoded(joined, generation, place)) as deltas:
                     async for delta in deltas:
                         yield delta
                 return

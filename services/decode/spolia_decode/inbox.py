@@ -1,19 +1,22 @@
 """The way of tokens from the engine's thread to their readers on the event loop.
 
     engine's thread ── post, post, post, deliver ──▶ one wake-up of the loop ──▶ inbox, inbox, inbox ── take ──▶ readers
+                                                                                        └── pour ──▶ where tokens go
 
 Waking the loop costs a system call and the interpreter's lock, which the engine wants back: once a step, not once a
-sequence.
+sequence. A reader is a coroutine at the bottom of several, and to wake it for each token costs three times what the
+token does: so where tokens go to a place that takes them at once they are poured there, and the reader is woken at the
+end.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from spolia_core.errors import DeadlineExceeded, SpoliaError
+from spolia_core.errors import DeadlineExceeded, InternalError, SpoliaError
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
 
@@ -38,6 +41,7 @@ class Inbox:
         self._items: deque[News] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._sink: Callable[[Delta], None] | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -46,16 +50,33 @@ class Inbox:
 
     def put(self, item: News) -> None:
         """Adds an item."""
+        if self._sink is not None and isinstance(item, Delta):
+            try:
+                self._sink(item)
+                return
+            except SpoliaError as error:
+                item = error
+            except Exception as error:  # the reader's too, as others are told beside it
+                item = InternalError(f"a token went nowhere: {error!r}")
+            self._sink = None
         self._items.append(item)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+    def pour(self, sink: Callable[[Delta], None]) -> None:
+        """Tokens go to `sink` from now on, those first that wait; what it raises is the reader's, as all else is."""
+        waiting, self._items = self._items, deque()
+        self._sink = sink
+        for item in waiting:
+            self.put(item)
 
     def open(self, deadline: Deadline) -> None:
         """Has the reader told when time is up. One alarm for all it waits for: a token costs none. `close` it."""
         self._alarm = self._loop.call_later(deadline.remaining(), self._ring)
 
     def close(self) -> None:
-        """Ends the alarm."""
+        """Ends the alarm, and what was poured."""
+        self._sink = None
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -78,6 +99,7 @@ class Inbox:
 
     def _ring(self) -> None:
         self._items.clear()
+        self._sink = None
         self.put(DeadlineExceeded("decoding ran out of time"))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 
 import grpc
 from structlog.contextvars import bind_contextvars
 
-from spolia.v1.common_pb2 import Finish, SampleFinish, TokenDelta, TokenLogprobs, TopLogprob
-from spolia.v1.common_pb2 import FinishReason as FinishReasonPb
 from spolia.v1.decode_pb2 import (
     DecodeServiceGenerateRequest,
     DecodeServiceGenerateResponse,
@@ -22,6 +21,7 @@ from spolia.v1.decode_pb2 import (
 from spolia.v1.decode_pb2_grpc import DecodeServiceServicer
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission
+from spolia_decode.answer_messages import delta_message, finish_message
 from spolia_decode.answer_streams import AnswerStreams
 from spolia_decode.answering import Answering, Workplace
 from spolia_decode.batch import DecodeBatch
@@ -29,10 +29,9 @@ from spolia_decode.exact import ExactPath
 from spolia_decode.job import GenerateJob, check_job
 from spolia_decode.linked import LinkedPath
 from spolia_decode.node_parts import NodeParts
-from spolia_engine.generation import Delta, Generation
+from spolia_engine.generation import Delta
 from spolia_engine.grammar import Grammar
 from spolia_node.deadline import Deadline
-from spolia_node.rpc_messages import report_to_pb
 from spolia_node.tracing import current_span
 
 GenerateContext = grpc.aio.ServicerContext[DecodeServiceGenerateRequest, DecodeServiceGenerateResponse]
@@ -61,7 +60,8 @@ class DecodeServer(DecodeServiceServicer):
         """Streams an answer, here or on the stream that the request names; see decode.proto."""
         self._check_accepting()
         with self.answer_streams.riding(request.answer_stream) as stream:
-            async with aclosing(self._answer(request, context)) as steps:
+            tell = None if stream is None else partial(stream.tell, request.answer_tag)
+            async with aclosing(self._answer(request, context, tell)) as steps:
                 async for step in steps:
                     if stream is None:
                         yield step
@@ -77,8 +77,9 @@ class DecodeServer(DecodeServiceServicer):
                 yield message
 
     async def _answer(
-        self, request: DecodeServiceGenerateRequest, context: GenerateContext
+        self, request: DecodeServiceGenerateRequest, context: GenerateContext, tell: Callable[[Delta], None] | None
     ) -> AsyncGenerator[DecodeServiceGenerateResponse, None]:
+        """The steps of an answer, but for what `tell` is told as it comes."""
         bind_contextvars(request_id=request.request_id)
         parts = self._where.parts
         deadline = Deadline.of(context, parts.config.rpc_timeout_s)
@@ -90,11 +91,11 @@ class DecodeServer(DecodeServiceServicer):
             is_replay=request.HasField("resume"),
         )
         grammar = await self._grammar(job, deadline)
-        answering = Answering(self._where, job, _new_report(job, parts), deadline, grammar)
+        answering = Answering(self._where, job, _new_report(job, parts), deadline, grammar, tell)
         async with aclosing(answering.deltas()) as deltas:
             async for delta in deltas:
-                yield DecodeServiceGenerateResponse(delta=_delta_message(delta))
-        finish = _finish_message(job, answering)
+                yield DecodeServiceGenerateResponse(delta=delta_message(delta))
+        finish = finish_message(job, answering)
         parts.request_metrics.finished(job.mode, finish.timings)
         current_span().set(
             num_generated_tokens=finish.num_generated_tokens, num_reused_tokens=answering.report.num_reused_tokens
@@ -121,36 +122,3 @@ def _new_report(job: GenerateJob, parts: NodeParts) -> ReuseReport:
         report.link_tokens_per_chunk = parts.terms.policy.num_link_tokens
         report.sink_tokens_per_chunk = parts.terms.policy.num_sink_tokens
     return report
-
-
-def _delta_message(delta: Delta) -> TokenDelta:
-    return TokenDelta(
-        token_index=delta.token_index,
-        token_ids=delta.token_ids,
-        text=delta.text,
-        text_offset=delta.text_offset,
-        sample_index=delta.sample_index,
-        logprobs=[
-            TokenLogprobs(logprob=told.logprob, top=[TopLogprob(token_id=i, logprob=p) for i, p in told.top])
-            for told in delta.logprobs
-        ],
-    )
-
-
-def _finish_message(job: GenerateJob, answering: Answering) -> Finish:
-    samples = [_sample_finish(generation) for generation in answering.generations]
-    return Finish(
-        reason=samples[0].reason,
-        num_prompt_tokens=job.prompt.num_tokens,
-        num_generated_tokens=sum(sample.num_generated_tokens for sample in samples),
-        reuse=report_to_pb(answering.report),
-        timings=answering.times.so_far(),
-        seed=job.sampling.seed,
-        samples=samples,
-    )
-
-
-def _sample_finish(generation: Generation) -> SampleFinish:
-    assert generation.finish_reason is not None, "its deltas have ended"
-    reason = FinishReasonPb.ValueType(generation.finish_reason)
-    return SampleFinish(reason=reason, num_generated_tokens=len(generation.token_ids))
