@@ -28,7 +28,7 @@ from spolia_engine.context import Context, release_runs, whole
 from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.deviation import most_deviant
 from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
-from spolia_engine.drawing import accept_row, draw
+from spolia_engine.drawing import accept_row, draw, drawn_rows
 from spolia_engine.extent import Extent
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
 from spolia_engine.generation import Delta, Generation
@@ -405,6 +405,11 @@ class EngineCore:
         """Draws the token after a context."""
         return sample(self.logits_after([context])[0], params, token_index, sample_index)
 
+    def first_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
+        """A row for `accept` of each sequence that has no token yet: what comes after its context."""
+        logits = self.logits_after([each.context for each in sequences])
+        return drawn_rows([each.generation for each in sequences], logits) if self.device is None else list(logits)
+
     def draw(self, generation: Generation, logits: torch.Tensor) -> Delta:
         """Draws an answer's next token from `logits` [vocab_size] and adds it."""
         return draw(generation, logits)
@@ -416,7 +421,7 @@ class EngineCore:
     def step_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
         """Runs each sequence's newest token; a row each for `accept`. Otherwise as `step_logits`."""
         if self.device is None:
-            return list(self.step_logits(sequences))
+            return drawn_rows([each.generation for each in sequences], self.step_logits(sequences))
         for sequence in sequences:
             sequence.make_room()
         rows: list[DrawnRow] = []
@@ -447,10 +452,10 @@ class EngineCore:
 
     def step_beside(
         self, sequences: Sequence[DecodeSequence], slices: Sequence[Slice]
-    ) -> tuple[Sequence[torch.Tensor], list[Ran | BaseException]]:
+    ) -> tuple[Sequence[torch.Tensor | DrawnRow], list[Ran | BaseException]]:
         """`step_rows` in one pass with slices of prompts, at least one of each; and what came of the slices."""
         logits, found = self._steps.beside(sequences, self.sharing, slices)
-        return list(logits), found
+        return drawn_rows([each.generation for each in sequences], logits), found
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
         """What steps of these sequences do, good while all of them are open."""

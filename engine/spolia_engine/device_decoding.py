@@ -55,10 +55,12 @@ class DeviceSettings:
 
 @dataclass(frozen=True, slots=True)
 class DrawnRow:
-    """What a step drew for a sequence: its next token. `logits` [vocab_size] are good until the next step."""
+    """What was drawn for a sequence: its next token. `logits` [vocab_size] are good until the next step."""
 
     token_id: int
+    """Below 0 where the logits are NaN."""
     logprob: float
+    """NaN on a CPU, unless the request asks for it and for no others."""
     logits: Tensor
 
 

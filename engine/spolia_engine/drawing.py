@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Matcher
 from spolia_engine.logprobs import TokenLogprobs, logprobs_of
+from spolia_engine.row_sampler import Draw, sample_rows
 from spolia_engine.sampler import sample
 
 
@@ -23,10 +27,29 @@ def draw(generation: Generation, logits: Tensor) -> Delta:
     return generation.accept(token_id, None if told is None else logprobs_of(logits, token_id, told))
 
 
-def accept_row(generation: Generation, row: Tensor | DrawnRow) -> Delta:
-    """Adds an answer's next token: what the device drew, else by `draw`.
+def drawn_rows(generations: Sequence[Generation], logits: Tensor) -> list[Tensor | DrawnRow]:
+    """For `accept_row`: the next token of each answer, drawn together from `logits` [num_rows, vocab_size], float32.
 
-    What the device does not know is drawn here, from its logits: what a constraint allows.
+    A row that a constraint narrows stays as it is: it is drawn by itself.
+    """
+    rows = [row for row, generation in enumerate(generations) if generation.matcher is None]
+    found: list[Tensor | DrawnRow] = list(logits)
+    if not rows:
+        return found
+    some = [generations[row] for row in rows]
+    among = logits if len(rows) == len(generations) else logits[torch.tensor(rows, device=logits.device)]
+    tokens = sample_rows(among, [Draw(each.params, len(each.token_ids), each.sample_index) for each in some])
+    for row, token_id, generation in zip(rows, tokens, some, strict=True):
+        told = generation.params.num_top_logprobs
+        logprob = logprobs_of(logits[row], token_id, 0).logprob if told == 0 and token_id >= 0 else math.nan
+        found[row] = DrawnRow(token_id, logprob, logits[row])
+    return found
+
+
+def accept_row(generation: Generation, row: Tensor | DrawnRow) -> Delta:
+    """Adds an answer's next token: what was drawn with other rows', else by `draw`.
+
+    What a device does not know is drawn here, from its logits: what a constraint allows.
     """
     if not isinstance(row, DrawnRow):
         return draw(generation, row)

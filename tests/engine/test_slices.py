@@ -14,6 +14,7 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, release_runs
+from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
 from spolia_engine.passes import PassOptions
@@ -225,7 +226,7 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
     slices = [pause.slice for pause in map(next, joining) if pause.slice is not None]
     expected = engine.step_logits(alone)
     rows, found = engine.step_beside(beside, slices)
-    assert same(torch.stack(list(rows)), expected)
+    assert same(logits_of(rows), expected)
     for one, other in zip(alone, beside, strict=True):
         assert one.tail.length == other.tail.length == 1
         assert same(_newest_kv(other), _newest_kv(one))
@@ -240,6 +241,10 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
     close_all([*alone, *beside])
     engine.forget_plan()
     assert_nothing_held(engine)
+
+
+def logits_of(rows: Sequence[torch.Tensor | DrawnRow]) -> torch.Tensor:
+    return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows])
 
 
 def _newest_kv(sequence: DecodeSequence) -> torch.Tensor:
@@ -268,7 +273,7 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
     assert [sequence.tail.length for sequence in sequences] == [0, 0]
     again, found = engine.step_beside(sequences, [rows])
     expected = started(engine, [5, 9])
-    assert same(torch.stack(list(again)), engine.step_logits(expected))
+    assert same(logits_of(again), engine.step_logits(expected))
     assert isinstance(found[0], Ran)
     steps.close()
     close_all([*sequences, *expected])

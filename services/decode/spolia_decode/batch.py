@@ -209,11 +209,11 @@ class DecodeBatch:
         if not entries:
             return
         try:
-            logits = self._core.logits_after([entry.sequence.context for entry in entries])
+            rows = self._core.first_rows([entry.sequence for entry in entries])
         except Exception as error:
             self._fail(entries, error)
             return
-        for entry, row in zip(entries, logits, strict=True):
+        for entry, row in zip(entries, rows, strict=True):
             entry.begins = False
             self._accept(entry, row)
 
