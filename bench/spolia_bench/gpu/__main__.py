@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from spolia_bench.gpu import attention, linked, rates, steps
 from spolia_bench.gpu.kernels import errors
 from spolia_bench.gpu.run import Run
 from spolia_bench.gpu.tables import tables
@@ -65,6 +64,8 @@ def _check(run: Run) -> bool:
 
 def _time(run: Run, options: argparse.Namespace) -> bool:
     """Fills in what was asked for. Every section is tried, whatever became of those before it."""
+    from spolia_bench.gpu import attention, linked, rates, steps  # not in each of the processes that check kernels
+
     if not run.section("rates", rates.measured, RATES_S):
         return False
     (row,) = run.result["rates"]
