@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 
 def captured(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """`work` as a graph that `replay` launches. Runs it meanwhile.
+    """`work` as a graph that `replay` launches. Runs it meanwhile. The graph holds none of the memory that `work` was
+    given: keep that for as long as it is launched.
 
     `pool` is the memory of other graphs (torch's handle), none of which runs at the same time.
     """
@@ -23,3 +25,12 @@ def captured(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGra
     with torch.cuda.graph(graph, pool=pool):
         work()
     return graph
+
+
+def launching(work: Callable[[], object]) -> Callable[[], None]:
+    """`work` as one launch, which keeps `work`, and so the memory that is read and written."""
+    return partial(_launch, captured(work), work)
+
+
+def _launch(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
+    graph.replay()

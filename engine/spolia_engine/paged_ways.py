@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from spolia_engine.cuda_graph import captured
+from spolia_engine.cuda_graph import launching
 from spolia_engine.device_work import WorkCutter
 from spolia_kernels import Partial
 from spolia_kernels.paged import Angles, PagedKv, Rows, SlotSpan, Tails, attend_spans, attend_tails
@@ -64,4 +64,4 @@ class PagedWays:
                 attend_tails(rows, kv, tails, partials, work, self._angles, sm_scale=scale, into=seen)
             return seen
 
-        return captured(attend).replay if device.type == "cuda" else attend
+        return launching(attend) if device.type == "cuda" else attend

@@ -26,9 +26,8 @@ DEVICE_BLOCK_SIZE = 16
 """Tokens of a page, and so of a block: the least that the paged kernels read."""
 PIECE_PAGES = 16
 """Pages of a piece, on average, below which the cache makes room for longer ones: 256 tokens are two of the shortest
-stretches that attention is cut into anyway (`MIN_PIECE`). In a simulation of 4,096 pages kept full of extents of 8 … 64
-pages, least recently used first out, extents came in 7.0 pieces of 5 pages without it, in 2.3 of 16 with it, 36 and 5
-at most, and 2.4 % of the pages were free instead of 0.6 %."""
+stretches that attention is cut into anyway (`MIN_PIECE`). A pool of 2,048 pages, kept full of extents of 8 … 64 (the
+test of pieces), hands them out in 2.2 pieces of 17 pages on average, without it in 4.3 of 9."""
 
 
 class SlotMemory:

@@ -5,10 +5,15 @@ small enough for a CPU, its word where there is no device.
 from __future__ import annotations
 
 import json
+import math
+import time
+from pathlib import Path
 
+import gpu_section_worlds
 import pytest
 import torch
 
+from spolia_bench.gpu import __main__ as gpu_main
 from spolia_bench.gpu import kernels
 from spolia_bench.gpu.__main__ import main
 from spolia_bench.gpu.batches import DEVICE, Heads, Point
@@ -16,8 +21,10 @@ from spolia_bench.gpu.flex import OutOfTime, Patience, flex
 from spolia_bench.gpu.kernels import Check, check_one
 from spolia_bench.gpu.linked import compare
 from spolia_bench.gpu.rates import Rates
+from spolia_bench.gpu.run import Run
 from spolia_bench.gpu.steps import Shape
 from spolia_bench.gpu.tables import tables
+from spolia_bench.gpu.watched import END_S
 from spolia_kernels import paged
 
 without_device = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a device does")
@@ -29,6 +36,67 @@ def test_without_a_device_it_says_so_and_fails_nobody(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no CUDA device: nothing checked"
     assert json.loads(said[-1])["device"] is None
+
+
+def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_path: Path) -> None:
+    run = Run({"device": "x"}, tmp_path / "results" / "gpu.json", time.monotonic() + 60)
+    ended = [
+        run.section("steps", gpu_section_worlds.raises, 20),
+        run.section("linked", gpu_section_worlds.dies, 20),
+        run.section("rates", gpu_section_worlds.hangs, 1.5),
+        run.section("attention", gpu_section_worlds.ends, 20),
+        run.section("flex", gpu_section_worlds.flex, 20),
+    ]
+    assert ended == [False, False, False, True, True]
+    saved = json.loads(run.path.read_text())
+    assert saved["errors"] == {
+        "steps": "RuntimeError: CUDA error: an illegal memory access was encountered",
+        "linked": "its process ended by itself, status 7",
+        "rates": "not ended after 2 s",
+    }
+    assert saved["steps"] == saved["linked"] == saved["rates"] == [{"point": "1x2"}]
+    assert [row.get("flex_ms") for row in saved["attention"]] == [None, 9.0]
+    run.deadline = 0.0
+    assert not run.section("steps", gpu_section_worlds.ends, 20)
+    assert run.result["errors"]["steps"] == "no time was left"
+
+
+def test_the_whole_is_bounded_and_every_section_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def section(run: Run, name: str, rows: object, seconds: float) -> bool:
+        asked.append(name)
+        if name == "rates":
+            run.result["rates"] = [{"copy": 1e12, "matrix": 1e14}]
+        return name != "steps"
+
+    monkeypatch.setattr(Run, "section", section)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_main, "environment", lambda: {"gpu": "NVIDIA X", "commit": "0"})
+    monkeypatch.setattr(gpu_main, "errors", lambda: [("a kernel", 0.0, 1e-3)])
+    out = tmp_path / "gpu.json"
+    assert main(["--out", str(out)]) == 1
+    assert asked == ["rates", "steps", "linked", "attention", "flex"]
+    asked.clear()
+    assert main(["--out", str(out), "--only", "linked"]) == 0
+    assert asked == ["rates", "linked"]
+    assert main(["--out", str(out), "--only", "kernels"]) == 0
+    monkeypatch.setattr(gpu_main, "errors", lambda: [("a kernel", 1.0, 1e-3)])
+    asked.clear()
+    assert main(["--out", str(out)]) == 1
+    assert asked == []
+    assert json.loads(out.read_text())["kernels"][0]["error"] == 1.0
+    assert "OFF" in capsys.readouterr().out
+    assert gpu_main.TOTAL_S + END_S <= 8 * 60
+
+
+def test_checks_that_do_not_end_are_off_and_nobody_waits_for_them() -> None:
+    began = time.monotonic()
+    found = kernels.errors_of([Check("sample", torch.float16)], 0.0)
+    assert [(what, error) for what, error, _ in found] == [("sample float16: not ended after 0 s", math.inf)]
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -148,6 +149,27 @@ def in_pieces(pool: Pool) -> list[Extent]:
     for extent in every[1::2]:
         pool.release(extent)
     return every[::2]
+
+
+def test_a_pool_that_is_always_full_keeps_its_extents_in_few_pieces() -> None:
+    """Prompts that stay cached and tails that go, of 8 to 64 blocks each, least recently used first out."""
+    pool, rng = pool_of(2048), random.Random(0)
+    tails: list[Extent] = []
+    num_pieces, num_blocks = 0, 0
+    for number in range(1500):
+        extent = pool.allocate(PAGE * rng.randint(8, 64))
+        if number > 500:
+            num_pieces, num_blocks = num_pieces + len(extent.pieces), num_blocks + extent.num_blocks
+        if rng.random() < 0.3:
+            tails.append(extent)
+        else:
+            extent.chunk_ids.add(b"chunk")
+            pool.release(extent)
+        if len(tails) > 16:
+            pool.release(tails.pop(rng.randrange(len(tails))))
+    pool.check_invariants()
+    assert pool.counts()[BlockState.FREE] < 0.1 * pool.num_blocks
+    assert num_blocks / num_pieces > 12
 
 
 def test_bytes_and_copies_cross_pieces() -> None:

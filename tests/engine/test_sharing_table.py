@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from engine_worlds import engine_of, letters
 from torch import Tensor
 
-from spolia_engine import paged_ways, sharing_table
+from spolia_engine import cuda_graph, paged_ways, sharing_table
 from spolia_engine.device_decoding import DeviceSettings
 from spolia_engine.device_work import WorkCutter
 from spolia_engine.engine import Engine
@@ -79,6 +81,20 @@ def test_an_engine_over_slots_asks_for_a_table_of_its_own() -> None:
     device = Engine(host.adapter, letters, num_blocks=8, block_size=16, device=DeviceSettings(row_buckets=(1,)))
     assert host.attention_shape.page_size is None
     assert device.attention_shape == replace(host.attention_shape, page_size=16)
+
+
+def test_a_launch_keeps_the_memory_that_its_graph_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def __init__(self, work: object) -> None:
+            self._work = weakref.ref(work)
+
+        def replay(self) -> None:
+            assert self._work() is not None, "the graph reads what another has by now"
+
+    monkeypatch.setattr(cuda_graph, "captured", Graph)
+    launch = cuda_graph.launching(lambda: None)
+    gc.collect()
+    launch()
 
 
 @pytest.mark.usefixtures("few")

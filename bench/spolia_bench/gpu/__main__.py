@@ -7,20 +7,31 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spolia_bench.gpu.kernels import errors
+from spolia_bench.gpu.run import Run
+from spolia_bench.gpu.tables import tables
 from spolia_fidelity.environment import environment
+
+TOTAL_S = 470.0
+"""For everything, checks included."""
+RATES_S = 40.0
+SECTIONS_S = {"steps": 160.0, "linked": 60.0, "attention": 75.0, "flex": 100.0}
+"""At most, in order; where less is left of the whole, the last get less."""
+GRID_FACTOR = 4
+"""How much longer all of it may take with the whole grid of attention points."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 1 where a kernel is off; nothing is timed then."""
+    """Returns 1 where a kernel is off, and then nothing is timed; also where a section did not come to its end."""
     parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
     parser.add_argument("--grid", action="store_true", help="all attention points, not the named 16")
-    parser.add_argument("--only", choices=["kernels", "attention", "steps", "linked"], help="one section")
+    parser.add_argument("--only", choices=["kernels", *SECTIONS_S], help="one section")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: bench/results/gpu-DEVICE-COMMIT.json)")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -30,54 +41,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     where = environment()
     result: dict[str, Any] = {"bench": "gpu", "device": where["gpu"], "environment": where}
-    path = options.out or _path(where)
-    found = errors()
-    result["kernels"] = [{"what": what, "error": error, "limit": limit} for what, error, limit in found]
-    for what, error, limit in found:
-        print(f"{what:55} {error:.2e} (at most {limit:.0e}){'' if error <= limit else '  OFF'}", flush=True)
-    right = all(error <= limit for _, error, limit in found)
+    run = Run(result, options.out or _path(where), began + TOTAL_S * (GRID_FACTOR if options.grid else 1))
+    right = _check(run)
     if right and options.only != "kernels":
-        _time(result, options, path)
+        right = _time(run, options)
     result["seconds"] = round(time.monotonic() - began, 1)
-    _save(result, path)
+    run.save()
+    print("\n".join(tables(result)))
     print(json.dumps(result))
     return 0 if right else 1
 
 
-def _time(result: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
-    """Fills in what was asked for, saving after each row: a run that is cut short leaves what it has."""
-    from spolia_bench.gpu import attention, linked, steps
-    from spolia_bench.gpu.rates import measure
-
-    rates = measure()
-    result["rates"] = {"copy_tb_per_s": rates.copy / 1e12, "matrix_tflop_per_s": rates.matrix / 1e12}
-    print(f"copy {rates.copy / 1e12:.2f} TB/s, bfloat16 products {rates.matrix / 1e12:.0f} TFLOP/s", flush=True)
-    if options.only in (None, "steps"):
-        rows = result["steps"] = []
-        for shape in steps.SHAPES:
-            for row in steps.compare(shape, rates, steps.POINTS):
-                _say(rows, row, result, path)
-            torch.cuda.empty_cache()
-    if options.only in (None, "linked"):
-        rows = result["linked"] = []
-        for row in linked.compare(steps.SHAPES[0], rates):
-            _say(rows, row, result, path)
-        torch.cuda.empty_cache()
-    if options.only in (None, "attention"):
-        rows = result["attention"] = []
-        for row in attention.compare(rates, attention.GRID if options.grid else attention.NAMED):
-            _say(rows, row, result, path)
+def _check(run: Run) -> bool:
+    """Whether every kernel is right."""
+    found = errors()
+    run.result["kernels"] = [{"what": what, "error": error, "limit": limit} for what, error, limit in found]
+    for what, error, limit in found:
+        print(f"{what:55} {error:.2e} (at most {limit:.0e}){'' if error <= limit else '  OFF'}", flush=True)
+    run.save()
+    return all(error <= limit for _, error, limit in found)
 
 
-def _say(rows: list[dict[str, Any]], row: dict[str, Any], result: dict[str, Any], path: Path) -> None:
-    rows.append(row)
-    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
-    _save(result, path)
+def _time(run: Run, options: argparse.Namespace) -> bool:
+    """Fills in what was asked for. Every section is tried, whatever became of those before it."""
+    from spolia_bench.gpu import attention, linked, rates, steps  # not in each of the processes that check kernels
 
-
-def _save(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    if not run.section("rates", rates.measured, RATES_S):
+        return False
+    (row,) = run.result["rates"]
+    found = rates.Rates(**row)
+    run.result["rates"] = {"copy_tb_per_s": found.copy / 1e12, "matrix_tflop_per_s": found.matrix / 1e12}
+    points = attention.GRID if options.grid else attention.NAMED
+    sections = {
+        "steps": partial(steps.compare_all, found),
+        "linked": partial(linked.compare, steps.SHAPES[0], found),
+        "attention": partial(attention.compare, found, points),
+        "flex": partial(attention.compare_flex, points),
+    }
+    factor = GRID_FACTOR if options.grid else 1
+    asked = [name for name in sections if options.only in (None, name)]
+    ended = [run.section(name, sections[name], factor * SECTIONS_S[name]) for name in asked]
+    return all(ended)
 
 
 def _path(where: dict[str, Any]) -> Path:

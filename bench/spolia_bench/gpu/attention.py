@@ -28,6 +28,7 @@ from spolia_kernels import Partial
 from spolia_kernels.paged import PagedWork, attend_spans, attend_tails
 
 MHA, GQA = Heads(32, 32), Heads(32, 4)
+HEADS = (("mha", MHA), ("gqa8", GQA))
 NAMED = [
     Point(32, 1024, 0),
     Point(32, 4096, 128),
@@ -84,8 +85,7 @@ class Layer:
 
 def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
     """One row of figures per point and head shape."""
-    patience = Patience(FLEX_S)
-    for name, heads in (("mha", MHA), ("gqa8", GQA)):
+    for name, heads in HEADS:
         for point in points:
             layer = Layer(point, heads)
             floor = sum(rates.floor_ms(*each) for each in point.floors(heads))
@@ -106,13 +106,23 @@ def compare(rates: Rates, points: list[Point]) -> Iterator[dict[str, Any]]:
                 row["flashinfer_ms"] = timed(cascade(point, heads), repeats=10, inner=5).median_ms
             except (ImportError, RuntimeError) as error:
                 row["flashinfer_error"] = str(error).splitlines()[0][:120]
+            row["roofline"] = floor / row["shared_ms"]
+            del layer
+            torch.cuda.empty_cache()
+            yield row
+
+
+def compare_flex(points: list[Point]) -> Iterator[dict[str, Any]]:
+    """FlexAttention's column, a row per point and head shape: last, for compiling it takes as long as it takes."""
+    patience = Patience(FLEX_S)
+    for name, heads in HEADS:
+        for point in points:
+            row: dict[str, Any] = {"heads": name, "point": str(point)}
             try:
                 with patience.spent():
                     row["flex_ms"] = timed(flex(point, heads), repeats=10, inner=5).median_ms
             except Exception as error:  # a compiler may fail in many ways: its column says so
                 row["flex_error"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-            row["roofline"] = floor / row["shared_ms"]
-            del layer
             torch.cuda.empty_cache()
             yield row
 

@@ -7,8 +7,8 @@ import math
 import multiprocessing
 import os
 import random
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,19 +64,21 @@ CHECKS = (
 
 def errors() -> list[Found]:
     """Everything that is checked before anything is timed; kernels compile in as many processes as there are cores."""
-    pool = ProcessPoolExecutor(min(MAX_PROCESSES, os.cpu_count() or 1), multiprocessing.get_context("spawn"))
-    futures = [pool.submit(check_one, check) for check in CHECKS]
-    try:
-        wait(futures, timeout=GRID_S)
-        return [_found(check, future) for check, future in zip(CHECKS, futures, strict=True)]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return errors_of(CHECKS, GRID_S)
 
 
-def _found(check: Check, future: Future[Found]) -> Found:
-    if future.done():
-        return future.result()
-    return f"{check}: not ended after {GRID_S:.0f} s", math.inf, LIMITS[check.dtype]
+def errors_of(checks: Sequence[Check], seconds: float) -> list[Found]:
+    """What each check found. One whose process died, or that has not ended by then, is off, and nobody waits for it."""
+    deadline = time.monotonic() + seconds
+    with multiprocessing.get_context("spawn").Pool(min(MAX_PROCESSES, os.cpu_count() or 1, len(checks))) as pool:
+        asked = [(check, pool.apply_async(check_one, (check,))) for check in checks]
+        found = []
+        for check, answer in asked:
+            try:
+                found.append(answer.get(max(0.0, deadline - time.monotonic())))
+            except multiprocessing.TimeoutError:
+                found.append((f"{check}: not ended after {seconds:.0f} s", math.inf, LIMITS[check.dtype]))
+        return found  # leaving, the pool ends its processes, whatever they do
 
 
 def check_one(check: Check) -> Found:

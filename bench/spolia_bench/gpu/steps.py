@@ -148,6 +148,13 @@ class Bench:
         return timed(run, repeats=10).median_ms
 
 
+def compare_all(rates: Rates) -> Iterator[dict[str, Any]]:
+    """`compare` of every shape, one after the other in the device's memory."""
+    for shape in SHAPES:
+        yield from compare(shape, rates, POINTS)
+        torch.cuda.empty_cache()
+
+
 def compare(shape: Shape, rates: Rates, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
     """One row of figures per point, and one for a single sequence."""
     bench = Bench(shape, points)

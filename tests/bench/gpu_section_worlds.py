@@ -1,0 +1,33 @@
+"""Sections that a process of its own runs: one that ends, and those that do not. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+
+def ends() -> Iterator[dict[str, Any]]:
+    yield {"heads": "mha", "point": "1x2", "shared_ms": 1.5}
+    yield {"heads": "mha", "point": "3x4", "shared_ms": 2.5}
+
+
+def flex() -> Iterator[dict[str, Any]]:
+    yield {"heads": "mha", "point": "3x4", "flex_ms": 9.0}
+
+
+def raises() -> Iterator[dict[str, Any]]:
+    yield {"point": "1x2"}
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+
+
+def dies() -> Iterator[dict[str, Any]]:
+    yield {"point": "1x2"}
+    time.sleep(0.1)
+    os._exit(7)
+
+
+def hangs() -> Iterator[dict[str, Any]]:
+    yield {"point": "1x2"}
+    time.sleep(600)
