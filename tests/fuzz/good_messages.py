@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chats import generate_chats, render_chats
 from fuzz_world import FuzzWorld
 from google.protobuf.message import Message
+from hypothesis import strategies as st
 from tiny_cluster import LETTERS, TENANT, doc, generate_request, ids_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2
@@ -31,6 +33,8 @@ class Method:
     """Whether it takes several requests."""
     is_endless: bool = False
     """Whether answers come for as long as the caller stays."""
+    valid: st.SearchStrategy[Message] | None = None
+    """Requests that are done, of which hardly one is drawn otherwise."""
 
     @property
     def path(self) -> str:
@@ -44,8 +48,8 @@ def methods_of(world: FuzzWorld) -> list[Method]:
 
 
 def _gateway() -> list[Method]:
-    def method(name: str, *good: Message) -> Method:
-        return Method("gateway", "GatewayService", name, good)
+    def method(name: str, *good: Message, valid: st.SearchStrategy[Message] | None = None) -> Method:
+        return Method("gateway", "GatewayService", name, good, valid=valid)
 
     document, part = gateway_pb2.Document(text=TEXT, name="name"), gateway_pb2.PromptPart
     parts = [part(document=document), part(text="Why?"), part(token_ids=gateway_pb2.TokenIds(ids=[1, 2, 3]))]
@@ -63,10 +67,10 @@ def _gateway() -> list[Method]:
     splitting = gateway_pb2.Splitting(splitter=gateway_pb2.SPLITTER_SENTENCE, max_tokens=32)
     warm = gateway_pb2.WarmRequest(documents=[document], splitting=splitting)
     return [
-        method("Generate", asked, exact, chat),
+        method("Generate", asked, exact, chat, valid=generate_chats()),
         method("Warm", warm),
         method("Forget", gateway_pb2.ForgetRequest(documents=[document], splitting=splitting)),
-        method("RenderChat", gateway_pb2.RenderChatRequest(messages=said, documents=[document])),
+        method("RenderChat", gateway_pb2.RenderChatRequest(messages=said, documents=[document]), valid=render_chats()),
         method("Tokenize", gateway_pb2.TokenizeRequest(text=TEXT)),
         method("ListModels", gateway_pb2.ListModelsRequest()),
         method("GetCluster", gateway_pb2.GetClusterRequest()),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+from chats import http_chats
 from effort import SECONDS, fuzz
 from fuzz_world import FuzzWorld
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ TIMEOUT_S = 20.0
 FEW_TOKENS = 3
 OPEN = {"/", "/page/{name}", "/health", "/version"}
 """Asked for without a key."""
+CHAT = "/v1/chat/completions"
 OPERATORS = {"/metrics", "/cluster"}
 CAUSED = {504}
 """Of 5xx, what may come in a cluster that is well: an answer too long for the time it has."""
@@ -42,14 +44,24 @@ def shown(key: str | None) -> dict[str, str]:
 def hurry(case: Any) -> None:
     """Long answers are no better inputs than short ones: those that may be short are."""
     body = case.body
-    if isinstance(body, dict) and case.path in ("/v1/completions", "/v1/chat/completions"):
+    if isinstance(body, dict) and case.path in ("/v1/completions", CHAT):
         for name in ("max_tokens", "max_completion_tokens", "n"):
             if type(body.get(name)) is int and body[name] > FEW_TOKENS:
                 body[name] = FEW_TOKENS
-        if isinstance(body.get("model"), str) and case.path == "/v1/completions":
+        if isinstance(body.get("model"), str):
             del body["model"]  # hardly ever drawn as it is called here, and nothing behind it would be tried
         if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
             body["max_tokens"] = FEW_TOKENS
+
+
+def chats(operation: Any) -> st.SearchStrategy[Any]:
+    """Cases of the chat's operation with a body that is answered."""
+
+    def spoken(case: Any, body: dict[str, Any]) -> Any:
+        case.body = body
+        return case
+
+    return st.builds(spoken, operation.as_strategy(generation_mode=GenerationMode.POSITIVE), http_chats())
 
 
 def judge(path: str, who: str, answer: Any) -> None:
@@ -87,6 +99,9 @@ def test_requests_that_the_schema_allows_or_forbids(world: FuzzWorld, capsys: py
         )
     )
 
+    spoken = chats(next(operation for operation in operations if operation.path == CHAT))
+    drawn = st.sampled_from([cases, cases, cases, spoken]).flatmap(lambda chosen: chosen)
+
     def one(case: Any, who: str, asking: requests.Session) -> None:
         hurry(case)
         answer = asking.request(
@@ -97,9 +112,10 @@ def test_requests_that_the_schema_allows_or_forbids(world: FuzzWorld, capsys: py
 
     with world.at_rest(), session() as asking:
         who = st.sampled_from(["user", "user", "operator", "nobody", "stranger", "late"])
-        fuzz(lambda case, who: one(case, who, asking), 0.35, 40, case=cases, who=who)
+        fuzz(lambda case, who: one(case, who, asking), 0.35, 40, case=drawn, who=who)
     tell(capsys, "HTTP by schema", statuses)
     assert any(status.endswith(" 200") for status in statuses), statuses
+    assert statuses[f"{CHAT} 200"] >= 3, statuses
 
 
 BODY = b'{"prompt": "ab", "max_tokens": 2, "documents": ["abcdef"], "reuse": "linked", "seed": 1, "stream": true}'
