@@ -18,7 +18,7 @@ from spolia import Client, Document
 from spolia.cli import doctor
 from spolia.cli.app import run
 from spolia.doctor import isolation
-from spolia.errors import Forbidden, Unauthenticated, Unavailable
+from spolia.errors import Forbidden, InvalidRequest, Unauthenticated
 from spolia.local_authority import init_authority, renew_certificates
 from spolia.local_cluster import LocalCluster
 from spolia.results import Result
@@ -105,7 +105,7 @@ def test_a_tenant_reaches_no_node_but_the_gateway(guarded: Guarded) -> None:
             list(DecodeServiceStub(channel).Generate(forged, timeout=10, metadata=metadata))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     plain = Client(guarded.cluster.address, api_key=guarded.key_of["acme"], timeout_s=5.0, retry_s=0)
-    with plain, pytest.raises(Unavailable):
+    with plain, pytest.raises(InvalidRequest, match="speaks TLS, and was called in plaintext"):
         plain.models()
     with guarded.client("acme") as acme:
         acme.models()
