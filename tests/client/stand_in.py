@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import grpc
 
+STOP_S = 10.0
 SERVERS: list[grpc.Server] = []
 """To be stopped before the process ends: one that is found there by the interpreter's end may hold it up."""
 
@@ -62,7 +63,7 @@ def main(role: str) -> None:
             print(f"READY {role} {address}{also}", flush=True)
         _wait(signals)
         for each in SERVERS:
-            each.stop(grace=None).wait()
+            each.stop(grace=None).wait(STOP_S)
     with (folder / "ended").open("a") as ended:
         ended.write(f"{role}\n")
 

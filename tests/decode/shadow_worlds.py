@@ -8,12 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
-from tiny_cluster import (
-    WAIT_S,
-    doc,
-    eventually,
-    tokens,
-)
+from tiny_cluster import WAIT_S, doc, eventually, tokens
 
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams

@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
-from tiny_cluster import WAIT_S, Answer, World, assert_same, calling, eventually, generate_request, tokens
+from tiny_answers import Answer, assert_same, calling, generate_request
+from tiny_cluster import WAIT_S, World, eventually, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub

@@ -7,23 +7,8 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
-from tiny_cluster import (
-    Doc,
-    Parts,
-    World,
-    ask,
-    assert_same,
-    count_calls,
-    damage,
-    doc,
-    eventually,
-    generate_request,
-    ids_of,
-    prompt_of,
-    resume,
-    send,
-    tokens,
-)
+from tiny_answers import ask, assert_same, generate_request, resume, send
+from tiny_cluster import Doc, Parts, World, count_calls, damage, doc, eventually, ids_of, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tiny_cluster import TENANT, WAIT_S, World, ask, eventually, ids_of, tokens
+from tiny_answers import ask
+from tiny_cluster import TENANT, WAIT_S, World, eventually, ids_of, tokens
 
 from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode

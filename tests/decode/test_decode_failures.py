@@ -10,22 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from prefill_fakes import NODE_ID, SPOILERS, a_front, never_answers
-from tiny_cluster import (
-    World,
-    ask,
-    assert_same,
-    calling,
-    claim_as,
-    doc,
-    eventually,
-    generate_request,
-    held_engine,
-    ids_of,
-    is_idle,
-    prompt_of,
-    send,
-    tokens,
-)
+from tiny_answers import ask, assert_same, calling, generate_request, send
+from tiny_cluster import World, claim_as, doc, eventually, held_engine, ids_of, is_idle, prompt_of, tokens
 
 from spolia_core.errors import Busy, DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from spolia_core.reuse import MissReason, ReuseMode, TokenSource

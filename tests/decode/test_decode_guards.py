@@ -8,24 +8,8 @@ from typing import Any
 import pytest
 from captured_logs import captured_logs
 from prefill_fakes import a_front
-from tiny_cluster import (
-    SECRET,
-    TENANT,
-    Answer,
-    World,
-    ask,
-    assert_same,
-    calling,
-    doc,
-    eventually,
-    fetch_one,
-    generate_request,
-    ids_of,
-    is_idle,
-    send,
-    stored,
-    tokens,
-)
+from tiny_answers import Answer, ask, assert_same, calling, generate_request, send
+from tiny_cluster import SECRET, TENANT, World, doc, eventually, fetch_one, ids_of, is_idle, stored, tokens
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier, TokenPart
 from spolia.v1.kvstore_pb2 import LookupEntry

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from tiny_cluster import World, ask, assert_same, doc, eventually, held_engine, tokens
+from tiny_answers import ask, assert_same
+from tiny_cluster import World, doc, eventually, held_engine, tokens
 
 from spolia_core.errors import InternalError
 from spolia_core.reuse import ReuseMode, TokenSource

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tiny_cluster import World, ask, assert_same, doc, eventually, held_engine, ids_of, is_idle, tokens
+from tiny_answers import ask, assert_same
+from tiny_cluster import World, doc, eventually, held_engine, ids_of, is_idle, tokens
 
 from spolia.v1.directory_pb2 import NodeLoad, NodeRecord
 from spolia_core.errors import NotFound

@@ -5,19 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 from newer_release import UNKNOWN_NUMBER, has_unknown_fields, newer
-from tiny_cluster import (
-    TENANT,
-    WAIT_S,
-    Doc,
-    World,
-    assert_same,
-    doc,
-    eventually,
-    generate_request,
-    ids_of,
-    send,
-    tokens,
-)
+from tiny_answers import assert_same, generate_request, send
+from tiny_cluster import TENANT, WAIT_S, Doc, World, doc, eventually, ids_of, tokens
 
 from spolia.errors import error_from_rpc
 from spolia.v1.decode_pb2 import DecodeServiceGenerateRequest

@@ -10,20 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tiny_cluster import (
-    Parts,
-    World,
-    a_world,
-    ask,
-    assert_same,
-    count_calls,
-    doc,
-    generate_request,
-    prompt_of,
-    resume,
-    send,
-    tokens,
-)
+from tiny_answers import ask, assert_same, generate_request, resume, send
+from tiny_cluster import Parts, World, a_world, count_calls, doc, prompt_of, tokens
 
 from spolia.v1.prefill_pb2 import PrefillStart
 from spolia_core.errors import InvalidRequest, NotSupported

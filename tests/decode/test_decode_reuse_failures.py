@@ -14,24 +14,8 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from tiny_cluster import (
-    SECRET,
-    TENANT,
-    Answer,
-    Doc,
-    Parts,
-    World,
-    ask,
-    assert_same,
-    calling,
-    doc,
-    eventually,
-    generate_request,
-    ids_of,
-    is_idle,
-    send,
-    tokens,
-)
+from tiny_answers import Answer, ask, assert_same, calling, generate_request, send
+from tiny_cluster import SECRET, TENANT, Doc, Parts, World, doc, eventually, ids_of, is_idle, tokens
 
 from spolia.v1.common_pb2 import TokenPart
 from spolia_core.ids import tenant_key

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_cluster import World, calling, doc, eventually, generate_request, ids_of, prompt_of, tokens
+from tiny_answers import calling, generate_request
+from tiny_cluster import World, doc, eventually, ids_of, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia_core.errors import Busy

@@ -8,21 +8,8 @@ from typing import Any
 import pytest
 import torch
 from shadow_worlds import BEGINS, GREEDY, LINKED, PARTS, ended, figure, held_slice, mean_kl, outcomes, somebody_here
-from tiny_cluster import (
-    WAIT_S,
-    Doc,
-    World,
-    ask,
-    calling,
-    count_calls,
-    eventually,
-    generate_request,
-    ids_of,
-    prompt_of,
-    resume,
-    send,
-    tokens,
-)
+from tiny_answers import ask, calling, generate_request, resume, send
+from tiny_cluster import WAIT_S, Doc, World, count_calls, eventually, ids_of, prompt_of, tokens
 
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams

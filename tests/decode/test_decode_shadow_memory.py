@@ -10,19 +10,8 @@ from typing import Any
 import pytest
 import torch
 from shadow_worlds import BEGINS, GREEDY, LINKED, ended, figure, held_slice, outcomes, somebody_here
-from tiny_cluster import (
-    WAIT_S,
-    World,
-    ask,
-    assert_same,
-    calling,
-    doc,
-    eventually,
-    generate_request,
-    is_idle,
-    send,
-    tokens,
-)
+from tiny_answers import ask, assert_same, calling, generate_request, send
+from tiny_cluster import WAIT_S, World, doc, eventually, is_idle, tokens
 
 from spolia_core.errors import Busy
 from spolia_core.reuse import ChunkKind, ReuseMode

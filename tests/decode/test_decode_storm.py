@@ -7,7 +7,8 @@ import random
 from collections import Counter
 
 import pytest
-from tiny_cluster import World, calling, doc, eventually, generate_request, tokens
+from tiny_answers import calling, generate_request
+from tiny_cluster import World, doc, eventually, tokens
 
 from spolia_core.errors import Busy, DeadlineExceeded
 from spolia_core.reuse import ReuseMode

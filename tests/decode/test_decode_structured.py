@@ -7,7 +7,8 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from tiny_cluster import World, calling, count_calls, doc, eventually, generate_request, prompt_of, tokens
+from tiny_answers import calling, generate_request
+from tiny_cluster import World, count_calls, doc, eventually, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia_core.constraint import Constraint

@@ -8,19 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny_cluster import (
-    NUM_LAYERS,
-    World,
-    ask,
-    assert_same,
-    doc,
-    eventually,
-    generate_request,
-    is_idle,
-    resume,
-    send,
-    tokens,
-)
+from tiny_answers import ask, assert_same, generate_request, resume, send
+from tiny_cluster import NUM_LAYERS, World, doc, eventually, is_idle, tokens
 
 from spolia_core.errors import Unavailable
 from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
-from tiny_cluster import TENANT, WAIT_S, Doc, World, a_world, ask, damage, ids_of
+from tiny_answers import ask
+from tiny_cluster import TENANT, WAIT_S, Doc, World, a_world, damage, ids_of
 from tiny_gateway import a_gateway
 
 from spolia import AsyncClient, Document, Result, TokenSource

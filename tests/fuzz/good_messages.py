@@ -9,7 +9,8 @@ from chats import generate_chats, render_chats
 from fuzz_world import FuzzWorld
 from google.protobuf.message import Message
 from hypothesis import strategies as st
-from tiny_cluster import LETTERS, TENANT, doc, generate_request, ids_of, tokens
+from tiny_answers import generate_request
+from tiny_cluster import LETTERS, TENANT, doc, ids_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2
 from spolia_core.digests import digest, frames

@@ -19,7 +19,8 @@ from prefill_streams import (
     token_after,
     whole,
 )
-from tiny_cluster import NUM_LAYERS, World, ask, eventually, held_engine, is_idle, tokens
+from tiny_answers import ask
+from tiny_cluster import NUM_LAYERS, World, eventually, held_engine, is_idle, tokens
 
 from spolia.errors import error_from_rpc
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable

@@ -6,7 +6,8 @@ import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_cluster import World, ask, calling, doc, eventually, generate_request, held_engine, ids_of, tokens
+from tiny_answers import ask, calling, generate_request
+from tiny_cluster import World, doc, eventually, held_engine, ids_of, tokens
 
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tiny_cluster import TENANT, WAIT_S, World, ask, assert_same, doc, eventually, ids_of, tokens
+from tiny_answers import ask, assert_same
+from tiny_cluster import TENANT, WAIT_S, World, doc, eventually, ids_of, tokens
 
 from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE
 from spolia_core.reuse import ReuseMode
