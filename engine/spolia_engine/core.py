@@ -47,7 +47,7 @@ from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.slot_memory import SlotMemory
-from spolia_engine.steps import Ran, Slice, Steps, finish
+from spolia_engine.steps import Came, Slice, Steps, finish
 from spolia_engine.text import Decode
 
 __all__ = ["EngineCore", "OnLayer", "PassOptions"]
@@ -402,7 +402,7 @@ class EngineCore:
         return self.adapter.logits(torch.stack(hidden))
 
     def first_token(self, context: Context, params: SamplingParams, token_index: int = 0, sample_index: int = 0) -> int:
-        """Draws the token after a context."""
+        """Draws the token after a context, for who wants no more than that."""
         return sample(self.logits_after([context])[0], params, token_index, sample_index)
 
     def first_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
@@ -452,7 +452,7 @@ class EngineCore:
 
     def step_beside(
         self, sequences: Sequence[DecodeSequence], slices: Sequence[Slice]
-    ) -> tuple[Sequence[torch.Tensor | DrawnRow], list[Ran | BaseException]]:
+    ) -> tuple[Sequence[torch.Tensor | DrawnRow], list[Came]]:
         """`step_rows` in one pass with slices of prompts, at least one of each; and what came of the slices."""
         logits, found = self._steps.beside(sequences, self.sharing, slices)
         return drawn_rows([each.generation for each in sequences], logits), found

@@ -14,7 +14,7 @@ from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, never_shared
 from spolia_engine.slices import StepRows, run_beside
 from spolia_engine.step_plan import StepPlan, plan_step
-from spolia_engine.steps import Ran, Slice
+from spolia_engine.steps import Came, Slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class DecodeSteps:
 
     def beside(
         self, sequences: Sequence[DecodeSequence], sharing: Sharing, slices: Sequence[Slice]
-    ) -> tuple[Tensor, list[Ran | BaseException]]:
+    ) -> tuple[Tensor, list[Came]]:
         """`together`, in one pass with slices of prompts; and of each slice what came of it."""
         planned = self._planned(sequences, sharing)
         hidden, found = run_beside(self._adapter, self._rows(planned), slices)

@@ -18,33 +18,47 @@ A decode step may go along: it is a few rows more, whose pass alone would read t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from spolia_core.errors import InternalError
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.decoder import LayerAttention
 from spolia_engine.side_by_side import SideBySide
-from spolia_engine.steps import Ran, Slice, finish
+from spolia_engine.steps import Came, Ran, Slice, finish
 from spolia_kernels import Partial
 
 
-def run_slices(adapter: ModelAdapter, slices: Sequence[Slice]) -> list[Ran | BaseException]:
+def run_slices(adapter: ModelAdapter, slices: Sequence[Slice]) -> list[Came]:
     """Runs slices of different sequences, at least one, and says of each what came of it.
 
-    A slice whose `on_layer` raises goes no further for its caller, who gets what was raised; the others go on. What the
-    model raises is everybody's. Seconds are shared by rows. Source: Orca (OSDI '22) §4, selective batching.
+    A slice whose attention or `on_layer` raises goes no further for its caller, who gets what was raised; the others go
+    on. What the model raises is everybody's: `InternalError` where there are others. Seconds are shared by rows.
+    Source: Orca (OSDI '22) §4, selective batching.
     """
     started = time.perf_counter()
     try:
         joined = _Joined(slices, adapter.device)
         hidden = joined.run(adapter)
     except BaseException as error:  # each caller's, whatever it is
-        return [error for _ in slices]
+        return failed(slices, error)
     return joined.found(hidden, time.perf_counter() - started)
+
+
+def failed(slices: Sequence[Slice], error: BaseException) -> list[Came]:
+    """What came of slices whose pass raised: an error for each, as whoever gets one may add to it."""
+    return [error] if len(slices) == 1 else [_shared(error, len(slices)) for _ in slices]
+
+
+def _shared(error: BaseException, num_slices: int) -> InternalError:
+    told = InternalError(f"a pass of {num_slices} prompts failed: {error!r}")
+    told.__cause__ = error
+    return told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,9 +70,7 @@ class StepRows:
     attention: LayerAttention
 
 
-def run_beside(
-    adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]
-) -> tuple[Tensor, list[Ran | BaseException]]:
+def run_beside(adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]) -> tuple[Tensor, list[Came]]:
     """Runs a decode step and slices in one pass: the step's hidden states, and of each slice what came of it.
 
     Raises what the model raises. Of the seconds slices have what they have of the rows, without the step's attention,
@@ -105,9 +117,9 @@ class _Joined:
             return finish(adapter.forward_steps(one.token_ids, one.positions, one.attention, one.on_layer))
         return finish(adapter.forward_steps(self.token_ids, self.positions, self, self.layer_done))
 
-    def found(self, hidden: Tensor, seconds: float) -> list[Ran | BaseException]:
+    def found(self, hidden: Tensor, seconds: float) -> list[Came]:
         """What came of each slice, in the order in which they were given."""
-        found: dict[int, Ran | BaseException] = {}
+        found: dict[int, Came] = {}
         for index, rows, error in zip(self._order, self._rows, self._errors, strict=True):
             share = seconds * (rows.stop - rows.start) / self.num_rows
             found[index] = Ran(hidden[rows], share) if error is None else error
@@ -116,21 +128,27 @@ class _Joined:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
         """As `ContextAttention` does for one."""
         result = self._side_by_side.attend(query, key, value, sm_scale)
-        for each, rows in zip(self._slices, self._rows, strict=True):
-            each.attention.write(layer, key[:, rows], value[:, rows])
-            own = Partial(result.out[:, rows], result.lse[:, rows])
-            each.attention.merge_visible_into(own, query[:, rows], layer, sm_scale)
+        for number, (each, rows) in enumerate(zip(self._slices, self._rows, strict=True)):
+            with self._telling(number):
+                each.attention.write(layer, key[:, rows], value[:, rows])
+                own = Partial(result.out[:, rows], result.lse[:, rows])
+                each.attention.merge_visible_into(own, query[:, rows], layer, sm_scale)
         return result.out.to(query.dtype)
 
     def layer_done(self, layer: int) -> None:
-        """Tells each slice's listener."""
+        """Tells each slice's listener, unless something went wrong with the slice."""
         for number, each in enumerate(self._slices):
-            if each.on_layer is None or self._errors[number] is not None:
-                continue
-            try:
-                each.on_layer(layer)
-            except BaseException as error:  # its caller's alone
-                self._errors[number] = error
+            if each.on_layer is not None and self._errors[number] is None:
+                with self._telling(number):
+                    each.on_layer(layer)
+
+    @contextmanager
+    def _telling(self, number: int) -> Iterator[None]:
+        """What is raised inside is that slice's caller's alone: the first of it."""
+        try:
+            yield
+        except BaseException as error:  # whatever it is
+            self._errors[number] = self._errors[number] or error
 
 
 class _Beside:

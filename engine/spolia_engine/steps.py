@@ -67,6 +67,17 @@ class Pause:
 Steps: TypeAlias = Generator[Pause, Ran | None, T]
 """Work that pauses, and returns a `T`."""
 
+Came: TypeAlias = Ran | BaseException
+"""What came of a slice: its rows, or what went wrong."""
+
+
+def go_on(steps: Steps[T], came: Came | None) -> Pause:
+    """Runs work to its next pause, from its beginning or from one where `came` is what it waited for, if anything.
+
+    Raises `StopIteration` with the result at its end.
+    """
+    return steps.throw(came) if isinstance(came, BaseException) else steps.send(came)
+
 
 def finish(steps: Steps[T]) -> T:
     """Runs work through, for whoever shares the engine with nobody.

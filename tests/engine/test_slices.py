@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from engine_worlds import adapter_of, assert_nothing_held, engine_of, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spolia_core.errors import InternalError
 from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, release_runs
+from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.device_decoding import DrawnRow
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
@@ -197,7 +200,41 @@ def test_a_model_that_raises_ends_every_pass_and_leaks_nothing(monkeypatch: pyte
 
     monkeypatch.setattr(engine.adapter, "forward_steps", breaks)
     passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (8, 300)]
-    assert [type(error) for error in together(engine, passes)] == [Broken, Broken]
+    errors = together(engine, passes)
+    assert [type(error) for error in errors] == [InternalError, InternalError]
+    assert errors[0] is not errors[1], "each may be added to"
+    assert all(isinstance(error, InternalError) and isinstance(error.__cause__, Broken) for error in errors)
+    alone = together(engine, [engine.exact_context_steps(tokens(8), [], PassOptions(joins=True))])
+    assert [type(error) for error in alone] == [Broken]
+    assert_nothing_held(engine)
+
+
+def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    sequences = started(engine, [5, 9])
+    passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (20, 21, 22)]
+    slices = [pause.slice for pause in map(next, passes) if pause.slice is not None]
+    original = ContextAttention.write
+
+    def breaks(self: ContextAttention, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        if key.shape[1] == 21:
+            raise Broken
+        original(self, layer, key, value)
+
+    monkeypatch.setattr(ContextAttention, "write", breaks)
+    rows, (first, second, third) = engine.step_beside(sequences, slices)
+    monkeypatch.undo()
+    assert isinstance(second, Broken)
+    for steps, came, count in ((passes[0], first, 20), (passes[2], third, 22)):
+        context, expected = run_on(engine, steps, came), engine.exact_context(tokens(count), [])
+        assert all(map(same, kv_of(context), kv_of(expected)))
+        context.close()
+        expected.close()
+    again = started(engine, [5, 9])
+    assert same(logits_of(rows), engine.step_logits(again))
+    passes[1].close()
+    close_all([*sequences, *again])
+    engine.forget_plan()
     assert_nothing_held(engine)
 
 
@@ -259,14 +296,14 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
     steps = engine.exact_context_steps(tokens(30), [], PassOptions(joins=True))
     rows = next(steps).slice
     assert rows is not None
-    original = ContextAttention.write
+    original = DecodeAttention.__call__
 
-    def breaks(self: ContextAttention, layer: int, *args: torch.Tensor) -> None:
+    def breaks(self: DecodeAttention, layer: int, *args: Any) -> torch.Tensor:
         if layer == 1:
             raise Broken
-        original(self, layer, *args)
+        return original(self, layer, *args)
 
-    monkeypatch.setattr(ContextAttention, "write", breaks)
+    monkeypatch.setattr(DecodeAttention, "__call__", breaks)
     with pytest.raises(Broken):
         engine.step_beside(sequences, [rows])
     monkeypatch.undo()

@@ -150,3 +150,67 @@ async def test_a_shared_pass_counts_by_its_share() -> None:
     timed = await thread.run_steps(timed_steps(job(10, 20)), EngineJob("tenant", 30))
     assert timed.seconds == pytest.approx(3.0, abs=0.05)
     await thread.stop()
+
+
+async def test_tenants_are_served_alike_though_their_slices_stand() -> None:
+    """Who stands at a slice stays among those who want the engine: its counter is not lifted to the others'."""
+    model = Model()
+    thread = EngineThread("test-engine", turn_tokens=lambda: 256, run_slices=model)
+    thread.start()
+    with held_engine(thread):
+        small = thread.submit_steps(job(*[30] * 40), EngineJob("small", 1200))
+        large = thread.submit_steps(job(*[200] * 40), EngineJob("large", 8000))
+    await small
+    num_large = sum(count for counts in model.passes for count in counts if count == 200)
+    assert num_large <= 1200 + 2 * 256
+    await large
+    await thread.stop()
+
+
+async def test_a_job_may_want_slice_after_slice_without_a_pause_between() -> None:
+    def in_a_row() -> Steps[list[int]]:
+        came = []
+        for count in (10, 20, 30):
+            ran = yield Pause(slice=rows(count))
+            assert ran is not None
+            came.append(int(ran.hidden))
+        return came
+
+    model, metrics = Model(), Metrics()
+    thread = EngineThread("test-engine", run_slices=model, metrics=EngineMetrics(metrics))
+    thread.start()
+    assert await thread.run_steps(in_a_row(), EngineJob("tenant", 60)) == [10, 20, 30]
+    assert model.passes == [[10], [20], [30]]
+    assert metrics.value("spolia_engine_tokens_total", tenant="tenant") == 60
+    await thread.stop()
+
+
+async def test_slices_that_came_to_nothing_are_not_held_against_their_tenant() -> None:
+    """13 rows always fail: after many of them their tenant still goes first."""
+    model = Model()
+    thread = EngineThread("test-engine", turn_tokens=lambda: 20, run_slices=model)
+    thread.start()
+    for _ in range(5):
+        with pytest.raises(ValueError, match="13 rows"):
+            await thread.run_steps(job(13), EngineJob("unlucky", 13))
+    with held_engine(thread):
+        jobs = [thread.submit_steps(job(20, 20), EngineJob("other", 40))]
+        jobs += [thread.submit_steps(job(19, 19, 19), EngineJob("unlucky", 57))]
+    await asyncio.gather(*jobs)
+    assert [counts[0] for counts in model.passes[5:]] == [20, 19, 19, 20, 19]
+    await thread.stop()
+
+
+async def test_steps_that_are_wrapped_may_handle_what_came_of_their_slice() -> None:
+    def forgiving() -> Steps[str]:
+        try:
+            yield Pause(slice=rows(13))
+        except ValueError:
+            return "forgiven"
+        return "never"
+
+    thread = EngineThread("test-engine", run_slices=Model())
+    thread.start()
+    timed = await thread.run_steps(timed_steps(forgiving()), EngineJob("tenant", 13))
+    assert timed.result == "forgiven"
+    await thread.stop()

@@ -12,8 +12,10 @@ from spolia.parts import Document
 
 EVERYTHING = "*"
 """Takes whatever is text; who asks for names of a kind gets files of that kind."""
-NO_TEXT = ("image", "audio", "video", "font")
-"""Main types of what is not read, though it may be written in text, as some pictures are."""
+PICTURE = "image"
+"""The main type of what is not read, though some pictures are written in text; what else is no text shows it."""
+_KNOWN = mimetypes.MimeTypes()
+"""Names of files as Python knows them: a folder shall be the same texts on every machine, whatever that has in /etc."""
 
 
 class NoText(InvalidRequest):
@@ -32,9 +34,9 @@ def read_document(path: Path) -> str:
 
 def read_found(path: Path, pattern: str) -> str:
     """The same of a file that was found in a folder by `pattern`; `NoText` for what is there beside texts."""
-    kind = mimetypes.guess_type(path.name)[0] or ""
+    kind = _KNOWN.guess_type(path.name)[0] or ""
     main = kind.partition("/")[0]
-    if pattern == EVERYTHING and main in NO_TEXT:
+    if pattern == EVERYTHING and main == PICTURE:
         raise NoText(f"{path} is {kind}, no text", field=str(path), limit="text", actual=kind)
     try:
         return read_document(path)

@@ -26,8 +26,8 @@ from spolia_engine.extent import BlockState
 from spolia_engine.generation import Delta
 from spolia_engine.scheduler import Decoding, State, plan
 from spolia_engine.sequence import Sequence as DecodeSequence
-from spolia_engine.slices import run_slices
-from spolia_engine.steps import Ran, Slice
+from spolia_engine.slices import failed, run_slices
+from spolia_engine.steps import Came, Slice
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_worker.config import DEFAULT_SLICE_TOKENS
@@ -153,7 +153,7 @@ class DecodeBatch:
         finally:
             self._outbox.deliver()
 
-    def run_slices(self, slices: Sequence[Slice]) -> Sequence[Ran | BaseException]:
+    def run_slices(self, slices: Sequence[Slice]) -> Sequence[Came]:
         """Runs slices of prompts, together with the step that is due if any; `step` then leaves that out.
 
         What came of each slice. Engine's thread only.
@@ -164,14 +164,13 @@ class DecodeBatch:
             batch = self._ready_to_step()
             if not batch:
                 return run_slices(self._core.adapter, slices)
-            self._has_stepped = True
             self._notify()  # `step` comes next, whether or not somebody asked for it
-            self._on_beside()
             try:
                 rows, found = self._core.step_beside([entry.sequence for entry in batch], slices)
-            except Exception as error:
-                self._fail(batch, error)
-                return [error for _ in slices]
+            except Exception as error:  # of the slices: what is wrong with the model the step finds out without them
+                return failed(slices, error)
+            self._has_stepped = True
+            self._on_beside()
             self._accept_all(batch, rows)
             return found
         finally:

@@ -40,7 +40,7 @@ class ExactPath:
         return self.min_blocks(job)
 
     async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
-        """The context of a job and its first token; fills `report`. Publishes the new prefix chunks in the background.
+        """The context of a job, behind which the batch draws; fills `report`. Publishes new prefix chunks meanwhile.
 
         Raises `Busy` when the pool has no room, `DeadlineExceeded`.
         """

@@ -49,7 +49,7 @@ class LinkedPath:
         return sum(map(pool.blocks_for, missing)) + pool.blocks_for(len(plan.positions))
 
     async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
-        """The context of a job and its first token; fills `report`. Raises `Busy` or `DeadlineExceeded`."""
+        """The context of a job, behind which the batch draws; fills `report`. Raises `Busy` or `DeadlineExceeded`."""
         prepared: Prepared | None = None
         try:
             async with self._chains.holding() as held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from spolia_engine.steps import Ran, Steps
+from spolia_engine.steps import Came, Steps, go_on
 
 T = TypeVar("T")
 
@@ -31,15 +31,18 @@ class Progress:
 
     def following(self, part: int, steps: Steps[T]) -> Steps[T]:
         """The steps, each told of as it is done."""
-        ran: Ran | None = None
+        came: Came | None = None
         try:
             while True:
                 try:
-                    pause = steps.send(ran)
+                    pause = go_on(steps, came)
                 except StopIteration as end:
                     result: T = end.value
                     return result
                 self.computed(part, pause.num_tokens)
-                ran = yield pause
+                try:
+                    came = yield pause
+                except Exception as error:  # the steps' to handle
+                    came = error
         finally:
             steps.close()

@@ -25,8 +25,8 @@ class EngineMetrics:
         )
         self._tokens = metrics.counter("spolia_engine_tokens_total", "Tokens computed by jobs.", "tenant")
 
-    def passed(self) -> None:
-        """Slices went through the model together, or one that met no other."""
+    def joint_pass(self) -> None:
+        """Slices went through the model together; one that met no other counts too."""
         self._passes.inc()
 
     def began(self, kind: WorkKind, waited_s: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from spolia_engine.steps import Ran, Slice, Steps
+from spolia_engine.steps import Came, Slice, Steps, go_on
 from spolia_worker.engine_job import EngineJob, WorkKind
 from spolia_worker.schedule import ReadyJob
 
@@ -77,7 +77,7 @@ class StepsTask(Task):
     slice: Slice | None = None
     """What it wants run next, if anything: then it stands until it gets what came of that."""
     num_ahead: int = 0
-    """Tokens of that slice: its tenant was served them as it was chosen."""
+    """Tokens that its tenant was served as slices were chosen, and that are not computed yet."""
     ready_since: float = field(default_factory=time.monotonic)
     """When it last ran, came, or had its data."""
 
@@ -90,6 +90,11 @@ class StepsTask(Task):
     def tokens_left(self) -> int:
         """What it will still compute, by what was said of it."""
         return max(0, self.job.num_tokens - self.num_computed)
+
+    @property
+    def is_standing(self) -> bool:
+        """Whether it waits for what comes of its slice."""
+        return self.slice is not None and not self.abandoned
 
     def as_ready(self, now: float) -> ReadyJob:
         """How the scheduler sees it."""
@@ -104,13 +109,13 @@ class StepsTask(Task):
             self.ready_since = now
         return self.ready is None
 
-    def advance(self, came: Ran | BaseException | None = None) -> int:
+    def advance(self, came: Came | None = None) -> int:
         """Runs it to its next pause; how many tokens that was. At its end raises `StopIteration` with the result.
 
         `came`: what came of its slice, if it stands at one.
         """
         self.slice = None
-        pause = self.steps.throw(came) if isinstance(came, BaseException) else self.steps.send(came)
+        pause = go_on(self.steps, came)
         self.ready, self.slice = pause.ready, pause.slice
         self.ready_since = time.monotonic()
         self.num_computed += pause.num_tokens

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 from spolia_core.errors import InternalError, Unavailable
-from spolia_engine.steps import Ran, Slice, Steps
+from spolia_engine.steps import Came, Slice, Steps
 from spolia_worker.config import DEFAULT_SLICE_TOKENS
 from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_metrics import EngineMetrics
@@ -27,7 +27,7 @@ from spolia_worker.schedule import ServedTokens, choose
 
 T = TypeVar("T")
 
-RunSlices: TypeAlias = Callable[[Sequence[Slice]], Sequence[Ran | BaseException]]
+RunSlices: TypeAlias = Callable[[Sequence[Slice]], Sequence[Came]]
 """Runs slices, and says of each what came of it. Must not raise."""
 
 
@@ -228,36 +228,36 @@ class EngineThread:
 
     def _run_jobs(self) -> bool:
         """Runs slices until the turn's tokens are spent; whether it ran any."""
-        standing: list[StepsTask] = []
-        spent, most = 0, self._turn_tokens()
+        with self._wake:
+            standing = [task for task in self._jobs if task.is_standing]
+        spent, most = sum(task.num_ahead for task in standing), self._turn_tokens()
         while (task := self._next_job()) is not None:
             if spent and spent + min(task.tokens_left, most) > most:
                 break
             if not self._begin(task):
                 continue
             spent += max(1, self._advance(task))
-            if task.slice is not None:
+            if task.is_standing:
                 standing.append(task)
             # Work that stops to wait may have run for as long as a slice and not say so.
             if task.ready is not None or self._functions or self._stopping:
                 break
-        self._run_together([task for task in standing if task.slice is not None])
+        self._run_together([(task, task.slice) for task in standing if task.slice is not None])
         return spent > 0
 
-    def _run_together(self, standing: Sequence[StepsTask]) -> None:
+    def _run_together(self, standing: Sequence[tuple[StepsTask, Slice]]) -> None:
         """Runs the slices at which jobs stand, and these to their next pause."""
         if not standing:
             return
         self._busy_since = time.monotonic()
-        slices = [task.slice for task in standing if task.slice is not None]
+        slices = [each for _, each in standing]
         if self._run_slices is None:
-            none = InternalError("this engine runs no slices of others")
-            found: Sequence[Ran | BaseException] = [none for _ in slices]
+            found: Sequence[Came] = [InternalError("this engine runs no slices of others") for _ in slices]
         else:
             found = self._run_slices(slices)
-        if self._metrics:
-            self._metrics.passed()
-        for task, came in zip(standing, found, strict=True):
+            if self._metrics:
+                self._metrics.joint_pass()
+        for (task, _), came in zip(standing, found, strict=True):
             self._advance(task, came)
 
     def _next_function(self) -> FunctionTask | None:
@@ -277,7 +277,8 @@ class EngineThread:
         now = time.monotonic()
         # Outside the lock: `ready` may take one that is held where `look_again` is called.
         ready = [task for task in jobs if not task.abandoned and task.can_go_on(now)]
-        self._served.activate({task.job.tenant_id for task in ready})
+        # Who stands at a slice has its turn already, and stays among those who want one.
+        self._served.activate({task.job.tenant_id for task in jobs if task.is_standing or task in ready})
         return ready[choose([task.as_ready(now) for task in ready], self._served)] if ready else None
 
     def _begin(self, task: FunctionTask | StepsTask) -> bool:
@@ -302,7 +303,7 @@ class EngineThread:
         else:
             self._end(task, result, None)
 
-    def _advance(self, task: StepsTask, came: Ran | BaseException | None = None) -> int:
+    def _advance(self, task: StepsTask, came: Came | None = None) -> int:
         """Runs a job to its next pause, or its end; how many tokens that was, or will be where it stands at a slice.
 
         `came`: what came of the slice it stood at.
@@ -316,12 +317,13 @@ class EngineThread:
             self._end(task, end.value, None)
         except BaseException as caught:  # delivered to the caller, whatever it is
             num_tokens = 0  # what broke off is no slice
+            self._take_back(task)
             self._end(task, None, caught)
         else:
             if task.slice is not None:
                 num_tokens = task.slice.num_rows
                 self._served.serve(task.job.tenant_id, num_tokens)  # now, so that the next is chosen by it
-                task.num_ahead = num_tokens
+                task.num_ahead += num_tokens
             else:
                 self._count(task, num_tokens)
             if task.abandoned:
@@ -334,6 +336,11 @@ class EngineThread:
         task.num_ahead = 0
         if self._metrics:
             self._metrics.computed(task.kind, task.job.tenant_id, num_tokens)
+
+    def _take_back(self, task: StepsTask) -> None:
+        """Slices that were chosen and came to nothing are not held against their tenant."""
+        self._served.take_back(task.job.tenant_id, task.num_ahead)
+        task.num_ahead = 0
 
     def _end(self, task: FunctionTask | StepsTask, result: object, error: BaseException | None) -> None:
         with self._wake:
@@ -350,6 +357,7 @@ class EngineThread:
         with self._wake:
             self._leave(task)
         task.slice = None
+        self._take_back(task)
         task.steps.close()
 
     def _refuse_all(self) -> None:

@@ -43,7 +43,7 @@ class ReadyJob:
 
 
 class ServedTokens:
-    """The virtual counter of each tenant. Grows only."""
+    """The virtual counter of each tenant."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
@@ -61,6 +61,10 @@ class ServedTokens:
     def serve(self, tenant_id: str, num_tokens: int) -> None:
         """Tokens were computed for a tenant."""
         self._tokens[tenant_id] = self[tenant_id] + num_tokens
+
+    def take_back(self, tenant_id: str, num_tokens: int) -> None:
+        """Tokens that were to be computed for a tenant were not."""
+        self._tokens[tenant_id] = max(self._floor, self[tenant_id] - num_tokens)
 
     def activate(self, tenant_ids: AbstractSet[str]) -> None:
         """These tenants have ready jobs now, and no others. New ones start at the least of those that stayed.

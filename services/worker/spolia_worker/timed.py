@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from spolia_engine.steps import Ran, Steps
+from spolia_engine.steps import Came, Ran, Steps, go_on
 
 T = TypeVar("T")
 
@@ -25,16 +25,19 @@ def timed_steps(steps: Steps[T]) -> Steps[Timed[T]]:
     Of a pass that they shared with others, their share.
     """
     seconds = 0.0
-    ran: Ran | None = None
+    came: Came | None = None
     try:
         while True:
             started = time.perf_counter()
             try:
-                pause = steps.send(ran)
+                pause = go_on(steps, came)
             except StopIteration as end:
                 return Timed(end.value, seconds + time.perf_counter() - started)
             seconds += time.perf_counter() - started
-            ran = yield pause
-            seconds += 0.0 if ran is None else ran.seconds
+            try:
+                came = yield pause
+            except Exception as error:  # the steps' to handle
+                came = error
+            seconds += came.seconds if isinstance(came, Ran) else 0.0
     finally:
         steps.close()
