@@ -214,19 +214,21 @@ def test_warm_of_a_folder_leaves_out_what_is_no_text_or_too_long_and_says_why(
     corpus(tmp_path, 9)
     (tmp_path / "page.png").write_bytes(b"\x89PNG\r\n")
     (tmp_path / "curve.svg").write_text("<svg/>")
+    (tmp_path / "schema.fbs").write_text("text 9")  # which some machines call a picture
     (tmp_path / "nobody-knows").write_bytes(b"\xff")
     limit = {"field": "documents[0].text", "limit": "8192 tokens", "actual": "9000 tokens"}
     gateway.warm_failures["text 3"] = errors.InvalidRequest("document '003.md' has 9000 tokens", **limit)
     done = spolia("warm", "--json", str(tmp_path))
     assert done.code == 0
-    assert [Path(each["name"]).stem for each in done.json["documents"]] == [f"{n:03}" for n in range(9) if n != 3]
+    names = [f"{n:03}" for n in range(9) if n != 3]
+    assert [Path(each["name"]).stem for each in done.json["documents"]] == [*names, "schema"]
     assert {Path(each["name"]).name for each in done.json["left_out"]} == {
         *("page.png", "curve.svg", "nobody-knows", "003.md")
     }
     assert (done.json["num_failed"], done.json["num_left_out"], done.json["num_untried"]) == (0, 4, 0)
     for words in (
-        "page.png is image/png, no text",
-        "curve.svg is image/svg",
+        "page.png is a picture",
+        "curve.svg is a picture",
         "nobody-knows is not UTF-8",
         "9000 tokens",
     ):

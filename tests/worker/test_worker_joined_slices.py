@@ -152,21 +152,6 @@ async def test_a_shared_pass_counts_by_its_share() -> None:
     await thread.stop()
 
 
-async def test_tenants_are_served_alike_though_their_slices_stand() -> None:
-    """Who stands at a slice stays among those who want the engine: its counter is not lifted to the others'."""
-    model = Model()
-    thread = EngineThread("test-engine", turn_tokens=lambda: 256, run_slices=model)
-    thread.start()
-    with held_engine(thread):
-        small = thread.submit_steps(job(*[30] * 40), EngineJob("small", 1200))
-        large = thread.submit_steps(job(*[200] * 40), EngineJob("large", 8000))
-    await small
-    num_large = sum(count for counts in model.passes for count in counts if count == 200)
-    assert num_large <= 1200 + 2 * 256
-    await large
-    await thread.stop()
-
-
 async def test_a_job_may_want_slice_after_slice_without_a_pause_between() -> None:
     def in_a_row() -> Steps[list[int]]:
         came = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from spolia.parts import Document
 
 EVERYTHING = "*"
 """Takes whatever is text; who asks for names of a kind gets files of that kind."""
-PICTURE = "image"
-"""The main type of what is not read, though some pictures are written in text; what else is no text shows it."""
-_KNOWN = mimetypes.MimeTypes()
-"""Names of files as Python knows them: a folder shall be the same texts on every machine, whatever that has in /etc."""
+# Lists, as what a machine knows of names differs from others': a folder shall be the same texts everywhere.
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".eps", ".xpm", ".xbm", ".pbm", ".pgm", ".ppm")
+"""What is not read, though some of it may be written in text."""
+TEXTS = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".html", ".htm", ".csv", ".tsv")
+"""What is called text: one that cannot be read as such is broken, and not left out."""
 
 
 class NoText(InvalidRequest):
@@ -34,14 +34,12 @@ def read_document(path: Path) -> str:
 
 def read_found(path: Path, pattern: str) -> str:
     """The same of a file that was found in a folder by `pattern`; `NoText` for what is there beside texts."""
-    kind = _KNOWN.guess_type(path.name)[0] or ""
-    main = kind.partition("/")[0]
-    if pattern == EVERYTHING and main == PICTURE:
-        raise NoText(f"{path} is {kind}, no text", field=str(path), limit="text", actual=kind)
+    if pattern == EVERYTHING and path.suffix.lower() in PICTURES:
+        raise NoText(f"{path} is a picture", field=str(path), limit="text", actual=path.suffix)
     try:
         return read_document(path)
     except InvalidRequest as error:
-        if error.limit != "UTF-8" or main == "text":  # one that is called text, and cannot be read, is broken
+        if error.limit != "UTF-8" or path.suffix.lower() in TEXTS:
             raise
         raise NoText(error.message, field=error.field, limit=error.limit) from error
 
