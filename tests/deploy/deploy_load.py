@@ -51,10 +51,13 @@ class Load:
             raise AssertionError(f"the load did not start: {said}")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """The load runs while the block does, and finishes what is under way; `records` and `events` are of it."""
+    def running(self, num_long: int = 1) -> Iterator[None]:
+        """The load runs while the block does, and finishes what is under way; `records` and `events` are of it.
+
+        `num_long` of its clients read streams of some seconds, one after the other.
+        """
         self.records, self.events = [], []
-        self._say("begin")
+        self._say(f"begin {num_long}")
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ MARGIN = 1e-2
 """Where the two likeliest tokens lie closer, another batch may choose the other: comparing ends there."""
 
 PAUSE_S = 0.05
-NUM_EXACT, NUM_LINKED, NUM_LONG, NUM_HTTP = 2, 1, 1, 1
+NUM_EXACT, NUM_LINKED, NUM_HTTP = 2, 1, 1
 SHORT_TOKENS, LONG_TOKENS = 16, 400
 HTTP_RETRIES = 10
 UNTYPED = "UNTYPED"
@@ -106,10 +106,10 @@ class Load:
         self._long = [self._reference([f"{question} "], LONG_TOKENS) for question in self._questions[:2]]
         self._http = [self._reference(["".join(p)], SHORT_TOKENS) for p in prompts]
 
-    def begin(self) -> None:
-        """Starts the workers."""
+    def begin(self, num_long: int) -> None:
+        """Starts the workers, so many of them for long streams."""
         self._records, self._ended = [], threading.Event()
-        workers = [(self._ask_exact, NUM_EXACT), (self._ask_linked, NUM_LINKED), (self._ask_long, NUM_LONG)]
+        workers = [(self._ask_exact, NUM_EXACT), (self._ask_linked, NUM_LINKED), (self._ask_long, num_long)]
         workers += [(self._ask_http, NUM_HTTP)]
         self._threads = [
             threading.Thread(target=self._work, args=(work, number))
@@ -207,9 +207,10 @@ def main() -> None:
     load = Load(address, url, Path(credentials), Path(model))
     load.ask_alone()
     print("asked", flush=True)
-    for word in sys.stdin:
-        if word.strip() == "begin":
-            load.begin()
+    for line in sys.stdin:
+        word, *told = line.split()
+        if word == "begin":
+            load.begin(int(*told))
         else:
             print(json.dumps([asdict(record) for record in load.end()]), flush=True)
 

@@ -162,9 +162,10 @@ def test_more_decode_nodes_join_and_every_replica_is_restarted_in_turn(
 @pytest.mark.deploy
 def test_what_a_decode_node_cannot_finish_goes_on_at_another(topology: Topology, user: Container, load: Load) -> None:
     before = replays(topology, user)
-    with load.running():
+    victims = topology.of("decode")
+    with load.running(num_long=2 * len(victims)):  # so that each has some, as the gateway spreads them
         time.sleep(SETTLE_S)
-        for victim in topology.of("decode"):
+        for victim in victims:
             with load.event(f"{victim.name} must end at once"):
                 victim.signal(signal.SIGTERM)
                 time.sleep(AT_ONCE_S)
