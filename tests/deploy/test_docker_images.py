@@ -29,7 +29,7 @@ def extras() -> dict[str, list[str]]:
 def requirements(image: str) -> set[str]:
     """Names of what an image installs beside the project."""
     listed = load("requirements").requirements_of(PROJECT["project"], extras()[image])
-    return {re.match(r"[\w.-]+", item)[0].lower() for item in listed}  # type: ignore[index]
+    return {re.match(r"[\w.-]+", item)[0].lower() for item in listed}  # type: ignore[index]  # all match
 
 
 def test_images_install_extras_that_there_are():

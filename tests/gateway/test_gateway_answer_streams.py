@@ -34,7 +34,7 @@ class SharedDecode(FakeDecode):
         yield decode_pb2.StreamAnswersResponse()
         while (step := await queue.get()) is not None:
             steps = [step]
-            while not queue.empty() and queue._queue[0] is not None:  # type: ignore[attr-defined]
+            while not queue.empty() and queue._queue[0] is not None:  # type: ignore[attr-defined]  # its own
                 steps.append(queue.get_nowait())  # type: ignore[arg-type]  # looked at just now
             if self.hold is not None:
                 await self.hold.wait()

@@ -146,7 +146,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class _Generation(Extension):
     """The block that marks the assistant's words for training; what it holds is rendered, and that is all."""
 
-    tags = {"generation"}  # noqa: RUF012  (declared so by its base class)
+    tags = {"generation"}  # noqa: RUF012  # declared so by its base class
 
     def parse(self, parser: Parser) -> CallBlock:
         """Reads up to the end of the block."""
