@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import FLOAT32_ERROR, GQA_RATIOS, LAWFUL, ODD_SIZES, assert_same, largest, oracle, problem
+from kernel_worlds import (
+    FLOAT32_ERROR,
+    GQA_RATIOS,
+    LAWFUL,
+    ODD_SIZES,
+    assert_same,
+    largest,
+    oracle,
+    problem,
+    without_machine_code,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spolia_kernels import KeyRange, attend, merge
@@ -23,7 +33,8 @@ def paths(p, *, causal=False):
 
 @pytest.fixture
 def flash_calls(monkeypatch) -> Iterator[list[tuple[int, ...]]]:
-    """Records the key shape of every call of the fused kernel."""
+    """Records the key shape of every call of the fused kernel, which attends what our own would."""
+    without_machine_code(monkeypatch)
     calls: list[tuple[int, ...]] = []
     fused = flash_cpu._FLASH
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import GQA_RATIOS, LAWFUL, Problem, assert_same, oracle, problem
+from kernel_worlds import GQA_RATIOS, LAWFUL, Problem, assert_same, oracle, problem, without_machine_code
 
 from spolia_kernels import KeyRange, Partial, attend, merge
 from spolia_kernels.attend import attend_ref, flash_cpu, products_cpu
@@ -20,6 +20,7 @@ LARGE = 3e-4
 @pytest.fixture(autouse=True)
 def blocks_of_16_keys_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small worlds are cut into blocks, the last one a part: two heads of seven rows have 16 keys in one."""
+    without_machine_code(monkeypatch)
     monkeypatch.setattr(products_cpu, "_MIN_KEYS", 1)
     monkeypatch.setattr(products_cpu, "_MIN_ROWS", 1)
     monkeypatch.setattr(products_cpu, "_NUM_SCORES", 16 * 14)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spolia_kernels.attend.causal import attend_causal
 from spolia_kernels.attend.flash_cpu import fits_flash, flash, flash_one
+from spolia_kernels.attend.native_cpu import attend_native, native_for
 from spolia_kernels.attend.products_cpu import attend_products, products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.attend.shapes import AttendShape
@@ -65,7 +66,9 @@ def _attend_all(query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> P
     grouped = query.reshape(num_kv_heads, num_q_heads // num_kv_heads * num_rows, head_dim)
     if grouped.stride(-1) != 1:
         grouped = grouped.contiguous()
-    if fits_flash(grouped, key, value):
+    if (here := native_for(grouped, key, value)) is not None:
+        result = attend_native(here, grouped, key, value, sm_scale=sm_scale)
+    elif fits_flash(grouped, key, value):
         result = attend_stacked(grouped, key, value, sm_scale=sm_scale)
     else:
         result = _attend_blocked(grouped, key, value, sm_scale)

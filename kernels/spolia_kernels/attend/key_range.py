@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spolia_kernels.attend.cpu import attend_cpu, num_splits
 from spolia_kernels.attend.flash_cpu import fits_flash, flash_again
+from spolia_kernels.attend.native_cpu import attend_native, native_for
 from spolia_kernels.attend.products_cpu import attend_products, products_pay
 from spolia_kernels.attend.reference import attend_ref
 from spolia_kernels.partial import Partial
@@ -18,6 +19,7 @@ class _Way(Enum):
     """How queries of one shape attend a layer's keys."""
 
     ONE_CALL = "one call of the fused kernel"
+    NATIVE = "our own machine code"
     PRODUCTS = "products"
     ANY = "as attend chooses"
 
@@ -45,7 +47,11 @@ class KeyRange:
             return kernel(query, key[0], value[0], sm_scale=sm_scale)
         # The rows of one GQA group are stacked under their KV head, as in `attend_cpu`.
         stacked = query.reshape(key.shape[1], -1, key.shape[3])
-        if self._way is _Way.PRODUCTS:
+        if self._way is _Way.NATIVE:
+            here = native_for(stacked, key[0], value[0])
+            assert here is not None, "it was there for the first layer"
+            found = attend_native(here, stacked, key[0], value[0], sm_scale=sm_scale)
+        elif self._way is _Way.PRODUCTS:
             found = attend_products(stacked, key[0], value[0], sm_scale=sm_scale)
         else:
             out, lse = flash_again(stacked[None], key, value, sm_scale=sm_scale)
@@ -59,6 +65,8 @@ def _way_of(query: Tensor, key: Tensor, value: Tensor) -> _Way:
     if query.numel() == 0 or query.stride(-1) != 1 or not fits_flash(query, key, value):
         return _Way.ANY
     stacked = query.reshape(key.shape[1], -1, key.shape[3])
+    if native_for(stacked, key[0], value[0]) is not None:
+        return _Way.NATIVE
     if products_pay(stacked, key[0]):
         return _Way.PRODUCTS
     return _Way.ONE_CALL if num_splits(key.shape[1], stacked.shape[1], key.shape[2]) == 1 else _Way.ANY

@@ -1,0 +1,160 @@
+"""The words kernels are written in: vectors of one register's floats, loops, loads, 2^x and log2 x.
+
+A thin layer over llvmlite's builder. Numbers come from a table in memory and not from the code: machine code without
+data of its own can lie anywhere (`assemble.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from spolia_kernels.native.number_table import EXP2, EXPONENT_BIAS, LOG2_E, LOWEST, MAGIC, MIN_EXPONENT, NUMBERS
+
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOATS = F32.as_pointer()
+
+Value = Any
+"""A value of LLVM's: a number, a vector or an address while the kernel runs."""
+
+
+class Vectors:
+    """Builds one function. `lanes` floats are a vector; every address counts in floats."""
+
+    def __init__(self, module: ir.Module, function: ir.Function, lanes: int) -> None:
+        self.lanes = lanes
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self._module = module
+        self._function = function
+        self._vector = ir.VectorType(F32, lanes)
+        self._ints = ir.VectorType(I32, lanes)
+        self._numbers: dict[float, Value] = {}
+        self._scalars: dict[float, Value] = {}
+
+    def read_numbers(self, table: Value) -> None:
+        """Says where `NUMBERS` lie; before the first use of one of them."""
+        for index, number in enumerate(NUMBERS):
+            self._scalars[number] = self.load(table, I64(index))
+            self._numbers[number] = self.splat(self._scalars[number])
+
+    def number(self, value: float) -> Value:
+        """A vector of one of `NUMBERS`."""
+        return self._numbers[value]
+
+    def scalar(self, value: float) -> Value:
+        """One of `NUMBERS`."""
+        return self._scalars[value]
+
+    @property
+    def zero(self) -> Value:
+        """A vector of zeros."""
+        return ir.Constant(self._vector, [0.0] * self.lanes)
+
+    def splat(self, scalar: Value) -> Value:
+        """A vector of one number."""
+        nothing = ir.Constant(self._vector, ir.Undefined)
+        first = self.builder.insert_element(nothing, scalar, I32(0))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(self._ints, [0] * self.lanes))
+
+    def load(self, base: Value, index: Value) -> Value:
+        """The float at an index."""
+        return self.builder.load(self.builder.gep(base, [index]), align=4)
+
+    def store(self, scalar: Value, base: Value, index: Value) -> None:
+        """Writes one float."""
+        self.builder.store(scalar, self.builder.gep(base, [index]), align=4)
+
+    def load_vector(self, base: Value, index: Value) -> Value:
+        """The vector from an index on."""
+        return self.builder.load(self._vector_at(base, index), align=4)
+
+    def store_vector(self, vector: Value, base: Value, index: Value) -> None:
+        """Writes a vector."""
+        self.builder.store(vector, self._vector_at(base, index), align=4)
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a · b + c."""
+        name = f"llvm.fma.v{self.lanes}f32"
+        found = self._module.globals.get(name)
+        if found is None:
+            found = ir.Function(self._module, ir.FunctionType(self._vector, [self._vector] * 3), name)
+        return self.builder.call(found, [a, b, c])
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """The larger of each pair; b where a is not a number."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def any(self, flags: Value) -> Value:
+        """Whether any lane of a comparison is true."""
+        bits = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("!=", self.builder.bitcast(flags, bits), bits(0))
+
+    def exp2(self, x: Value) -> Value:
+        """2^x of x ≤ 127 to 2e-7 of it; of x < -126 what -126 gives, of no number none."""
+        build = self.builder
+        bottom = self.number(MIN_EXPONENT)
+        x = build.select(build.fcmp_ordered("<", x, bottom), bottom, x)
+        # Added to 1.5 · 2^23, x is rounded to an integer, which is then what the sum's lowest bits say.
+        shifted = build.fadd(x, self.number(MAGIC))
+        rest = build.fsub(x, build.fsub(shifted, self.number(MAGIC)))
+        power = self.number(EXP2[0])
+        for coefficient in EXP2[1:]:
+            power = self.fma(power, rest, self.number(coefficient))
+        exponent = build.shl(build.bitcast(shifted, self._ints), ir.Constant(self._ints, [23] * self.lanes))
+        return build.bitcast(build.add(build.bitcast(power, self._ints), exponent), self._vector)
+
+    def log2(self, x: Value) -> Value:
+        """log2 x of 1 ≤ x < 2^60, by Newton's steps y + (x · 2^-y - 1) · log2 e from the exponent on."""
+        build = self.builder
+        bits = build.bitcast(x, self._ints)
+        exponent = build.ashr(bits, ir.Constant(self._ints, [23] * self.lanes))
+        y = build.fsub(build.sitofp(exponent, self._vector), self.number(EXPONENT_BIAS))
+        for _ in range(5):
+            miss = build.fsub(build.fmul(x, self.exp2(build.fsub(self.zero, y))), self.number(1.0))
+            y = self.fma(miss, self.number(LOG2_E), y)
+        return y
+
+    def loop(
+        self,
+        start: Value,
+        end: Value,
+        step: int,
+        carried: Sequence[Value],
+        body: Callable[[Value, list[Value]], Sequence[Value]],
+    ) -> list[Value]:
+        """`for i in range(start, end, step)`: `body` is given i and the carried values, and returns their next ones.
+        Returns the last ones.
+        """
+        build = self.builder
+        before = build.block
+        head, inside, after = (self._function.append_basic_block() for _ in range(3))
+        build.branch(head)
+        build.position_at_end(head)
+        index = build.phi(I64)
+        index.add_incoming(start, before)
+        values: list[Value] = []
+        for first in carried:
+            value = build.phi(first.type)
+            value.add_incoming(first, before)
+            values.append(value)
+        build.cbranch(build.icmp_signed("<", index, end), inside, after)
+        build.position_at_end(inside)
+        following = body(index, values)
+        index.add_incoming(build.add(index, I64(step)), build.block)
+        for value, next_value in zip(values, following, strict=True):
+            value.add_incoming(next_value, build.block)
+        build.branch(head)
+        build.position_at_end(after)
+        return values
+
+    def smaller_int(self, a: Value, b: Value) -> Value:
+        """The smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def _vector_at(self, base: Value, index: Value) -> Value:
+        return self.builder.bitcast(self.builder.gep(base, [index]), self._vector.as_pointer())
+
+
+__all__ = ["F32", "FLOATS", "I32", "I64", "LOWEST", "Value", "Vectors"]

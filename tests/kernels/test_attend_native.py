@@ -1,0 +1,203 @@
+"""The laws of attention by our own machine code, in every form that this processor can run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, Problem, assert_same, oracle, problem, without_machine_code
+
+from spolia_kernels import KeyRange, Partial, attend, merge
+from spolia_kernels.attend import attend_ref, flash_cpu, native_cpu
+from spolia_kernels.attend.native_cpu import Division, Native, WhyNot, attend_native, native_of
+from spolia_kernels.native.machine_code import NoMachineCodeError, lanes_here
+
+
+def lanes_that_run() -> list[int]:
+    """Floats a vector may have: this processor's, and fewer, which it runs as well."""
+    try:
+        return [lanes for lanes in (16, 8, 4) if lanes <= lanes_here()]
+    except NoMachineCodeError:
+        return []
+
+
+LANES = lanes_that_run()
+pytestmark = pytest.mark.skipif(not LANES, reason="kernels have no form for this processor")
+
+
+@pytest.fixture(params=LANES)
+def here(request: pytest.FixtureRequest) -> Native:
+    return native_of(request.param)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the native kernels may attend, whatever the number of rows."""
+    monkeypatch.setattr(native_cpu, "_MIN_ROWS", 1)
+    monkeypatch.setattr(flash_cpu, "_FLASH", None)
+
+
+def grouped(p: Problem) -> torch.Tensor:
+    return p.query.reshape(p.key.shape[0], -1, p.query.shape[2])
+
+
+def of(here: Native, p: Problem) -> Partial:
+    """Attention with the rows of a GQA group stacked, as they are asked for."""
+    query = grouped(p)
+    found = attend_native(here, query, p.key, p.value, sm_scale=p.sm_scale)
+    return Partial(found.out.reshape(*p.query.shape[:2], -1), found.lse.reshape(p.query.shape[:2]))
+
+
+def exact(p: Problem) -> Partial:
+    return attend_ref(p.query.double(), p.key.double(), p.value.double(), sm_scale=p.sm_scale)
+
+
+@pytest.mark.parametrize("ratio", GQA_RATIOS)
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 33, 100])
+def test_it_equals_the_definition_at_odd_sizes_and_every_gqa_ratio(num_rows, ratio, here):
+    for num_keys in ODD_SIZES:
+        p = problem(num_rows, num_keys, ratio=ratio, head_dim=24, seed=num_keys)
+        assert_same(of(here, p), exact(p))
+
+
+def test_it_equals_attention_row_by_row(here):
+    p = problem(9, 70, head_dim=8)
+    assert_same(of(here, p), oracle(p.query, p.key, p.value, sm_scale=p.sm_scale))
+
+
+@pytest.mark.parametrize(("head_dim", "v_dim"), [(1, 1), (7, 3), (64, 17), (30, 128), (256, 64)])
+def test_heads_of_any_width_are_attended_values_being_as_wide_as_they_are(head_dim, v_dim, here):
+    p = problem(11, 150, head_dim=head_dim, v_dim=v_dim)
+    assert_same(of(here, p), exact(p))
+
+
+@pytest.mark.parametrize("score", [0.0, 90.0, -90.0, 3000.0, -3000.0])
+@pytest.mark.parametrize("far", [0, 127, 128, 299])
+def test_one_key_may_score_far_from_all_others(score, far, here):
+    p = problem(6, 300, ratio=1)
+    p.key[:, far] = p.query[:, 0] * (score / (p.query[:, 0] * p.sm_scale).square().sum(-1, keepdim=True) * p.sm_scale)
+    wanted = exact(p)
+    assert_same(of(here, p), wanted, 1e-5 + 1e-6 * abs(score))
+
+
+@pytest.mark.parametrize("level", [-3000.0, 3000.0])
+def test_a_row_whose_every_score_is_far_from_zero_is_as_exact_as_its_scores(level, here):
+    p = problem(5, 200, ratio=1, head_dim=16)
+    p.query[..., 0] = level / p.sm_scale
+    p.key[..., 0] = 1.0
+    assert_same(of(here, p), exact(p), 2e-3)  # 2^-24 of 3,000 is what a score is off by
+
+
+def test_what_is_not_a_number_stays_so(here):
+    for spoilt in ("query", "key", "value"):
+        p = problem(40, 140, ratio=1)
+        getattr(p, spoilt)[0, -1, 0] = float("nan")
+        out = of(here, p).out
+        assert out[0, -1].isnan().any()
+        assert not out[1].isnan().any(), "another head's"
+        if spoilt == "query":
+            assert not out[0, :-1].isnan().any(), "another row's"
+
+
+@given(st.integers(1, 70), st.integers(2, 400), st.data())
+@LAWFUL
+def test_keys_split_anywhere_and_merged_equal_the_whole(num_rows, num_keys, data):
+    cut = data.draw(st.integers(1, num_keys - 1))
+    p = problem(num_rows, num_keys, ratio=1, seed=num_keys)
+    here = native_of(LANES[0])
+    parts = [
+        attend_native(here, p.query, p.key[:, keys], p.value[:, keys], sm_scale=p.sm_scale)
+        for keys in (slice(cut), slice(cut, None))
+    ]
+    assert_same(merge(parts), of(here, p))
+
+
+@pytest.mark.parametrize("num_keys", [1, 130, 4000])
+def test_a_row_gets_the_same_bits_whoever_is_attended_beside_it(num_keys, here):
+    p = problem(70, num_keys, num_kv_heads=4, ratio=1)
+    together = of(here, p)
+    for rows in (slice(0, 1), slice(3, 20), slice(31, 70)):
+        few = attend_native(here, p.query[:, rows], p.key, p.value, sm_scale=p.sm_scale)
+        assert torch.equal(few.out, together.out[:, rows])
+        assert torch.equal(few.lse, together.lse[:, rows])
+
+
+def test_every_form_gives_the_same_bits():
+    p = problem(37, 333, ratio=3)
+    first, *others = [of(native_of(lanes), p) for lanes in LANES]
+    for other in others:
+        assert torch.equal(first.out, other.out)
+        assert torch.equal(first.lse, other.lse)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_any_number_of_threads_shares_the_work(num_threads, here):
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for num_kv_heads, num_rows, num_keys in ((1, 40, 3000), (3, 300, 70), (2, 5, 1500)):
+            p = problem(num_rows, num_keys, num_kv_heads=num_kv_heads, ratio=1)
+            assert_same(of(here, p), exact(p))
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 2000), st.integers(1, 40_000), st.sampled_from([8, 16, 32]), st.integers(1, 64)
+)
+@LAWFUL
+def test_a_division_covers_every_row_and_key_once(heads, rows, keys, block_rows, threads):
+    cut = Division.of(heads, rows, keys, block_rows, threads)
+    assert cut.chunk_rows % block_rows == 0
+    assert (cut.num_chunks - 1) * cut.chunk_rows < rows <= cut.num_chunks * cut.chunk_rows
+    assert (cut.num_cuts - 1) * cut.cut_keys < keys <= cut.num_cuts * cut.cut_keys
+
+
+def test_no_input_is_changed(here):
+    p = problem(33, 129)
+    before = [x.clone() for x in (p.query, p.key, p.value)]
+    of(here, p)
+    assert all(torch.equal(x, y) for x, y in zip((p.query, p.key, p.value), before, strict=True))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("ratio", GQA_RATIOS)
+def test_attend_and_a_range_of_layers_use_it(ratio):
+    layers = [problem(6, 65, ratio=ratio, seed=seed) for seed in range(3)]
+    seen = KeyRange([p.key for p in layers], [p.value for p in layers])
+    for layer, p in enumerate(layers):
+        assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
+        assert_same(seen.attend(layer, p.query, sm_scale=p.sm_scale), exact(p))
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_and_values_of_unequal_widths_use_it():
+    p = problem(6, 65, head_dim=16, v_dim=10)
+    assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
+
+
+def test_without_machine_code_torchs_kernels_do_the_same(monkeypatch):
+    without_machine_code(monkeypatch)
+    p = problem(40, 300)
+    assert native_cpu.native_for(grouped(p), p.key, p.value) is None
+    assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
+
+
+def test_the_environment_turns_it_off(monkeypatch):
+    monkeypatch.setenv("SPOLIA_NATIVE_KERNELS", "0")
+    native_cpu.native.cache_clear()
+    try:
+        assert native_cpu.native() == WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
+    finally:
+        native_cpu.native.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes_and_too_few_rows_are_left_to_torch(dtype):
+    p = problem(8, 20, ratio=1)
+    assert isinstance(native_cpu.native_for(p.query, p.key, p.value), Native)
+    assert native_cpu.native_for(p.query.to(dtype), p.key.to(dtype), p.value.to(dtype)) is None
+    assert native_cpu.native_for(p.query[:, :1], p.key, p.value) is None
+    assert native_cpu.native_for(p.query, p.key[:, :0], p.value[:, :0]) is None
+    assert native_cpu.native_for(p.query, p.key.mT.contiguous().mT, p.value) is None

@@ -1,0 +1,148 @@
+"""Where machine code comes from: assembled in another process, kept, looked at before it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from spolia_kernels.native import machine_code
+from spolia_kernels.native.machine_code import NoMachineCodeError
+
+KERNEL, LANES = "attend_narrow", 4
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "spolia" / "native"
+
+
+@pytest.fixture
+def assembled(monkeypatch):
+    """Counts what is assembled; nothing is."""
+    found = []
+
+    def assembling(kernel, lanes):
+        found.append((kernel, lanes))
+        return b"code of " + kernel.encode()
+
+    monkeypatch.setattr(machine_code, "_assembled", assembling)
+    return found
+
+
+def test_code_is_assembled_once_and_kept(folder, assembled):
+    first = machine_code._kept(KERNEL, LANES)
+    assert machine_code._kept(KERNEL, LANES) == first == b"code of attend_narrow"
+    assert assembled == [(KERNEL, LANES)]
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
+def test_a_kept_file_that_was_changed_is_not_run(folder, assembled, spoil):
+    machine_code._kept(KERNEL, LANES)
+    (file,) = folder.iterdir()
+    file.write_bytes(spoil(file.read_bytes()))
+    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    assert len(assembled) == 2
+
+
+def test_what_others_could_have_written_is_not_run(folder, assembled):
+    machine_code._kept(KERNEL, LANES)
+    (file,) = folder.iterdir()
+    other = b"of somebody else"
+    file.write_bytes(hashlib.sha256(other).digest() + other)
+    assert machine_code._kept(KERNEL, LANES) == other, "our own file is trusted"
+    file.chmod(0o666)
+    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    file.write_bytes(hashlib.sha256(other).digest() + other)
+    folder.chmod(0o777)
+    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+
+
+def test_a_link_in_the_folder_is_not_followed(folder, assembled, tmp_path):
+    machine_code._kept(KERNEL, LANES)
+    (file,) = folder.iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    machine_code._kept(KERNEL, LANES)
+    assert len(assembled) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_assembling_only(monkeypatch, assembled):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+
+
+def test_another_processor_or_library_means_other_code(monkeypatch):
+    here = machine_code._digest.__wrapped__(KERNEL, LANES)
+    monkeypatch.setattr(machine_code, "_processor", lambda: "another one")
+    there = machine_code._digest.__wrapped__(KERNEL, LANES)
+    monkeypatch.setattr(machine_code, "version", lambda name: "99")
+    assert len({here, there, machine_code._digest.__wrapped__(KERNEL, LANES)}) == 3
+
+
+def test_without_llvm_it_says_what_is_missing(monkeypatch):
+    def missing(name):
+        raise machine_code.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine_code, "version", missing)
+    with pytest.raises(NoMachineCodeError, match="llvmlite is not installed"):
+        machine_code._digest.__wrapped__(KERNEL, LANES)
+
+
+def test_what_went_wrong_in_assembling_is_told():
+    with pytest.raises(NoMachineCodeError, match="assembling no_such_kernel failed: KeyError: 'no_such_kernel'"):
+        machine_code._assembled("no_such_kernel", LANES)
+
+
+def test_assembling_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(machine_code, "_ASSEMBLE_S", 0.01)
+    with pytest.raises(NoMachineCodeError, match="timed out"):
+        machine_code._assembled(KERNEL, LANES)
+
+
+@pytest.mark.parametrize(("flags", "lanes"), [("fpu avx2 fma avx512f avx512vl", 16), ("fpu avx2 fma", 8)])
+def test_the_widest_vectors_of_a_processor_are_used(monkeypatch, flags, lanes):
+    monkeypatch.setattr(machine_code.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine_code, "_processor", lambda: flags)
+    assert machine_code.lanes_here() == lanes
+
+
+def test_a_processor_or_system_without_a_form_is_named(monkeypatch):
+    monkeypatch.setattr(machine_code.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine_code, "_processor", lambda: "fpu sse2")
+    with pytest.raises(NoMachineCodeError, match="without AVX2"):
+        machine_code.lanes_here()
+    monkeypatch.setattr(machine_code.sys, "platform", "darwin")
+    with pytest.raises(NoMachineCodeError, match="darwin"):
+        machine_code.lanes_here()
+
+
+def test_code_that_reads_data_of_its_own_is_not_written(monkeypatch):
+    llvmlite = pytest.importorskip("llvmlite.ir", reason="llvmlite is there on Linux only")
+    from spolia_kernels.native import assemble
+
+    def with_a_constant(lanes):
+        module = llvmlite.Module("attend")
+        kind = llvmlite.FunctionType(llvmlite.VoidType(), [llvmlite.IntType(64).as_pointer()])
+        function = llvmlite.Function(module, kind, "task")
+        build = llvmlite.IRBuilder(function.append_basic_block())
+        floats = build.bitcast(function.args[0], llvmlite.FloatType().as_pointer())
+        build.store(build.fmul(build.load(floats), llvmlite.FloatType()(0.7)), floats)
+        build.ret_void()
+        return module
+
+    monkeypatch.setitem(assemble.KERNELS, "with_a_constant", with_a_constant)
+    with pytest.raises(assemble.NotBareError, match="rodata"):
+        assemble.machine_code("with_a_constant", LANES)
+
+
+def test_nothing_is_left_of_the_file_that_is_mapped():
+    before = set(os.listdir("/proc/self/fd"))
+    address = machine_code.task(KERNEL, LANES)
+    assert address > 0
+    assert set(os.listdir("/proc/self/fd")) == before
