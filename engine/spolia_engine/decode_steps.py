@@ -67,7 +67,7 @@ class DecodeSteps:
         batch = tuple(sequences)
         tails = [sequence.tail for sequence in batch]
         plan = plan_step([sequence.ranges for sequence in batch], tails, sharing)
-        return PlannedBatch(batch, plan, DecodeAttention(plan, tails, self._adapter.rotary))
+        return PlannedBatch(batch, plan, DecodeAttention(plan, tails, self._adapter.rotary, self._adapter.num_q_heads))
 
     def run(self, planned: PlannedBatch) -> Tensor:
         """`together` of a planned batch."""

@@ -24,6 +24,7 @@ from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, Rotation, rotate
+from spolia_kernels.span_step import SlotRows, SpanRange, SpanStep, span_kernels
 
 __all__ = [
     "NOT_MEASURED",
@@ -36,6 +37,9 @@ __all__ = [
     "RotaryTable",
     "Rotation",
     "RowParts",
+    "SlotRows",
+    "SpanRange",
+    "SpanStep",
     "TailKeys",
     "append_kv",
     "attend",
@@ -47,4 +51,5 @@ __all__ = [
     "merge_seen",
     "read_kv",
     "rotate",
+    "span_kernels",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
+from spolia_engine import decode_attention
 from spolia_engine.attention import ContextAttention, VisibleRange
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.extent import Extent
@@ -17,6 +22,7 @@ from spolia_engine.run import SlotRange
 from spolia_engine.sharing import always_shared, never_shared
 from spolia_engine.step_plan import Tail, plan_step
 from spolia_kernels import RotaryTable
+from spolia_kernels.native.kernels import Kernels, kernels
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 8, 2
 SHAPE = KvShape(LAYERS, KV_HEADS, DIM, DIM, "F32")
@@ -64,9 +70,25 @@ def batches(draw: st.DrawFn) -> list[list[tuple[int, int, int, int]]]:
     return draw(st.lists(row, min_size=1, max_size=5))
 
 
+@contextmanager
+def ways(by_machine_code: bool) -> Iterator[None]:
+    """With the machine code that there is here, or as where there is none."""
+    if by_machine_code:
+        if not isinstance(kernels(), Kernels):
+            pytest.skip("no machine code is to be had here")
+        with patch.object(decode_attention, "DecodeParts", None):
+            yield
+    else:
+        with patch.object(decode_attention, "span_kernels", lambda slots, ranges: None):
+            yield
+
+
+@pytest.mark.parametrize("by_machine_code", [True, False])
 @given(batches(), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_groups_give_what_private_treatment_gives(batch: list[list[tuple[int, int, int, int]]], seed: int) -> None:
+def test_groups_give_what_private_treatment_gives(
+    by_machine_code: bool, batch: list[list[tuple[int, int, int, int]]], seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     pool = Pool(SHAPE, num_blocks=64, block_size=16)
     shared = [filled(pool, 16, generator) for _ in range(3)]
@@ -76,7 +98,8 @@ def test_groups_give_what_private_treatment_gives(batch: list[list[tuple[int, in
     contexts, tails = [contexts[i] for i in shuffled], [tails[i] for i in shuffled]
     sharing = always_shared if seed % 2 else never_shared
     plan = plan_step(contexts, tails, sharing)
-    attention = DecodeAttention(plan, tails, ROTARY)
+    with ways(by_machine_code):
+        attention = DecodeAttention(plan, tails, ROTARY, HEADS)
     attention.begin()
     for layer in range(LAYERS):
         query, key, value = (torch.randn(h, len(batch), DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
@@ -95,7 +118,8 @@ def test_groups_give_what_private_treatment_gives(batch: list[list[tuple[int, in
             )
 
 
-def test_a_head_that_others_read_is_read_with_them() -> None:
+@pytest.mark.parametrize("by_machine_code", [True, False])
+def test_a_head_that_others_read_is_read_with_them(by_machine_code: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     pool = Pool(SHAPE, num_blocks=64, block_size=16)
     owner = opened(pool, generator, head_tokens=5, length=2)
@@ -104,7 +128,8 @@ def test_a_head_that_others_read_is_read_with_them() -> None:
     seen = SlotRange(owner.head, 1, 5, 7)
     plan = plan_step([[], [seen]], [owner, other])
     assert [(group.rows, group.slots.start, group.slots.end) for group in plan.groups] == [((0,), 0, 1), ((0, 1), 1, 5)]
-    attention = DecodeAttention(plan, [owner, other], ROTARY)
+    with ways(by_machine_code):
+        attention = DecodeAttention(plan, [owner, other], ROTARY, HEADS)
     attention.begin()
     query, key, value = (torch.randn(h, 2, DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
     out = attention(0, query, key, value, SCALE)
@@ -150,7 +175,7 @@ def test_stored_kv_is_never_changed() -> None:
     tail = Tail(pool.open_tail(4), 0)
     plan = plan_step([[SlotRange(source, 0, 16, 33)]], [tail])
     query, key, value = (torch.randn(h, 1, DIM, generator=generator) for h in (HEADS, KV_HEADS, KV_HEADS))
-    attention = DecodeAttention(plan, [tail], ROTARY)
+    attention = DecodeAttention(plan, [tail], ROTARY, HEADS)
     attention.begin()
     attention(0, query, key, value, SCALE)
     assert torch.equal(source.key, before[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spolia_kernels import Partial
 from spolia_kernels.attend import native_cpu
+from spolia_kernels.native.kernels import WhyNot
 
 LAWFUL = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 
@@ -31,7 +32,7 @@ class Problem:
 
 def without_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a CPU torch's kernels, as where our own cannot be had."""
-    monkeypatch.setattr(native_cpu, "native", lambda: native_cpu.WhyNot("a test says so"))
+    monkeypatch.setattr(native_cpu, "kernels", lambda: WhyNot("a test says so"))
 
 
 def problem(

@@ -10,8 +10,11 @@ from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, Problem, assert_same, o
 
 from spolia_kernels import KeyRange, Partial, attend, merge
 from spolia_kernels.attend import attend_ref, flash_cpu, native_cpu
-from spolia_kernels.attend.native_cpu import Division, Native, WhyNot, attend_native, native_of
+from spolia_kernels.attend.native_cpu import Division, attend_native, attend_private_native, way_of
+from spolia_kernels.native import kernels as native_kernels
+from spolia_kernels.native.kernels import Kernels, WhyNot
 from spolia_kernels.native.machine_code import NoMachineCodeError, lanes_here
+from spolia_kernels.native.team import parallel
 
 
 def lanes_that_run() -> list[int]:
@@ -27,14 +30,19 @@ pytestmark = pytest.mark.skipif(not LANES, reason="kernels have no form for this
 
 
 @pytest.fixture(params=LANES)
-def here(request: pytest.FixtureRequest) -> Native:
-    return native_of(request.param)
+def here(request: pytest.FixtureRequest) -> Kernels:
+    return Kernels(request.param, parallel())
+
+
+@pytest.fixture(params=["few rows", "blocks of rows"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kernels, whatever the number of rows."""
+    monkeypatch.setattr(native_cpu, "FEW_ROWS", 10_000 if request.param == "few rows" else 0)
 
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but the native kernels may attend, whatever the number of rows."""
-    monkeypatch.setattr(native_cpu, "_MIN_ROWS", 1)
+    """Nothing but the native kernels may attend."""
     monkeypatch.setattr(flash_cpu, "_FLASH", None)
 
 
@@ -42,7 +50,7 @@ def grouped(p: Problem) -> torch.Tensor:
     return p.query.reshape(p.key.shape[0], -1, p.query.shape[2])
 
 
-def of(here: Native, p: Problem) -> Partial:
+def of(here: Kernels, p: Problem) -> Partial:
     """Attention with the rows of a GQA group stacked, as they are asked for."""
     query = grouped(p)
     found = attend_native(here, query, p.key, p.value, sm_scale=p.sm_scale)
@@ -53,14 +61,16 @@ def exact(p: Problem) -> Partial:
     return attend_ref(p.query.double(), p.key.double(), p.value.double(), sm_scale=p.sm_scale)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("ratio", GQA_RATIOS)
 @pytest.mark.parametrize("num_rows", [1, 5, 16, 33, 100])
 def test_it_equals_the_definition_at_odd_sizes_and_every_gqa_ratio(num_rows, ratio, here):
     for num_keys in ODD_SIZES:
-        p = problem(num_rows, num_keys, ratio=ratio, head_dim=24, seed=num_keys)
+        p = problem(num_rows, num_keys, ratio=ratio, head_dim=32, seed=num_keys)
         assert_same(of(here, p), exact(p))
 
 
+@pytest.mark.usefixtures("either")
 def test_it_equals_attention_row_by_row(here):
     p = problem(9, 70, head_dim=8)
     assert_same(of(here, p), oracle(p.query, p.key, p.value, sm_scale=p.sm_scale))
@@ -72,6 +82,27 @@ def test_heads_of_any_width_are_attended_values_being_as_wide_as_they_are(head_d
     assert_same(of(here, p), exact(p))
 
 
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("ratio", GQA_RATIOS)
+def test_each_row_for_itself_gives_the_same(ratio, here):
+    p = problem(9, 150, ratio=ratio)
+    got = attend_private_native(here, p.query, p.key, p.value, sm_scale=p.sm_scale)
+    assert_same(got, exact(p))
+
+
+def test_few_rows_of_whole_vectors_go_one_by_one_and_others_in_blocks():
+    def kernel(rows: int, lanes: int, *widths: int) -> tuple[str, int]:
+        way = way_of(Kernels(lanes, parallel()), rows, *widths)
+        return way.kernel, way.lanes
+
+    assert kernel(7, 16, 64, 64) == ("attend_few-64-64", 16)
+    assert kernel(7, 16, 72, 64) == ("attend_few-72-64", 8)
+    assert kernel(7, 16, 64, 30) == ("attend_narrow", 16)
+    assert kernel(8, 16, 64, 64) == kernel(16, 16, 64, 64) == ("attend_narrow", 16)
+    assert kernel(33, 16, 64, 64) == ("attend_narrow", 16), "48 rows computed, not 64"
+    assert kernel(32, 16, 64, 64) == kernel(63, 16, 64, 64) == ("attend_wide", 16)
+
+
 @pytest.mark.parametrize("score", [0.0, 90.0, -90.0, 3000.0, -3000.0])
 @pytest.mark.parametrize("far", [0, 127, 128, 299])
 def test_one_key_may_score_far_from_all_others(score, far, here):
@@ -81,6 +112,7 @@ def test_one_key_may_score_far_from_all_others(score, far, here):
     assert_same(of(here, p), wanted, 1e-5 + 1e-6 * abs(score))
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("level", [-3000.0, 3000.0])
 def test_a_row_whose_every_score_is_far_from_zero_is_as_exact_as_its_scores(level, here):
     p = problem(5, 200, ratio=1, head_dim=16)
@@ -89,6 +121,7 @@ def test_a_row_whose_every_score_is_far_from_zero_is_as_exact_as_its_scores(leve
     assert_same(of(here, p), exact(p), 2e-3)  # 2^-24 of 3,000 is what a score is off by
 
 
+@pytest.mark.usefixtures("either")
 def test_what_is_not_a_number_stays_so(here):
     for spoilt in ("query", "key", "value"):
         p = problem(40, 140, ratio=1)
@@ -105,7 +138,7 @@ def test_what_is_not_a_number_stays_so(here):
 def test_keys_split_anywhere_and_merged_equal_the_whole(num_rows, num_keys, data):
     cut = data.draw(st.integers(1, num_keys - 1))
     p = problem(num_rows, num_keys, ratio=1, seed=num_keys)
-    here = native_of(LANES[0])
+    here = Kernels(LANES[0], parallel())
     parts = [
         attend_native(here, p.query, p.key[:, keys], p.value[:, keys], sm_scale=p.sm_scale)
         for keys in (slice(cut), slice(cut, None))
@@ -113,6 +146,7 @@ def test_keys_split_anywhere_and_merged_equal_the_whole(num_rows, num_keys, data
     assert_same(merge(parts), of(here, p))
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("num_keys", [1, 130, 4000])
 def test_a_row_gets_the_same_bits_whoever_is_attended_beside_it(num_keys, here):
     p = problem(70, num_keys, num_kv_heads=4, ratio=1)
@@ -125,12 +159,13 @@ def test_a_row_gets_the_same_bits_whoever_is_attended_beside_it(num_keys, here):
 
 def test_every_form_gives_the_same_bits():
     p = problem(37, 333, ratio=3)
-    first, *others = [of(native_of(lanes), p) for lanes in LANES]
+    first, *others = [of(Kernels(lanes, parallel()), p) for lanes in LANES]
     for other in others:
         assert torch.equal(first.out, other.out)
         assert torch.equal(first.lse, other.lse)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
 def test_any_number_of_threads_shares_the_work(num_threads, here):
     before = torch.get_num_threads()
@@ -154,6 +189,7 @@ def test_a_division_covers_every_row_and_key_once(heads, rows, keys, block_rows,
     assert (cut.num_cuts - 1) * cut.cut_keys < keys <= cut.num_cuts * cut.cut_keys
 
 
+@pytest.mark.usefixtures("either")
 def test_no_input_is_changed(here):
     p = problem(33, 129)
     before = [x.clone() for x in (p.query, p.key, p.value)]
@@ -186,18 +222,13 @@ def test_without_machine_code_torchs_kernels_do_the_same(monkeypatch):
 
 def test_the_environment_turns_it_off(monkeypatch):
     monkeypatch.setenv("SPOLIA_NATIVE_KERNELS", "0")
-    native_cpu.native.cache_clear()
-    try:
-        assert native_cpu.native() == WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
-    finally:
-        native_cpu.native.cache_clear()
+    assert native_kernels.kernels.__wrapped__() == WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes_and_too_few_rows_are_left_to_torch(dtype):
+def test_other_dtypes_and_strides_are_left_to_torch(dtype):
     p = problem(8, 20, ratio=1)
-    assert isinstance(native_cpu.native_for(p.query, p.key, p.value), Native)
+    assert isinstance(native_cpu.native_for(p.query, p.key, p.value), Kernels)
     assert native_cpu.native_for(p.query.to(dtype), p.key.to(dtype), p.value.to(dtype)) is None
-    assert native_cpu.native_for(p.query[:, :1], p.key, p.value) is None
     assert native_cpu.native_for(p.query, p.key[:, :0], p.value[:, :0]) is None
     assert native_cpu.native_for(p.query, p.key.mT.contiguous().mT, p.value) is None

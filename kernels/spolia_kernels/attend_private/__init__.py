@@ -1,8 +1,8 @@
 """Attend private: decode rows that name the same keys, each reading them for itself.
 
 What a system does that shares memory between sequences but not attention; `attend` does the same with all rows in one
-product. CPU: the fused kernel, the rows a batch whose keys are one view repeated, so nothing is copied. CUDA and all
-else: the reference.
+product. CPU: our own machine code, or the fused kernel, the rows a batch whose keys are one view repeated, so nothing
+is copied. CUDA and all else: the reference.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from spolia_kernels.attend.flash_cpu import fits_flash, flash
+from spolia_kernels.attend.native_cpu import attend_private_native, native_for
 from spolia_kernels.attend.shapes import AttendShape
 from spolia_kernels.attend_private.reference import attend_private_ref
 from spolia_kernels.partial import Partial
@@ -24,6 +25,8 @@ def attend_private(query: Tensor, key: Tensor, value: Tensor, *, sm_scale: float
     shapes do not agree.
     """
     shape = AttendShape.of(query, key, value)
+    if (here := native_for(query, key, value)) is not None:
+        return attend_private_native(here, query, key, value, sm_scale=sm_scale)
     rows, heads, group = shape.num_rows, shape.num_kv_heads, shape.group_size
     stacked = query.transpose(0, 1).reshape(rows, heads, group, shape.head_dim)
     if not fits_flash(stacked, key, value):

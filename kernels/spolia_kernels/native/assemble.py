@@ -7,12 +7,13 @@ but what it is told. That a kernel needs none is checked here, and else nothing 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from spolia_kernels.native.attend_ir import Tiling, attend_module
+from spolia_kernels.native.attend_ir import attend_blocks, attend_few
+from spolia_kernels.native.block_rows import Tiling
+from spolia_kernels.native.step_ir import merge_module, step_module
 
 
 class NotBareError(Exception):
@@ -28,10 +29,22 @@ def tiling_of(lanes: int, *, wide: bool) -> Tiling:
     return Tiling(lanes, 4, 4, 4) if wide else Tiling(lanes, 2, 8, 8)  # 32 registers
 
 
-KERNELS: Mapping[str, Callable[[int], ir.Module]] = {
-    "attend_wide": lambda lanes: attend_module(tiling_of(lanes, wide=True)),
-    "attend_narrow": lambda lanes: attend_module(tiling_of(lanes, wide=False)),
-}
+def kernel_module(kernel: str, lanes: int) -> ir.Module:
+    """A kernel by its name and sizes, with so many floats a vector. Raises ValueError for others."""
+    name, *sizes = kernel.split("-")
+    match name, [int(size) for size in sizes]:
+        case "attend_wide", []:
+            return attend_blocks(tiling_of(lanes, wide=True))
+        case "attend_narrow", []:
+            return attend_blocks(tiling_of(lanes, wide=False))
+        case "attend_few", [head_dim, v_dim]:
+            return attend_few(lanes, head_dim, v_dim)
+        case "step", [head_dim, v_dim, block_lanes, is_wide]:
+            return step_module(lanes, tiling_of(block_lanes, wide=bool(is_wide)), head_dim, v_dim)
+        case "merge", [v_dim]:
+            return merge_module(lanes, v_dim)
+        case _:
+            raise ValueError(f"no kernel {kernel}")
 
 
 def machine_code(kernel: str, lanes: int) -> bytes:
@@ -39,7 +52,7 @@ def machine_code(kernel: str, lanes: int) -> bytes:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     # A loop that writes zeros stays one: there is no memset to call. llvmlite has no word for that.
-    text = str(KERNELS[kernel](lanes)).replace(
+    text = str(kernel_module(kernel, lanes)).replace(
         'define void @"task"(i64* %".1")', 'define void @"task"(i64* %".1") "no-builtins"'
     )
     module = llvm.parse_assembly(text)

@@ -23,4 +23,8 @@ EXP2 = (
 )
 """2^x for |x| ≤ 1/2, the highest power first: the minimax polynomial of degree 6, off by 2e-8 of the result."""
 
-NUMBERS = tuple(dict.fromkeys((MAGIC, MIN_EXPONENT, EXPONENT_BIAS, LOWEST, LOG2_E, LN_2, *EXP2)))
+LANE_NUMBERS = tuple(float(lane) for lane in range(16))
+"""Of the lanes of the widest vector; they stand side by side."""
+
+NUMBERS = (MAGIC, MIN_EXPONENT, EXPONENT_BIAS, LOWEST, LOG2_E, LN_2, *EXP2[:-1], *LANE_NUMBERS)
+"""EXP2's last is a lane's."""

@@ -11,33 +11,32 @@ from typing import Any
 
 from llvmlite import ir
 
-from spolia_kernels.native.number_table import EXP2, EXPONENT_BIAS, LOG2_E, LOWEST, MAGIC, MIN_EXPONENT, NUMBERS
+from spolia_kernels.native.number_table import EXP2, EXPONENT_BIAS, LANE_NUMBERS, LOG2_E, MAGIC, MIN_EXPONENT, NUMBERS
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-FLOATS = F32.as_pointer()
+FLOATS, INTS = F32.as_pointer(), I64.as_pointer()
+
+_UNIT = 4
+"""Lanes that processors can move about without being told where to by a table: 128 bits."""
 
 Value = Any
 """A value of LLVM's: a number, a vector or an address while the kernel runs."""
 
 
 class Vectors:
-    """Builds one function. `lanes` floats are a vector; every address counts in floats."""
+    """Writes what `builder` builds. `lanes` floats are a vector; every address counts in floats."""
 
-    def __init__(self, module: ir.Module, function: ir.Function, lanes: int) -> None:
+    def __init__(self, module: ir.Module, builder: ir.IRBuilder, numbers: Value, lanes: int) -> None:
+        """`numbers` is the address of `NUMBERS`. The builder stands where they may be read."""
         self.lanes = lanes
-        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.builder = builder
         self._module = module
-        self._function = function
         self._vector = ir.VectorType(F32, lanes)
         self._ints = ir.VectorType(I32, lanes)
-        self._numbers: dict[float, Value] = {}
-        self._scalars: dict[float, Value] = {}
-
-    def read_numbers(self, table: Value) -> None:
-        """Says where `NUMBERS` lie; before the first use of one of them."""
-        for index, number in enumerate(NUMBERS):
-            self._scalars[number] = self.load(table, I64(index))
-            self._numbers[number] = self.splat(self._scalars[number])
+        # Read once, before anything else.
+        self._scalars = {number: self.load(numbers, I64(index)) for index, number in enumerate(NUMBERS)}
+        self._numbers = {number: self.splat(scalar) for number, scalar in self._scalars.items()}
+        self.lane_numbers = self.load_vector(numbers, I64(NUMBERS.index(LANE_NUMBERS[0])))
 
     def number(self, value: float) -> Value:
         """A vector of one of `NUMBERS`."""
@@ -91,6 +90,28 @@ class Vectors:
         bits = ir.IntType(self.lanes)
         return self.builder.icmp_unsigned("!=", self.builder.bitcast(flags, bits), bits(0))
 
+    def all_lanes(self, x: Value, joined: Callable[[Value, Value], Value]) -> Value:
+        """All lanes of x joined to one, in every lane."""
+        step = self.lanes // 2
+        while step:
+            size = self.lanes if step >= _UNIT else _UNIT  # whole units change places, then lanes of a unit
+            turned = [lane // size * size + (lane + step) % size for lane in range(self.lanes)]
+            x = joined(x, self._picked(x, x, turned))
+            step //= 2
+        return x
+
+    def sums_of(self, vectors: Sequence[Value]) -> Value:
+        """Lane i is the sum over vector i, of as many vectors as there are lanes.
+
+        Two vectors become one that holds half as many sums of each, the first one's before the second one's: first in
+        every unit, then by units. Such moves are part of an instruction; others would read where from out of a table.
+        """
+        assert len(vectors) == self.lanes, "a lane for each"
+        while len(vectors) > 1:
+            in_units = len(vectors) > self.lanes // _UNIT
+            vectors = [self._halved(a, b, in_units) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
+
     def exp2(self, x: Value) -> Value:
         """2^x of x ≤ 127 to 2e-7 of it; of x < -126 what -126 gives, of no number none."""
         build = self.builder
@@ -129,7 +150,7 @@ class Vectors:
         """
         build = self.builder
         before = build.block
-        head, inside, after = (self._function.append_basic_block() for _ in range(3))
+        head, inside, after = (build.append_basic_block() for _ in range(3))
         build.branch(head)
         build.position_at_end(head)
         index = build.phi(I64)
@@ -153,8 +174,22 @@ class Vectors:
         """The smaller of two integers."""
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
+    def _halved(self, a: Value, b: Value, in_units: bool) -> Value:
+        """Neighbours of a and of b summed."""
+        lanes = range(self.lanes)
+        if in_units:
+            both = [
+                [unit + lane for unit in (first, first + self.lanes) for lane in range(_UNIT)]
+                for first in lanes[::_UNIT]
+            ]
+            even, odd = ([lane for unit in both for lane in unit[first::2]] for first in (0, 1))
+        else:
+            units = [list(range(first, first + _UNIT)) for first in range(0, 2 * self.lanes, _UNIT)]
+            even, odd = ([lane for unit in units[first::2] for lane in unit] for first in (0, 1))
+        return self.builder.fadd(self._picked(a, b, even), self._picked(a, b, odd))
+
+    def _picked(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+        return self.builder.shuffle_vector(a, b, ir.Constant(self._ints, list(lanes)))
+
     def _vector_at(self, base: Value, index: Value) -> Value:
         return self.builder.bitcast(self.builder.gep(base, [index]), self._vector.as_pointer())
-
-
-__all__ = ["F32", "FLOATS", "I32", "I64", "LOWEST", "Value", "Vectors"]

@@ -28,6 +28,10 @@ class Rotation:
         cos, sin = table.cos_sin(positions)
         return cls(cos, sin) if scale == 1.0 else cls(cos * scale, sin * scale)
 
+    def row(self, index: int) -> Rotation:
+        """That of one row, for any number of them."""
+        return Rotation(self.cos[index : index + 1], self.sin[index : index + 1])
+
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Computes `rotate` of x [num_heads, num_rows, head_dim], or of its rows `rows`, int64, that may repeat.
 
