@@ -21,6 +21,7 @@ from spolia_kernels.attend_batch import BatchLens, TailKeys, attend_batch
 from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import NOT_MEASURED, FewRows, Linear, measured_few_rows
 from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
+from spolia_kernels.native.kernels import WhyNot, prepare
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, Rotation, rotate
@@ -41,6 +42,7 @@ __all__ = [
     "SpanRange",
     "SpanStep",
     "TailKeys",
+    "WhyNot",
     "append_kv",
     "attend",
     "attend_batch",
@@ -49,6 +51,7 @@ __all__ = [
     "merge",
     "merge_into",
     "merge_seen",
+    "prepare",
     "read_kv",
     "rotate",
     "span_kernels",

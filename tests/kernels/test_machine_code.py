@@ -13,6 +13,10 @@ from spolia_kernels.native.machine_code import NoMachineCodeError
 KERNEL, LANES = "attend_narrow", 4
 
 
+def code():
+    return machine_code._codes([KERNEL], LANES)[KERNEL]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -24,57 +28,73 @@ def assembled(monkeypatch):
     """Counts what is assembled; nothing is."""
     found = []
 
-    def assembling(kernel, lanes):
-        found.append((kernel, lanes))
-        return b"code of " + kernel.encode()
+    def assembling(kernels, lanes):
+        found.append((*kernels, lanes))
+        return {kernel: b"code of " + kernel.encode() for kernel in kernels}
 
     monkeypatch.setattr(machine_code, "_assembled", assembling)
     return found
 
 
 def test_code_is_assembled_once_and_kept(folder, assembled):
-    first = machine_code._kept(KERNEL, LANES)
-    assert machine_code._kept(KERNEL, LANES) == first == b"code of attend_narrow"
+    first = code()
+    assert code() == first == b"code of attend_narrow"
     assert assembled == [(KERNEL, LANES)]
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o077 == 0
 
 
+def test_what_several_kernels_lack_is_assembled_at_once(folder, assembled):
+    code()
+    others = ["attend_wide", "merge-8"]
+    assert machine_code._codes([KERNEL, *others], LANES).keys() == {KERNEL, *others}
+    assert assembled == [(KERNEL, LANES), (*others, LANES)]
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_code_that_is_cut_short_is_not_run(monkeypatch):
+    whole = machine_code._assembled(["merge-8", KERNEL], LANES)
+    assert whole[KERNEL] != whole["merge-8"]
+    monkeypatch.setattr(machine_code, "_IN_A_BARE_PACKAGE", "print('x' * 40, end='')")
+    with pytest.raises(NoMachineCodeError, match="cut short"):
+        machine_code._assembled([KERNEL], LANES)
+
+
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
 def test_a_kept_file_that_was_changed_is_not_run(folder, assembled, spoil):
-    machine_code._kept(KERNEL, LANES)
+    code()
     (file,) = folder.iterdir()
     file.write_bytes(spoil(file.read_bytes()))
-    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    assert code() == b"code of attend_narrow"
     assert len(assembled) == 2
 
 
 def test_what_others_could_have_written_is_not_run(folder, assembled):
-    machine_code._kept(KERNEL, LANES)
+    code()
     (file,) = folder.iterdir()
     other = b"of somebody else"
     file.write_bytes(hashlib.sha256(other).digest() + other)
-    assert machine_code._kept(KERNEL, LANES) == other, "our own file is trusted"
+    assert code() == other, "our own file is trusted"
     file.chmod(0o666)
-    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    assert code() == b"code of attend_narrow"
     file.write_bytes(hashlib.sha256(other).digest() + other)
     folder.chmod(0o777)
-    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    assert code() == b"code of attend_narrow"
 
 
 def test_a_link_in_the_folder_is_not_followed(folder, assembled, tmp_path):
-    machine_code._kept(KERNEL, LANES)
+    code()
     (file,) = folder.iterdir()
     elsewhere = tmp_path / "elsewhere"
     file.rename(elsewhere)
     file.symlink_to(elsewhere)
-    machine_code._kept(KERNEL, LANES)
+    code()
     assert len(assembled) == 2
 
 
 def test_a_folder_that_cannot_be_written_costs_assembling_only(monkeypatch, assembled):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert machine_code._kept(KERNEL, LANES) == b"code of attend_narrow"
+    assert code() == b"code of attend_narrow"
 
 
 def test_another_processor_or_library_means_other_code(monkeypatch):
@@ -98,13 +118,13 @@ def test_what_went_wrong_in_assembling_is_told():
     with pytest.raises(
         NoMachineCodeError, match="assembling no_such_kernel failed: ValueError: no kernel no_such_kernel"
     ):
-        machine_code._assembled("no_such_kernel", LANES)
+        machine_code._assembled(["no_such_kernel"], LANES)
 
 
 def test_assembling_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(machine_code, "_ASSEMBLE_S", 0.01)
     with pytest.raises(NoMachineCodeError, match="timed out"):
-        machine_code._assembled(KERNEL, LANES)
+        machine_code._assembled([KERNEL], LANES)
 
 
 @pytest.mark.parametrize(("flags", "lanes"), [("fpu avx2 fma avx512f avx512vl", 16), ("fpu avx2 fma", 8)])

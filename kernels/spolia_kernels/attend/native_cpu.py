@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.merge import merge
-from spolia_kernels.native.kernels import Kernels, kernels
+from spolia_kernels.native.kernels import Kernels, few_kernel, kernels
 from spolia_kernels.native.tasks import block_room, few_room
 from spolia_kernels.partial import Partial
 
@@ -42,8 +42,8 @@ class Way:
 def way_of(here: Kernels, num_rows: int, head_dim: int, v_dim: int) -> Way:
     """How so many rows over the same keys are attended fastest."""
     lanes = here.lanes_for(head_dim, v_dim) if num_rows <= FEW_ROWS else None
-    if lanes is not None:
-        return Way(f"attend_few-{head_dim}-{v_dim}", lanes, 1)
+    if lanes is not None and here.has(few := few_kernel(head_dim, v_dim), lanes=lanes):
+        return Way(few, lanes, 1)
     # The one that computes fewer rows that nobody asked for.
     sizes = {kernel: rows[here.lanes] for kernel, rows in _BLOCKS.items()}
     kernel = min(sizes, key=lambda name: -(-num_rows // sizes[name]) * sizes[name])

@@ -1,4 +1,4 @@
-"""Kernels made machine code, in a process of its own: `python … assemble <kernel>` writes the code to standard output.
+"""Kernels made machine code, in a process of its own that writes it to standard output.
 
 What is written is bare code, begun by its one function: it may lie at any address, calls nothing and reads no data
 but what it is told. That a kernel needs none is checked here, and else nothing is written.
@@ -76,5 +76,8 @@ def machine_code(kernel: str, lanes: int) -> bytes:
 
 
 def main() -> None:
-    """`assemble <kernel> <lanes>`."""
-    sys.stdout.buffer.write(machine_code(sys.argv[1], int(sys.argv[2])))
+    """`assemble <lanes> <kernel> …`: of each kernel the length, eight bytes, and the code."""
+    lanes, *kernels = sys.argv[1:]
+    for kernel in kernels:
+        code = machine_code(kernel, int(lanes))
+        sys.stdout.buffer.write(len(code).to_bytes(8, "little") + code)

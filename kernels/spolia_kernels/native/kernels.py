@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spolia_kernels.native.machine_code import NoMachineCodeError, lanes_here, task
+from spolia_kernels.native.machine_code import NoMachineCodeError, lanes_here, task, tasks
 from spolia_kernels.native.number_table import LOG2_E, NUMBERS
 from spolia_kernels.native.tasks import COMMON
 from spolia_kernels.native.team import parallel
@@ -31,12 +31,15 @@ class Kernels:
         """The widest vector that is filled by each of these; None where none is."""
         return next((form for form in FORMS if form <= self.lanes and not any(w % form for w in widths)), None)
 
+    def has(self, *kernels: str, lanes: int) -> bool:
+        """Whether these can be had as well; they are made now where they are not there yet."""
+        return _can_be_had(kernels, lanes)
+
     def run(
         self, kernel: str, lanes: int, num_items: int, room_floats: int, sm_scale: float, fields: Sequence[int]
     ) -> None:
-        """Runs a kernel on torch's threads, each with so much room. `fields` are those behind `COMMON`.
-
-        Raises NoMachineCodeError where the kernel, met for the first time, cannot be had.
+        """Runs a kernel, one that `has` knows, on torch's threads, each with so much room. `fields` are those behind
+        `COMMON`.
         """
         num_threads = torch.get_num_threads()
         room = torch.empty(num_threads * room_floats)
@@ -44,7 +47,7 @@ class Kernels:
         self.call(kernel, lanes, (ctypes.c_int64 * len(values))(*values), num_threads)
 
     def call(self, kernel: str, lanes: int, told: ctypes.Array[ctypes.c_int64], num_threads: int) -> None:
-        """Runs a kernel that is told all of it, `COMMON` included. Raises as `run` does."""
+        """Runs a kernel that is told all of it, `COMMON` included."""
         self.run_parallel(task(kernel, lanes), ctypes.addressof(told), num_threads, 0)
 
     def numbers(self, sm_scale: float) -> int:
@@ -61,7 +64,7 @@ class WhyNot:
 
 @cache
 def kernels() -> Kernels | WhyNot:
-    """The kernels, the ones that any model needs being made at the first call: a third of a second, once on a machine.
+    """The kernels, the ones that any model needs being made at the first call: half a second, once on a machine.
 
     `SPOLIA_NATIVE_KERNELS=0` in the environment turns them off.
     """
@@ -69,10 +72,45 @@ def kernels() -> Kernels | WhyNot:
         return WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
     try:
         found = Kernels(lanes_here(), parallel())
-        task("attend_wide", found.lanes)
+        tasks(["attend_wide", "attend_narrow"], found.lanes)
         return found
     except NoMachineCodeError as error:
         return WhyNot(str(error))
+
+
+def prepare(head_dim: int, v_dim: int) -> Kernels | WhyNot:
+    """The kernels, all being made that a model with heads of these widths needs: a second, once on a machine."""
+    found = kernels()
+    if isinstance(found, WhyNot):
+        return found
+    lanes = found.lanes_for(head_dim, v_dim)
+    if lanes is None:
+        return found
+    try:
+        tasks([few_kernel(head_dim, v_dim), *step_kernels(head_dim, v_dim, found.lanes)], lanes)
+    except NoMachineCodeError as error:
+        return WhyNot(str(error))
+    return found
+
+
+def few_kernel(head_dim: int, v_dim: int) -> str:
+    """The name of the kernel that attends few rows."""
+    return f"attend_few-{head_dim}-{v_dim}"
+
+
+def step_kernels(head_dim: int, v_dim: int, block_lanes: int) -> tuple[str, str, str]:
+    """Names of the kernels of a step: for ranges of few blocks' rows, of many, and for the merge."""
+    narrow, wide = (f"step-{head_dim}-{v_dim}-{block_lanes}-{is_wide}" for is_wide in (0, 1))
+    return narrow, wide, f"merge-{v_dim}"
+
+
+@cache
+def _can_be_had(names: tuple[str, ...], lanes: int) -> bool:
+    try:
+        tasks(names, lanes)
+    except NoMachineCodeError:
+        return False
+    return True
 
 
 @cache

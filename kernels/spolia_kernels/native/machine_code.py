@@ -10,6 +10,8 @@ import platform
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +19,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _ASSEMBLE_S = 60.0
-"""Most that assembling may take; it takes a third of a second."""
-_MAX_CODE_BYTES = 1 << 20
+"""Most that assembling may take; all that a model needs takes a second."""
 _IN_A_BARE_PACKAGE = """
 import sys, types
 package = types.ModuleType("spolia_kernels")
@@ -48,10 +49,25 @@ def lanes_here() -> int:
     raise NoMachineCodeError(f"a processor without AVX2 and FMA ({platform.machine()})")
 
 
-@cache
+_TASKS: dict[tuple[str, int], int] = {}
+_MAKING = threading.Lock()
+
+
 def task(kernel: str, lanes: int) -> int:
     """The address of a kernel's function, which stays. Raises NoMachineCodeError."""
-    code = _kept(kernel, lanes)
+    return _TASKS.get((kernel, lanes)) or tasks([kernel], lanes)[0]
+
+
+def tasks(kernels: Sequence[str], lanes: int) -> list[int]:
+    """Addresses of several: what has to be assembled is, in one process."""
+    with _MAKING:
+        missing = [kernel for kernel in kernels if (kernel, lanes) not in _TASKS]
+        for kernel, code in _codes(missing, lanes).items():
+            _TASKS[kernel, lanes] = _mapped(kernel, code)
+    return [_TASKS[kernel, lanes] for kernel in kernels]
+
+
+def _mapped(kernel: str, code: bytes) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
@@ -73,23 +89,37 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "spolia" / "native"
 
 
-def _kept(kernel: str, lanes: int) -> bytes:
-    """Kept code, else code assembled now and kept. A folder that cannot be written costs a third of a second."""
-    folder, name = cache_folder(), f"{kernel}-{_digest(kernel, lanes)}"
+def _codes(kernels: Sequence[str], lanes: int) -> dict[str, bytes]:
+    """What was kept, else what is assembled now and kept. A folder that cannot be written costs a second a start."""
+    names = {kernel: f"{kernel}-{_digest(kernel, lanes)}" for kernel in kernels}
+    codes = {kernel: code for kernel, name in names.items() if (code := _kept(name)) is not None}
+    missing = [kernel for kernel in kernels if kernel not in codes]
+    if missing:
+        made = _assembled(missing, lanes)
+        for kernel, code in made.items():
+            _keep(names[kernel], code)
+        codes |= made
+    return codes
+
+
+def _kept(name: str) -> bytes | None:
+    folder = cache_folder()
     with suppress(OSError):
         if _is_ours(folder) and _is_ours(folder / name):
             record = (folder / name).read_bytes()
             digest, code = record[:32], record[32:]
-            if hashlib.sha256(code).digest() == digest:
-                return code
-    code = _assembled(kernel, lanes)
+            return code if hashlib.sha256(code).digest() == digest else None
+    return None
+
+
+def _keep(name: str, code: bytes) -> None:
+    folder = cache_folder()
     with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         building = folder / f"{name}.{os.getpid()}"
         building.touch(mode=0o600)
         building.write_bytes(hashlib.sha256(code).digest() + code)
         building.replace(folder / name)
-    return code
 
 
 def _is_ours(path: Path) -> bool:
@@ -99,16 +129,24 @@ def _is_ours(path: Path) -> bool:
     return is_plain and found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _assembled(kernel: str, lanes: int) -> bytes:
-    command = [sys.executable, "-c", _IN_A_BARE_PACKAGE, str(_FOLDER.parent), kernel, str(lanes)]
+def _assembled(kernels: Sequence[str], lanes: int) -> dict[str, bytes]:
+    what = ", ".join(kernels)
+    command = [sys.executable, "-c", _IN_A_BARE_PACKAGE, str(_FOLDER.parent), str(lanes), *kernels]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_ASSEMBLE_S, check=False, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoMachineCodeError(f"assembling {kernel} failed: {error}") from error
-    if done.returncode or not 0 < len(done.stdout) <= _MAX_CODE_BYTES:
+        raise NoMachineCodeError(f"assembling {what} failed: {error}") from error
+    if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise NoMachineCodeError(f"assembling {kernel} failed: {said[-1] if said else f'exit {done.returncode}'}")
-    return done.stdout
+        raise NoMachineCodeError(f"assembling {what} failed: {said[-1] if said else f'exit {done.returncode}'}")
+    codes: dict[str, bytes] = {}
+    rest = done.stdout
+    for kernel in kernels:
+        size = int.from_bytes(rest[:8], "little")
+        codes[kernel], rest = rest[8 : 8 + size], rest[8 + size :]
+        if not 0 < size == len(codes[kernel]):
+            raise NoMachineCodeError(f"assembling {what} failed: the code is cut short")
+    return codes
 
 
 @cache

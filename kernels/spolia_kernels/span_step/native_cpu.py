@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.attend.native_cpu import way_of
-from spolia_kernels.native.kernels import Kernels, kernels
+from spolia_kernels.native.kernels import Kernels, kernels, step_kernels
 from spolia_kernels.native.tasks import COMMON, MERGE, SLOT, STEP, block_room, few_room
 from spolia_kernels.span_step.items import StepItems
 from spolia_kernels.span_step.spans import SlotRows, SpanRange
@@ -24,7 +24,11 @@ def span_kernels(slots: Sequence[SlotRows], ranges: Sequence[SpanRange]) -> Kern
     if not all(x.stride(3) == x.shape[4] for each in slots for x in (each.key, each.value)):
         return None
     found = kernels()
-    if not isinstance(found, Kernels) or found.lanes_for(*(x.shape[-1] for x in memory)) is None:
+    if not isinstance(found, Kernels):
+        return None
+    head_dim, v_dim = (x.shape[-1] for x in memory[:2])
+    lanes = found.lanes_for(head_dim, v_dim)
+    if lanes is None or not found.has(*step_kernels(head_dim, v_dim, found.lanes), lanes=lanes):
         return None
     return found
 
@@ -56,10 +60,8 @@ class SpanStep:
         self._lens = self._tables.slots[:, SLOT.index("num_keys")]
         self._sizes = (num_rows, num_q_heads, v_dim)
         self._here, self._threads = here, torch.get_num_threads()
-        self._kernels = (
-            (f"step-{head_dim}-{v_dim}-{block.lanes}-{int(block.kernel == 'attend_wide')}", lanes),
-            (f"merge-{v_dim}", lanes),
-        )
+        narrow, wide, merge = step_kernels(head_dim, v_dim, here.lanes)
+        self._kernels = ((wide if block.kernel == "attend_wide" else narrow, lanes), (merge, lanes))
         floats = max(
             block_room(items.most_rows, block.block_rows, head_dim, v_dim),
             few_room(items.most_rows, lanes, head_dim, v_dim),
