@@ -25,7 +25,18 @@ from torch import Tensor
 
 from spolia_engine.device_work import WorkCutter
 from spolia_engine.paged_ways import PagedWays
-from spolia_kernels import Partial, attend, attend_private
+from spolia_kernels import (
+    Kernels,
+    Partial,
+    SlotRows,
+    SpanRange,
+    SpanStep,
+    WhyNot,
+    attend,
+    attend_private,
+    kernels,
+    span_kernels,
+)
 
 ROWS = (2, 4, 8, 16, 32, 64)
 TOKENS = (16, 32, 64, 128, 256, 512, 1024)
@@ -35,7 +46,7 @@ MIN_STRETCH_S = 0.0005
 NUM_COPIES = 4
 """Sets of keys and values read by turns, as layers are: none is in the nearest cache when its turn comes. The second
 cache of a GPU holds them all, which favours private reading: a table is wrong towards that, if at all."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +111,47 @@ Prepare = Callable[[int, int, bool], Callable[[], object]]
 
 def _over_extents(shape: AttentionShape, device: torch.device | str) -> Prepare:
     dtype: torch.dtype = getattr(torch, shape.dtype)
-    keys, values = (
-        torch.randn(NUM_COPIES, shape.num_kv_heads, max(TOKENS), shape.head_dim, device=device).to(dtype)
-        for _ in range(2)
-    )
-    queries = torch.randn(shape.num_q_heads, max(ROWS), shape.head_dim, device=device).to(dtype)
+
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(*size, shape.head_dim, device=device).to(dtype)
+
+    keys, values = (drawn(NUM_COPIES, shape.num_kv_heads, max(TOKENS)) for _ in range(2))
+    queries = drawn(shape.num_q_heads, max(ROWS))
+    slots = SlotRows(*(drawn(NUM_COPIES, max(ROWS), shape.num_kv_heads, 1) for _ in range(2)))
+    here = span_kernels([slots], [])
+    if here is not None:
+        own = drawn(shape.num_kv_heads, max(ROWS))
+        return partial(_prepared_span, here, slots, keys, values, queries, own)
 
     def prepare(rows: int, tokens: int, shared: bool) -> Callable[[], object]:
         memory = [(key[:, :tokens], value[:, :tokens]) for key, value in zip(keys, values, strict=True)]
         return partial(_attend_all, attend if shared else attend_private, queries[:, :rows], memory)
 
     return prepare
+
+
+def _prepared_span(
+    here: Kernels,
+    slots: SlotRows,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    own: Tensor,
+    rows: int,
+    tokens: int,
+    shared: bool,
+) -> Callable[[], object]:
+    """Steps of rows that have a token of their own each, as decode steps run them."""
+    read = SpanRange(keys[:, :, :tokens], values[:, :, :tokens], tuple(range(rows)), None, shared)
+    step = SpanStep(here, [SlotRows(slots.key[:, :rows], slots.value[:, :rows])], [read], queries.shape[0])
+    step.begin([1] * rows)
+    query, key, scale = queries[:, :rows], own[:, :rows], queries.shape[2] ** -0.5
+
+    def run() -> None:
+        for layer in range(NUM_COPIES):
+            step(layer, query, key, key, scale)
+
+    return run
 
 
 def _over_slots(shape: AttentionShape, device: torch.device) -> Prepare:
@@ -186,8 +227,13 @@ def load_sharing(shape: AttentionShape, folder: Path, device: torch.device | str
 def _key(shape: AttentionShape, device: torch.device | str) -> str:
     words = [f"v{FORMAT}", _device_name(device), torch.__version__, f"t{torch.get_num_threads()}"]
     words += [f"{shape.num_q_heads}x{shape.num_kv_heads}x{shape.head_dim}", shape.dtype]
-    words += [] if shape.page_size is None else [f"p{shape.page_size}"]
+    words += [_attended_by()] if shape.page_size is None else [f"p{shape.page_size}"]
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(words))
+
+
+def _attended_by() -> str:
+    found = kernels()
+    return "torch" if isinstance(found, WhyNot) else f"l{found.lanes}"
 
 
 def _device_name(device: torch.device | str) -> str:

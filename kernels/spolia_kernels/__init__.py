@@ -21,7 +21,7 @@ from spolia_kernels.attend_batch import BatchLens, TailKeys, attend_batch
 from spolia_kernels.attend_private import attend_private
 from spolia_kernels.linear import NOT_MEASURED, FewRows, Linear, measured_few_rows
 from spolia_kernels.merge import RowParts, merge, merge_into, merge_seen
-from spolia_kernels.native.kernels import WhyNot, prepare
+from spolia_kernels.native.kernels import Kernels, WhyNot, kernels, prepare, torch_kernels_only
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, Rotation, rotate
@@ -31,6 +31,7 @@ __all__ = [
     "NOT_MEASURED",
     "BatchLens",
     "FewRows",
+    "Kernels",
     "KeyRange",
     "KeyValue",
     "Linear",
@@ -47,6 +48,7 @@ __all__ = [
     "attend",
     "attend_batch",
     "attend_private",
+    "kernels",
     "measured_few_rows",
     "merge",
     "merge_into",
@@ -55,4 +57,5 @@ __all__ = [
     "read_kv",
     "rotate",
     "span_kernels",
+    "torch_kernels_only",
 ]

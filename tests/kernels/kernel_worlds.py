@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
 
 from spolia_kernels import Partial
-from spolia_kernels.attend import native_cpu
-from spolia_kernels.native.kernels import WhyNot
 
 LAWFUL = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 
@@ -28,11 +25,6 @@ class Problem:
     key: Tensor  # [num_kv_heads, num_keys, head_dim]
     value: Tensor  # [num_kv_heads, num_keys, v_dim]
     sm_scale: float
-
-
-def without_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves a CPU torch's kernels, as where our own cannot be had."""
-    monkeypatch.setattr(native_cpu, "kernels", lambda: WhyNot("a test says so"))
 
 
 def problem(

@@ -17,12 +17,12 @@ from kernel_worlds import (
     largest,
     oracle,
     problem,
-    without_machine_code,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spolia_kernels import KeyRange, attend, merge
 from spolia_kernels.attend import attend_ref, cpu, flash_cpu
+from spolia_kernels.native.kernels import torch_kernels_only
 
 
 def paths(p, *, causal=False):
@@ -34,7 +34,6 @@ def paths(p, *, causal=False):
 @pytest.fixture
 def flash_calls(monkeypatch) -> Iterator[list[tuple[int, ...]]]:
     """Records the key shape of every call of the fused kernel, which attends what our own would."""
-    without_machine_code(monkeypatch)
     calls: list[tuple[int, ...]] = []
     fused = flash_cpu._FLASH
 
@@ -43,7 +42,8 @@ def flash_calls(monkeypatch) -> Iterator[list[tuple[int, ...]]]:
         return fused(query, key, *rest, **options)
 
     monkeypatch.setattr(flash_cpu, "_FLASH", recorded)
-    return calls
+    with torch_kernels_only():
+        yield calls
 
 
 @pytest.mark.parametrize("num_keys", ODD_SIZES)

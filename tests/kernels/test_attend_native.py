@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, Problem, assert_same, oracle, problem, without_machine_code
+from kernel_worlds import GQA_RATIOS, LAWFUL, ODD_SIZES, Problem, assert_same, oracle, problem
 
 from spolia_kernels import KeyRange, Partial, attend, merge
 from spolia_kernels.attend import attend_ref, flash_cpu, native_cpu
@@ -213,16 +213,17 @@ def test_keys_and_values_of_unequal_widths_use_it():
     assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
 
 
-def test_without_machine_code_torchs_kernels_do_the_same(monkeypatch):
-    without_machine_code(monkeypatch)
+def test_without_machine_code_torchs_kernels_do_the_same():
     p = problem(40, 300)
-    assert native_cpu.native_for(grouped(p), p.key, p.value) is None
-    assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
+    with native_kernels.torch_kernels_only():
+        assert native_cpu.native_for(grouped(p), p.key, p.value) is None
+        assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), exact(p))
+    assert native_cpu.native_for(grouped(p), p.key, p.value) is not None
 
 
 def test_the_environment_turns_it_off(monkeypatch):
     monkeypatch.setenv("SPOLIA_NATIVE_KERNELS", "0")
-    assert native_kernels.kernels.__wrapped__() == WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
+    assert native_kernels._kernels.__wrapped__() == WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -8,22 +8,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import GQA_RATIOS, LAWFUL, Problem, assert_same, oracle, problem, without_machine_code
+from kernel_worlds import GQA_RATIOS, LAWFUL, Problem, assert_same, oracle, problem
 
 from spolia_kernels import KeyRange, Partial, attend, merge
 from spolia_kernels.attend import attend_ref, flash_cpu, products_cpu
+from spolia_kernels.native.kernels import torch_kernels_only
 
 LARGE = 3e-4
 """What float32 keeps of scores in the hundreds: 2^-24 of them, times the width of a head."""
 
 
 @pytest.fixture(autouse=True)
-def blocks_of_16_keys_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks_of_16_keys_pay(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """So that small worlds are cut into blocks, the last one a part: two heads of seven rows have 16 keys in one."""
-    without_machine_code(monkeypatch)
     monkeypatch.setattr(products_cpu, "_MIN_KEYS", 1)
     monkeypatch.setattr(products_cpu, "_MIN_ROWS", 1)
     monkeypatch.setattr(products_cpu, "_NUM_SCORES", 16 * 14)
+    with torch_kernels_only():
+        yield
 
 
 @pytest.fixture

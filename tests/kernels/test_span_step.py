@@ -8,11 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import GQA_RATIOS, LAWFUL, poisoned, without_machine_code
+from kernel_worlds import GQA_RATIOS, LAWFUL, poisoned
 
 from spolia_kernels import RotaryTable, Rotation, SlotRows, SpanRange, SpanStep, span_kernels
-from spolia_kernels.attend import native_cpu
-from spolia_kernels.native.kernels import Kernels, kernels
+from spolia_kernels.native.kernels import Kernels, kernels, torch_kernels_only
 from spolia_kernels.native.team import parallel
 from spolia_kernels.span_step import items, span_step_ref
 
@@ -198,7 +197,7 @@ def test_rows_of_the_result_are_dense_over_all_heads():
     assert found.transpose(0, 1).is_contiguous()
 
 
-def test_it_is_not_had_for_what_it_cannot_read(monkeypatch):
+def test_it_is_not_had_for_what_it_cannot_read():
     step = step_of(3, [(20, (0, 1), False, True)])
     assert span_kernels(step.slots, step.ranges) is not None
     (each,) = step.ranges
@@ -210,9 +209,8 @@ def test_it_is_not_had_for_what_it_cannot_read(monkeypatch):
     assert span_kernels(step.slots, [half]) is None
     lying = SpanRange(each.key.mT.contiguous().mT, each.value, each.rows, None, together=True)
     assert span_kernels(step.slots, [lying]) is None
-    without_machine_code(monkeypatch)
-    monkeypatch.setattr("spolia_kernels.span_step.native_cpu.kernels", native_cpu.kernels)
-    assert span_kernels(step.slots, step.ranges) is None
+    with torch_kernels_only():
+        assert span_kernels(step.slots, step.ranges) is None
 
 
 def test_every_part_has_a_place_of_its_own_and_every_row_finds_its_parts(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.sharing import Sharing, never_shared
 from spolia_engine.sharing_table import ROWS, TOKENS, SharingTable, measure_sharing
-from spolia_kernels import attend, attend_private
+from spolia_kernels import attend, attend_private, torch_kernels_only
 
 
 class World:
@@ -79,7 +79,10 @@ def table_of(switch: SharingTable) -> Table:
 
 
 def prefix(world: World, sizes: Sequence[int]) -> None:
-    """Rows behind one prefix: shared against private, attention alone and whole steps, and against the floor."""
+    """Rows behind one prefix: shared against private, attention alone and whole steps, and against the floor.
+
+    *Fused private*: private rows by torch's fused kernel instead of ours.
+    """
     options = world.options
     rows: list[Sequence[str]] = []
     tag = world.options.tag_of(world.name)
@@ -90,6 +93,8 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
         world.ratio(f"ratio_shared_over_private_attention{tag}_{label}", alone)
         with world.batch(prefix_batch(world.core, options.rows, tokens)) as batch:
             steps = {"shared": batch.step(world.table), "private": batch.step(never_shared)}
+            with torch_kernels_only():
+                steps["fused"] = _by_torch(batch.step(never_shared))
             machine = Machine(SHAPES[world.name], options.threads, CARELESS if options.quick else CAREFUL)
             times = by_turns(steps, options.rounds)
             work = decode_step(options.rows, tokens, QUESTION_TOKENS + batch.num_tail_tokens)
@@ -100,6 +105,7 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
             floors.append(machine.floor_now(work))
         found = ratio(times["private"], times["shared"])
         world.ratio(f"ratio_shared_over_private{tag}_{label}", found)
+        world.ratio(f"ratio_shared_over_fused_private{tag}_{label}", ratio(times["fused"], times["shared"]))
         floor_ms = statistics.fmean(floor.total_ms for floor in floors)
         over_floor = statistics.median(shared_only) / floor_ms
         # Private attention as measured, everything else at the floor: what the ratio could be on this machine.
@@ -113,6 +119,7 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
                 str(tokens),
                 f"{statistics.median(times['shared']):.1f}",
                 f"{statistics.median(times['private']):.1f}",
+                f"{statistics.median(times['fused']):.1f}",
                 str(found),
                 str(alone),
                 f"{bound:.2f}",
@@ -125,6 +132,7 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
         "shared tokens",
         "shared ms",
         "private ms",
+        "fused private ms",
         "private ÷ shared",
         "attention alone",
         "bound",
@@ -132,6 +140,14 @@ def prefix(world: World, sizes: Sequence[int]) -> None:
         "÷ floor",
     )
     world.report.tables.append(Table(header, rows))
+
+
+def _by_torch(step: Callable[[], object]) -> Callable[[], object]:
+    def by_torch() -> None:
+        with torch_kernels_only():
+            step()
+
+    return by_torch
 
 
 def _attention_alone(world: World, tokens: int) -> dict[str, list[float]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,12 +63,31 @@ class WhyNot:
     reason: str
 
 
-@cache
 def kernels() -> Kernels | WhyNot:
     """The kernels, the ones that any model needs being made at the first call: half a second, once on a machine.
 
     `SPOLIA_NATIVE_KERNELS=0` in the environment turns them off.
     """
+    return _turned_off or _kernels()
+
+
+@contextmanager
+def torch_kernels_only() -> Iterator[None]:
+    """Everything that begins inside, in any thread, does without machine code: what that saves can be measured."""
+    global _turned_off
+    before = _turned_off
+    _turned_off = WhyNot("turned off for a while")
+    try:
+        yield
+    finally:
+        _turned_off = before
+
+
+_turned_off: WhyNot | None = None
+
+
+@cache
+def _kernels() -> Kernels | WhyNot:
     if os.environ.get("SPOLIA_NATIVE_KERNELS") == "0":
         return WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
     try:
