@@ -163,6 +163,15 @@ def test_code_that_reads_data_of_its_own_is_not_written(monkeypatch):
         assemble.machine_code("with_a_constant", LANES)
 
 
+def test_where_memory_may_not_be_executed_it_says_so(monkeypatch):
+    def refused(name, flags):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(machine_code.os, "memfd_create", refused)
+    with pytest.raises(NoMachineCodeError, match="memory for it cannot be had"):
+        machine_code._mapped(KERNEL, b"code")
+
+
 def test_nothing_is_left_of_the_file_that_is_mapped():
     before = set(os.listdir("/proc/self/fd"))
     address = machine_code.task(KERNEL, LANES)

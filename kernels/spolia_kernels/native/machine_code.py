@@ -68,16 +68,19 @@ def tasks(kernels: Sequence[str], lanes: int) -> list[int]:
 
 
 def _mapped(kernel: str, code: bytes) -> int:
+    """Written as a file that only this process sees and mapped for reading: no memory is both written and executed."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-    file = os.memfd_create(f"spolia-{kernel}", os.MFD_CLOEXEC)
     try:
-        os.write(file, code)
-        # Written as a file and mapped for reading: no memory is ever both written and executed.
-        address = libc.mmap(None, len(code), mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, file, 0)
-    finally:
-        os.close(file)
+        file = os.memfd_create(f"spolia-{kernel}", os.MFD_CLOEXEC)
+        try:
+            os.write(file, code)
+            address = libc.mmap(None, len(code), mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE, file, 0)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise NoMachineCodeError(f"memory for it cannot be had: {error}") from error
     if address is None or address == ctypes.c_void_p(-1).value:
         raise NoMachineCodeError(f"memory may not be executed: {os.strerror(ctypes.get_errno())}")
     return int(address)
