@@ -7,7 +7,9 @@ while it is in the nearest cache.
 Vectors run over rows, one query a lane, so nothing is ever summed across a vector: a key or value is read as one
 number, as it lies, and multiplied with as many queries as a register holds. Both products are the same loop, with eight
 keys (or eight dimensions) times two vectors in registers. Queries are transposed on their way in, outputs on their way
-out, by the thread that uses them. What a lane computes does not depend on the others: a row gets the same bits whoever
+out, by the thread that uses them. Eight keys at a time are read across, not along, and no processor foresees that: so
+while a tile is multiplied the next one is asked for, line by line (32 rows over 4,096 keys of 8 heads from memory, a
+thread: 3.8 → 2.7 ms). What a lane computes does not depend on the others: a row gets the same bits whoever
 is attended beside it.
 
 Source: FlashAttention (arXiv 2205.14135) §3.1; Hydragen (arXiv 2402.05099) §3.2, all rows' queries in one product.
@@ -122,7 +124,9 @@ class BlockRows:
         tops_at, sums_at = self._of_block(self._tops, block), self._of_block(self._sums, block)
         out = self._of_block(self._outs, block, self.v_dim)
         before = self._lanes_of(tops_at, I64(0))
-        tops = self._all_scores(self._of_block(self._queries, block, self.head_dim), tile, before)
+        # The first block asks for the next tile: more of it with every dimension that it multiplies.
+        asks = build.and_(build.icmp_signed("==", block, I64(0)), build.icmp_signed(">", tile.following, I64(0)))
+        tops = self._all_scores(self._of_block(self._queries, block, self.head_dim), tile, before, asks)
         grown = [build.fcmp_ordered(">", top, old) for top, old in zip(tops, before, strict=True)]
         is_grown = v.any(grown[0])
         for flags in grown[1:]:
@@ -149,14 +153,20 @@ class BlockRows:
         self._put_lanes([build.fmul(x, s) for x, s in zip(self._lanes_of(base, line), by, strict=True)], base, line)
         return []
 
-    def _all_scores(self, queries: Value, tile: Keys, tops: Sequence[Value]) -> list[Value]:
+    def _all_scores(self, queries: Value, tile: Keys, tops: Sequence[Value], asks: Value) -> list[Value]:
         """Scores of a tile into `self._scores`; the largest so far."""
 
         def some(first: Value, size: int, tops: list[Value]) -> Sequence[Value]:
             build, v, num = self.v.builder, self.v, self.tiling.num_vectors
             rows = [tile.key_at(v, build.add(first, I64(j))) for j in range(size)]
+            # As many floats of the next tile's keys, and of its values, as are multiplied here: `size` a dimension.
+            ahead = build.add(first, I64(TILE))
+            soon = tile.key_at(v, ahead), tile.value_at(v, ahead)
+            step = build.select(asks, I64(size), I64(0))
 
             def dim(d: Value, sums: list[Value]) -> Sequence[Value]:
+                for address in soon:
+                    v.prefetch(address, build.mul(d, step))
                 query = self._lanes_of(queries, d)
                 numbers = [v.splat(v.load(row, d)) for row in rows]
                 return [v.fma(numbers[j], query[n], sums[j * num + n]) for j in range(size) for n in range(num)]

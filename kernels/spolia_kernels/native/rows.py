@@ -17,6 +17,8 @@ class Keys:
     value: Value
     value_token: Value
     count: Value
+    following: Value = I64(0)
+    """Keys that stand behind these and are attended next."""
 
     def key_at(self, v: Vectors, index: Value) -> Value:
         """The address of a key."""
@@ -28,8 +30,10 @@ class Keys:
 
     def part(self, v: Vectors, start: Value, most: int) -> Keys:
         """Those from `start` on, `most` at most."""
-        count = v.smaller_int(v.builder.sub(self.count, start), I64(most))
-        return Keys(self.key_at(v, start), self.key_token, self.value_at(v, start), self.value_token, count)
+        left = v.builder.sub(self.count, start)
+        count = v.smaller_int(left, I64(most))
+        place = self.key_at(v, start), self.key_token, self.value_at(v, start), self.value_token
+        return Keys(*place, count, v.builder.sub(left, count))
 
 
 @dataclass(frozen=True, slots=True)

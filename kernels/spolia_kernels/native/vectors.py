@@ -73,6 +73,16 @@ class Vectors:
         """Writes a vector."""
         self.builder.store(vector, self._vector_at(base, index), align=4)
 
+    def prefetch(self, base: Value, index: Value) -> None:
+        """Asks for the cache line that an index is in; it need not be there."""
+        build = self.builder
+        byte = ir.IntType(8).as_pointer()
+        name = "llvm.prefetch.p0"
+        found = self._module.globals.get(name)
+        if found is None:
+            found = ir.Function(self._module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), name)
+        build.call(found, [build.bitcast(build.gep(base, [index]), byte), I32(0), I32(2), I32(1)])
+
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a · b + c."""
         name = f"llvm.fma.v{self.lanes}f32"
