@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from spolia_kernels.native.vectors import I64, Value, Vectors
 
+NO_KEYS: Value = I64(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -17,7 +19,7 @@ class Keys:
     value: Value
     value_token: Value
     count: Value
-    following: Value = I64(0)
+    following: Value = NO_KEYS
     """Keys that stand behind these and are attended next."""
 
     def key_at(self, v: Vectors, index: Value) -> Value:
