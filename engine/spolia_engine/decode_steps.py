@@ -35,7 +35,7 @@ class DecodeSteps:
         self._plans_alone: dict[DecodeSequence, PlannedBatch] = {}
 
     def together(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> Tensor:
-        """See `EngineCore.step_logits`."""
+        """See `Decoding.step_logits`."""
         return self.run(self._planned(sequences, sharing))
 
     def beside(

@@ -19,6 +19,7 @@ from spolia_core.sampling import SamplingParams
 from spolia_decode.node import DecodeNode
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.text import load_decode
 from spolia_kvstore.node import KVStoreNode
@@ -263,13 +264,13 @@ async def test_ending_a_request_that_decodes(world: World, parts: Parts, mode: R
 @pytest.mark.parametrize("how", ["deadline", "own limit"])
 async def test_a_deadline_that_passes_while_decoding(world: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     decode = await world.decode(**limits(how))
-    step = decode.engine.step_logits
+    step = decode.engine.decoding.step_logits
 
     def slow(sequences: Any) -> Any:
         time.sleep(0.02)
         return step(sequences)
 
-    monkeypatch.setattr(decode.engine, "step_logits", slow)
+    monkeypatch.setattr(decode.engine.decoding, "step_logits", slow)
     with pytest.raises(DeadlineExceeded):
         async with calling(decode, generate_request(decode, [tokens(5)], LONG), TIMEOUTS[how]) as call:
             await read_all(call)
@@ -372,7 +373,7 @@ async def test_too_many_waiting_are_told_to_come_back(world: World) -> None:
 
 async def test_a_failed_step_fails_its_requests_and_no_later_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = await world.decode()
-    step, left = decode.engine.step_logits, [1]
+    step, left = decode.engine.decoding.step_logits, [1]
 
     def fails_once(sequences: Any) -> Any:
         if left:
@@ -380,7 +381,7 @@ async def test_a_failed_step_fails_its_requests_and_no_later_one(world: World, m
             raise RuntimeError("out of registers")
         return step(sequences)
 
-    monkeypatch.setattr(decode.engine, "step_logits", fails_once)
+    monkeypatch.setattr(decode.engine.decoding, "step_logits", fails_once)
     with held_engine(decode.thread):
         asked = [asyncio.ensure_future(ask(decode, [tokens(5, i)], GREEDY)) for i in range(3)]
         await eventually(lambda: decode.thread.queue_length == 3)
@@ -394,15 +395,14 @@ async def test_a_failed_step_fails_its_requests_and_no_later_one(world: World, m
 
 async def test_one_sequence_that_cannot_go_on_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = await world.decode()
-    accept = decode.engine.accept
     spoilt = SamplingParams(max_tokens=8, seed=13)
 
-    def fails_for_one(sequence: Any, logits: Any) -> Any:
-        if sequence.generation.params.seed == 13:
+    def fails_for_one(generation: Any, row: Any) -> Any:
+        if generation.params.seed == 13:
             raise InternalError("not a number")
-        return accept(sequence, logits)
+        return accept_row(generation, row)
 
-    monkeypatch.setattr(decode.engine, "accept", fails_for_one)
+    monkeypatch.setattr("spolia_decode.batch.accept_row", fails_for_one)
     with held_engine(decode.thread):
         asked = [asyncio.ensure_future(ask(decode, [tokens(5, i)], spoilt if i == 1 else GREEDY)) for i in range(3)]
         await eventually(lambda: decode.thread.queue_length == 3)

@@ -78,7 +78,7 @@ async def test_a_pass_that_breaks_ends_the_prompts_in_it_and_no_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = await world.decode(local_prefill_tokens=4096, slice_tokens=32)
-    original, num_calls = decode.engine.step_beside, 0
+    original, num_calls = decode.engine.decoding.step_beside, 0
 
     def breaks_once(*args: Any) -> Any:
         nonlocal num_calls
@@ -87,7 +87,7 @@ async def test_a_pass_that_breaks_ends_the_prompts_in_it_and_no_answer(
             raise RuntimeError("broken")
         return original(*args)
 
-    monkeypatch.setattr(decode.engine, "step_beside", breaks_once)
+    monkeypatch.setattr(decode.engine.decoding, "step_beside", breaks_once)
     long, short = [tokens(300, seed=1)], [tokens(9, seed=2)]
     sampling = SamplingParams(max_tokens=40)
     with held_engine(decode.thread):
@@ -114,7 +114,7 @@ async def test_a_prompt_has_its_first_token_before_the_next_one_is_computed(
     monkeypatch.setattr(decode.batch, "join", takes_its_time)
     events: list[str] = []
     _noted(monkeypatch, decode.engine.adapter, "forward_steps", "pass", events)
-    _noted(monkeypatch, decode.engine, "logits_after", "first", events)
+    _noted(monkeypatch, decode.engine.decoding, "logits_after", "first", events)
     with held_engine(decode.thread):
         prompts = [[tokens(30, seed=i)] for i in range(4)]
         asking = [asyncio.ensure_future(ask(decode, prompt, SamplingParams(max_tokens=1))) for prompt in prompts]

@@ -134,7 +134,7 @@ async def test_logprobs_are_those_of_the_model_before_any_temperature(world: Wor
     prompt = list(prompt_of(PARTS, ids_of(decode.engine)).token_ids)
     for index, (token_id, said) in enumerate(zip(ids, told, strict=True)):
         context = oracle.exact_context(prompt + ids[:index], [])
-        expected = torch.log_softmax(oracle.logits_after([context])[0], -1)
+        expected = torch.log_softmax(oracle.decoding.logits_after([context])[0], -1)
         context.close()
         assert said.logprob == pytest.approx(float(expected[token_id]), abs=2e-4)
         values, likeliest = torch.topk(expected, 4)

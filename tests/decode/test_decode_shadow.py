@@ -187,8 +187,9 @@ async def test_a_request_waits_for_the_slice_under_way_and_no_other(
     """The order of what the engine's thread does, from the request's arrival to its end."""
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=8)
     events: list[str] = []
-    for name in ("compile_steps", "linked_context_steps", "step_logits"):
+    for name in ("compile_steps", "linked_context_steps"):
         record_calls(monkeypatch, node.engine, name, events, "request")
+    record_calls(monkeypatch, node.engine.decoding, "step_logits", events, "request")
     with held_slice(monkeypatch, 3) as (began, gate):
         record_calls(monkeypatch, ShadowComparison, "advance", events, "slice")
         await ask(node, BEGINS, GREEDY, LINKED, request_id="first")

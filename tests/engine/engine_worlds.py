@@ -27,6 +27,7 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence as DecodeSequence
@@ -242,7 +243,7 @@ def check_greedy(got: Sequence[int], expected: Sequence[int], margins: Sequence[
 
 def step(core: EngineCore, sequence: DecodeSequence) -> None:
     """One decode step of one sequence."""
-    core.accept(sequence, core.step_logits([sequence])[0])
+    accept_row(sequence.generation, core.decoding.step_logits([sequence])[0])
 
 
 def assert_nothing_held(core: EngineCore) -> None:

@@ -16,6 +16,7 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
+from spolia_engine.samples import start_sequence
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -41,11 +42,11 @@ def link_here(engine: Engine, prompt: Prompt, plan: LinkPlan) -> list[torch.Tens
     assert context.num_computed_tokens == len(plan.positions)
     assert context.last_hidden is not None
     found = [engine.adapter.logits(context.last_hidden[None])[0]]
-    sequence = engine.start(context, engine.generation(SamplingParams(max_tokens=DECODE_STEPS + 1)))
+    sequence = start_sequence(context, engine.generation(SamplingParams(max_tokens=DECODE_STEPS + 1)))
     for token in tokens(DECODE_STEPS, seed=77):
         sequence.generation.accept(token)
-        found.append(engine.step_logits([sequence])[0])
-    engine.forget_plan()
+        found.append(engine.decoding.step_logits([sequence])[0])
+    engine.decoding.forget_plan()
     sequence.close()
     assert_nothing_held(engine)
     return found

@@ -18,10 +18,12 @@ from spolia_engine.attention import ContextAttention
 from spolia_engine.context import Context, release_runs
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.device_decoding import DrawnRow
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
 from spolia_engine.slices import run_slices
@@ -222,7 +224,7 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         original(self, layer, key, value)
 
     monkeypatch.setattr(ContextAttention, "write", breaks)
-    rows, (first, second, third) = engine.step_beside(sequences, slices)
+    rows, (first, second, third) = engine.decoding.step_beside(sequences, slices)
     monkeypatch.undo()
     assert isinstance(second, Broken)
     for steps, came, count in ((passes[0], first, 20), (passes[2], third, 22)):
@@ -231,10 +233,10 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         context.close()
         expected.close()
     again = started(engine, [5, 9])
-    assert same(logits_of(rows), engine.step_logits(again))
+    assert same(logits_of(rows), engine.decoding.step_logits(again))
     passes[1].close()
     close_all([*sequences, *again])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 
@@ -246,9 +248,9 @@ def started(engine: Engine, counts: Sequence[int]) -> list[DecodeSequence]:
         prefix = engine.acquire_prefix(list(engine.ids.prefix_chain(head)))
         context = engine.exact_context([*head, *tokens(count, seed=count)], prefix)
         engine.register_prefix(context, list(engine.ids.prefix_chain(head)))
-        sequences.append(engine.start(context, engine.generation(SamplingParams(max_tokens=20))))
-    for sequence, row in zip(sequences, engine.logits_after([s.context for s in sequences]), strict=True):
-        engine.accept(sequence, row)
+        sequences.append(start_sequence(context, engine.generation(SamplingParams(max_tokens=20))))
+    for sequence, row in zip(sequences, engine.decoding.logits_after([s.context for s in sequences]), strict=True):
+        accept_row(sequence.generation, row)
     return sequences
 
 
@@ -261,8 +263,8 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
     alone, beside = started(engine, counts), started(engine, counts)
     joining = [each.steps(engine, joins=True) for each in passes]
     slices = [pause.slice for pause in map(next, joining) if pause.slice is not None]
-    expected = engine.step_logits(alone)
-    rows, found = engine.step_beside(beside, slices)
+    expected = engine.decoding.step_logits(alone)
+    rows, found = engine.decoding.step_beside(beside, slices)
     assert same(logits_of(rows), expected)
     for one, other in zip(alone, beside, strict=True):
         assert one.tail.length == other.tail.length == 1
@@ -276,7 +278,7 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
         own.close()
         mine.close()
     close_all([*alone, *beside])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 
@@ -305,16 +307,16 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(DecodeAttention, "__call__", breaks)
     with pytest.raises(Broken):
-        engine.step_beside(sequences, [rows])
+        engine.decoding.step_beside(sequences, [rows])
     monkeypatch.undo()
     assert [sequence.tail.length for sequence in sequences] == [0, 0]
-    again, found = engine.step_beside(sequences, [rows])
+    again, found = engine.decoding.step_beside(sequences, [rows])
     expected = started(engine, [5, 9])
-    assert same(logits_of(again), engine.step_logits(expected))
+    assert same(logits_of(again), engine.decoding.step_logits(expected))
     assert isinstance(found[0], Ran)
     steps.close()
     close_all([*sequences, *expected])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 

@@ -53,10 +53,10 @@ class DecodeNode:
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
         self.config = config
         self.engine = engine
-        engine.sharing = load_switch(config, engine)
-        if engine.device is not None:
-            engine.device.prepare()
-        engine.deterministic = config.deterministic
+        engine.decoding.sharing = load_switch(config, engine)
+        if engine.decoding.device is not None:
+            engine.decoding.device.prepare()
+        engine.decoding.deterministic = config.deterministic
         self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
         self.server = NodeServer(config, "decode")
         self.channels = ChannelPool(config.max_message_bytes, self.server.certificates)
