@@ -20,7 +20,8 @@ from spolia_engine.drawing import drawn_rows
 from spolia_engine.sampler import sample
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, always_shared, never_shared
-from spolia_engine.steps import Came, Slice
+from spolia_engine.slices import JointPass
+from spolia_engine.steps import Slice
 
 
 class Decoding:
@@ -89,10 +90,10 @@ class Decoding:
 
     def step_beside(
         self, sequences: Sequence[DecodeSequence], slices: Sequence[Slice]
-    ) -> tuple[Sequence[torch.Tensor | DrawnRow], list[Came]]:
-        """`step_rows` in one pass with slices of prompts, at least one of each; and what came of the slices."""
-        logits, found = self._steps.beside(sequences, self.sharing, slices)
-        return drawn_rows([each.generation for each in sequences], logits), found
+    ) -> JointPass[Sequence[torch.Tensor | DrawnRow]]:
+        """`step_rows` in one pass with slices of prompts, at least one of each; `step` of the result is the rows."""
+        found = self._steps.beside(sequences, self.sharing, slices)
+        return JointPass(drawn_rows([each.generation for each in sequences], found.step), found.slices)
 
     def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
         """What steps of these sequences do, good while all of them are open."""

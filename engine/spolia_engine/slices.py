@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from spolia_engine.decoder import LayerAttention
 from spolia_engine.side_by_side import SideBySide
 from spolia_engine.steps import Came, Ran, Slice, finish
 from spolia_kernels import Partial
+
+T = TypeVar("T")
 
 
 def run_slices(adapter: ModelAdapter, slices: Sequence[Slice]) -> list[Came]:
@@ -70,8 +73,18 @@ class StepRows:
     attention: LayerAttention
 
 
-def run_beside(adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]) -> tuple[Tensor, list[Came]]:
-    """Runs a decode step and slices in one pass: the step's hidden states, and of each slice what came of it.
+@dataclass(frozen=True, eq=False)  # no slots: a generic class cannot have them before Python 3.12
+class JointPass(Generic[T]):
+    """What came of a pass that a decode step and slices of prompts shared."""
+
+    step: T
+    """Of the step: its hidden states, or what was made of them."""
+    slices: list[Came]
+    """Of each slice, in the order in which they were given."""
+
+
+def run_beside(adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]) -> JointPass[Tensor]:
+    """Runs a decode step and slices in one pass; `step` of the result is its hidden states.
 
     Raises what the model raises. Of the seconds slices have what they have of the rows, without the step's attention,
     which reads contexts of its own. Source: Sarathi-Serve (2403.02310) §4.1, piggybacking of decodes.
@@ -84,7 +97,7 @@ def run_beside(adapter: ModelAdapter, step: StepRows, slices: Sequence[Slice]) -
     seconds = time.perf_counter() - started - both.step_attention_s
     num_step_rows = len(step.token_ids)
     share = seconds * joined.num_rows / len(hidden)
-    return hidden[:num_step_rows], joined.found(hidden[num_step_rows:], share)
+    return JointPass(hidden[:num_step_rows], joined.found(hidden[num_step_rows:], share))
 
 
 class _Joined:

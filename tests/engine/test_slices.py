@@ -224,7 +224,8 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         original(self, layer, key, value)
 
     monkeypatch.setattr(ContextAttention, "write", breaks)
-    rows, (first, second, third) = engine.decoding.step_beside(sequences, slices)
+    found = engine.decoding.step_beside(sequences, slices)
+    first, second, third = found.slices
     monkeypatch.undo()
     assert isinstance(second, Broken)
     for steps, came, count in ((passes[0], first, 20), (passes[2], third, 22)):
@@ -233,7 +234,7 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         context.close()
         expected.close()
     again = started(engine, [5, 9])
-    assert same(logits_of(rows), engine.decoding.step_logits(again))
+    assert same(logits_of(found.step), engine.decoding.step_logits(again))
     passes[1].close()
     close_all([*sequences, *again])
     engine.decoding.forget_plan()
@@ -264,12 +265,12 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
     joining = [each.steps(engine, joins=True) for each in passes]
     slices = [pause.slice for pause in map(next, joining) if pause.slice is not None]
     expected = engine.decoding.step_logits(alone)
-    rows, found = engine.decoding.step_beside(beside, slices)
-    assert same(logits_of(rows), expected)
+    found = engine.decoding.step_beside(beside, slices)
+    assert same(logits_of(found.step), expected)
     for one, other in zip(alone, beside, strict=True):
         assert one.tail.length == other.tail.length == 1
         assert same(_newest_kv(other), _newest_kv(one))
-    for each, steps, came in zip(passes, joining, found, strict=True):
+    for each, steps, came in zip(passes, joining, found.slices, strict=True):
         assert isinstance(came, Ran)
         (own,) = together(engine, [each.steps(engine, joins=True)])
         mine = run_on(engine, steps, came)
@@ -310,10 +311,10 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
         engine.decoding.step_beside(sequences, [rows])
     monkeypatch.undo()
     assert [sequence.tail.length for sequence in sequences] == [0, 0]
-    again, found = engine.decoding.step_beside(sequences, [rows])
+    again = engine.decoding.step_beside(sequences, [rows])
     expected = started(engine, [5, 9])
-    assert same(logits_of(again), engine.decoding.step_logits(expected))
-    assert isinstance(found[0], Ran)
+    assert same(logits_of(again.step), engine.decoding.step_logits(expected))
+    assert isinstance(again.slices[0], Ran)
     steps.close()
     close_all([*sequences, *expected])
     engine.decoding.forget_plan()

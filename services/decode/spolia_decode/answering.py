@@ -286,7 +286,7 @@ class Answering:
     def _num_blocks(self, job: GenerateJob, generations: list[Generation]) -> int:
         """Blocks that samples take at most until each has a token: the context's once, and a tail's first."""
         pool = self._where.parts.core.pool
-        tails = (pool.blocks_to_open(max(1, g.params.max_tokens - len(g.token_ids))) for g in generations)
+        tails = (pool.blocks_to_open(generation.max_tail_tokens) for generation in generations)
         return self._where.paths[job.mode].blocks_to_take(job) + sum(tails)
 
     def _check_fits(self) -> None:

@@ -98,8 +98,8 @@ class DecodeBatch:
         self._token_budget = self._slice_tokens = token_budget
         self._on_preempted = on_preempted
         self._on_beside = on_beside
-        self._has_stepped = False
-        """Whether the step that is due was made with slices."""
+        self._stepped_with_slices = False
+        """Whether the step that is due was made already, by `run_slices`."""
         self._make_room = make_room
         self._core = core
         self._notify = notify
@@ -146,9 +146,9 @@ class DecodeBatch:
         Whether there may be more to do. Engine's thread only.
         """
         try:
-            if not self._has_stepped:
+            if not self._stepped_with_slices:
                 return self._step()
-            self._has_stepped = False
+            self._stepped_with_slices = False
             self._let_in()
             return bool(self._decoding)
         finally:
@@ -167,13 +167,13 @@ class DecodeBatch:
                 return run_slices(self._core.adapter, slices)
             self._notify()  # `step` comes next, whether or not somebody asked for it
             try:
-                rows, found = self._core.decoding.step_beside([entry.sequence for entry in batch], slices)
+                found = self._core.decoding.step_beside([entry.sequence for entry in batch], slices)
             except Exception as error:  # of the slices: what is wrong with the model the step finds out without them
                 return failed(slices, error)
-            self._has_stepped = True
+            self._stepped_with_slices = True
             self._on_beside()
-            self._accept_all(batch, rows)
-            return found
+            self._accept_all(batch, found.step)
+            return found.slices
         finally:
             self._outbox.deliver()
 
