@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from engine_worlds import adapter_of, assert_nothing_held, engine_of, tokens
+from engine_worlds import assert_nothing_held, engine_of, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spolia_core.errors import InternalError
 from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
-from spolia_engine.attention import ContextAttention
+from spolia_engine.attention import ContextAttention, VisibleRanges
 from spolia_engine.context import Context, release_runs
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.device_decoding import DrawnRow
@@ -26,6 +27,7 @@ from spolia_engine.run import Run
 from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
+from spolia_engine.side_by_side import SideBySide
 from spolia_engine.slices import run_slices
 from spolia_engine.steps import Ran, Slice, Steps, finish
 
@@ -321,18 +323,44 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
     assert_nothing_held(engine)
 
 
-def test_seconds_are_shared_by_rows() -> None:
-    engine = engine_of()
-    passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (30, 10)]
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_slice_costs_what_it_reads_alone_and_of_the_rest_its_rows(
+    monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """In a time that passes in attention only: in two layers a second a row of the pass, five to read a context."""
+    engine, now = engine_of(), [0.0]
+    sequences = started(engine, [5, 9])
+    head = engine.acquire_prefix(list(engine.ids.prefix_chain(tokens(128, seed=3))))
+    prompts = [([*tokens(128, seed=3), *tokens(30)], head), (tokens(10), [])]
+    passes = [engine.exact_context_steps(ids, prefix, PassOptions(joins=True)) for ids, prefix in prompts]
     slices = [pause.slice for pause in map(next, passes) if pause.slice is not None]
-    long, short = run_slices(adapter_of("llama"), slices)
-    assert isinstance(long, Ran)
-    assert isinstance(short, Ran)
-    assert long.seconds == pytest.approx(3 * short.seconds)
-    assert short.seconds > 0
+    takes(monkeypatch, now, SideBySide, "attend", 40 / 2)
+    takes(monkeypatch, now, VisibleRanges, "merge_into", lambda ranges: 5 * len(ranges._visible))
+    takes(monkeypatch, now, DecodeAttention, "__call__", 1000)
+    monkeypatch.setattr("spolia_engine.slices.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = engine.decoding.step_beside(sequences, slices).slices if beside else run_slices(engine.adapter, slices)
+    long, short = [came.seconds for came in found if isinstance(came, Ran)]
+    shared_s = 40 * 40 / 42 if beside else 40  # two rows of the step share the weights
+    assert long == pytest.approx(2 * 5 + shared_s * 30 / 40)
+    assert short == pytest.approx(shared_s * 10 / 40)
     for steps in passes:
         steps.close()
+    close_all(sequences)
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
+
+
+def takes(
+    monkeypatch: pytest.MonkeyPatch, now: list[float], kind: type, name: str, seconds: float | Callable[[Any], float]
+) -> None:
+    """Lets each call of a method take so long."""
+    original = getattr(kind, name)
+
+    def timed(self: Any, *args: Any) -> Any:
+        now[0] += seconds(self) if callable(seconds) else seconds
+        return original(self, *args)
+
+    monkeypatch.setattr(kind, name, timed)
 
 
 def test_a_pass_given_up_at_its_slice_frees_everything() -> None:
