@@ -246,6 +246,18 @@ def step(core: EngineCore, sequence: DecodeSequence) -> None:
     accept_row(sequence.generation, core.decoding.step_logits([sequence])[0])
 
 
+def rows_together(core: EngineCore) -> int:
+    """The most rows for which the batch that was stepped last reads some keys at once: 1 where nothing is shared."""
+    if core.decoding.device is None:
+        planned = core.decoding._steps._plan
+        assert planned is not None
+        return max((len(group.rows) for group in planned.plan.groups if group.shared), default=1)
+    step = core.decoding.device._step
+    assert step is not None
+    readings = step._work.items[: int(step._work.num_items), 2]  # of each item: a tile's readings of the same keys
+    return int(readings.max()) if len(readings) else 1
+
+
 def assert_nothing_held(core: EngineCore) -> None:
     """The ledger after a request: nothing referenced, nothing on its way, everything adds up."""
     core.pool.check_invariants()

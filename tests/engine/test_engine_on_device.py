@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from engine_worlds import LLAMA3, VOCAB_SIZE, YARN, assert_nothing_held, engine_of, letters, llama_config, tokens
+from engine_worlds import (
+    LLAMA3,
+    VOCAB_SIZE,
+    YARN,
+    assert_nothing_held,
+    engine_of,
+    letters,
+    llama_config,
+    rows_together,
+    tokens,
+)
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from spolia_core.errors import Busy, InvalidRequest
@@ -25,7 +35,8 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.device_decoding import DeviceSettings
 from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
-from spolia_engine.samples import branch, start_sequence
+from spolia_engine.samples import branch, start_samples, start_sequence
+from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_kernels.sample import Drawn, Draws
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,6 +148,24 @@ def test_a_sequence_branches_and_every_branch_goes_on_alone() -> None:
             each.close()
         assert_nothing_held(engine)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("sharing", "expected"), [(always_shared, 4), (never_shared, 1)])
+def test_rows_behind_one_prefix_read_it_at_once_where_sharing_is_wanted(sharing: Sharing, expected: int) -> None:
+    """What the device was given, not what was planned; and on it, where there is one."""
+    device = on_device()
+    device.decoding.sharing = sharing
+    context = device.exact_context(tokens(150, seed=6), [])
+    params = SamplingParams(temperature=1.0, max_tokens=4)
+    sequences = start_samples(context, [device.generation(params, index) for index in range(4)])
+    for sequence, row in zip(sequences, device.decoding.first_rows(sequences), strict=True):
+        accept_row(sequence.generation, row)
+    device.decoding.step_rows(sequences)
+    assert rows_together(device) == expected
+    device.decoding.forget_plan()
+    for sequence in sequences:
+        sequence.close()
+    assert_nothing_held(device)
 
 
 @pytest.mark.parametrize("dtype", LOGIT_ERROR)

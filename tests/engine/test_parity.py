@@ -17,6 +17,7 @@ from engine_worlds import (
     oracle_greedy,
     oracle_logits,
     oracle_of,
+    rows_together,
     tokens,
 )
 from transformers import AutoModelForCausalLM
@@ -149,11 +150,7 @@ def test_decode_logits_of_a_batch_are_those_of_transformers_alone(name: str) -> 
     for row, (ids, answer) in enumerate(zip(prompts, answers, strict=True)):
         expected = oracle_logits(oracle_of(name), ids + answer)[len(ids) :]
         check_logits(torch.stack([step[row] for step in steps]), expected, len(ids))
-    if core.decoding.device is None:
-        assert core.decoding._steps._plan is not None
-        assert any(len(group.rows) == 4 and group.shared for group in core.decoding._steps._plan.plan.groups), (
-            "nothing was shared"
-        )
+    assert rows_together(core) == 4, "nothing was shared"
     core.decoding.forget_plan()
     for sequence in sequences:
         sequence.close()
