@@ -1,4 +1,4 @@
-"""A node's operations on a model and its KV: compile chunks, build contexts, decode.
+"""A node's operations on a model and its KV: compile chunks, build contexts, and what decodes them (`decoding.py`).
 
 What schedules them is elsewhere: `spolia_worker` and the services, or `Engine` (engine.py), which adds prompts answered
 in one process.
@@ -13,7 +13,6 @@ Functions that build a context take the references of the runs they are given, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -25,32 +24,26 @@ from spolia_core.reuse import DEFAULT_LINK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs, whole
-from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
+from spolia_engine.decoding import Decoding
 from spolia_engine.deviation import most_deviant
-from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings, DrawnRow
-from spolia_engine.drawing import accept_row, draw, drawn_rows
+from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings
 from spolia_engine.extent import Extent
 from spolia_engine.fork import DEFAULT_MAX_FORK_ROWS, Forks, fork
-from spolia_engine.generation import Delta, Generation
+from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammar, Grammars
 from spolia_engine.link_plan import LinkPlan, check_runs, plan_link
 from spolia_engine.linked_blocks import LinkedBlock, register_linked
-from spolia_engine.passes import AT_ONCE, OnLayer, PassOptions, run_rows
+from spolia_engine.passes import AT_ONCE, PassOptions, run_rows
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE, Pool
 from spolia_engine.resident import ResidentChunks
-from spolia_engine.run import Run, Span, copy_kv
-from spolia_engine.sampler import sample
+from spolia_engine.run import Run, Span
 from spolia_engine.sealing import SealedBlock, register_prefix, seal_answer
 from spolia_engine.sequence import Sequence as DecodeSequence
-from spolia_engine.sequence import close_all
-from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_engine.sharing_table import AttentionShape
 from spolia_engine.sinks import sink_token_ids
 from spolia_engine.slot_memory import SlotMemory
-from spolia_engine.steps import Came, Slice, Steps, finish
+from spolia_engine.steps import Steps, finish
 from spolia_engine.text import Decode
-
-__all__ = ["EngineCore", "OnLayer", "PassOptions"]
 
 
 class EngineCore:
@@ -87,19 +80,13 @@ class EngineCore:
         self.pool = Pool(
             adapter.kv_shape, num_blocks=num_blocks, block_size=block_size, device=adapter.device, slots=slots
         )
-        self.device = None if device is None or slots is None else DeviceDecoding(adapter, slots, device)
-        """What decodes on a GPU; None on a CPU, where `plan_batch` and `run_step` do."""
         self.resident = ResidentChunks(self.pool)
         self.recipe = Recipe(adapter.compute_dtype, num_sink_tokens)
         self._decode = decode
         self._grammars = grammars
-        self.sharing: Sharing = always_shared
-        self.deterministic = False
-        """Each sequence takes its steps alone: what it says then does not depend on who decodes beside it, to the bit.
-
-        Costs the batch: the weights are read once a sequence, and nothing is attended together.
-        """
-        self._steps = DecodeSteps(adapter)
+        self.decoding = Decoding(
+            adapter, None if device is None or slots is None else DeviceDecoding(adapter, slots, device)
+        )
 
     def id_space(self, tenant_key: bytes) -> IdSpace:
         """The ids of a tenant's chunks under this engine's model and recipe."""
@@ -108,7 +95,7 @@ class EngineCore:
     @property
     def attention_shape(self) -> AttentionShape:
         """What decides whether rows of this model attend together (`sharing_table`)."""
-        shape, page_size = self.adapter.kv_shape, None if self.device is None else self.pool.block_size
+        shape, page_size = self.adapter.kv_shape, None if self.decoding.device is None else self.pool.block_size
         return AttentionShape(
             self.adapter.num_q_heads, shape.num_kv_heads, shape.head_dim, self.adapter.compute_dtype, page_size
         )
@@ -312,7 +299,7 @@ class EngineCore:
         """
         return register_linked(self.resident, context, plan, blocks)
 
-    # Decoding
+    # Answers
 
     def compile_constraint(self, params: SamplingParams) -> Grammar | None:
         """The grammar of the request's constraint, if it has one. Takes time, off the thread that computes.
@@ -333,143 +320,6 @@ class EngineCore:
         assert (grammar is None) == (params.constraint is None), "compile the constraint first"
         matcher = None if grammar is None else grammar.matcher()
         return Generation(params, self.adapter.eos_token_ids, self._decode, sample_index, matcher)
-
-    def start(self, context: Context, generation: Generation) -> DecodeSequence:
-        """Makes a sequence of a context. Takes the context, also when it raises.
-
-        Tokens a resumed answer has already are part of the context. Memory for the next one is taken now, for others as
-        they come. Raises `Busy` when the pool has no room.
-        """
-        try:
-            sequence = DecodeSequence(context, generation)
-        except BaseException:
-            context.close()
-            raise
-        try:
-            sequence.make_room()
-        except BaseException:
-            sequence.close()
-            raise
-        return sequence
-
-    def start_samples(self, context: Context, generations: Sequence[Generation]) -> list[DecodeSequence]:
-        """Makes a sequence of each generation, at least one, all of one context: its KV is held once.
-
-        Takes the context, also when it raises: `Busy`, with nothing held, when the pool has no room for all.
-        """
-        started: list[DecodeSequence] = []
-        try:
-            for generation in generations[:-1]:
-                started.append(self.start(context.shared(), generation))
-        except BaseException:
-            context.close()
-            close_all(started)
-            raise
-        try:
-            started.append(self.start(context, generations[-1]))
-        except BaseException:
-            close_all(started)
-            raise
-        return started
-
-    def branch(self, sequence: DecodeSequence, sample_indices: Sequence[int]) -> list[DecodeSequence]:
-        """Goes on from where a sequence stands in more ways than one; `sequence` goes on too.
-
-        The tail's KV is copied once, and every branch reads the copy; what any of them writes is its own. With that,
-        prompts and answers branch into trees. Raises `Busy`, with nothing held, when the pool has no room.
-        """
-        tail, base = sequence.tail, sequence.context
-        context = base.shared()
-        if tail.length:
-            try:
-                extent = self.pool.allocate(tail.length)
-            except BaseException:
-                context.close()
-                raise
-            copy_kv([tail.span], extent, tail.rope_base, tail.rope_base + tail.length)
-            run = Run(extent, 0, tail.length, tail.rope_base)
-            context.spans.append(whole(run))
-            context.extents.append(extent)
-        context.live = None  # the sequence's own, who reads it in its slot
-        return self.start_samples(context, [sequence.generation.branch(index) for index in sample_indices])
-
-    def logits_after(self, contexts: Sequence[Context]) -> torch.Tensor:
-        """Logits [num_contexts, vocab_size] of the token after each context, computed here or handed over."""
-        hidden = [context.last_hidden for context in contexts if context.last_hidden is not None]
-        assert len(hidden) == len(contexts), "nobody computed the last token of one"
-        if self.deterministic:
-            return torch.cat([self.adapter.logits(each[None]) for each in hidden])
-        return self.adapter.logits(torch.stack(hidden))
-
-    def first_token(self, context: Context, params: SamplingParams, token_index: int = 0, sample_index: int = 0) -> int:
-        """Draws the token after a context, for who wants no more than that."""
-        return sample(self.logits_after([context])[0], params, token_index, sample_index)
-
-    def first_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
-        """A row for `accept` of each sequence that has no token yet: what comes after its context."""
-        logits = self.logits_after([each.context for each in sequences])
-        return drawn_rows([each.generation for each in sequences], logits) if self.device is None else list(logits)
-
-    def draw(self, generation: Generation, logits: torch.Tensor) -> Delta:
-        """Draws an answer's next token from `logits` [vocab_size] and adds it."""
-        return draw(generation, logits)
-
-    def accept(self, sequence: DecodeSequence, row: torch.Tensor | DrawnRow) -> Delta:
-        """Adds a sequence's next token: what the device drew, else by `draw`."""
-        return accept_row(sequence.generation, row)
-
-    def step_rows(self, sequences: Sequence[DecodeSequence]) -> Sequence[torch.Tensor | DrawnRow]:
-        """Runs each sequence's newest token; a row each for `accept`. Otherwise as `step_logits`."""
-        if self.device is None:
-            return drawn_rows([each.generation for each in sequences], self.step_logits(sequences))
-        for sequence in sequences:
-            sequence.make_room()
-        rows: list[DrawnRow] = []
-        for batch in [[each] for each in sequences] if self.deterministic else [list(sequences)]:
-            found = self.device.step(batch, never_shared if self.deterministic else self.sharing)
-            if self.deterministic:  # the next one's step overwrites them
-                found = [replace(row, logits=row.logits.clone()) for row in found]
-            rows += found
-        for sequence in sequences:
-            sequence.tail.length += 1
-        return rows
-
-    def step_logits(self, sequences: Sequence[DecodeSequence]) -> torch.Tensor:
-        """Runs each sequence's newest token and returns the logits of the next, [num_sequences, vocab_size].
-
-        At least one sequence. When it raises, every sequence stands where it stood before; `Busy` where the pool has no
-        room for the KV of this step.
-        """
-        if self.device is not None:
-            rows = self.step_rows(sequences)
-            return torch.stack([row.logits if isinstance(row, DrawnRow) else row for row in rows]).float()
-        return self._steps.alone(sequences) if self.deterministic else self._steps.together(sequences, self.sharing)
-
-    @property
-    def steps_beside_slices(self) -> bool:
-        """Whether `step_beside` is for this engine: not where steps are graphs of a device, or each alone."""
-        return self.device is None and not self.deterministic
-
-    def step_beside(
-        self, sequences: Sequence[DecodeSequence], slices: Sequence[Slice]
-    ) -> tuple[Sequence[torch.Tensor | DrawnRow], list[Came]]:
-        """`step_rows` in one pass with slices of prompts, at least one of each; and what came of the slices."""
-        logits, found = self._steps.beside(sequences, self.sharing, slices)
-        return drawn_rows([each.generation for each in sequences], logits), found
-
-    def plan_batch(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> PlannedBatch:
-        """What steps of these sequences do, good while all of them are open."""
-        return self._steps.plan(sequences, sharing)
-
-    def run_step(self, planned: PlannedBatch) -> torch.Tensor:
-        """`step_logits` of a planned batch."""
-        return self._steps.run(planned)
-
-    def forget_plan(self) -> None:
-        """Drops the plan of the last batch, which names its extents. Call it when a sequence of it is closed."""
-        self._steps.forget()
-        if self.device is not None:
-            self.device.forget()
 
     def seal_answer(self, sequence: DecodeSequence, blocks: Sequence[SealedBlock]) -> list[tuple[bytes, Run]]:
         """Registers chunks that the answer completed, for the next turn; returns the newly registered ones.

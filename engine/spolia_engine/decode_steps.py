@@ -12,9 +12,9 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, never_shared
-from spolia_engine.slices import StepRows, run_beside
+from spolia_engine.slices import JointPass, StepRows, run_beside
 from spolia_engine.step_plan import StepPlan, plan_step
-from spolia_engine.steps import Came, Slice
+from spolia_engine.steps import Slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,16 +35,16 @@ class DecodeSteps:
         self._plans_alone: dict[DecodeSequence, PlannedBatch] = {}
 
     def together(self, sequences: Sequence[DecodeSequence], sharing: Sharing) -> Tensor:
-        """See `EngineCore.step_logits`."""
+        """See `Decoding.step_logits`."""
         return self.run(self._planned(sequences, sharing))
 
     def beside(
         self, sequences: Sequence[DecodeSequence], sharing: Sharing, slices: Sequence[Slice]
-    ) -> tuple[Tensor, list[Came]]:
-        """`together`, in one pass with slices of prompts; and of each slice what came of it."""
+    ) -> JointPass[Tensor]:
+        """`together`, in one pass with slices of prompts; `step` of the result is its logits."""
         planned = self._planned(sequences, sharing)
-        hidden, found = run_beside(self._adapter, self._rows(planned), slices)
-        return self._logits(planned, hidden), found
+        found = run_beside(self._adapter, self._rows(planned), slices)
+        return JointPass(self._logits(planned, found.step), found.slices)
 
     def alone(self, sequences: Sequence[DecodeSequence]) -> Tensor:
         """`together`, one sequence after the other: what it says does not depend on who else is there."""

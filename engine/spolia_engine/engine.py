@@ -33,12 +33,14 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceSettings, DrawnRow
+from spolia_engine.drawing import accept_row
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE
 from spolia_engine.pool_budget import free_bytes, pool_budget
 from spolia_engine.run import Run
+from spolia_engine.samples import start_samples
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
@@ -257,13 +259,13 @@ class Engine(EngineCore):
         hidden = context.last_hidden
         assert hidden is not None
         generations = [self.generation(params, index, grammar) for index in range(num_samples)]
-        sequences = self.start_samples(context, generations)
+        sequences = start_samples(context, generations)
         try:
             margins = self._run(sequences, self.adapter.logits(hidden[None])[0])
             if mode is ReuseMode.EXACT:
                 self._seal(prompt, sequences[0])
         finally:
-            self.forget_plan()
+            self.decoding.forget_plan()
             close_all(sequences)
         return [_completion(g, report, found) for g, found in zip(generations, margins, strict=True)]
 
@@ -312,11 +314,11 @@ class Engine(EngineCore):
         """Decodes all to their ends, `first` being the logits [vocab_size] of their first token; returns margins."""
         margins = [[_margin(first, sequence)] for sequence in sequences]
         for sequence in sequences:
-            self.accept(sequence, first)
+            accept_row(sequence.generation, first)
         while going := [i for i, sequence in enumerate(sequences) if not sequence.finished]:
-            for i, row in zip(going, self.step_rows([sequences[i] for i in going]), strict=True):
+            for i, row in zip(going, self.decoding.step_rows([sequences[i] for i in going]), strict=True):
                 margins[i].append(_margin(row, sequences[i]))
-                self.accept(sequences[i], row)
+                accept_row(sequences[i].generation, row)
         return margins
 
     def _seal(self, prompt: Prompt, sequence: DecodeSequence) -> None:

@@ -68,6 +68,11 @@ class Generation:
         """Text that has become final."""
         return self._text.emitted
 
+    @property
+    def max_tail_tokens(self) -> int:
+        """Tokens for which a tail has to have room at most: those that may still come, and one in any case."""
+        return max(1, self.params.max_tokens - len(self.token_ids))
+
     def branch(self, sample_index: int) -> Generation:
         """Another answer that begins as this one stands: the same tokens, the same text given out."""
         other = copy(self)

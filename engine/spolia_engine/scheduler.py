@@ -31,7 +31,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class Running:
     """A sequence that decodes."""
 
     number: int
@@ -48,7 +48,7 @@ class State:
     """What there is to decide on.
 
     `promised_blocks` are those of requests admitted that do not decode yet; `num_holding` requests hold blocks, or were
-    promised some, besides those of `decoding`.
+    promised some, besides those of `running`.
     """
 
     available_blocks: int
@@ -57,7 +57,7 @@ class State:
     free_places: int = 0
     token_budget: int = 0
     waiting: Sequence[Waiting] = ()
-    decoding: Sequence[Decoding] = ()
+    running: Sequence[Running] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def plan(state: State) -> Plan:
 
 def _grow(state: State) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Who is preempted, who decodes, and how many blocks are left behind their next tokens."""
-    left = sorted(state.decoding, key=lambda d: d.number)
+    left = sorted(state.running, key=lambda d: d.number)
     available, preempted = state.available_blocks, []
     while sum(d.num_new_blocks for d in left) > available:
         candidates = [d for d in left[1:] if d.num_own_blocks]
@@ -101,7 +101,7 @@ def _admit(state: State, available: int) -> tuple[int, ...]:
     """Whom blocks and places suffice for. Where nobody runs, the first is admitted: nobody could make room for it."""
     admitted: list[int] = []
     places = state.free_places
-    runs = bool(state.decoding) or state.num_holding > 0
+    runs = bool(state.running) or state.num_holding > 0
     has_places_taken = runs or any(request.has_place for request in state.waiting)
     for request in sorted(state.waiting, key=lambda w: w.number):
         num_places = 0 if request.has_place else request.num_places

@@ -29,7 +29,7 @@ class Sequence:
         self.generation = generation
         self.num_context_tokens = context.num_tokens
         head = _head_of(context)
-        most = max(1, generation.params.max_tokens - len(generation.token_ids))
+        most = generation.max_tail_tokens
         try:
             extent = context.pool.open_tail(most, head)
         except Busy:

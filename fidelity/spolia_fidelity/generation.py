@@ -12,6 +12,8 @@ from torch import Tensor
 from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
 from spolia_engine.core import EngineCore
+from spolia_engine.drawing import accept_row
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.text import Decode
 from spolia_fidelity.answers import best_f1, first_line, is_exact
@@ -70,15 +72,15 @@ def answer_questions(
     try:
         for question in questions:
             params = SamplingParams(max_tokens=_max_answer_tokens(engine, context, question), temperature=0.0)
-            sequences.append(engine.start(waiting.pop(0), engine.generation(params)))
+            sequences.append(start_sequence(waiting.pop(0), engine.generation(params)))
         logits = engine.adapter.logits(_last_rows(forks.hidden))
         for sequence, row in zip(sequences, logits, strict=True):
-            engine.accept(sequence, row)
+            accept_row(sequence.generation, row)
         while running := [sequence for sequence in sequences if not sequence.finished]:
-            for sequence, row in zip(running, engine.step_logits(running), strict=True):
-                engine.accept(sequence, row)
+            for sequence, row in zip(running, engine.decoding.step_logits(running), strict=True):
+                accept_row(sequence.generation, row)
     finally:
-        engine.forget_plan()
+        engine.decoding.forget_plan()
         for context_left in waiting:
             context_left.close()
         for sequence in sequences:

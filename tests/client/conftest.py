@@ -9,11 +9,15 @@ from typing import Any
 import fake_gateway
 import fake_store
 import pytest
+from cache_runs import cache, half
+from cli_runs import page, spolia
 from fake_gateway import Call, FakeGateway
 from fake_store import FakeStore
 
 from spolia import AsyncClient, Client
 from spolia.local_cluster import ROLES
+
+__all__ = ["cache", "half", "page", "spolia"]  # fixtures
 
 HERE = Path(__file__).parent
 

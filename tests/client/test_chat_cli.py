@@ -8,16 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from cli_runs import Done, Spolia
 from fake_gateway import HELLO, FakeGateway, delta, finish
-from test_cli import Done, Spolia, page, spolia
 
 from spolia import Document, TokenIds, Unavailable
 from spolia.cli.chat import _Talk
 from spolia.cli.conversation import Conversation, PlainText, Template
 from spolia.client import Client
 from spolia.v1 import common_pb2
-
-__all__ = ["page", "spolia"]  # fixtures
 
 Chat = Callable[..., Done]
 

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runs import Spolia
 from fake_gateway import PATIENCE_S
-from test_cli import Spolia, spolia
 
 from spolia.cli.drain_limit import drain_limit_s
 from spolia.cli.up import _announce
 from spolia.local_cluster import LocalCluster
 from spolia.version import __version__
-
-__all__ = ["spolia"]  # a fixture
 
 
 def run_process(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:

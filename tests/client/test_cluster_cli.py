@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from cli_runs import Spolia
 from fake_gateway import FakeGateway
 from rich.console import Console
-from test_cli import Spolia, spolia
 
 from spolia import Client, Unavailable
 from spolia.cli import cluster as command
 from spolia.cli.cluster_view import View
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2, kvstore_pb2
-
-__all__ = ["spolia"]  # a fixture
 
 GATEWAY = directory_pb2.NodeRecord(
     node_id="gateway-1",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_gateway import FakeGateway
 from fake_store import DISK, RAM, FakeStore, chunk_id
-from test_sdk_imports import modules_after
+from fresh_process import modules_after
 
 from spolia import errors
 from spolia.store_admin import StoreAdmin

@@ -5,28 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import grpc
 import pytest
-from tiny_answers import ask, assert_same, generate_request, resume, send
-from tiny_cluster import Doc, Parts, World, count_calls, damage, doc, eventually, ids_of, prompt_of, tokens
+from decode_requests import COMPILED, COMPUTED, DEVICE, HOST, LINK, LINKED, LINKED_PROMPTS
+from tiny_answers import ask, assert_same, generate_request, send
+from tiny_cluster import World, damage, doc, eventually, ids_of, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
-from spolia.v1.decode_pb2_grpc import DecodeServiceStub
 from spolia_core.errors import InvalidRequest, NotSupported
-from spolia_core.reuse import ChunkKind, FinishReason, MissReason, ReuseMode, SourceRun, TokenSource
+from spolia_core.reuse import ChunkKind, FinishReason, MissReason
 from spolia_core.sampling import SamplingParams
 from spolia_kvstore.entry import Reader
 from spolia_kvstore.objects import ObjectKey
 
 GREEDY = SamplingParams(max_tokens=12)
-LINKED = ReuseMode.LINKED
-COMPUTED, LINK, DEVICE, HOST, COMPILED = (
-    TokenSource.COMPUTED,
-    TokenSource.LINK,
-    TokenSource.DEVICE,
-    TokenSource.HOST,
-    TokenSource.COMPILED,
-)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 127, 128, 129, 300])
@@ -119,101 +110,6 @@ async def test_without_store_or_prefill_a_node_computes_itself(world: World) -> 
     assert in_order == [(COMPUTED, 3), (LINK, 16), (COMPILED, 44), (COMPUTED, 9)]
 
 
-LINKED_PROMPTS = {
-    "one": [tokens(3), doc(60, 1), tokens(9, 2)],
-    "three": [tokens(2), doc(70, 1), doc(40, 2), tokens(4, 9), doc(150, 3), tokens(11, 3)],
-    "the same twice": [tokens(2), doc(50, 1), tokens(5, 5), doc(50, 1), tokens(7, 3)],
-    "ends in a document": [tokens(4), doc(45, 4)],
-    "begins with a document": [doc(45, 4), tokens(6, 2)],
-    "is a document": [doc(64, 6)],
-    "shorter than the link tokens": [tokens(3), doc(9, 1), doc(40, 2), tokens(3, 3)],
-    "no document": [tokens(30)],
-}
-
-
-def num_tokens(parts: Parts) -> int:
-    return sum(len(part.token_ids if isinstance(part, Doc) else part) for part in parts)
-
-
-def num_last_piece(parts: Parts) -> int:
-    """Tokens behind the last fragment: they are computed every time."""
-    return len(parts[-1]) if isinstance(parts[-1], list) else 1
-
-
-@pytest.mark.parametrize("name", LINKED_PROMPTS)
-async def test_linked_cold_resident_and_from_the_store(
-    world: World, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    store = await world.store()
-    prefill = await world.prefill()
-    decode, fresh = await world.decode(), await world.decode()
-    compiles = count_calls(monkeypatch, prefill.engine, "compile_steps")
-    parts = LINKED_PROMPTS[name]
-    expected = world.expect(parts, GREEDY, LINKED)
-    cold = await ask(decode, parts, GREEDY, LINKED)
-    assert_same(cold, expected)
-    num_reused = cold.sources.get(COMPILED, 0)
-    distinct = {part.token_ids for part in parts if not isinstance(part, list) and len(part.token_ids) > 16}
-    assert len(compiles) == len(distinct) == len(store.store.tiers.ram)
-    assert {m.reason for m in cold.report.misses} == ({MissReason.NOT_FOUND} if num_reused else set())
-    warm = await ask(decode, parts, GREEDY, LINKED)
-    assert_same(warm, expected)
-    await decode.parts.publisher.drain()
-    elsewhere = await ask(fresh, parts, GREEDY, LINKED)
-    assert_same(elsewhere, expected)
-    # What stands before the last document, and its link tokens, are known too when all of the prompt comes again.
-    num_again = num_tokens(parts) - num_last_piece(parts) if num_reused else 0
-    assert warm.sources.get(DEVICE, 0) == elsewhere.sources.get(HOST, 0) == num_again >= num_reused
-    assert not warm.report.misses
-    assert not elsewhere.report.misses
-    assert warm.report.chunk_bytes == warm.report.inline_bytes == warm.report.live_bytes == 0
-    assert len(compiles) == len(distinct)
-    assert cold.report.link_tokens_per_chunk == 16
-
-
-async def test_linked_with_a_dead_store_travels_inline(world: World) -> None:
-    store = await world.store()
-    prefill = await world.prefill()
-    decode = await world.decode()
-    await world.kill_store(store)
-    parts = LINKED_PROMPTS["three"]
-    answer = await ask(decode, parts, GREEDY, LINKED)
-    assert_same(answer, world.expect(parts, GREEDY, LINKED))
-    assert {miss.reason for miss in answer.report.misses} == {MissReason.STORE_UNREACHABLE}
-    assert answer.report.nodes == [decode.config.node_id, prefill.config.node_id]
-    assert answer.report.inline_bytes > 260 * decode.engine.adapter.kv_shape.bytes_per_token
-    assert answer.report.chunk_bytes == 0
-
-
-async def test_a_full_store_still_answers_inline(world: World) -> None:
-    await world.store(budget_bytes=1000)
-    await world.prefill()
-    decode = await world.decode()
-    parts = LINKED_PROMPTS["one"]
-    answer = await ask(decode, parts, GREEDY, LINKED)
-    assert_same(answer, world.expect(parts, GREEDY, LINKED))
-    assert answer.sources[COMPILED] == 44
-    assert answer.report.inline_bytes > 0
-
-
-async def test_concurrent_requests_share_one_arrival_of_each_chunk(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await world.store()
-    prefill = await world.prefill()
-    decode = await world.decode()
-    compiles = count_calls(monkeypatch, prefill.engine, "compile_steps")
-    documents = [doc(40, seed) for seed in range(4)]
-    prompts = [[tokens(2), documents[i % 4], documents[(i + 1) % 4], tokens(5, i)] for i in range(8)]
-    answers = await asyncio.gather(*(ask(decode, parts, GREEDY, LINKED) for parts in prompts))
-    for answer, parts in zip(answers, prompts, strict=True):
-        assert_same(answer, world.expect(parts, GREEDY, LINKED))
-    assert len(compiles) == 4
-    object_bytes = 40 * decode.engine.adapter.kv_shape.bytes_per_token
-    assert sum(answer.report.chunk_bytes for answer in answers) < 5 * (object_bytes + 2048)
-    assert sum(answer.sources.get(COMPILED, 0) for answer in answers) == 4 * 24
-
-
 async def test_requests_of_different_lengths_decode_together_and_alike(world: World) -> None:
     decode = await world.decode()
     params = [SamplingParams(max_tokens=n) for n in (1, 2, 5, 9, 17, 30)]
@@ -249,65 +145,6 @@ async def test_seeds_draw_what_a_single_process_draws(world: World) -> None:
         assert answer.finish.seed == seed
         drawn.add(tuple(answer.token_ids))
     assert len(drawn) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [("no document", ReuseMode.EXACT), ("one", LINKED), ("ends in a document", LINKED), ("is a document", LINKED)],
-)
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
-async def test_a_replay_goes_on_alike_from_every_index(
-    world: World, name: str, mode: ReuseMode, temperature: float
-) -> None:
-    decode = await world.decode()
-    parts = LINKED_PROMPTS[name]
-    params = SamplingParams(temperature=temperature, seed=3, max_tokens=10)
-    expected = world.expect(parts, params, mode)
-    whole = await ask(decode, parts, params, mode)
-    assert_same(whole, expected)
-    for index in range(1, 11):
-        answer = await resume(decode, generate_request(decode, parts, params, mode), whole.token_ids[:index])
-        assert answer.token_ids == whole.token_ids[index:], index
-        assert answer.text == whole.text[index:]
-        assert answer.finish is not None
-        assert answer.finish.num_generated_tokens == 10
-
-
-async def test_a_replay_needs_no_more_room_than_the_request_did(world: World) -> None:
-    decode = await world.decode(num_blocks=12)
-    params = SamplingParams(max_tokens=96)  # 6 blocks, and 6 for the prompt
-    whole = await ask(decode, [tokens(96)], params)
-    answer = await resume(decode, generate_request(decode, [tokens(96)], params), whole.token_ids[:80])
-    assert answer.token_ids == whole.token_ids[80:]
-
-
-async def test_a_replay_reports_the_prompt_alone(world: World) -> None:
-    decode = await world.decode()
-    params = SamplingParams(max_tokens=40)
-    prompt = [tokens(120)]
-    whole = await ask(decode, prompt, params)
-    for _ in range(2):  # the second time the first block, which ends in the answer, is here
-        answer = await resume(decode, generate_request(decode, prompt, params), whole.token_ids[:20])
-        assert answer.token_ids == whole.token_ids[20:]
-    assert answer.sources == {DEVICE: 120}
-
-
-async def test_a_second_turn_reuses_the_first_answer(world: World) -> None:
-    store = await world.store()
-    first, second = await world.decode(), await world.decode()
-    params = SamplingParams(max_tokens=150)
-    opening = tokens(120)
-    answer = await ask(first, [opening], params)
-    # 120 + 149 tokens have KV: two full blocks, the first of which ends in the answer.
-    await eventually(lambda: len(store.store.tiers.ram) == 2, "the answer's blocks are published")
-    next_turn = [opening + answer.token_ids + tokens(20, 5)]
-    expected = world.expect(next_turn, GREEDY)
-    here, there = await ask(first, next_turn, GREEDY), await ask(second, next_turn, GREEDY)
-    assert_same(here, expected)
-    assert_same(there, expected)
-    assert here.sources == {DEVICE: 256, COMPUTED: 34}
-    assert there.sources == {HOST: 256, COMPUTED: 34}
-    assert there.report.runs == [SourceRun(HOST, 256), SourceRun(COMPUTED, 34)]
 
 
 async def test_publishing_can_be_turned_off(world: World) -> None:
@@ -370,19 +207,6 @@ async def test_tenants_share_nothing(world: World) -> None:
     await ask(decode, prompt, GREEDY)
     answer = await ask(decode, prompt, GREEDY, tenant_id="another")
     assert answer.sources == {COMPUTED: 200}
-
-
-async def test_drop_forgets_a_chunk_here(world: World) -> None:
-    decode = await world.decode()
-    parts = LINKED_PROMPTS["one"]
-    await ask(decode, parts, GREEDY, LINKED)
-    document = prompt_of(parts, ids_of(decode.engine)).parts[1].chunk_id
-    assert document is not None
-    request = decode_pb2.DropRequest(tenant_id="tenant", chunk_ids=[document, bytes(32)])
-    async with grpc.aio.insecure_channel(decode.server.address) as channel:
-        assert (await DecodeServiceStub(channel).Drop(request)).num_dropped == 1
-        assert (await DecodeServiceStub(channel).Drop(request)).num_dropped == 0
-    assert (await ask(decode, parts, GREEDY, LINKED)).sources[COMPILED] == 44
 
 
 BAD_REQUESTS = {

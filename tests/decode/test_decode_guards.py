@@ -35,14 +35,14 @@ async def test_a_cancelled_request_is_not_decoded_to_its_end(world: World, monke
     await world.store()
     decode = await world.decode()
     num_steps = 0
-    step = decode.engine.step_logits
+    step = decode.engine.decoding.step_logits
 
     def counted(sequences: Any) -> Any:
         nonlocal num_steps
         num_steps += 1
         return step(sequences)
 
-    monkeypatch.setattr(decode.engine, "step_logits", counted)
+    monkeypatch.setattr(decode.engine.decoding, "step_logits", counted)
     async with calling(decode, generate_request(decode, [tokens(20)], SamplingParams(max_tokens=1400))) as call:
         for _ in range(5):
             await call.read()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tiny_answers import ask, assert_same
-from tiny_cluster import World, doc, eventually, held_engine, tokens
+from tiny_cluster import World, doc, eventually, held_engine, record_calls, tokens
 
 from spolia_core.errors import InternalError
 from spolia_core.reuse import ReuseMode, TokenSource
@@ -78,7 +78,7 @@ async def test_a_pass_that_breaks_ends_the_prompts_in_it_and_no_answer(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = await world.decode(local_prefill_tokens=4096, slice_tokens=32)
-    original, num_calls = decode.engine.step_beside, 0
+    original, num_calls = decode.engine.decoding.step_beside, 0
 
     def breaks_once(*args: Any) -> Any:
         nonlocal num_calls
@@ -87,7 +87,7 @@ async def test_a_pass_that_breaks_ends_the_prompts_in_it_and_no_answer(
             raise RuntimeError("broken")
         return original(*args)
 
-    monkeypatch.setattr(decode.engine, "step_beside", breaks_once)
+    monkeypatch.setattr(decode.engine.decoding, "step_beside", breaks_once)
     long, short = [tokens(300, seed=1)], [tokens(9, seed=2)]
     sampling = SamplingParams(max_tokens=40)
     with held_engine(decode.thread):
@@ -113,21 +113,11 @@ async def test_a_prompt_has_its_first_token_before_the_next_one_is_computed(
 
     monkeypatch.setattr(decode.batch, "join", takes_its_time)
     events: list[str] = []
-    _noted(monkeypatch, decode.engine.adapter, "forward_steps", "pass", events)
-    _noted(monkeypatch, decode.engine, "logits_after", "first", events)
+    record_calls(monkeypatch, decode.engine.adapter, "forward_steps", events, "pass")
+    record_calls(monkeypatch, decode.engine.decoding, "logits_after", events, "first")
     with held_engine(decode.thread):
         prompts = [[tokens(30, seed=i)] for i in range(4)]
         asking = [asyncio.ensure_future(ask(decode, prompt, SamplingParams(max_tokens=1))) for prompt in prompts]
         await eventually(lambda: decode.thread.queue_length == 4)
     await asyncio.gather(*asking)
     assert events == ["pass", "first"] * 4
-
-
-def _noted(monkeypatch: pytest.MonkeyPatch, what: object, name: str, event: str, events: list[str]) -> None:
-    original = getattr(what, name)
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        events.append(event)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(what, name, noted)

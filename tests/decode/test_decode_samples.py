@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
-from tiny_answers import calling, generate_request
+from tiny_answers import ask_samples, calling, generate_request
 from tiny_cluster import World, doc, eventually, ids_of, prompt_of, tokens
 
-from spolia.v1 import common_pb2, decode_pb2
+from spolia.v1 import decode_pb2
 from spolia_core.errors import Busy
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
@@ -19,36 +18,6 @@ from spolia_engine.extent import BlockState
 
 DRAWN = SamplingParams(temperature=1.0, seed=7, max_tokens=24, ignore_eos=True, num_samples=3)
 PARTS = [tokens(4), doc(150, 1), tokens(30, 2)]
-
-
-class Answers:
-    """What came of each sample."""
-
-    def __init__(self) -> None:
-        self.token_ids: dict[int, list[int]] = defaultdict(list)
-        self.texts: dict[int, str] = defaultdict(str)
-        self.logprobs: dict[int, list[common_pb2.TokenLogprobs]] = defaultdict(list)
-        self.finish: common_pb2.Finish | None = None
-
-    def take(self, response: decode_pb2.DecodeServiceGenerateResponse) -> None:
-        if response.HasField("finish"):
-            self.finish = response.finish
-            return
-        delta = response.delta
-        self.token_ids[delta.sample_index] += delta.token_ids
-        self.texts[delta.sample_index] += delta.text
-        self.logprobs[delta.sample_index] += delta.logprobs
-
-
-async def asked(
-    decode: DecodeNode, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, **fields: Any
-) -> Answers:
-    answers = Answers()
-    async with calling(decode, generate_request(decode, PARTS, params, mode, **fields)) as call:
-        async for response in call:
-            answers.take(response)
-    assert answers.finish is not None
-    return answers
 
 
 def alone(world: World, decode: DecodeNode, mode: ReuseMode) -> list[list[int]]:
@@ -65,9 +34,8 @@ async def test_each_sample_is_that_sample_alone(world: World, mode: ReuseMode, p
     if not prefills_here:
         await world.prefill()
     decode = await world.decode(local_prefill_tokens=4096 if prefills_here else 1)
-    answers = await asked(decode, DRAWN, mode)
+    answers = await ask_samples(decode, PARTS, DRAWN, mode)
     assert [answers.token_ids[i] for i in range(3)] == alone(world, decode, mode)
-    assert answers.finish is not None
     assert [sample.num_generated_tokens for sample in answers.finish.samples] == [24] * 3
     assert answers.finish.num_generated_tokens == 72
     assert len({tuple(ids) for ids in answers.token_ids.values()}) == 3
@@ -92,7 +60,7 @@ async def test_samples_hold_the_prompt_once(world: World) -> None:
 
 async def test_samples_are_resumed_each_where_it_stood(world: World) -> None:
     decode = await world.decode()
-    whole = await asked(decode, DRAWN)
+    whole = await ask_samples(decode, PARTS, DRAWN)
     stood = [whole.token_ids[0], whole.token_ids[1][:5], []]
     resume = decode_pb2.Resume(
         samples=[
@@ -100,47 +68,46 @@ async def test_samples_are_resumed_each_where_it_stood(world: World) -> None:
             for ids in stood[:2]  # the third had nothing
         ]
     )
-    rest = await asked(decode, DRAWN, resume=resume)
+    rest = await ask_samples(decode, PARTS, DRAWN, resume=resume)
     assert [stood[i] + rest.token_ids[i] for i in range(3)] == [whole.token_ids[i] for i in range(3)]
-    assert rest.finish is not None
     assert [sample.num_generated_tokens for sample in rest.finish.samples] == [24] * 3
 
 
 async def test_samples_that_are_preempted_go_on_as_if_nothing_had_been(world: World) -> None:
     decode = await world.decode(num_blocks=24)
-    answers = await asked(decode, DRAWN)
+    answers = await ask_samples(decode, PARTS, DRAWN)
     assert [answers.token_ids[i] for i in range(3)] == alone(world, decode, ReuseMode.EXACT)
     roomy = SamplingParams(**{**as_dict(DRAWN), "num_samples": 8, "max_tokens": 100})
-    answers = await asked(decode, roomy)
+    answers = await ask_samples(decode, PARTS, roomy)
     assert [len(ids) for ids in answers.token_ids.values()] == [100] * 8
     assert decode.batch.num_preempted > 0
 
 
 async def test_an_answer_that_holds_everything_and_needs_more_is_told_so(world: World) -> None:
     decode = await world.decode(num_blocks=20)
-    await asked(decode, DRAWN)  # its prompt stays, twelve blocks of which a prefix of eight is of use
+    await ask_samples(decode, PARTS, DRAWN)  # its prompt stays, twelve blocks of which a prefix of eight is of use
     long = SamplingParams(**{**as_dict(DRAWN), "num_samples": 1, "max_tokens": 100})
     with pytest.raises(Busy, match="holds all 20 blocks"):
-        await asked(decode, long)
+        await ask_samples(decode, PARTS, long)
 
 
 async def test_logprobs_are_those_of_the_model_before_any_temperature(world: World) -> None:
     decode = await world.decode()
     params = SamplingParams(temperature=0.7, seed=3, max_tokens=6, ignore_eos=True, num_top_logprobs=4)
-    answers = await asked(decode, params)
+    answers = await ask_samples(decode, PARTS, params)
     ids, told = answers.token_ids[0], answers.logprobs[0]
     assert len(told) == len(ids) == 6
     oracle = world.oracle()
     prompt = list(prompt_of(PARTS, ids_of(decode.engine)).token_ids)
     for index, (token_id, said) in enumerate(zip(ids, told, strict=True)):
         context = oracle.exact_context(prompt + ids[:index], [])
-        expected = torch.log_softmax(oracle.logits_after([context])[0], -1)
+        expected = torch.log_softmax(oracle.decoding.logits_after([context])[0], -1)
         context.close()
         assert said.logprob == pytest.approx(float(expected[token_id]), abs=2e-4)
         values, likeliest = torch.topk(expected, 4)
         assert [top.token_id for top in said.top] == likeliest.tolist()
         assert [top.logprob for top in said.top] == pytest.approx(values.tolist(), abs=2e-4)
-    assert not (await asked(decode, DRAWN)).logprobs[0]
+    assert not (await ask_samples(decode, PARTS, DRAWN)).logprobs[0]
 
 
 def as_dict(params: SamplingParams) -> dict[str, Any]:

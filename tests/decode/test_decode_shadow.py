@@ -9,7 +9,7 @@ import pytest
 import torch
 from shadow_worlds import BEGINS, GREEDY, LINKED, PARTS, ended, figure, held_slice, mean_kl, outcomes, somebody_here
 from tiny_answers import ask, calling, generate_request, resume, send
-from tiny_cluster import WAIT_S, Doc, World, count_calls, eventually, ids_of, prompt_of, tokens
+from tiny_cluster import WAIT_S, Doc, World, count_calls, eventually, ids_of, prompt_of, record_calls, tokens
 
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
@@ -187,8 +187,9 @@ async def test_a_request_waits_for_the_slice_under_way_and_no_other(
     """The order of what the engine's thread does, from the request's arrival to its end."""
     node = await world.decode(shadow_share=1.0, shadow_slice_tokens=8)
     events: list[str] = []
-    for name in ("compile_steps", "linked_context_steps", "step_logits"):
+    for name in ("compile_steps", "linked_context_steps"):
         record_calls(monkeypatch, node.engine, name, events, "request")
+    record_calls(monkeypatch, node.engine.decoding, "step_logits", events, "request")
     with held_slice(monkeypatch, 3) as (began, gate):
         record_calls(monkeypatch, ShadowComparison, "advance", events, "slice")
         await ask(node, BEGINS, GREEDY, LINKED, request_id="first")
@@ -203,16 +204,6 @@ async def test_a_request_waits_for_the_slice_under_way_and_no_other(
     assert events.count("request") == 3 + 1 + 11
     assert "slice" not in events[: events.index("request") + 15], events
     assert events[15:] == ["slice"] * (len(events) - 15)
-
-
-def record_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, events: list[str], event: str) -> None:
-    original = getattr(owner, name)
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        events.append(event)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, recorded)
 
 
 @pytest.mark.parametrize("slice_tokens", [10, 64])

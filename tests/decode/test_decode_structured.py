@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from typing import Any
 
 import pytest
-from tiny_answers import calling, generate_request
+from tiny_answers import SampleAnswers, ask_samples, calling, generate_request
 from tiny_cluster import World, count_calls, doc, eventually, prompt_of, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
@@ -15,7 +13,6 @@ from spolia_core.constraint import Constraint
 from spolia_core.errors import InvalidRequest, NotSupported, SpoliaError
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
-from spolia_decode.node import DecodeNode
 from spolia_engine.extent import BlockState
 
 SCHEMA = Constraint.json_schema(
@@ -43,42 +40,12 @@ def check(text: str) -> None:
     assert set(value["tags"]) <= {"red", "blue"}
 
 
-class Answers:
-    """What came of each sample."""
-
-    def __init__(self) -> None:
-        self.token_ids: dict[int, list[int]] = defaultdict(list)
-        self.texts: dict[int, str] = defaultdict(str)
-        self.finish = common_pb2.Finish()
-
-    def take(self, response: decode_pb2.DecodeServiceGenerateResponse) -> None:
-        if response.HasField("finish"):
-            self.finish = response.finish
-            return
-        self.token_ids[response.delta.sample_index] += response.delta.token_ids
-        self.texts[response.delta.sample_index] += response.delta.text
-
-    @property
-    def reasons(self) -> list[common_pb2.FinishReason]:
-        return [sample.reason for sample in self.finish.samples]
-
-
-async def asked(
-    decode: DecodeNode, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, **fields: Any
-) -> Answers:
-    answers = Answers()
-    async with calling(decode, generate_request(decode, PARTS, params, mode, **fields)) as call:
-        async for response in call:
-            answers.take(response)
-    return answers
-
-
 @pytest.mark.parametrize("mode", list(ReuseMode))
 async def test_every_sample_of_a_random_model_keeps_the_schema(world: World, mode: ReuseMode) -> None:
     await world.store()
     await world.prefill()
     decode = await world.decode(local_prefill_tokens=1)
-    answers = await asked(decode, DRAWN, mode)
+    answers = await ask_samples(decode, PARTS, DRAWN, mode)
     assert answers.reasons == [common_pb2.FINISH_REASON_EOS] * 4
     for index in range(4):
         check(answers.texts[index])
@@ -90,14 +57,14 @@ async def test_every_sample_of_a_random_model_keeps_the_schema(world: World, mod
 
 async def test_samples_are_resumed_each_where_it_stood_in_its_grammar(world: World) -> None:
     decode = await world.decode()
-    whole = await asked(decode, DRAWN)
+    whole = await ask_samples(decode, PARTS, DRAWN)
     # One is over, one is inside a string, one has a token, one has none.
     stood = [whole.token_ids[0], whole.token_ids[1][:14], whole.token_ids[2][:1], []]
     resume = decode_pb2.Resume(
         samples=[decode_pb2.ResumedSample(token_ids=ids, num_text_code_points=len(ids)) for ids in stood[:3]]
     )
     there = await world.decode()
-    rest = await asked(there, DRAWN, resume=resume)
+    rest = await ask_samples(there, PARTS, DRAWN, resume=resume)
     assert [stood[i] + rest.token_ids[i] for i in range(4)] == [whole.token_ids[i] for i in range(4)]
     assert rest.reasons == [common_pb2.FINISH_REASON_EOS] * 4
     for index in range(4):
@@ -107,7 +74,7 @@ async def test_samples_are_resumed_each_where_it_stood_in_its_grammar(world: Wor
 async def test_samples_that_are_preempted_keep_their_place_in_the_grammar(world: World) -> None:
     decode = await world.decode(num_blocks=24)
     many = SamplingParams(temperature=1.0, seed=3, max_tokens=150, num_samples=8, constraint=SCHEMA)
-    answers = await asked(decode, many)
+    answers = await ask_samples(decode, PARTS, many)
     assert decode.batch.num_preempted > 0
     assert answers.reasons == [common_pb2.FINISH_REASON_EOS] * 8
     for index in range(8):
@@ -117,13 +84,13 @@ async def test_samples_that_are_preempted_keep_their_place_in_the_grammar(world:
 async def test_constrained_and_free_requests_decode_side_by_side(world: World) -> None:
     decode = await world.decode(deterministic=True)
     free = SamplingParams(temperature=1.0, seed=5, max_tokens=60)
-    alone = await asked(decode, free)
-    held = await asked(decode, SamplingParams(temperature=1.0, seed=5, max_tokens=150, constraint=SCHEMA))
+    alone = await ask_samples(decode, PARTS, free)
+    held = await ask_samples(decode, PARTS, SamplingParams(temperature=1.0, seed=5, max_tokens=150, constraint=SCHEMA))
     async with (
         calling(decode, generate_request(decode, PARTS, free, request_id="free")) as first,
         calling(decode, generate_request(decode, PARTS, DRAWN, request_id="held")) as second,
     ):
-        beside, other = Answers(), Answers()
+        beside, other = SampleAnswers(), SampleAnswers()
         async for response in first:
             beside.take(response)
         async for response in second:
@@ -146,15 +113,15 @@ async def test_a_constraint_that_cannot_be_enforced_is_refused_before_anything_i
     ]
     for constraint in bad:
         with pytest.raises((InvalidRequest, NotSupported), match="cannot be enforced") as caught:
-            await asked(decode, SamplingParams(constraint=constraint))
+            await ask_samples(decode, PARTS, SamplingParams(constraint=constraint))
         assert caught.value.field == constraint.field
     for wrong in (Constraint.json_schema("{"), Constraint.one_of(["a", "a"])):
         with pytest.raises(InvalidRequest) as caught:
-            await asked(decode, SamplingParams(constraint=wrong))
+            await ask_samples(decode, PARTS, SamplingParams(constraint=wrong))
         assert caught.value.field == wrong.field
     assert allocated == []
     assert decode.admission.num_running == decode.admission.num_waiting == 0
-    check((await asked(decode, SamplingParams(max_tokens=150, constraint=SCHEMA))).texts[0])
+    check((await ask_samples(decode, PARTS, SamplingParams(max_tokens=150, constraint=SCHEMA))).texts[0])
     assert allocated, "what was counted is what a request takes"
 
 
@@ -162,8 +129,8 @@ async def test_a_grammar_that_grows_too_large_ends_its_own_request_only(world: W
     decode = await world.decode()
     wild = Constraint.regex("((a{1,1000}){1,1000}b?){1,1000}")
     with pytest.raises(SpoliaError, match=r"sampling\.regex"):
-        await asked(decode, SamplingParams(max_tokens=1000, temperature=1.0, constraint=wild))
-    check((await asked(decode, SamplingParams(max_tokens=150, constraint=SCHEMA))).texts[0])
+        await ask_samples(decode, PARTS, SamplingParams(max_tokens=1000, temperature=1.0, constraint=wild))
+    check((await ask_samples(decode, PARTS, SamplingParams(max_tokens=150, constraint=SCHEMA))).texts[0])
     await eventually(lambda: decode.admission.is_idle)
 
 

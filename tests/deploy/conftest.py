@@ -1,4 +1,4 @@
-"""Each installation is built once."""
+"""Each installation is built once; and what a user makes for one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from k8s_secrets import folder
 from k8s_world import INSTALLATIONS, Manifests, build, manifests_in, write_installation
+
+__all__ = ["folder"]  # a fixture
 
 
 @pytest.fixture(scope="session")
@@ -14,9 +17,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """YAML by installation."""
     texts = {}
     for name in INSTALLATIONS:
-        folder = tmp_path_factory.mktemp("installation").resolve()
-        write_installation(name, folder)
-        texts[name] = build(folder)
+        place = tmp_path_factory.mktemp("installation").resolve()
+        write_installation(name, place)
+        texts[name] = build(place)
     return texts
 
 
@@ -33,6 +36,6 @@ def production(built: Mapping[str, str]) -> Manifests:
 
 @pytest.fixture
 def folder_of_secrets(tmp_path: Path) -> Path:
-    folder = tmp_path / "secrets"
-    folder.mkdir()
-    return folder
+    place = tmp_path / "secrets"
+    place.mkdir()
+    return place

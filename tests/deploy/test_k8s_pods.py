@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from k8s_secrets import made
 from k8s_world import ROOT, Manifests, Workload, manifests_in
-from test_k8s_secrets import folder, made  # noqa: F401  the fixture, and what it is for
 
 WITHIN_S = 60.0
 SERVING, NOT = 0, 1
@@ -88,7 +88,7 @@ def demo(built: Mapping[str, str]) -> Manifests:
     return manifests_in(built["cpu-demo"])
 
 
-def test_probes_tell_apart_who_serves_who_waits_and_who_is_gone(demo: Manifests, folder: Path) -> None:  # noqa: F811
+def test_probes_tell_apart_who_serves_who_waits_and_who_is_gone(demo: Manifests, folder: Path) -> None:
     secrets = made(folder)
     mounts = {
         "/keys": written(secrets["spolia-keys"], folder / "keys"),

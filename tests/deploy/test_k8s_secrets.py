@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from k8s_world import K8S, SECRETS, Manifests, build_command, manifests_in, sources
+from k8s_secrets import SCRIPT, made
+from k8s_world import K8S, SECRETS, Manifests, manifests_in, sources
 
-from spolia.local_authority import init_authority
 from spolia_core.errors import InvalidRequest
-from spolia_core.key_book import KeyBook
 from spolia_core.node_name import CERTIFIED_ROLES
 from spolia_kvstore.redis_target import redis_target
 from spolia_node.certificate_checks import check_role
 from spolia_node.certificates import NodeCertificates
-
-SCRIPT = K8S / "create-secrets"
 
 
 def test_no_secret_is_in_the_manifests(manifests: Manifests) -> None:
@@ -44,29 +39,6 @@ def keys_of_pods(manifests: Manifests) -> dict[str, set[str]]:
             if "secret" in volume:
                 found.setdefault(volume["secret"]["secretName"], set())
     return found
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a user has made: certificates, keys, the URL of a Redis."""
-    init_authority(tmp_path / "certs", timedelta(days=1))
-    (tmp_path / "keys.json").write_bytes(KeyBook().to_bytes())
-    (tmp_path / "redis-url").write_text(f"{SECRETS['spolia-redis', 'url']}\n")
-    return tmp_path
-
-
-def made(folder: Path, *options: str) -> dict[str, dict[str, bytes]]:
-    """What the script would give to the cluster: Secret to key to bytes."""
-    build_command()  # skips where there is no kubectl
-    arguments = ["--certs", f"{folder}/certs", "--keys", f"{folder}/keys.json", *options, "--print"]
-    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    secrets = [found for found in yaml.safe_load_all(done.stdout) if found is not None]
-    assert {found["metadata"]["namespace"] for found in secrets} == {"spolia"}
-    return {
-        found["metadata"]["name"]: {key: base64.b64decode(value) for key, value in found["data"].items()}
-        for found in secrets
-    }
 
 
 def test_the_script_makes_what_pods_read(folder: Path, built: Mapping[str, str]) -> None:

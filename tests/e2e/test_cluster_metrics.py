@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
-from test_reuse import TEXTS, Cluster, a_cluster
+from reuse_cluster import TEXTS, Cluster, a_cluster
 from tiny_cluster import TENANT, WAIT_S, a_world
 from tiny_gateway import a_gateway
 

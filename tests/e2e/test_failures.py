@@ -34,6 +34,16 @@ def frail_client(frail: LocalCluster) -> Iterator[Client]:
         yield client
 
 
+def kill_busy_decode(cluster: LocalCluster, client: Client) -> bool:
+    """Kills a decode node that has a request, as far as one is known."""
+    busy = [node.address for node in client.cluster().nodes if node.role == "decode" and node.num_running]
+    for node in cluster.nodes:
+        if busy and node.address == busy[0]:
+            cluster.kill(node)
+            return True
+    return False
+
+
 def test_killed_prefill_in_mid_request(frail: LocalCluster, frail_client: Client, oracle: Oracle) -> None:
     token_ids = frail_client.tokenize(prompts(6, seed=11)[-1])
     prefill = next(node for node in frail.nodes if node.role == "prefill")
@@ -68,11 +78,7 @@ def test_killed_decode_in_mid_stream_loses_and_doubles_nothing(
             received += delta.token_ids
             text += delta.text
             if len(received) >= 50 and not killed:
-                busy = [n for n in frail_client.cluster().nodes if n.role == "decode" and n.num_running]
-                for node in frail.nodes:
-                    if busy and node.address == busy[0].address:
-                        frail.kill(node)
-                        killed = True
+                killed = kill_busy_decode(frail, frail_client)
         result = stream.result()
     assert killed, "the stream ended before the node that served it was known"
     assert len(received) == num_tokens
@@ -99,11 +105,7 @@ def test_killed_decode_goes_on_with_every_sample(frail: LocalCluster, frail_clie
         for delta in stream:
             received[delta.sample_index] += delta.token_ids
             if not killed and min(map(len, received.values())) >= 30:
-                busy = [n for n in frail_client.cluster().nodes if n.role == "decode" and n.num_running]
-                for node in frail.nodes:
-                    if busy and node.address == busy[0].address:
-                        frail.kill(node)
-                        killed = True
+                killed = kill_busy_decode(frail, frail_client)
         result = stream.result()
     assert killed, "the stream ended before the node that served it was known"
     for index, (sample, alone) in enumerate(zip(result.samples, expected.samples, strict=True)):

@@ -16,7 +16,7 @@ from spolia_core.constraint import Constraint
 from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.core import EngineCore
+from spolia_engine.drawing import draw
 from spolia_engine.engine import Engine
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammar, Grammars, Matcher
@@ -91,11 +91,11 @@ def answers(constraint: Constraint | None, num_samples: int = 1, **params: Any) 
     return random_engine().generate_samples(prompt_of("Who are you?"), num_samples, sampling)
 
 
-def drawn_alone(core: EngineCore, generation: Generation, seed: int) -> Generation:
+def drawn_alone(generation: Generation, seed: int) -> Generation:
     """An answer drawn from random logits, without a model."""
     generator = torch.Generator().manual_seed(seed)
     while generation.finish_reason is None:
-        core.draw(generation, torch.randn(VOCAB_SIZE, generator=generator) * 3)
+        draw(generation, torch.randn(VOCAB_SIZE, generator=generator) * 3)
     return generation
 
 

@@ -27,6 +27,7 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.sequence import Sequence as DecodeSequence
@@ -242,7 +243,19 @@ def check_greedy(got: Sequence[int], expected: Sequence[int], margins: Sequence[
 
 def step(core: EngineCore, sequence: DecodeSequence) -> None:
     """One decode step of one sequence."""
-    core.accept(sequence, core.step_logits([sequence])[0])
+    accept_row(sequence.generation, core.decoding.step_logits([sequence])[0])
+
+
+def rows_together(core: EngineCore) -> int:
+    """The most rows for which the batch that was stepped last reads some keys at once: 1 where nothing is shared."""
+    if core.decoding.device is None:
+        planned = core.decoding._steps._plan
+        assert planned is not None
+        return max((len(group.rows) for group in planned.plan.groups if group.shared), default=1)
+    step = core.decoding.device._step
+    assert step is not None
+    readings = step._work.items[: int(step._work.num_items), 2]  # of each item: a tile's readings of the same keys
+    return int(readings.max()) if len(readings) else 1
 
 
 def assert_nothing_held(core: EngineCore) -> None:

@@ -32,6 +32,7 @@ from spolia_core.reuse import FinishReason
 from spolia_core.sampling import SamplingParams
 from spolia_core.tool_calls import parse_tool_calls
 from spolia_core.tools import read_tool_choice
+from spolia_engine.drawing import draw
 from spolia_engine.engine import Engine
 from spolia_engine.generation import Generation
 
@@ -64,7 +65,7 @@ def test_random_logits_keep_every_kind() -> None:
     assert calls is not None
     for seed in range(8):
         drawn = [
-            drawn_alone(random_engine(), generation_of(each, temperature=1.0, seed=seed), seed)
+            drawn_alone(generation_of(each, temperature=1.0, seed=seed), seed)
             for each in (
                 Constraint.regex(CITY.pattern),
                 Constraint.one_of(["yes", "no", "perhaps"]),
@@ -86,7 +87,7 @@ def test_random_logits_keep_every_kind() -> None:
 def test_any_object_is_an_object_unless_it_is_cut() -> None:
     ended = 0
     for seed in range(12):
-        drawn = drawn_alone(random_engine(), generation_of(Constraint.json_object(), temperature=1.0, seed=seed), seed)
+        drawn = drawn_alone(generation_of(Constraint.json_object(), temperature=1.0, seed=seed), seed)
         if drawn.finish_reason is FinishReason.EOS:
             ended += 1
             assert is_json_object(drawn.text)
@@ -113,18 +114,17 @@ def test_the_real_model_answers_under_a_constraint() -> None:
 
 
 def test_the_end_is_drawn_only_where_the_constraint_allows_it() -> None:
-    core = random_engine()
     to_the_end = torch.zeros(VOCAB_SIZE)
     to_the_end[EOS] = 1e4
     generation = generation_of(Constraint.regex("[a-z]{5,9}"))
     while generation.finish_reason is None:
-        core.draw(generation, to_the_end)
+        draw(generation, to_the_end)
     assert generation.finish_reason is FinishReason.EOS
     assert generation.token_ids[-1] == EOS
     assert 5 <= len(generation.text) <= 9
     whole = generation_of(Constraint.one_of(["yes"]))
     while whole.finish_reason is None:
-        core.draw(whole, to_the_end)
+        draw(whole, to_the_end)
     assert whole.text == "yes"
     assert EOS not in whole.token_ids, "nothing else could follow, so no step was spent on it"
 
@@ -147,7 +147,6 @@ def test_a_stop_string_ends_an_answer_before_its_constraint_does() -> None:
 
 
 def test_draws_follow_the_models_distribution_among_what_is_allowed() -> None:
-    core = random_engine()
     constraint = Constraint.one_of(["red", "blue", "green"])
     scores = torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(3)) * 2
     matcher = generation_of(constraint).matcher
@@ -158,7 +157,7 @@ def test_draws_follow_the_models_distribution_among_what_is_allowed() -> None:
         expected = torch.softmax(scores[allowed].double() * power, -1)
         num = 3000
         drawn = Counter(
-            core.draw(generation_of(constraint, index, seed=11, **params), scores).token_ids[0] for index in range(num)
+            draw(generation_of(constraint, index, seed=11, **params), scores).token_ids[0] for index in range(num)
         )
         assert set(drawn) <= set(allowed.tolist())
         for token_id, probability in zip(allowed.tolist(), expected.tolist(), strict=True):
@@ -167,18 +166,17 @@ def test_draws_follow_the_models_distribution_among_what_is_allowed() -> None:
     # top_p counts the mass of what is allowed: the likeliest alone where it reaches it.
     best = float(torch.softmax(scores[allowed].double(), -1).max())
     narrow = {"temperature": 1.0, "top_p": best * 0.99}
-    ids = {core.draw(generation_of(constraint, index, **narrow), scores).token_ids[0] for index in range(50)}
+    ids = {draw(generation_of(constraint, index, **narrow), scores).token_ids[0] for index in range(50)}
     assert ids == {int(allowed[scores[allowed].argmax()])}
 
 
 def test_logprobs_are_of_the_distribution_that_is_drawn_from() -> None:
-    core = random_engine()
     scores = torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(4))
     generation = generation_of(Constraint.one_of(["red", "blue"]), num_top_logprobs=20, temperature=0.7)
     matcher = generation.matcher
     assert matcher is not None
     allowed = matcher.allowed().tolist()
-    (told,) = core.draw(generation, scores).logprobs
+    (told,) = draw(generation, scores).logprobs
     assert sorted(token_id for token_id, _ in told.top) == allowed, "nothing else is told, though 20 were asked for"
     assert sum(math.exp(p) for _, p in told.top) == pytest.approx(1.0)
     expected = torch.log_softmax(scores[allowed], -1)
@@ -187,8 +185,7 @@ def test_logprobs_are_of_the_distribution_that_is_drawn_from() -> None:
 
 
 def test_an_answer_goes_on_from_the_tokens_another_node_drew() -> None:
-    core = random_engine()
-    whole = drawn_alone(core, generation_of(SCHEMA, temperature=1.0, seed=2), 2)
+    whole = drawn_alone(generation_of(SCHEMA, temperature=1.0, seed=2), 2)
     for stood in range(0, len(whole.token_ids), 7):
         again = generation_of(SCHEMA, temperature=1.0, seed=2)
         assert again.resume(whole.token_ids[:stood], 0) is None
@@ -196,7 +193,7 @@ def test_an_answer_goes_on_from_the_tokens_another_node_drew() -> None:
         for _ in range(stood):
             torch.randn(VOCAB_SIZE, generator=generator)
         while again.finish_reason is None:
-            core.draw(again, torch.randn(VOCAB_SIZE, generator=generator) * 3)
+            draw(again, torch.randn(VOCAB_SIZE, generator=generator) * 3)
         assert again.token_ids == whole.token_ids
         assert again.text == whole.text
     ended = generation_of(SCHEMA).resume(whole.token_ids, len(whole.text))
@@ -214,14 +211,13 @@ def test_tokens_that_break_the_constraint_are_no_answer_to_resume() -> None:
 
 
 def test_an_answer_that_branches_follows_its_constraint_on_both_sides() -> None:
-    core = random_engine()
     trunk = generation_of(SCHEMA, temperature=1.0)
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
-        core.draw(trunk, torch.randn(VOCAB_SIZE, generator=generator))
+        draw(trunk, torch.randn(VOCAB_SIZE, generator=generator))
     branch = trunk.branch(1)
     for index, each in enumerate((branch, trunk)):
-        check_person(json.loads(drawn_alone(core, each, 10 + index).text))
+        check_person(json.loads(drawn_alone(each, 10 + index).text))
     assert branch.text != trunk.text
 
 

@@ -8,6 +8,8 @@ from engine_worlds import assert_nothing_held, engine_of, only_in_extents, token
 
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
+from spolia_engine.drawing import accept_row
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence, close_all
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -18,8 +20,8 @@ STEPS = 30
 
 def started(core: EngineCore, length: int, seed: int) -> Sequence:
     context = core.exact_context(tokens(length, seed), [])
-    sequence = core.start(context, core.generation(PARAMS))
-    core.accept(sequence, core.logits_after([sequence.context])[0])
+    sequence = start_sequence(context, core.generation(PARAMS))
+    accept_row(sequence.generation, core.decoding.logits_after([sequence.context])[0])
     return sequence
 
 
@@ -32,11 +34,11 @@ def watched(core: EngineCore, mates_at: dict[int, list[int]]) -> torch.Tensor:
         mates += [started(core, length, length) for length in mates_at.get(step, ())]
         # In the middle, so that neither the first row nor the last is special.
         batch = [*mates[: len(mates) // 2], sequence, *mates[len(mates) // 2 :]]
-        logits = core.step_logits(batch)
+        logits = core.decoding.step_logits(batch)
         seen.append(logits[len(mates) // 2].clone())
         for each, row in zip(batch, logits, strict=True):
-            core.accept(each, row)
-    core.forget_plan()
+            accept_row(each.generation, row)
+    core.decoding.forget_plan()
     close_all([sequence, *mates])
     assert_nothing_held(core)  # type: ignore[arg-type]  # an engine, said to be a core
     return torch.stack(seen)
@@ -48,7 +50,7 @@ MATES = {3: [20, 90], 9: [5], 14: [40, 41, 42, 43, 44]}
 def test_batch_mates_change_no_bit() -> None:
     cores = [engine_of(), engine_of()]
     for core in cores:
-        core.deterministic = True
+        core.decoding.deterministic = True
     assert torch.equal(watched(cores[0], {}), watched(cores[1], MATES))
 
 
@@ -64,7 +66,7 @@ def test_a_step_that_fails_leaves_every_sequence_where_it_stood(
     part: str, fails_at: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = engine_of()
-    core.deterministic = deterministic
+    core.decoding.deterministic = deterministic
     sequences = [started(core, 20, seed) for seed in range(3)]
     before = [sequence.tail.length for sequence in sequences]
     works, calls = getattr(core.adapter, part), iter(range(10))
@@ -78,8 +80,8 @@ def test_a_step_that_fails_leaves_every_sequence_where_it_stood(
     with monkeypatch.context() as patch:
         patch.setattr(core.adapter, part, fails)
         with pytest.raises(RuntimeError):
-            core.step_logits(sequences)
+            core.decoding.step_logits(sequences)
     assert [sequence.tail.length for sequence in sequences] == before
-    assert core.step_logits(sequences).shape[0] == 3
-    core.forget_plan()
+    assert core.decoding.step_logits(sequences).shape[0] == 3
+    core.decoding.forget_plan()
     close_all(sequences)

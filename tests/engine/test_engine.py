@@ -29,6 +29,7 @@ from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.kv_bytes import layer_of_run, write_layer
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.sealing import prefix_blocks
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -122,9 +123,9 @@ def test_an_arrived_context_goes_on_where_the_other_node_stopped() -> None:
     context = here.arrived_context([], Run(extent, 0, 150, 0))
     assert [chunk_id for chunk_id, _ in here.register_prefix(context, chain)] == chain
     generation = here.generation(greedy(120))
-    generation.accept(there.first_token(sent, generation.params))
+    generation.accept(there.decoding.first_token(sent, generation.params))
     sent.close()
-    sequence = here.start(context, generation)
+    sequence = start_sequence(context, generation)
     while not sequence.finished:
         step(here, sequence)
     sealed = here.seal_answer(
@@ -133,7 +134,7 @@ def test_an_arrived_context_goes_on_where_the_other_node_stopped() -> None:
     assert len(sealed) == 1
     here.pool.release(sealed[0][1].extent)
     sequence.close()
-    here.forget_plan()
+    here.decoding.forget_plan()
     assert tuple(generation.token_ids) == engine_of().generate(Prompt.live(ids), greedy(120)).token_ids
     assert_nothing_held(here)
     assert_nothing_held(there)
@@ -214,7 +215,7 @@ def test_a_moved_chunk_cannot_be_sealed() -> None:
     prompt = documents(engine)
     runs = {i: engine.compile(b"%d" % i, prompt.parts[i].token_ids) for i in (1, 4)}
     context = engine.linked_context(prompt, runs)
-    sequence = engine.start(context, engine.generation(greedy(4)))
+    sequence = start_sequence(context, engine.generation(greedy(4)))
     chain = list(engine.ids.prefix_chain(prompt.token_ids))
     with pytest.raises(AssertionError, match="moved"):
         engine.seal_answer(sequence, prefix_blocks(chain))

@@ -27,6 +27,7 @@ from spolia_engine.context import whole
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.steps import finish
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -97,7 +98,7 @@ def test_a_pass_that_breaks_in_the_middle_leaks_nothing(
     monkeypatch: pytest.MonkeyPatch, mode: ReuseMode, attention: type, at_call: int
 ) -> None:
     engine = engine_of()
-    if attention is DecodeAttention and engine.device is not None:
+    if attention is DecodeAttention and engine.decoding.device is not None:
         pytest.skip("a captured step runs no Python that could break")
     prompt = documents(engine)
     engine.generate(prompt, greedy(2))  # something to reuse
@@ -146,7 +147,7 @@ def test_a_listener_that_raises_leaks_nothing() -> None:
 @only_in_extents
 def test_a_step_that_breaks_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ids = engine_of(), tokens(40)
-    sequence = engine.start(engine.exact_context(ids, []), engine.generation(greedy(4)))
+    sequence = start_sequence(engine.exact_context(ids, []), engine.generation(greedy(4)))
     sequence.generation.accept(7)
     original = DecodeAttention.__call__
 
@@ -157,11 +158,11 @@ def test_a_step_that_breaks_can_be_run_again(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(DecodeAttention, "__call__", broken)
     with pytest.raises(Broken):
-        engine.step_logits([sequence])
+        engine.decoding.step_logits([sequence])
     monkeypatch.undo()
-    got = engine.step_logits([sequence])[0]
+    got = engine.decoding.step_logits([sequence])[0]
     torch.testing.assert_close(got, oracle_logits(oracle_of("llama"), [*ids, 7])[-1], atol=1e-4, rtol=0)
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     sequence.close()
     sequence.close()
     assert_nothing_held(engine)

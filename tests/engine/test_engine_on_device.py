@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from engine_worlds import LLAMA3, VOCAB_SIZE, YARN, assert_nothing_held, engine_of, letters, llama_config, tokens
+from engine_worlds import (
+    LLAMA3,
+    VOCAB_SIZE,
+    YARN,
+    assert_nothing_held,
+    engine_of,
+    letters,
+    llama_config,
+    rows_together,
+    tokens,
+)
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from spolia_core.errors import Busy, InvalidRequest
@@ -23,7 +33,10 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine import device_step
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.device_decoding import DeviceSettings
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
+from spolia_engine.samples import branch, start_samples, start_sequence
+from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_kernels.sample import Drawn, Draws
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,9 +86,9 @@ def test_answers_are_those_of_the_host(name: str) -> None:
         params = SamplingParams(max_tokens=20)
         assert device.generate(prompt, params).token_ids == host.generate(prompt, params).token_ids
     assert_nothing_held(device)
-    assert device.device is not None
-    assert device.device.num_steps
-    assert device.device.num_eager_steps == 0
+    assert device.decoding.device is not None
+    assert device.decoding.device.num_steps
+    assert device.decoding.device.num_eager_steps == 0
 
 
 def test_documents_in_any_order_are_read_where_they_lie() -> None:
@@ -99,8 +112,10 @@ def test_samples_draw_on_the_device_what_they_draw_on_the_host() -> None:
     found = device.generate_samples(prompt, 6, params)
     assert [a.token_ids for a in found] == [a.token_ids for a in expected]
     assert len({a.token_ids for a in found}) > 3
-    assert device.device is not None
-    assert device.device.num_eager_steps == device.device.num_steps == 9  # six rows, and no bucket holds them
+    assert device.decoding.device is not None
+    assert (
+        device.decoding.device.num_eager_steps == device.decoding.device.num_steps == 9
+    )  # six rows, and no bucket holds them
     assert_nothing_held(device)
 
 
@@ -119,20 +134,38 @@ def test_a_sequence_branches_and_every_branch_goes_on_alone() -> None:
     for engine in (on_host(), on_device()):
         params = SamplingParams(temperature=1.0, max_tokens=16, seed=8)
         context = engine.exact_context(tokens(40), [])
-        sequence = engine.start(context, engine.generation(params))
-        engine.accept(sequence, engine.logits_after([context])[0])
+        sequence = start_sequence(context, engine.generation(params))
+        accept_row(sequence.generation, engine.decoding.logits_after([context])[0])
         for _ in range(4):
-            engine.accept(sequence, engine.step_rows([sequence])[0])
-        every = [sequence, *engine.branch(sequence, [1, 2])]
+            accept_row(sequence.generation, engine.decoding.step_rows([sequence])[0])
+        every = [sequence, *branch(sequence, [1, 2])]
         while going := [each for each in every if not each.finished]:
-            for each, row in zip(going, engine.step_rows(going), strict=True):
-                engine.accept(each, row)
+            for each, row in zip(going, engine.decoding.step_rows(going), strict=True):
+                accept_row(each.generation, row)
         answers.append([each.generation.token_ids for each in every])
-        engine.forget_plan()
+        engine.decoding.forget_plan()
         for each in every:
             each.close()
         assert_nothing_held(engine)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("sharing", "expected"), [(always_shared, 4), (never_shared, 1)])
+def test_rows_behind_one_prefix_read_it_at_once_where_sharing_is_wanted(sharing: Sharing, expected: int) -> None:
+    """What the device was given, not what was planned; and on it, where there is one."""
+    device = on_device()
+    device.decoding.sharing = sharing
+    context = device.exact_context(tokens(150, seed=6), [])
+    params = SamplingParams(temperature=1.0, max_tokens=4)
+    sequences = start_samples(context, [device.generation(params, index) for index in range(4)])
+    for sequence, row in zip(sequences, device.decoding.first_rows(sequences), strict=True):
+        accept_row(sequence.generation, row)
+    device.decoding.step_rows(sequences)
+    assert rows_together(device) == expected
+    device.decoding.forget_plan()
+    for sequence in sequences:
+        sequence.close()
+    assert_nothing_held(device)
 
 
 @pytest.mark.parametrize("dtype", LOGIT_ERROR)
@@ -142,14 +175,14 @@ def test_logits_are_those_of_the_host_within_what_the_dtype_rounds(dtype: str) -
     rows = []
     for engine in (host, device):
         contexts = [engine.exact_context(ids[:n], []) for n in (130, 61, 17)]
-        sequences = [engine.start(c, engine.generation(SamplingParams(max_tokens=8))) for c in contexts]
+        sequences = [start_sequence(c, engine.generation(SamplingParams(max_tokens=8))) for c in contexts]
         for sequence in sequences:
             sequence.generation.accept(7)
         for number in range(4):
-            rows.append(engine.step_logits(sequences).cpu())
+            rows.append(engine.decoding.step_logits(sequences).cpu())
             for sequence in sequences:
                 sequence.generation.accept(11 + number)
-        engine.forget_plan()
+        engine.decoding.forget_plan()
         for sequence in sequences:
             sequence.close()
         assert_nothing_held(engine)
@@ -185,7 +218,7 @@ def test_the_kernels_give_the_answers_of_their_references(monkeypatch: pytest.Mo
 
 def test_a_deterministic_engine_takes_each_sequence_alone() -> None:
     device = on_device()
-    device.deterministic = True
+    device.decoding.deterministic = True
     together = device.generate_samples(Prompt.live(tokens(30)), 3, SamplingParams(temperature=1.0, max_tokens=6))
     alone = device.generate(Prompt.live(tokens(30)), SamplingParams(temperature=1.0, max_tokens=6))
     assert together[0].token_ids == alone.token_ids
@@ -195,7 +228,7 @@ def test_memory_is_one_piece_and_what_does_not_fit_is_refused_with_nothing_held(
     device = on_device(num_blocks=24)
     context = device.exact_context(tokens(100), [])
     with pytest.raises(Busy):  # a tail takes its room whole: graphs read where it lies
-        device.start(context, device.generation(SamplingParams(max_tokens=400)))
+        start_sequence(context, device.generation(SamplingParams(max_tokens=400)))
     assert_nothing_held(device)
     with pytest.raises(InvalidRequest, match="block_size"):
         Engine(_adapter("llama", DEVICE, "float32"), letters, num_blocks=8, block_size=8, device=SMALL)
@@ -216,13 +249,13 @@ def test_the_engine_s_tests_run_on_the_device_too(request: pytest.FixtureRequest
 def test_steps_take_no_memory() -> None:
     device = on_device(dtype="bfloat16")
     context = device.exact_context(tokens(40), [])
-    sequence = device.start(context, device.generation(SamplingParams(max_tokens=100, temperature=1.0)))
-    device.accept(sequence, device.logits_after([context])[0])
+    sequence = start_sequence(context, device.generation(SamplingParams(max_tokens=100, temperature=1.0)))
+    accept_row(sequence.generation, device.decoding.logits_after([context])[0])
     for _ in range(5):
-        device.accept(sequence, device.step_rows([sequence])[0])
+        accept_row(sequence.generation, device.decoding.step_rows([sequence])[0])
     before = torch.cuda.memory_allocated()
     for _ in range(20):
-        device.accept(sequence, device.step_rows([sequence])[0])
+        accept_row(sequence.generation, device.decoding.step_rows([sequence])[0])
     assert torch.cuda.memory_allocated() == before
-    device.forget_plan()
+    device.decoding.forget_plan()
     sequence.close()

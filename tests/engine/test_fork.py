@@ -30,9 +30,11 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_core.sampling import SamplingParams
 from spolia_engine import attention
 from spolia_engine.adapter import ModelAdapter
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.fork import plan_passes
 from spolia_engine.link_plan import plan_link
+from spolia_engine.samples import start_sequence
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -148,16 +150,16 @@ def test_forks_decode_to_the_tokens_of_unforked_contexts(close_first: str) -> No
     sequences = []
     for fork in forks.contexts:
         generation = engine.generation(params)
-        generation.accept(engine.first_token(fork, params))
-        sequences.append(engine.start(fork, generation))
+        generation.accept(engine.decoding.first_token(fork, params))
+        sequences.append(start_sequence(fork, generation))
     for _ in range(count - 1):  # all of them in one batch, sharing the context's KV
-        for sequence, logits in zip(sequences, engine.step_logits(sequences), strict=True):
-            engine.accept(sequence, logits)
+        for sequence, logits in zip(sequences, engine.decoding.step_logits(sequences), strict=True):
+            accept_row(sequence.generation, logits)
     for sequence, tail in zip(sequences, tails_of(), strict=True):
         expected, margins = oracle_greedy(oracle_of("qwen3"), [*ids, *tail], count)
         assert check_greedy(sequence.generation.token_ids, expected, margins) >= 4
         sequence.close()
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     close_all(engine, context, forks)
 
 
@@ -168,11 +170,11 @@ def test_linked_forks_decode_to_the_tokens_of_the_unforked_link() -> None:
     forks = engine.fork(context, tails)
     for fork, tail in zip(forks.contexts, tails, strict=True):
         generation = engine.generation(params)
-        generation.accept(engine.first_token(fork, params))
-        sequence = engine.start(fork, generation)
+        generation.accept(engine.decoding.first_token(fork, params))
+        sequence = start_sequence(fork, generation)
         while not sequence.finished:
             step(engine, sequence)
-        engine.forget_plan()
+        engine.decoding.forget_plan()
         sequence.close()
         longer = Prompt((*prompt.parts, Part(tuple(tail))))
         plan = plan_link(longer, 4)
@@ -183,11 +185,11 @@ def test_linked_forks_decode_to_the_tokens_of_the_unforked_link() -> None:
             run = engine.resident.acquire(part.chunk_id)
             assert run is not None
             runs[index] = run
-        unforked = engine.start(engine.linked_context(longer, runs, plan), engine.generation(params))
-        unforked.generation.accept(engine.first_token(unforked.context, params))
+        unforked = start_sequence(engine.linked_context(longer, runs, plan), engine.generation(params))
+        unforked.generation.accept(engine.decoding.first_token(unforked.context, params))
         while not unforked.finished:
             step(engine, unforked)
-        engine.forget_plan()
+        engine.decoding.forget_plan()
         unforked.close()
         assert generation.token_ids == unforked.generation.token_ids
     close_all(engine, context, forks)

@@ -7,7 +7,7 @@ import random
 import pytest
 from engine_worlds import engine_of, oracle_of, tokens
 from link_oracle import dense_forward
-from test_link_laws import LAW_2, check_law_1, link_here, live, relative_error
+from link_worlds import LAW_2, check_law_1, link_here, live, relative_error
 
 from spolia_core.prompt import Part, Prompt
 from spolia_engine.engine import Engine

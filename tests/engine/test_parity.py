@@ -17,6 +17,7 @@ from engine_worlds import (
     oracle_greedy,
     oracle_logits,
     oracle_of,
+    rows_together,
     tokens,
 )
 from transformers import AutoModelForCausalLM
@@ -26,6 +27,7 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence
 from spolia_engine.steps import Steps
 
@@ -121,11 +123,11 @@ def test_a_prompt_behind_a_cached_prefix_gives_the_same_logits() -> None:
     assert_nothing_held(core)
 
 
-def start(core: EngineCore, ids: list[int], chain: list[bytes], answer: list[int]) -> Sequence:
+def dictated(core: EngineCore, ids: list[int], chain: list[bytes], answer: list[int]) -> Sequence:
     """A sequence whose answer is dictated: its logits are compared, not drawn from."""
     context = core.exact_context(ids, core.acquire_prefix(chain[: (len(ids) - 1) // 128]))
     core.register_prefix(context, chain)
-    sequence = core.start(context, core.generation(SamplingParams(max_tokens=len(answer) + 1)))
+    sequence = start_sequence(context, core.generation(SamplingParams(max_tokens=len(answer) + 1)))
     sequence.generation.accept(answer[0])
     return sequence
 
@@ -136,22 +138,20 @@ def test_decode_logits_of_a_batch_are_those_of_transformers_alone(name: str) -> 
     shared = tokens(256)
     prompts = [shared + tokens(n, seed=n) for n in (1, 17, 60, 130)] + [tokens(5, seed=9)]
     answers = [tokens(24, seed=50 + row) for row in range(len(prompts))]
-    sequences = [start(core, ids, list(core.ids.prefix_chain(ids)), a) for ids, a in zip(prompts, answers, strict=True)]
+    sequences = [
+        dictated(core, ids, list(core.ids.prefix_chain(ids)), a) for ids, a in zip(prompts, answers, strict=True)
+    ]
     steps = []
     for index in range(1, 25):
-        steps.append(core.step_logits(sequences))
+        steps.append(core.decoding.step_logits(sequences))
         for sequence, answer in zip(sequences, answers, strict=True):
             if index < 24:
                 sequence.generation.accept(answer[index])
     for row, (ids, answer) in enumerate(zip(prompts, answers, strict=True)):
         expected = oracle_logits(oracle_of(name), ids + answer)[len(ids) :]
         check_logits(torch.stack([step[row] for step in steps]), expected, len(ids))
-    if core.device is None:
-        assert core._steps._plan is not None
-        assert any(len(group.rows) == 4 and group.shared for group in core._steps._plan.plan.groups), (
-            "nothing was shared"
-        )
-    core.forget_plan()
+    assert rows_together(core) == 4, "nothing was shared"
+    core.decoding.forget_plan()
     for sequence in sequences:
         sequence.close()
     assert_nothing_held(core)
@@ -163,9 +163,9 @@ def test_a_sequence_alone_and_in_a_batch_gets_the_same_logits() -> None:
     prompts = [shared + tokens(n, seed=n) for n in (3, 40)]
     alone = []
     for ids in prompts:
-        sequence = start(core, ids, list(core.ids.prefix_chain(ids)), answer)
+        sequence = dictated(core, ids, list(core.ids.prefix_chain(ids)), answer)
         alone.append(_dictate(core, [sequence], answer)[:, 0])
-    sequences = [start(core, ids, list(core.ids.prefix_chain(ids)), answer) for ids in prompts]
+    sequences = [dictated(core, ids, list(core.ids.prefix_chain(ids)), answer) for ids in prompts]
     together = _dictate(core, sequences, answer)
     for row in range(2):
         torch.testing.assert_close(together[:, row], alone[row], atol=3e-5, rtol=0)
@@ -174,10 +174,10 @@ def test_a_sequence_alone_and_in_a_batch_gets_the_same_logits() -> None:
 def test_a_batch_may_change_between_steps() -> None:
     core = engine_of("llama")
     prompts, answer = [tokens(n, seed=n) for n in (9, 30, 150)], tokens(10, seed=2)
-    sequences = [start(core, ids, [], answer) for ids in prompts]
+    sequences = [dictated(core, ids, [], answer) for ids in prompts]
     rows: list[list[torch.Tensor]] = [[], [], []]
     for index, members in enumerate([(0, 1, 2), (0, 1, 2), (2, 0), (1,), (2, 1, 0), (0, 2)]):
-        logits = core.step_logits([sequences[m] for m in members])
+        logits = core.decoding.step_logits([sequences[m] for m in members])
         for row, member in enumerate(members):
             rows[member].append(logits[row])
             sequences[member].generation.accept(answer[len(rows[member])])
@@ -191,11 +191,11 @@ def _dictate(core: EngineCore, sequences: list[Sequence], answer: list[int]) -> 
     """Logits [num_steps, num_sequences, vocab_size] along a dictated answer; closes the sequences."""
     steps = []
     for token in [*answer[1:], None]:
-        steps.append(core.step_logits(sequences))
+        steps.append(core.decoding.step_logits(sequences))
         for sequence in sequences:
             if token is not None:
                 sequence.generation.accept(token)
-    core.forget_plan()
+    core.decoding.forget_plan()
     for sequence in sequences:
         sequence.close()
     assert_nothing_held(core)

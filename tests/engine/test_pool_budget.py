@@ -41,9 +41,11 @@ def test_the_buffers_of_steps_take_what_is_kept_for_them() -> None:
     assert round(DeviceSettings().buffer_bytes(**shape) / 1e9, 2) == 0.47
     settings = DeviceSettings(row_buckets=(1, 4), min_parts=64)
     engine = Engine(adapter_of("llama"), letters, num_blocks=8, block_size=16, device=settings)
-    assert engine.device is not None
-    engine.device.prepare()
-    held = [t for step in engine.device._steps.values() for t in (step._partials.out, step._partials.lse)]
-    logits = [step.logits(lambda layer, qkv: qkv[:, :6].contiguous()) for step in engine.device._steps.values()]
+    assert engine.decoding.device is not None
+    engine.decoding.device.prepare()
+    held = [t for step in engine.decoding.device._steps.values() for t in (step._partials.out, step._partials.lse)]
+    logits = [
+        step.logits(lambda layer, qkv: qkv[:, :6].contiguous()) for step in engine.decoding.device._steps.values()
+    ]
     expected = settings.buffer_bytes(num_q_heads=6, head_dim=16, vocab_size=97, itemsize=4)
     assert sum(t.nbytes for t in (*held, *logits)) == expected

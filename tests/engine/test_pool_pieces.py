@@ -215,8 +215,8 @@ def test_an_answer_needs_free_blocks_and_not_that_they_lie_side_by_side() -> Non
     params = SamplingParams(max_tokens=8, temperature=1.0, seed=3)
     samples, drawn = (engine.generate_samples(Prompt.live(tokens(75)), 3, params) for engine in (host, device))
     assert [answer.token_ids for answer in drawn] == [answer.token_ids for answer in samples]
-    assert device.device is not None
-    assert device.device.num_eager_steps == 0
+    assert device.decoding.device is not None
+    assert device.decoding.device.num_eager_steps == 0
     for extent in held:
         device.pool.release(extent)
     assert_nothing_held(device)

@@ -14,6 +14,7 @@ from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine import sampler
 from spolia_engine.sampler import sample
+from spolia_engine.samples import start_sequence
 
 NUM_DRAWS = 4000
 
@@ -93,8 +94,8 @@ def test_a_replay_draws_on_where_the_first_left_off() -> None:
     context = engine.exact_context([*ids, *whole[:12]], [])
     generation = engine.generation(params)
     assert generation.resume(whole[:12], 0) is None
-    sequence = engine.start(context, generation)
-    generation.accept(engine.first_token(context, params, token_index=12))
+    sequence = start_sequence(context, generation)
+    generation.accept(engine.decoding.first_token(context, params, token_index=12))
     while not sequence.finished:
         step(engine, sequence)
     sequence.close()

@@ -10,7 +10,9 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
+from spolia_engine.drawing import accept_row
 from spolia_engine.extent import BlockState
+from spolia_engine.samples import branch, start_sequence
 from spolia_engine.sequence import Sequence, close_all
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -47,14 +49,14 @@ def blocks_while_decoding(mode: ReuseMode, num_samples: int) -> int:
     engine = engine_of()
     prompt = Prompt((Part(tuple(tokens(3))), engine.chunk(tokens(128, 1)), Part(tuple(tokens(9, 2)))))
     seen: list[int] = []
-    step = engine.step_logits
+    step = engine.decoding.step_logits
 
     def counting(sequences: list[Sequence]) -> object:
         seen.append(held_blocks(engine))
         return step(sequences)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "step_logits", counting)
+        patch.setattr(engine.decoding, "step_logits", counting)
         engine.generate_samples(prompt, num_samples, SamplingParams(max_tokens=2, ignore_eos=True), mode=mode)
     assert_nothing_held(engine)
     return seen[-1]
@@ -71,14 +73,14 @@ def test_no_samples_are_refused_and_none_is_held_where_room_lacks() -> None:
 
 def run(core: EngineCore, sequences: list[Sequence], num_tokens: int) -> None:
     for _ in range(num_tokens):
-        for sequence, logits in zip(sequences, core.step_logits(sequences), strict=True):
-            core.accept(sequence, logits)
+        for sequence, logits in zip(sequences, core.decoding.step_logits(sequences), strict=True):
+            accept_row(sequence.generation, logits)
 
 
 def started(core: EngineCore) -> Sequence:
     context = core.exact_context(PROMPT.token_ids, [])
-    token = core.first_token(context, DRAWN)
-    sequence = core.start(context, core.generation(DRAWN))
+    token = core.decoding.first_token(context, DRAWN)
+    sequence = start_sequence(context, core.generation(DRAWN))
     sequence.generation.accept(token)
     return sequence
 
@@ -89,16 +91,16 @@ def test_branches_of_branches_go_on_as_if_each_were_alone() -> None:
     root = started(core)
     run(core, [root], 3)
     before = held_blocks(core)
-    middle = core.branch(root, [1, 2])
+    middle = branch(root, [1, 2])
     assert held_blocks(core) == before + 1 + 2, "the tail once, and a block for what each writes"
     run(core, [root, *middle], 3)
-    leaves = core.branch(middle[0], [3])
+    leaves = branch(middle[0], [3])
     everyone = [root, *middle, *leaves]
     run(core, everyone, 4)
     paths = [[0] * 11, [0] * 4 + [1] * 7, [0] * 4 + [2] * 7, [0] * 4 + [1] * 3 + [3] * 4]
     found = [sequence.generation.token_ids for sequence in everyone]
     close_all(everyone)
-    core.forget_plan()
+    core.decoding.forget_plan()
     assert_nothing_held(core)
     assert found == [path_alone(path) for path in paths]
     assert len({tuple(ids) for ids in found}) == 4
@@ -112,7 +114,7 @@ def path_alone(path: list[int]) -> list[int]:
         sequence.generation.sample_index = index
         run(core, [sequence], 1)
     sequence.close()
-    core.forget_plan()
+    core.decoding.forget_plan()
     return sequence.generation.token_ids
 
 
@@ -120,13 +122,13 @@ def test_a_branch_outlives_what_it_came_from() -> None:
     core = engine_of()
     root = started(core)
     run(core, [root], 2)
-    (branch,) = core.branch(root, [1])
-    run(core, [root, branch], 2)
+    (other,) = branch(root, [1])
+    run(core, [root, other], 2)
     root.close()
-    core.forget_plan()
-    run(core, [branch], 3)
-    assert branch.generation.token_ids == path_alone([0] * 3 + [1] * 5)
-    branch.close()
+    core.decoding.forget_plan()
+    run(core, [other], 3)
+    assert other.generation.token_ids == path_alone([0] * 3 + [1] * 5)
+    other.close()
     assert_nothing_held(core)
 
 
@@ -136,7 +138,7 @@ def test_a_branch_without_room_holds_nothing() -> None:
     run(core, [root], 2)
     before = held_blocks(core)
     with pytest.raises(Busy):
-        core.branch(root, [1, 2, 3])
+        branch(root, [1, 2, 3])
     assert held_blocks(core) == before
     root.close()
     assert_nothing_held(core)

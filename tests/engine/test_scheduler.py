@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spolia_engine.scheduler import Decoding, Plan, State, Waiting, plan
+from spolia_engine.scheduler import Plan, Running, State, Waiting, plan
 
 
 def waiting(number: int, num_blocks: int, *, has_place: bool = False, places: int = 1) -> Waiting:
     return Waiting(number, num_blocks, has_place, places)
 
 
-def decoding(number: int, *, new: int = 0, own: int = 1, cost: int = 1) -> Decoding:
-    return Decoding(number, new, own, cost)
+def running(number: int, *, new: int = 0, own: int = 1, cost: int = 1) -> Running:
+    return Running(number, new, own, cost)
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -25,26 +25,26 @@ def test_nothing_to_do_is_an_empty_plan() -> None:
 
 def test_decoding_comes_before_admission_and_before_slices() -> None:
     state = State(
-        3, free_places=8, token_budget=10, waiting=[waiting(5, 2)], decoding=[decoding(0, new=1), decoding(1, new=1)]
+        3, free_places=8, token_budget=10, waiting=[waiting(5, 2)], running=[running(0, new=1), running(1, new=1)]
     )
     assert plan(state) == Plan((), (0, 1), (), 8)
 
 
 def test_the_cheapest_goes_first_and_of_equals_the_latest_but_never_the_oldest() -> None:
-    batch = [decoding(0, new=1, cost=1), decoding(1, new=1, cost=9), decoding(2, new=1, cost=5), decoding(3, cost=5)]
-    assert plan(State(0, decoding=batch)).preempt == (3, 2)
-    assert plan(State(2, decoding=batch)).preempt == (3,)
-    assert plan(State(3, decoding=batch)).preempt == ()
+    batch = [running(0, new=1, cost=1), running(1, new=1, cost=9), running(2, new=1, cost=5), running(3, cost=5)]
+    assert plan(State(0, running=batch)).preempt == (3, 2)
+    assert plan(State(2, running=batch)).preempt == (3,)
+    assert plan(State(3, running=batch)).preempt == ()
 
 
 def test_who_has_nothing_to_give_is_not_preempted() -> None:
-    found = plan(State(0, decoding=[decoding(0, new=1, own=3), decoding(1, own=0, cost=0)]))
+    found = plan(State(0, running=[running(0, new=1, own=3), running(1, own=0, cost=0)]))
     assert found == Plan((), (1,), (), 0)
 
 
 def test_nobody_is_admitted_while_somebody_is_preempted() -> None:
-    batch = [decoding(0, new=1), decoding(1, own=50)]
-    assert plan(State(0, free_places=4, waiting=[waiting(2, 1)], decoding=batch)) == Plan((1,), (0,), (), 0)
+    batch = [running(0, new=1), running(1, own=50)]
+    assert plan(State(0, free_places=4, waiting=[waiting(2, 1)], running=batch)) == Plan((1,), (0,), (), 0)
 
 
 def test_none_passes_one_that_waits_for_blocks_but_the_preempted_need_no_place() -> None:
@@ -80,7 +80,7 @@ STATES = st.builds(
         places,
         budget,
         [Waiting(i, *w) for i, w in enumerate(queue, start=100)],
-        [Decoding(i, *d) for i, d in enumerate(batch)],
+        [Running(i, *d) for i, d in enumerate(batch)],
     ),
     st.integers(0, 20),
     st.integers(0, 10),
@@ -95,7 +95,7 @@ STATES = st.builds(
 @given(STATES)
 @settings(max_examples=400, deadline=None)
 def test_a_plan_keeps_within_what_there_is(state: State) -> None:
-    found, batch = plan(state), {d.number: d for d in state.decoding}
+    found, batch = plan(state), {d.number: d for d in state.running}
     assert not set(found.preempt) & set(found.decode)
     assert set(found.preempt) | set(found.decode) <= batch.keys()
     freed = sum(batch[n].num_own_blocks for n in found.preempt)
@@ -106,10 +106,10 @@ def test_a_plan_keeps_within_what_there_is(state: State) -> None:
     queue = {w.number: w for w in state.waiting}
     assert list(found.admit) == sorted(found.admit)
     placed = [queue[n].num_places for n in found.admit if not queue[n].has_place]
-    has_places_taken = state.num_holding or state.decoding or any(w.has_place for w in state.waiting)
+    has_places_taken = state.num_holding or state.running or any(w.has_place for w in state.waiting)
     assert sum(placed) <= state.free_places or (len(placed) == 1 and not has_places_taken)
     needed = sum(queue[n].num_blocks for n in found.admit)
-    if state.num_holding or state.decoding:
+    if state.num_holding or state.running:
         assert not found.admit or needed + taken + state.promised_blocks <= state.available_blocks + freed
     assert plan(state) == found, "a replay finds the same"
 
@@ -166,8 +166,8 @@ def test_every_request_ends_and_the_ledger_adds_up(
                 for x in present
                 if not x.held
             ],
-            decoding=[
-                Decoding(x.number, max(0, x.context_blocks + x.tail_blocks - x.held), x.held, x.context_blocks)
+            running=[
+                Running(x.number, max(0, x.context_blocks + x.tail_blocks - x.held), x.held, x.context_blocks)
                 for x in running
             ],
         )

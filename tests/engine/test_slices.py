@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from engine_worlds import adapter_of, assert_nothing_held, engine_of, tokens
+from engine_worlds import assert_nothing_held, engine_of, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spolia_core.errors import InternalError
 from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
-from spolia_engine.attention import ContextAttention
+from spolia_engine.attention import ContextAttention, VisibleRanges
 from spolia_engine.context import Context, release_runs
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.device_decoding import DrawnRow
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import plan_link
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
+from spolia_engine.side_by_side import SideBySide
 from spolia_engine.slices import run_slices
 from spolia_engine.steps import Ran, Slice, Steps, finish
 
@@ -222,7 +226,8 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         original(self, layer, key, value)
 
     monkeypatch.setattr(ContextAttention, "write", breaks)
-    rows, (first, second, third) = engine.step_beside(sequences, slices)
+    found = engine.decoding.step_beside(sequences, slices)
+    first, second, third = found.slices
     monkeypatch.undo()
     assert isinstance(second, Broken)
     for steps, came, count in ((passes[0], first, 20), (passes[2], third, 22)):
@@ -231,10 +236,10 @@ def test_a_slice_that_breaks_ends_its_own_pass_and_neither_others_nor_the_step(m
         context.close()
         expected.close()
     again = started(engine, [5, 9])
-    assert same(logits_of(rows), engine.step_logits(again))
+    assert same(logits_of(found.step), engine.decoding.step_logits(again))
     passes[1].close()
     close_all([*sequences, *again])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 
@@ -246,9 +251,9 @@ def started(engine: Engine, counts: Sequence[int]) -> list[DecodeSequence]:
         prefix = engine.acquire_prefix(list(engine.ids.prefix_chain(head)))
         context = engine.exact_context([*head, *tokens(count, seed=count)], prefix)
         engine.register_prefix(context, list(engine.ids.prefix_chain(head)))
-        sequences.append(engine.start(context, engine.generation(SamplingParams(max_tokens=20))))
-    for sequence, row in zip(sequences, engine.logits_after([s.context for s in sequences]), strict=True):
-        engine.accept(sequence, row)
+        sequences.append(start_sequence(context, engine.generation(SamplingParams(max_tokens=20))))
+    for sequence, row in zip(sequences, engine.decoding.logits_after([s.context for s in sequences]), strict=True):
+        accept_row(sequence.generation, row)
     return sequences
 
 
@@ -261,13 +266,13 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
     alone, beside = started(engine, counts), started(engine, counts)
     joining = [each.steps(engine, joins=True) for each in passes]
     slices = [pause.slice for pause in map(next, joining) if pause.slice is not None]
-    expected = engine.step_logits(alone)
-    rows, found = engine.step_beside(beside, slices)
-    assert same(logits_of(rows), expected)
+    expected = engine.decoding.step_logits(alone)
+    found = engine.decoding.step_beside(beside, slices)
+    assert same(logits_of(found.step), expected)
     for one, other in zip(alone, beside, strict=True):
         assert one.tail.length == other.tail.length == 1
         assert same(_newest_kv(other), _newest_kv(one))
-    for each, steps, came in zip(passes, joining, found, strict=True):
+    for each, steps, came in zip(passes, joining, found.slices, strict=True):
         assert isinstance(came, Ran)
         (own,) = together(engine, [each.steps(engine, joins=True)])
         mine = run_on(engine, steps, came)
@@ -276,7 +281,7 @@ def test_a_step_beside_slices_is_as_if_both_went_alone(passes: list[Asked], coun
         own.close()
         mine.close()
     close_all([*alone, *beside])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 
@@ -305,31 +310,57 @@ def test_a_step_that_breaks_beside_slices_can_be_run_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(DecodeAttention, "__call__", breaks)
     with pytest.raises(Broken):
-        engine.step_beside(sequences, [rows])
+        engine.decoding.step_beside(sequences, [rows])
     monkeypatch.undo()
     assert [sequence.tail.length for sequence in sequences] == [0, 0]
-    again, found = engine.step_beside(sequences, [rows])
+    again = engine.decoding.step_beside(sequences, [rows])
     expected = started(engine, [5, 9])
-    assert same(logits_of(again), engine.step_logits(expected))
-    assert isinstance(found[0], Ran)
+    assert same(logits_of(again.step), engine.decoding.step_logits(expected))
+    assert isinstance(again.slices[0], Ran)
     steps.close()
     close_all([*sequences, *expected])
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
 
 
-def test_seconds_are_shared_by_rows() -> None:
-    engine = engine_of()
-    passes = [engine.exact_context_steps(tokens(count), [], PassOptions(joins=True)) for count in (30, 10)]
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_slice_costs_what_it_reads_alone_and_of_the_rest_its_rows(
+    monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """In a time that passes in attention only: in two layers a second a row of the pass, five to read a context."""
+    engine, now = engine_of(), [0.0]
+    sequences = started(engine, [5, 9])
+    head = engine.acquire_prefix(list(engine.ids.prefix_chain(tokens(128, seed=3))))
+    prompts = [([*tokens(128, seed=3), *tokens(30)], head), (tokens(10), [])]
+    passes = [engine.exact_context_steps(ids, prefix, PassOptions(joins=True)) for ids, prefix in prompts]
     slices = [pause.slice for pause in map(next, passes) if pause.slice is not None]
-    long, short = run_slices(adapter_of("llama"), slices)
-    assert isinstance(long, Ran)
-    assert isinstance(short, Ran)
-    assert long.seconds == pytest.approx(3 * short.seconds)
-    assert short.seconds > 0
+    takes(monkeypatch, now, SideBySide, "attend", 40 / 2)
+    takes(monkeypatch, now, VisibleRanges, "merge_into", lambda ranges: 5 * len(ranges._visible))
+    takes(monkeypatch, now, DecodeAttention, "__call__", 1000)
+    monkeypatch.setattr("spolia_engine.slices.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = engine.decoding.step_beside(sequences, slices).slices if beside else run_slices(engine.adapter, slices)
+    long, short = [came.seconds for came in found if isinstance(came, Ran)]
+    shared_s = 40 * 40 / 42 if beside else 40  # two rows of the step share the weights
+    assert long == pytest.approx(2 * 5 + shared_s * 30 / 40)
+    assert short == pytest.approx(shared_s * 10 / 40)
     for steps in passes:
         steps.close()
+    close_all(sequences)
+    engine.decoding.forget_plan()
     assert_nothing_held(engine)
+
+
+def takes(
+    monkeypatch: pytest.MonkeyPatch, now: list[float], kind: type, name: str, seconds: float | Callable[[Any], float]
+) -> None:
+    """Lets each call of a method take so long."""
+    original = getattr(kind, name)
+
+    def timed(self: Any, *args: Any) -> Any:
+        now[0] += seconds(self) if callable(seconds) else seconds
+        return original(self, *args)
+
+    monkeypatch.setattr(kind, name, timed)
 
 
 def test_a_pass_given_up_at_its_slice_frees_everything() -> None:

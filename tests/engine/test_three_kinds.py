@@ -14,11 +14,13 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
 from spolia_engine.linked_blocks import LinkedBlock, exact_blocks, linked_chain, num_exact_tokens
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.sealing import SealedBlock
 from spolia_engine.steps import finish
 
@@ -206,10 +208,10 @@ def test_an_answer_behind_linked_chunks_is_sealed_for_the_next_turn() -> None:
     engine = engine_of()
     prompt = documents(engine, (60, 40), head=20)
     linked = Linked(engine, prompt)
-    sequence = engine.start(linked.context, engine.generation(SamplingParams(max_tokens=300)))
-    sequence.generation.accept(engine.first_token(linked.context, sequence.generation.params))
+    sequence = start_sequence(linked.context, engine.generation(SamplingParams(max_tokens=300)))
+    sequence.generation.accept(engine.decoding.first_token(linked.context, sequence.generation.params))
     while not sequence.finished:
-        engine.accept(sequence, engine.step_logits([sequence])[0])
+        accept_row(sequence.generation, engine.decoding.step_logits([sequence])[0])
     answer = sequence.generation.token_ids
     longer = Prompt((*prompt.parts, Part(tuple(answer[:-1]))))
     whole = plan_recompute(longer, linked.whole.positions)
@@ -217,7 +219,7 @@ def test_an_answer_behind_linked_chunks_is_sealed_for_the_next_turn() -> None:
     sealed = engine.seal_answer(sequence, blocks)
     assert [run.num_tokens for _, run in sealed] == [128, 128]
     engine.pool.release(sealed[0][1].extent)
-    engine.forget_plan()
+    engine.decoding.forget_plan()
     sequence.close()
     turn = Prompt((*longer.parts, live(5, 9)))
     again = Linked(engine, turn)

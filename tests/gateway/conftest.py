@@ -1,4 +1,4 @@
-"""A tiny model directory, made once."""
+"""A tiny model directory, made once; and keys for those who ask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from gateway_tokenizers import byte_level_tokenizer, write_model
+from key_worlds import keys
+
+__all__ = ["keys"]  # a fixture
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from spolia_kvstore.catalog import Catalog
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 from spolia_kvstore.object_file import ObjectFile
 from spolia_kvstore.quotas import Quota
-from spolia_kvstore.tiers import MAX_WRITES
+from spolia_kvstore.write_back import MAX_WRITES
 
 CHUNK = make_chunk(1)
 KEY = key_of(CHUNK)
@@ -148,7 +148,7 @@ async def test_room_for_a_large_object_is_made_of_many_small_ones_a_few_writes_a
         most = 0
         task = asyncio.create_task(world.filled(large))
         while not task.done():
-            most = max(most, len(world.tiers._writes))
+            most = max(most, world.tiers.writes.num_under_way)
             await asyncio.sleep(0)
         world.store.puts.abort(await task)
         assert 0 < most <= MAX_WRITES

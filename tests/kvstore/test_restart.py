@@ -44,7 +44,7 @@ async def test_what_was_written_at_the_end_of_the_process_is_there_with_its_uses
 ) -> None:
     async with open_world(tmp_path, clock=clock) as world:
         await world.put(ONE)
-        await world.tiers.write_all()
+        await world.tiers.writes.write_all()
         clock.now += 10.0
         await world.get(ONE)
         (before,) = world.admin.list()

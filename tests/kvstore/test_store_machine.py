@@ -295,7 +295,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A drain: what was in memory only is written, so nothing is lost that the disk has room for."""
 
         async def work() -> None:
-            await self.store.tiers.write_all()
+            await self.store.tiers.writes.write_all()
             await self.store.close()
             await self.store.backend.close()
             self.store.catalog.close()
@@ -345,7 +345,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.tiers.disk.used_bytes <= self.store.tiers.disk.budget_bytes
 
     async def _settled(self) -> None:
-        while self.store.tiers._writes or not self.store.index.is_idle:  # noqa: ASYNC110 - whatever it is that goes on
+        while self.store.tiers.writes.num_under_way or not self.store.index.is_idle:  # noqa: ASYNC110 - whatever it is that goes on
             await asyncio.sleep(0)
 
     def teardown(self) -> None:

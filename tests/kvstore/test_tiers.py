@@ -120,7 +120,7 @@ async def test_an_upload_waits_for_room_that_the_disk_is_making(
         await world.put(ONE)
         monkeypatch.setattr(world.disk.files, "write", held_up(world.disk.files.write, may_go_on))
         waiting = [asyncio.create_task(world.put(chunk)) for chunk in (TWO, THREE)]
-        await eventually(lambda: bool(world.tiers._writes))
+        await eventually(lambda: bool(world.tiers.writes.num_under_way))
         assert not any(task.done() for task in waiting)
         may_go_on.set()
         done, _ = await asyncio.wait(waiting, timeout=20)
@@ -140,7 +140,7 @@ async def test_an_upload_does_not_wait_for_a_slow_disk_for_long(
             await world.put(TWO)
         assert caught.value.retry_after_ms == RETRY_AFTER_MS
         may_go_on.set()
-        await asyncio.wait(list(world.tiers._writes.values()))
+        await world.tiers.writes.all_ended()
         assert world.where(ONE) == ["RAM+DISK"]
 
 
@@ -155,7 +155,7 @@ async def test_a_pin_that_comes_while_an_upload_waits_for_room_is_kept(
         await world.put(TWO, durable=True)
         monkeypatch.setattr(world.disk.files, "write", held_up(world.disk.files.write, may_go_on))
         upload = asyncio.create_task(world.put(large))  # takes both: one is on disk, the other is written first
-        await eventually(lambda: bool(world.tiers._writes))
+        await eventually(lambda: bool(world.tiers.writes.num_under_way))
         kept = [key for key in (key_of(ONE), key_of(TWO)) if key in world.ram]
         assert world.store.pin(kept, "me", 60.0) == [True] * len(kept)
         may_go_on.set()
@@ -237,7 +237,7 @@ async def test_an_object_deleted_while_it_is_written_leaves_nothing_on_disk(
         with pytest.raises(Busy):
             await putting
         assert (world.where(ONE), list(world.disk.files.scan())) == ([""], [])
-        assert world.tiers._refused_at == {}, "what is gone is not remembered"
+        assert world.tiers.writes._refused_at == {}, "what is gone is not remembered"
 
 
 async def test_an_object_put_again_while_its_damaged_predecessor_is_written_reaches_the_disk(
@@ -249,7 +249,7 @@ async def test_an_object_put_again_while_its_damaged_predecessor_is_written_reac
         old = world.ram.find(key_of(ONE))
         assert old is not None
         monkeypatch.setattr(world.disk.files, "write", held_up(world.disk.files.write, may_go_on))
-        writing = world.tiers.write(old)
+        writing = world.tiers.writes.write(old)
         await eventually(lambda: bool(world.disk._writing))
         world.tiers.discard(old)
         putting = asyncio.create_task(world.put(ONE, durable=True))
@@ -294,7 +294,7 @@ async def test_a_file_that_cannot_be_read_is_a_miss_before_anything_is_promised(
 async def test_at_the_end_all_that_only_memory_holds_is_written_the_most_valuable_first(tmp_path: Path) -> None:
     async with open_world(tmp_path, num_on_disk=2) as world:
         await world.put(ONE, TWO, THREE)
-        await world.tiers.write_all()
+        await world.tiers.writes.write_all()
         assert world.where(ONE, TWO, THREE) == ["RAM", "RAM+DISK", "RAM+DISK"]
 
 
@@ -309,55 +309,55 @@ async def test_the_deeper_prefix_chunk_goes_first_among_equals() -> None:
 
 async def test_what_is_new_is_written_behind_after_a_while_and_not_sooner(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        world.tiers.writes_behind = True
+        world.tiers.writes.is_behind = True
         old, deleted, new = (make_chunk(number) for number in range(3))
         await world.put(old, deleted)
         await world.store.delete([key_of(deleted)])
         world.clock.now += 10.0
         await world.put(new)
-        await world.tiers.write_behind(5.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(old, deleted, new) == ["RAM+DISK", "", "RAM"]
         world.clock.now += 5.0
-        await world.tiers.write_behind(5.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(old, deleted, new) == ["RAM+DISK", "", "RAM+DISK"]
-        assert not world.tiers._unwritten
+        assert not world.tiers.writes._waiting
 
 
 async def test_what_a_failing_disk_could_not_take_is_written_behind_once_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_world(tmp_path) as world:
-        world.tiers.writes_behind = True
+        world.tiers.writes.is_behind = True
         await world.put(ONE, TWO, THREE)
         await world.store.delete([key_of(THREE)])
         world.clock.now += 10.0
         with monkeypatch.context() as patched, captured_logs():
             patched.setattr(world.disk.files, "write", full_disk)
             for _ in range(3):
-                await world.tiers.write_behind(5.0)
+                await world.tiers.writes.write_behind(5.0)
         assert world.where(ONE, TWO) == ["RAM", "RAM"]
         assert world.disk.counters.write_errors == 1, "one asks whether the disk is well, the others wait"
-        await world.tiers.write_behind(5.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(ONE, TWO) == ["RAM", "RAM"], "it is left alone for a while"
         world.disk._failed_at -= RETRY_AFTER_S
-        await world.tiers.write_behind(5.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(ONE, TWO) == ["RAM", "RAM+DISK"], "what it refused last has its turn last"
-        monkeypatch.setattr("spolia_kvstore.tiers.RETRY_AFTER_S", 0.0)
-        await world.tiers.write_behind(5.0)
+        monkeypatch.setattr("spolia_kvstore.write_back.RETRY_AFTER_S", 0.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(ONE, TWO, THREE) == ["RAM+DISK", "RAM+DISK", ""]
-        assert not world.tiers._unwritten
+        assert not world.tiers.writes._waiting
 
 
 async def test_what_is_not_worth_its_place_on_disk_is_not_waited_with(tmp_path: Path) -> None:
     dear, cheap = make_chunk(11, compute_s=100.0), make_chunk(12, compute_s=0.001)
     async with open_world(tmp_path, num_on_disk=1) as world:
-        world.tiers.writes_behind = True
+        world.tiers.writes.is_behind = True
         await world.put_on_disk_only(dear)
         await world.put(cheap)
         world.clock.now += 10.0
-        await world.tiers.write_behind(5.0)
+        await world.tiers.writes.write_behind(5.0)
         assert world.where(dear, cheap) == ["DISK", "RAM"]
-        assert not world.tiers._unwritten
+        assert not world.tiers.writes._waiting
 
 
 async def test_a_durable_put_that_loses_to_one_in_memory_makes_that_one_durable(tmp_path: Path) -> None:

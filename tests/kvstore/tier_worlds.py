@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -136,9 +135,9 @@ async def open_world(
     opened = open_folder(folder, HALF_LIFE_S) if folder is not None else None
     catalog = Catalog(half_life_s=HALF_LIFE_S) if opened is None else opened.catalog
     ram = RamTier(num_in_memory * CHUNK_BYTES, HALF_LIFE_S, block_bytes=16)
-    tiers = Tiers(ram, None, CostGate(enabled=cost_gate, clock=clock), lambda key: False, clock)
+    tiers = Tiers(ram, CostGate(enabled=cost_gate, clock=clock), clock=clock)
     if opened is not None:
-        tiers.disk = make_disk(opened.files, catalog, num_on_disk, tiers)
+        tiers.add_disk(make_disk(opened.files, catalog, num_on_disk, tiers))
     local = EmbeddedBackend(catalog, clock, clock)
     store = KVStore(
         tiers,
@@ -153,8 +152,7 @@ async def open_world(
     )
     try:
         yield World(store, tiers, catalog, clock, Recovered() if opened is None else opened.recovered)
-        while tiers._writes:
-            await asyncio.wait(list(tiers._writes.values()))
+        await tiers.writes.all_ended()
         store.check_invariants()
     finally:
         if not is_killed:

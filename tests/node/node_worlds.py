@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from spolia.v1 import directory_pb2, kvstore_pb2
 from spolia.v1.directory_pb2_grpc import (
@@ -29,6 +31,20 @@ Act = Callable[[Any], Awaitable[None]]
 
 async def answer_at_once(_context: Any) -> None:
     """Nothing in the way of an answer."""
+
+
+class Gate:
+    """A handler that waits until it is opened, and knows when it was entered and left."""
+
+    def __init__(self) -> None:
+        self.entered, self.opened, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _context: Any) -> None:
+        self.entered.set()
+        try:
+            await self.opened.wait()
+        finally:
+            self.left.set()
 
 
 class ScriptedStore(KVStoreServiceServicer):
@@ -103,6 +119,15 @@ class World:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         return watch(health_pb2.HealthCheckRequest(service=service), timeout=30)
+
+
+def reflection_of(world: World) -> Any:
+    """Asks a node what it serves."""
+    return world.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
 
 SHAPES = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")

@@ -17,12 +17,18 @@ from spolia_core.reuse import ChunkKind
 from spolia_kvstore.config import KVStoreConfig
 from spolia_kvstore.node import KVStoreNode
 from spolia_node.config import NodeConfig
+from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import object_info
 from spolia_node.server import NodeServer
 
 TENANT = "tenant"
 FINGERPRINT = b"f" * 32
 CODECS = ("raw",)
+
+
+def soon() -> Deadline:
+    """The deadline of a call that should not fail by it."""
+    return Deadline.after(20.0)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-from store_worlds import eventually
+from store_worlds import eventually, soon
 
 from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NodeRecord, RegisterResponse, WatchResponse
 from spolia.v1.directory_pb2_grpc import DirectoryServiceServicer, add_DirectoryServiceServicer_to_server
 from spolia_node.channels import ChannelPool
 from spolia_node.config import NodeConfig
-from spolia_node.deadline import Deadline
 from spolia_node.directory_turns import DirectoryTurns
 from spolia_node.membership import ClusterView, Registration
 from spolia_node.server import NodeServer
 
 RECORD = NodeRecord(node_id="d1", role=NODE_ROLE_DECODE, address="localhost:1")
-
-
-def soon() -> Deadline:
-    return Deadline.after(20.0)
 
 
 class FakeDirectory(DirectoryServiceServicer):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from store_worlds import end_at_once, running_store
+from store_worlds import end_at_once, running_store, soon
 
 from spolia.errors import DeadlineExceeded, InvalidRequest, error_from_rpc
 from spolia.v1.directory_pb2 import (
@@ -30,19 +30,8 @@ from spolia_node.membership import ClusterView, Registration
 ROLES = (NODE_ROLE_DECODE, NODE_ROLE_PREFILL)
 
 
-def soon() -> Deadline:
-    return Deadline.after(20.0)
-
-
 def make_record(node_id: str = "d1", role: int = NODE_ROLE_DECODE, **more: object) -> NodeRecord:
     return NodeRecord(node_id=node_id, role=role, address="localhost:1", **more)  # type: ignore[arg-type]  # fields differ in type
-
-
-@pytest.fixture
-async def channels() -> AsyncIterator[ChannelPool]:
-    pool = ChannelPool(16 << 20)
-    yield pool
-    await pool.close()
 
 
 @pytest.fixture

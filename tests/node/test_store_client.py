@@ -18,6 +18,7 @@ from store_worlds import (
     lying_store,
     make_chunk,
     running_store,
+    soon,
 )
 
 from spolia.v1 import kvstore_pb2
@@ -38,17 +39,6 @@ from spolia_node.store_stream import FetchedChunk
 
 CHUNK, OTHER = make_chunk(1), make_chunk(2)
 GRANTED, STORED = kvstore_pb2.CLAIM_STATE_GRANTED, kvstore_pb2.CLAIM_STATE_STORED
-
-
-def soon() -> Deadline:
-    return Deadline.after(20.0)
-
-
-@pytest.fixture
-async def channels() -> AsyncIterator[ChannelPool]:
-    pool = ChannelPool(16 << 20)
-    yield pool
-    await pool.close()
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
-from store_fakes import FakeStores, fake_stores
+from store_fakes import FakeStores
 from store_worlds import CODECS, FINGERPRINT, TENANT, Chunk, eventually, make_chunk
 
 from spolia_core.chunk_object import ChunkMeta, KvShape, build_chunk_object
@@ -21,19 +21,6 @@ from spolia_node.store_stream import FetchedChunk
 
 CHUNKS = [make_chunk(number) for number in range(1, 21)]
 CHUNK, ID = CHUNKS[0], CHUNKS[0].chunk_id
-
-
-@pytest.fixture
-async def channels() -> AsyncIterator[ChannelPool]:
-    pool = ChannelPool(16 << 20)
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-async def stores() -> AsyncIterator[FakeStores]:
-    async with fake_stores(3) as running:
-        yield running
 
 
 def client_of(channels: ChannelPool, stores: FakeStores) -> StoreClient:

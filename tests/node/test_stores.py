@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from store_fakes import FakeStores, fake_stores
-from store_worlds import CODECS, FINGERPRINT, TENANT, Chunk, eventually, make_chunk
+from store_worlds import CODECS, FINGERPRINT, TENANT, Chunk, eventually, make_chunk, soon
 
 from spolia.v1 import common_pb2, kvstore_pb2
 from spolia_core.errors import AlreadyStored, Busy, DeadlineExceeded, InvalidRequest, Unavailable
@@ -22,23 +22,6 @@ GRANTED, HELD, STORED = (
     kvstore_pb2.CLAIM_STATE_HELD,
     kvstore_pb2.CLAIM_STATE_STORED,
 )
-
-
-def soon() -> Deadline:
-    return Deadline.after(20.0)
-
-
-@pytest.fixture
-async def channels() -> AsyncIterator[ChannelPool]:
-    pool = ChannelPool(16 << 20)
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-async def stores() -> AsyncIterator[FakeStores]:
-    async with fake_stores(3) as running:
-        yield running
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def expected_layers(world: World, token_ids: list[int], first: int) -> tuple[lis
     live = context.spans[0].run
     run = Run(live.extent, first, live.num_tokens - first, first)
     layers = [b"".join(layer_of_run(run, layer)) for layer in range(NUM_LAYERS)]
-    return layers, engine.first_token(context, SamplingParams())
+    return layers, engine.decoding.first_token(context, SamplingParams())
 
 
 def assert_close(got: list[bytes], expected: list[bytes]) -> None:

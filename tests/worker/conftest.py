@@ -1,7 +1,7 @@
-"""The tiny model, and a world for each test that asks."""
+"""The tiny model, a world for each test that asks, and an engine's thread alone."""
 
 from __future__ import annotations
 
-from worker_fixtures import model, world
+from worker_fixtures import model, thread, world
 
-__all__ = ["model", "world"]
+__all__ = ["model", "thread", "world"]

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import grpc
 import pytest
-import pytest_asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from tiny_cluster import World, eventually, held_engine
 
 from spolia_core.errors import InternalError, InvalidRequest, Unavailable
 from spolia_worker.engine_thread import EngineThread
-
-
-@pytest_asyncio.fixture
-async def thread() -> AsyncIterator[EngineThread]:
-    made = EngineThread("test-engine")
-    made.start()
-    yield made
-    await made.stop()
 
 
 def fail(error: BaseException) -> None:

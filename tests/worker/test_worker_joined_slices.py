@@ -135,6 +135,19 @@ async def test_tenants_take_turns_within_a_pass() -> None:
     await thread.stop()
 
 
+async def test_a_tenant_whose_only_job_stands_at_its_slice_keeps_its_turn() -> None:
+    """Standing is no leaving: else who comes back from each slice would start where the others are, and wait."""
+    model = Model()
+    thread = EngineThread("test-engine", turn_tokens=lambda: 205, run_slices=model)
+    thread.start()
+    with held_engine(thread):
+        jobs = [thread.submit_steps(job(*[10] * 8), EngineJob("small", 80))]
+        jobs += [thread.submit_steps(job(*[200] * 3), EngineJob("large", 600))]
+    await asyncio.gather(*jobs)
+    assert model.passes == [[10], [200], *[[10]] * 7, [200], [200]], "small ones until both were served alike"
+    await thread.stop()
+
+
 async def test_a_thread_that_runs_no_slices_says_so() -> None:
     thread, held = EngineThread("test-engine"), list[int]()
     thread.start()

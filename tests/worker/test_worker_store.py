@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_cluster import TENANT, World, claim_as, damage, eventually, fetch_one, ids_of, is_idle, stored_bytes, tokens
 
+from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import InvalidRequest
 from spolia_core.reuse import ChunkKind, MissReason
@@ -18,6 +21,7 @@ from spolia_engine.kv_bytes import layer_of_run
 from spolia_engine.run import Run
 from spolia_engine.sealing import prefix_blocks
 from spolia_node.deadline import Deadline
+from spolia_node.store_stream import FetchedChunk
 from spolia_worker.arriving import ArrivingChunk, ChunkLost
 from spolia_worker.claims import ClaimOutcome
 from spolia_worker.config import WorkerConfig
@@ -181,6 +185,44 @@ async def test_fetched_chunks_are_the_stored_ones_and_misses_say_why(world: Worl
         assert chunk_id not in core.resident
     core.pool.release(came.extent)
     assert is_idle(core.pool)
+
+
+async def test_an_object_that_is_whole_and_holds_no_chunk_is_damaged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.store()
+    node = await world.decode()
+
+    async def empty(tenant_id: str, ids: Sequence[bytes], *_: Any, **__: Any) -> AsyncIterator[FetchedChunk]:
+        yield FetchedChunk(0, ids[0], LookupEntry(), bytearray(), None)
+
+    monkeypatch.setattr(node.parts.store, "get", empty)
+    assert await fetch_one(node.parts.fetcher, node.engine, bytes(32), 20) is MissReason.DIGEST
+    assert is_idle(node.engine.pool)
+
+
+async def test_a_chunk_is_not_found_until_its_put_has_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its bytes may have come: nobody has stored it before all of them were checked."""
+    store = await world.store()
+    giver, taker = await world.decode(), await world.decode()
+    chunk_id, run = await a_chunk(giver, 20)
+    finish, arrived, gate = store.store.puts.finish, asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any, **kwargs: Any) -> Any:
+        arrived.set()
+        await gate.wait()
+        return await finish(*args, **kwargs)
+
+    monkeypatch.setattr(store.store.puts, "finish", held)
+    giver.parts.publisher.publish(TENANT, ChunkKind.LOCAL, [(chunk_id, run)])
+    giver.engine.pool.release(run.extent)
+    await asyncio.wait_for(arrived.wait(), SOON)
+    assert await fetch_one(taker.parts.fetcher, taker.engine, chunk_id, 20) is MissReason.NOT_FOUND
+    gate.set()
+    await giver.parts.publisher.drain()
+    came = await fetch_one(taker.parts.fetcher, taker.engine, chunk_id, 20)
+    assert isinstance(came, Run)
+    taker.engine.pool.release(came.extent)
 
 
 async def test_a_late_store_is_a_miss(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,6 +53,33 @@ class Answer:
         assert response.delta.token_index == len(self.token_ids) or not response.delta.token_ids
         self.token_ids += response.delta.token_ids
         self.text += response.delta.text
+
+
+class SampleAnswers:
+    """What a stream said of each sample."""
+
+    def __init__(self) -> None:
+        self.token_ids: dict[int, list[int]] = defaultdict(list)
+        self.texts: dict[int, str] = defaultdict(str)
+        self.logprobs: dict[int, list[common_pb2.TokenLogprobs]] = defaultdict(list)
+        self.finish = common_pb2.Finish()
+        self.is_finished = False
+
+    @property
+    def reasons(self) -> list[common_pb2.FinishReason]:
+        """Why each sample ended."""
+        return [sample.reason for sample in self.finish.samples]
+
+    def take(self, response: decode_pb2.DecodeServiceGenerateResponse) -> None:
+        """Adds a response."""
+        assert not self.is_finished, "nothing follows a finish"
+        if response.HasField("finish"):
+            self.finish, self.is_finished = response.finish, True
+            return
+        delta = response.delta
+        self.token_ids[delta.sample_index] += delta.token_ids
+        self.texts[delta.sample_index] += delta.text
+        self.logprobs[delta.sample_index] += delta.logprobs
 
 
 def generate_request(
@@ -120,6 +147,18 @@ async def resume(node: DecodeNode, request: decode_pb2.DecodeServiceGenerateRequ
     if answer.token_ids:  # else the answer was over already, and no prompt was read
         assert_accounts_for_the_prompt(answer)
     return answer
+
+
+async def ask_samples(
+    node: DecodeNode, prompt_parts: Parts, params: SamplingParams, mode: ReuseMode = ReuseMode.EXACT, **fields: Any
+) -> SampleAnswers:
+    """All that a request for several samples is answered."""
+    answers = SampleAnswers()
+    async with calling(node, generate_request(node, prompt_parts, params, mode, **fields)) as call:
+        async for response in call:
+            answers.take(response)
+    assert answers.is_finished
+    return answers
 
 
 def assert_accounts_for_the_prompt(answer: Answer) -> None:

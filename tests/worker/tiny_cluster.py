@@ -308,6 +308,17 @@ def count_calls(monkeypatch: Any, engine: Engine | Pool, name: str) -> list[tupl
     return calls
 
 
+def record_calls(monkeypatch: Any, owner: Any, name: str, events: list[str], event: str) -> None:
+    """Notes an event at every call of a method."""
+    original = getattr(owner, name)
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        events.append(event)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, recorded)
+
+
 async def fetch_one(fetcher: ChunkFetcher, core: EngineCore, chunk_id: bytes, num_tokens: int) -> MissReason | Run:
     """What becomes of one local chunk's fetch: its run, of which the caller owns a reference, or why it is missed."""
     chunk = ArrivingChunk(core, chunk_id, num_tokens)

@@ -1,4 +1,4 @@
-"""The tiny model, made once, and a world for each test that asks."""
+"""The tiny model, made once, a world for each test that asks, and an engine's thread alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest_asyncio
 from tiny_cluster import World, a_world, write_model
 
 from spolia_node.logs import configure_logs
+from spolia_worker.engine_thread import EngineThread
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,11 @@ async def world(model: Path) -> AsyncIterator[World]:
     configure_logs("error", False, "test", "test")
     async with a_world(model) as made:
         yield made
+
+
+@pytest_asyncio.fixture
+async def thread() -> AsyncIterator[EngineThread]:
+    made = EngineThread("test-engine")
+    made.start()
+    yield made
+    await made.stop()

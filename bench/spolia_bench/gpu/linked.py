@@ -112,7 +112,7 @@ def _first_token_ms(core: EngineCore, prepare: Callable[[], Context]) -> float:
         _wait()
         began = time.perf_counter()
         context = prepare()
-        core.first_token(context, SamplingParams())
+        core.decoding.first_token(context, SamplingParams())
         _wait()
         found.append(1e3 * (time.perf_counter() - began))
         context.close()

@@ -21,6 +21,7 @@ from spolia_engine.core import EngineCore
 from spolia_engine.decode_steps import PlannedBatch
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
+from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, never_shared
 
@@ -47,14 +48,14 @@ class Batch:
 
     def step(self, sharing: Sharing) -> Step:
         """Runs one step under a switch, each time it is called. The plan is made here, once."""
-        return partial(self._run, self.core.plan_batch(self.sequences, sharing))
+        return partial(self._run, self.core.decoding.plan_batch(self.sequences, sharing))
 
     def step_alone(self) -> Step:
-        """Runs one step of each sequence by itself: `EngineCore.deterministic`."""
-        planned = [self.core.plan_batch([sequence], never_shared) for sequence in self.sequences]
+        """Runs one step of each sequence by itself: `Decoding.deterministic`."""
+        planned = [self.core.decoding.plan_batch([sequence], never_shared) for sequence in self.sequences]
 
         def run() -> torch.Tensor:
-            logits = torch.cat([self.core.run_step(each) for each in planned])
+            logits = torch.cat([self.core.decoding.run_step(each) for each in planned])
             for sequence in self.sequences:
                 sequence.generation.token_ids.append(1)
             return logits
@@ -62,7 +63,7 @@ class Batch:
         return run
 
     def _run(self, planned: PlannedBatch) -> torch.Tensor:
-        logits = self.core.run_step(planned)
+        logits = self.core.decoding.run_step(planned)
         for sequence in self.sequences:
             sequence.generation.token_ids.append(1)
         return logits
@@ -121,6 +122,6 @@ def _linked(core: EngineCore, order: Sequence[int], ids: Sequence[bytes], docume
 
 
 def _decoding(core: EngineCore, context: Context) -> DecodeSequence:
-    sequence = core.start(context, core.generation(SamplingParams(max_tokens=MAX_STEPS, ignore_eos=True)))
+    sequence = start_sequence(context, core.generation(SamplingParams(max_tokens=MAX_STEPS, ignore_eos=True)))
     sequence.generation.token_ids.append(1)
     return sequence

@@ -57,7 +57,7 @@ class World:
             yield batch
         finally:
             batch.close()
-            self.core.forget_plan()
+            self.core.decoding.forget_plan()
             for chunk_id in self.core.resident.held(ChunkKind.LOCAL):
                 self.core.resident.drop(chunk_id)
             counts = self.core.pool.counts()

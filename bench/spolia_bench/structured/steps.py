@@ -17,8 +17,10 @@ from spolia_bench.structured.vocabulary import write_tokenizer
 from spolia_core.constraint import Constraint
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
+from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.grammar import Grammars
+from spolia_engine.samples import start_samples
 from spolia_engine.sequence import Sequence, close_all
 from spolia_engine.text import load_decode
 
@@ -103,7 +105,7 @@ def measure(core: Engine, num_rows: int, num_steps: int, temperature: float) -> 
                 _step(core, batch, into)
     for batch in batches.values():
         close_all(batch)
-    core.forget_plan()
+    core.decoding.forget_plan()
     return times
 
 
@@ -119,10 +121,10 @@ def _batch(core: Engine, constraint: Constraint | None, num_rows: int, temperatu
     params = SamplingParams(temperature=temperature, seed=1, max_tokens=MAX_TOKENS, constraint=constraint)
     grammar = core.compile_constraint(params)
     context = core.exact_context([*range(PROMPT_TOKENS)], [])
-    sequences = core.start_samples(context, [core.generation(params, index, grammar) for index in range(num_rows)])
-    first = core.logits_after([sequences[0].context])[0]
+    sequences = start_samples(context, [core.generation(params, index, grammar) for index in range(num_rows)])
+    first = core.decoding.logits_after([sequences[0].context])[0]
     for sequence in sequences:
-        core.accept(sequence, first)
+        accept_row(sequence.generation, first)
     return sequences
 
 
@@ -136,12 +138,12 @@ def _mask_ms(batch: list[Sequence]) -> float:
 
 
 def _step(core: Engine, batch: list[Sequence], times: Times) -> None:
-    core.forget_plan()
+    core.decoding.forget_plan()
     started = time.perf_counter()
-    logits = core.step_logits(batch)
+    logits = core.decoding.step_logits(batch)
     computed = time.perf_counter()
     for sequence, row in zip(batch, logits, strict=True):
-        core.accept(sequence, row)
+        accept_row(sequence.generation, row)
     ended = time.perf_counter()
     if any(sequence.finished for sequence in batch):
         raise RuntimeError("an answer ended within the run: its steps are not those that were to be measured")

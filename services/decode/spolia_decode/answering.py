@@ -33,6 +33,7 @@ from spolia_decode.sealing import AnswerSealer
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar
+from spolia_engine.samples import start_samples
 from spolia_engine.sequence import Sequence
 from spolia_node.deadline import Deadline
 from spolia_node.tracing import span, span_across_yields
@@ -280,12 +281,12 @@ class Answering:
         with span("prepare", mode=job.mode.name.lower(), num_tokens=job.context.num_tokens) as preparing:
             prepared = await self._where.paths[job.mode].prepare(job, report, self._deadline)
             preparing.set(**{f"num_{source.name.lower()}_tokens": count for source, count in report.sources.items()})
-        return self._where.parts.core.start_samples(prepared.context, generations), prepared
+        return start_samples(prepared.context, generations), prepared
 
     def _num_blocks(self, job: GenerateJob, generations: list[Generation]) -> int:
         """Blocks that samples take at most until each has a token: the context's once, and a tail's first."""
         pool = self._where.parts.core.pool
-        tails = (pool.blocks_to_open(max(1, g.params.max_tokens - len(g.token_ids))) for g in generations)
+        tails = (pool.blocks_to_open(generation.max_tail_tokens) for generation in generations)
         return self._where.paths[job.mode].blocks_to_take(job) + sum(tails)
 
     def _check_fits(self) -> None:

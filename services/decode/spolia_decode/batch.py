@@ -22,9 +22,10 @@ from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_decode.inbox import Inbox, Outbox, Preempted
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DrawnRow
+from spolia_engine.drawing import accept_row
 from spolia_engine.extent import BlockState
 from spolia_engine.generation import Delta
-from spolia_engine.scheduler import Decoding, State, plan
+from spolia_engine.scheduler import Running, State, plan
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.slices import failed, run_slices
 from spolia_engine.steps import Came, Slice
@@ -97,8 +98,8 @@ class DecodeBatch:
         self._token_budget = self._slice_tokens = token_budget
         self._on_preempted = on_preempted
         self._on_beside = on_beside
-        self._has_stepped = False
-        """Whether the step that is due was made with slices."""
+        self._stepped_with_slices = False
+        """Whether the step that is due was made already, by `run_slices`."""
         self._make_room = make_room
         self._core = core
         self._notify = notify
@@ -145,9 +146,9 @@ class DecodeBatch:
         Whether there may be more to do. Engine's thread only.
         """
         try:
-            if not self._has_stepped:
+            if not self._stepped_with_slices:
                 return self._step()
-            self._has_stepped = False
+            self._stepped_with_slices = False
             self._let_in()
             return bool(self._decoding)
         finally:
@@ -158,7 +159,7 @@ class DecodeBatch:
 
         What came of each slice. Engine's thread only.
         """
-        if not self._core.steps_beside_slices:
+        if not self._core.decoding.steps_beside_slices:
             return run_slices(self._core.adapter, slices)
         try:
             batch = self._ready_to_step()
@@ -166,13 +167,13 @@ class DecodeBatch:
                 return run_slices(self._core.adapter, slices)
             self._notify()  # `step` comes next, whether or not somebody asked for it
             try:
-                rows, found = self._core.step_beside([entry.sequence for entry in batch], slices)
+                found = self._core.decoding.step_beside([entry.sequence for entry in batch], slices)
             except Exception as error:  # of the slices: what is wrong with the model the step finds out without them
                 return failed(slices, error)
-            self._has_stepped = True
+            self._stepped_with_slices = True
             self._on_beside()
-            self._accept_all(batch, rows)
-            return found
+            self._accept_all(batch, found.step)
+            return found.slices
         finally:
             self._outbox.deliver()
 
@@ -181,7 +182,7 @@ class DecodeBatch:
         if not batch:
             return False
         try:
-            rows = self._core.step_rows([entry.sequence for entry in batch])
+            rows = self._core.decoding.step_rows([entry.sequence for entry in batch])
         except Exception as error:
             self._fail(batch, error)
         else:
@@ -208,7 +209,7 @@ class DecodeBatch:
         if not entries:
             return
         try:
-            rows = self._core.first_rows([entry.sequence for entry in entries])
+            rows = self._core.decoding.first_rows([entry.sequence for entry in entries])
         except Exception as error:
             self._fail(entries, error)
             return
@@ -223,7 +224,7 @@ class DecodeBatch:
             state = State(
                 available_blocks=pool.available_blocks,
                 token_budget=self._token_budget,
-                decoding=[_as_decoding(entry) for entry in self._decoding],
+                running=[_as_running(entry) for entry in self._decoding],
             )
             chosen = plan(state)
             self._slice_tokens = chosen.slice_tokens
@@ -272,7 +273,7 @@ class DecodeBatch:
     def _accept(self, entry: Joined, row: Tensor | DrawnRow) -> None:
         """Adds a sequence's next token. What goes wrong here is that sequence's alone."""
         try:
-            self._outbox.post(entry.inbox, self._core.accept(entry.sequence, row))
+            self._outbox.post(entry.inbox, accept_row(entry.sequence.generation, row))
         except Exception as error:
             self._fail([entry], error)
             return
@@ -297,7 +298,7 @@ class DecodeBatch:
     def _drop(self, entries: list[Joined], error: SpoliaError | Preempted | None) -> None:
         if not entries:
             return
-        self._core.forget_plan()
+        self._core.decoding.forget_plan()
         self._decoding = [entry for entry in self._decoding if entry not in entries]
         for entry in entries:
             entry.sequence.close()
@@ -306,6 +307,6 @@ class DecodeBatch:
             self._outbox.post(entry.inbox, None)
 
 
-def _as_decoding(entry: Joined) -> Decoding:
+def _as_running(entry: Joined) -> Running:
     sequence = entry.sequence
-    return Decoding(entry.number, sequence.num_new_blocks, sequence.num_own_blocks, sequence.num_own_tokens)
+    return Running(entry.number, sequence.num_new_blocks, sequence.num_own_blocks, sequence.num_own_tokens)

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from spolia.v1.decode_pb2 import DESCRIPTOR
 from spolia.v1.decode_pb2_grpc import add_DecodeServiceServicer_to_server
-from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLoad, NodeRecord
+from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLoad
 from spolia_decode.admission import Admission
 from spolia_decode.arrivals import Arrivals
 from spolia_decode.batch import DecodeBatch
@@ -22,19 +22,12 @@ from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
 from spolia_decode.sharing import load_switch
 from spolia_engine.engine import Engine
-from spolia_node.channels import ChannelPool
-from spolia_node.load_metrics import LoadCollector
-from spolia_node.membership import ClusterView, Registration
-from spolia_node.server import NodeServer
-from spolia_node.store_client import StoreClient
-from spolia_worker.chunk_fetch import ChunkFetcher
-from spolia_worker.claims import ChunkClaims
 from spolia_worker.costs import NodeCosts
 from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_thread import EngineThread
 from spolia_worker.loading import load_terms
-from spolia_worker.publisher import Publisher
-from spolia_worker.record import load_of, model_name, node_record
+from spolia_worker.node import WorkerNode
+from spolia_worker.record import load_of, model_name
 
 SERVICE = DESCRIPTOR.services_by_name["DecodeService"].full_name
 WATCHED = (NODE_ROLE_PREFILL, NODE_ROLE_KVSTORE)
@@ -44,23 +37,19 @@ HAND_OVER_S = 0.005
 first tokens would come a pass of others' slices later (43 ms with 8 M parameters)."""
 
 
-class DecodeNode:
+class DecodeNode(WorkerNode[DecodeConfig]):
     """The parts of a decode node, wired. `start`, a drain of `server`, then `close` bound its life.
 
     Making one reads the model's profile, and raises `SpoliaError` for one that cannot be used.
     """
 
     def __init__(self, config: DecodeConfig, engine: Engine) -> None:
-        self.config = config
-        self.engine = engine
-        engine.sharing = load_switch(config, engine)
-        if engine.device is not None:
-            engine.device.prepare()
-        engine.deterministic = config.deterministic
-        self.terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
-        self.server = NodeServer(config, "decode")
-        self.channels = ChannelPool(config.max_message_bytes, self.server.certificates)
-        self.view = ClusterView(self.channels, config.directory, WATCHED) if config.directory else None
+        engine.decoding.sharing = load_switch(config, engine)
+        if engine.decoding.device is not None:
+            engine.decoding.device.prepare()
+        engine.decoding.deterministic = config.deterministic
+        terms = load_terms(config, engine, config.link_tokens, config.min_reused_tokens)
+        super().__init__(config, engine, terms, NODE_ROLE_DECODE, WATCHED)
         preemptions = self.server.metrics.counter(
             "spolia_preemptions_total", "Answers that gave their memory to others, to be taken up again later."
         )
@@ -90,21 +79,18 @@ class DecodeNode:
         service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
         self.server.on_stop.append(service.answer_streams.drain)
-        self.server.metrics.registry.register(LoadCollector("decode", self._load))
-        self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 
     def _make_parts(self) -> NodeParts:
         config, engine = self.config, self.engine
-        store = StoreClient.of(self.channels, self.view, config.directory)
         return NodeParts(
             config=config,
             core=engine,
             terms=self.terms,
             thread=self.thread,
-            store=store,
-            fetcher=ChunkFetcher(engine, store),
-            publisher=Publisher(engine, store, timeout_s=config.rpc_timeout_s),
-            claims=ChunkClaims(store, config.node_id, config.claim_ttl_s),
+            store=self.store,
+            fetcher=self.fetcher,
+            publisher=self.publisher,
+            claims=self.claims,
             arrivals=Arrivals(),
             prefill=PrefillClient(self.channels),
             prefill_nodes=PrefillNodes(
@@ -151,31 +137,17 @@ class DecodeNode:
         """Serves, and registers where there is a directory."""
         self._loop = asyncio.get_running_loop()
         self.engine.pool.on_room = self._on_room
-        self.thread.start()
-        await self.server.start()
-        if self.view is not None:
-            self.view.start()
-            registration = Registration(self.channels, self.config.directory, self.record)
-            registration.start()
-            self.server.registration = registration
+        await super().start()
 
     async def close(self) -> None:
         """Lets go of what is not the server's. Call after a drain: what the last answers sealed is stored first."""
         with suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_FAREWELL_S):
-                await self.parts.publisher.drain()
-        await self.parts.publisher.stop()
-        await self.parts.claims.drain()
-        if self.view is not None:
-            await self.view.stop()
-        await self.thread.stop()
+                await self.publisher.drain()
+        await self.publisher.stop()
+        await super().close()
         if self.shadow is not None:
             self.shadow.release()
-        await self.channels.close()
-
-    def record(self) -> NodeRecord:
-        """The node as it is now."""
-        return node_record(self.server, NODE_ROLE_DECODE, self.config, self.engine, self.terms, self._load())
 
     def _load(self) -> NodeLoad:
         """From any thread."""

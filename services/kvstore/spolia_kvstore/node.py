@@ -58,7 +58,7 @@ class KVStoreNode:
         self._directory_server = DirectoryServer(self.directory, self.store.backend, on_left=self._release_node)
         self.server.add(self._kvstore_server.register, server.SERVICE)
         self.server.add(self._directory_server.register, directory_server.SERVICE)
-        self.server.on_drain += [self._kvstore_server.close, self._end_directory, self.store.tiers.write_all]
+        self.server.on_drain += [self._kvstore_server.close, self._end_directory, self.store.tiers.writes.write_all]
         registry = self.server.metrics.registry
         registry.register(StoreCollector(self.store))
         registry.register(LoadCollector("kvstore", lambda: NodeLoad(num_running=self.store.tiers.num_transfers)))
@@ -133,7 +133,7 @@ class KVStoreNode:
         while True:
             await asyncio.sleep(min(SWEEP_EVERY_S, delay_s))
             try:
-                await self.store.tiers.write_behind(delay_s)
+                await self.store.tiers.writes.write_behind(delay_s)
             except Exception:
                 log.exception("writing behind failed")
 

@@ -56,10 +56,9 @@ def make_tiers(
 ) -> Tiers:
     """Memory, and disk where there are files."""
     ram = RamTier(config.budget_bytes, config.half_life_s)
-    tiers = Tiers(ram, None, CostGate(enabled=config.cost_gate), lambda key: False, wall_clock)
+    tiers = Tiers(ram, CostGate(enabled=config.cost_gate), clock=wall_clock)
     if files is not None:
-        tiers.writes_behind = config.write_behind_s > 0
-        tiers.disk = DiskTier(
+        disk = DiskTier(
             files,
             catalog,
             config.disk_budget_bytes,
@@ -67,6 +66,7 @@ def make_tiers(
             may_go=lambda key: not tiers.is_pinned(key),
             on_gone=tiers.row_gone,
         )
+        tiers.add_disk(disk, writes_behind=config.write_behind_s > 0)
     return tiers
 
 

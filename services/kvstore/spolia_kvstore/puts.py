@@ -99,7 +99,7 @@ class Puts:
         self._tiers.ram.open(stored)  # nothing may evict it before it is as safe as it was promised to be
         try:
             await self._announced(record)
-            if durable and not await self._tiers.persist(stored):
+            if durable and not await self._tiers.writes.persist(stored):
                 raise _not_durable()
         finally:
             self._tiers.ram.close(stored)
@@ -147,7 +147,7 @@ class Puts:
             return
         stored = self._tiers.ram.find(key)
         if stored is not None:
-            is_safe = await self._tiers.persist(stored)
+            is_safe = await self._tiers.writes.persist(stored)
         else:  # its row may have been written without waiting for the disk
             is_safe = self._tiers.disk is not None and await self._tiers.disk.sync()
         if not is_safe:

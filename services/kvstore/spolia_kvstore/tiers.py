@@ -1,4 +1,4 @@
-"""Where objects are: memory, disk, or both. Moves them between the two and makes room.
+"""Where objects are: memory, disk, or both. Moves them between the two (`write_back.py` to disk) and makes room.
 
     Put ──▶ RAM ──written on DISK Puts, before eviction, at the end of the process──▶ RAM and disk
              ▲                                                                            │ evicted from RAM
@@ -9,11 +9,9 @@ Bytes in memory are the same as in the file. Dropping an object from memory lose
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import merge
@@ -23,17 +21,13 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
 from spolia_kvstore.catalog import Totals
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.cost_gate import CostGate
-from spolia_kvstore.disk_tier import RETRY_AFTER_S, DiskTier
+from spolia_kvstore.disk_tier import DiskTier
+from spolia_kvstore.listeners import Listeners
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
 from spolia_kvstore.ram_tier import RamTier, StoredObject, Upload
 from spolia_kvstore.usage import ComputeCost, Usage, log_cost
-from spolia_node.logs import get_log
+from spolia_kvstore.write_back import WriteBack
 from spolia_node.tracing import current_span
-
-log = get_log(__name__)
-
-MAX_WRITES = 8
-"""Objects written at once to make room: twice the threads of the disk."""
 
 EVICT_AT_ONCE = 64
 """Objects looked at in a round of making room."""
@@ -72,35 +66,30 @@ class RamCounters:
     lost: int = 0
 
 
-@dataclass(slots=True)
-class Listeners:
-    """Told, at once, of what came and went on a tier. They must not raise.
-
-    The flag: no other tier has the object, so it is new here, or gone.
-    """
-
-    added: Callable[[ObjectRecord, Tier, bool], None] = lambda record, tier, is_new: None
-    removed: Callable[[ObjectRecord, Tier, bool], None] = lambda record, tier, is_gone: None
-
-
 @dataclass(eq=False, slots=True)
 class Tiers:
     """RAM and, where there is one, disk. Used from one event loop; `clock` gives seconds since the epoch."""
 
     ram: RamTier
-    disk: DiskTier | None
     gate: CostGate
-    is_pinned: Callable[[ObjectKey], bool]
+    is_pinned: Callable[[ObjectKey], bool] = lambda key: False
     clock: Callable[[], float] = time.time
-    writes_behind: bool = False
-    """Whether `write_behind` is called now and then, and so what is new must be remembered for it."""
-
+    disk: DiskTier | None = field(default=None, init=False)
     counters: RamCounters = field(default_factory=RamCounters)
     listeners: Listeners = field(default_factory=Listeners)
     compute_cost: ComputeCost = field(default_factory=ComputeCost)
-    _unwritten: OrderedDict[StoredObject, None] = field(default_factory=OrderedDict)  # to be written behind, in turn
-    _writes: dict[StoredObject, asyncio.Task[bool]] = field(default_factory=dict)
-    _refused_at: dict[StoredObject, float] = field(default_factory=dict)  # when the disk last would not take it
+    writes: WriteBack = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writes = WriteBack(self.ram, self.gate, self.listeners, self.clock)
+
+    def add_disk(self, disk: DiskTier, *, writes_behind: bool = False) -> None:
+        """Says which disk there is, before anything is stored; its `on_gone` is `row_gone`.
+
+        `writes_behind`: somebody calls `writes.write_behind` now and then.
+        """
+        self.disk = self.writes.disk = disk
+        self.writes.is_behind = writes_behind
 
     @property
     def num_transfers(self) -> int:
@@ -135,23 +124,23 @@ class Tiers:
                 return upload
             missing = self.ram.missing_bytes(record.size_bytes)
             if not self.ram.can_free(missing, self._may_go):
-                if not await self._writes_ended(until):
+                if not await self.writes.one_ended(until):
                     raise self.ram.no_room(record.size_bytes)
                 continue
             if not self._evict_some(missing, may_wait=time.monotonic() < until):
-                await self._writes_ended(until)
+                await self.writes.one_ended(until)
 
     def _evict_some(self, num_bytes: int, *, may_wait: bool) -> bool:
         """Evicts towards `num_bytes`; false when the next to go must be written first, which is under way then."""
         victims = self.ram.lowest(num_bytes, self._may_go, EVICT_AT_ONCE)
-        is_worth_writing = self._worth_writing() if may_wait else lambda stored: False
+        is_worth_writing = self.writes.worth_writing() if may_wait else lambda stored: False
         num_evicted = 0
         for victim in victims:
             if not is_worth_writing(victim):
                 self.evict(victim)
                 num_evicted += 1
-            elif len(self._writes) < MAX_WRITES:
-                self.write(victim)
+            else:
+                self.writes.write_for_room(victim)
         return bool(num_evicted)
 
     def promote(self, row: Row) -> Upload | None:
@@ -163,9 +152,9 @@ class Tiers:
         if upload is None:
             rank = found.usage.rank(self.ram.half_life_s)  # this use counted, which `row` may not know of
             victims = self.ram.victims(self.ram.missing_bytes(row.record.size_bytes), self._may_go, below_rank=rank)
-            unwritten = list(filter(self._worth_writing(), victims or ()))
-            for victim in unwritten[: max(0, MAX_WRITES - len(self._writes))]:
-                self.write(victim)  # it may go the next time
+            unwritten = list(filter(self.writes.worth_writing(), victims or ()))
+            for victim in unwritten:
+                self.writes.write_for_room(victim)  # it may go the next time
             if victims is None or unwritten:
                 return None
             for victim in victims:
@@ -181,8 +170,7 @@ class Tiers:
         """Lets a new object be found. Raises `AlreadyStored`, and frees it, when another was first."""
         stored = self.ram.commit(upload, record, self._new_usage(record, head))
         self.listeners.added(record, Tier.RAM, True)
-        if self.writes_behind:
-            self._unwritten[stored] = None
+        self.writes.note_new(stored)
         return stored
 
     async def replace(
@@ -217,21 +205,6 @@ class Tiers:
             return
         self.ram.commit(upload, row.record, found.usage, on_disk=True)
         self.listeners.added(row.record, Tier.RAM, False)
-
-    def write(self, stored: StoredObject) -> asyncio.Task[bool]:
-        """Writes an object in memory to disk, once at a time. Its result: whether a file and a row hold it now."""
-        task = self._writes.get(stored)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._write(stored), name="write-object")
-            self._writes[stored] = task
-            task.add_done_callback(lambda _: self._writes.pop(stored, None))
-        return task
-
-    async def persist(self, stored: StoredObject) -> bool:
-        """Writes an object so that it survives the process and the machine; false when the disk could not take it."""
-        if self.disk is None or not await asyncio.shield(self.write(stored)):
-            return False
-        return await self.disk.sync()
 
     def evict(self, stored: StoredObject) -> None:
         """Drops an object from memory."""
@@ -270,10 +243,7 @@ class Tiers:
         if self.disk is not None:
             for row in await self.disk.remove(keys):
                 dropped.setdefault(row.record.key, (row.record, []))[1].append(Tier.DISK)
-            doomed = set(keys)
-            writes = [task for stored, task in self._writes.items() if stored.record.key in doomed]
-            if writes:
-                await asyncio.wait(writes)  # they see that nobody wants the file, and delete it
+            await self.writes.ended_of(keys)  # they see that nobody wants the file, and delete it
         return list(dropped.values())
 
     def lowest_of_tenant(self, tenant_id: str, excess: Totals) -> list[ObjectKey]:
@@ -302,51 +272,9 @@ class Tiers:
         if self.disk is not None:
             await self.disk.evict(keys)
 
-    async def write_behind(self, delay_s: float) -> None:
-        """Writes what has been in memory only for `delay_s`, oldest first, one at a time: others may need the disk.
-
-        What the disk cannot take now waits for a later call.
-        """
-        if self.disk is not None and self.disk.takes_writes:
-            await self._write_worthy(self._due(self.disk, self.clock() - delay_s))
-
-    def _due(self, disk: DiskTier, stored_until: float) -> Iterator[StoredObject]:
-        """What was stored until then and waits, once each; all of it goes on waiting once the disk takes no writes."""
-        for _ in range(len(self._unwritten)):
-            stored = next(iter(self._unwritten), None)  # others may have left since
-            if stored is None or stored.usage.stored_at > stored_until or not disk.takes_writes:
-                return
-            if self._was_refused(stored):
-                self._unwritten.move_to_end(stored)
-            else:
-                del self._unwritten[stored]
-                yield stored
-
-    async def write_all(self) -> None:
-        """Writes what is in memory only, most valuable first, so that it outlives the process. The caller bounds it."""
-        self._unwritten.clear()
-        left = sorted((stored for stored in self.ram if not stored.on_disk), key=self.ram.rank_of)
-        try:
-            await self._write_worthy(reversed(left))
-        finally:
-            if left and self.disk is not None:
-                num_written = sum(stored.on_disk for stored in left)
-                log.info("memory written to disk", num_written=num_written, num_left=len(left) - num_written)
-
-    async def _write_worthy(self, objects: Iterable[StoredObject]) -> None:
-        """Writes those that are worth it, one after another."""
-        is_worth_writing = self._worth_writing()
-        for number, stored in enumerate(objects):
-            if self.ram.find(stored.record.key) is stored and is_worth_writing(stored):
-                await self.write(stored)
-                is_worth_writing = self._worth_writing()
-            elif number % EVICT_AT_ONCE == 0:
-                await asyncio.sleep(0)  # others first: so much is not worth it
-
     async def close(self) -> None:
         """Waits for writes under way, and ends the disk's threads."""
-        while self._writes:
-            await asyncio.wait(list(self._writes.values()))
+        await self.writes.all_ended()
         if self.disk is not None:
             for stored in self.ram:
                 if stored.on_disk:
@@ -356,68 +284,14 @@ class Tiers:
     def _may_go(self, stored: StoredObject) -> bool:
         return not self.is_pinned(stored.record.key)
 
-    def _worth_writing(self) -> Callable[[StoredObject], bool]:
-        """Says, as things are now, of an object: not when a file has it, the disk cannot or would not keep it, or would
-        be too slow to read it from."""
-        disk = self.disk
-        if disk is None or not disk.takes_writes:
-            return lambda stored: False
-        admits = disk.admission()
-
-        def is_worth_writing(stored: StoredObject) -> bool:
-            return (
-                not stored.on_disk
-                and not self._was_refused(stored)
-                and not self.gate.skips(stored.record, Tier.DISK)
-                and admits(stored.size, self.ram.rank_of(stored))
-            )
-
-        return is_worth_writing
-
-    def _was_refused(self, stored: StoredObject) -> bool:
-        """Whether the disk would not take it, so lately that there is no use in asking again."""
-        return time.monotonic() - self._refused_at.get(stored, float("-inf")) <= RETRY_AFTER_S
-
-    async def _write(self, stored: StoredObject) -> bool:
-        disk, key = self.disk, stored.record.key
-        if disk is None or stored.on_disk:
-            return stored.on_disk
-        if self.ram.find(key) is not stored:
-            return False  # it went before its turn came, and its memory with it
-
-        def note_listed() -> None:
-            stored.on_disk = True
-            self.listeners.added(stored.record, Tier.DISK, False)
-
-        self.ram.open(stored)
-        try:
-            row = Row(stored.record, Tier.DISK, stored.usage, stored.frame_digests, secrets.token_hex(8))
-            pieces = partial(stored.extent.pieces, 0, stored.size)
-            is_there = await disk.write(row, pieces, lambda: self.ram.find(key) is stored, note_listed)
-            if not is_there and self.ram.find(key) is stored:
-                self._refused_at[stored] = time.monotonic()
-                if self.writes_behind:
-                    self._unwritten.setdefault(stored)
-            return is_there
-        finally:
-            self.ram.close(stored)
-
     def _lowest_on_disk_only(self, tenant_id: str) -> Iterator[tuple[float, ObjectKey, int]]:
         for row in self.disk.rows.lowest_of_tenant(tenant_id) if self.disk is not None else ():
             key = row.record.key
             if not (key in self.ram or self.disk is None or self.disk.is_read(key)):
                 yield row.usage.rank(self.ram.half_life_s), key, row.record.size_bytes
 
-    async def _writes_ended(self, until: float) -> bool:
-        """Waits for the writes under way; false when there are none, or not one ended in time."""
-        if not self._writes:
-            return False
-        done, _ = await asyncio.wait(list(self._writes.values()), timeout=max(0.0, until - time.monotonic()))
-        return bool(done)
-
     def _left_memory(self, stored: StoredObject) -> None:
-        self._refused_at.pop(stored, None)
-        self._unwritten.pop(stored, None)
+        self.writes.forget(stored)
         self.listeners.removed(stored.record, Tier.RAM, not stored.on_disk)
 
     def _new_usage(self, record: ObjectRecord, head: ChunkHead) -> Usage:
@@ -433,7 +307,7 @@ class Tiers:
     def check_invariants(self) -> None:
         """Asserts that tiers agree. For tests, while nothing is being written."""
         self.ram.check_invariants()
-        assert all(self.ram.find(stored.record.key) is stored for stored in self._unwritten)
+        self.writes.check_invariants()
         if self.disk is not None:
             self.disk.check_invariants()
         rows = {row.record.key for row in self.disk.rows.walk()} if self.disk is not None else set()

@@ -29,6 +29,9 @@ class FetchedChunk:
     data: bytearray | None
     miss: MissReason | None
 
+    def __post_init__(self) -> None:
+        assert (self.data is None) != (self.miss is None)
+
 
 OnProgress = Callable[[int, ObjectInfo, bytearray, int], None]
 """Told of an object on its way: its index in the Get, what was announced, its buffer, and how many bytes from the start

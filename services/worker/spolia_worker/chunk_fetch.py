@@ -86,9 +86,11 @@ class ChunkFetcher:
             return Received(num_bytes, None)
         if chunk.failure is not None:
             miss = reason_of(chunk.failure)
+        elif is_whole:
+            miss = MissReason.DIGEST  # what was announced came, and there is no chunk in it
+        assert miss is not None, "a fetch that brings nothing says why"
         if miss is MissReason.DIGEST:
             log.warning("chunk damaged on arrival", chunk_id=chunk.chunk_id.hex(), error=str(chunk.failure or ""))
-        miss = miss or MissReason.NOT_FOUND
         chunk.fail(error or DataCorrupt(f"a store has it no longer whole: {miss.name}"))
         return Received(num_bytes, miss)
 
@@ -160,7 +162,8 @@ class ChunkFetcher:
         if chunk.data is None:
             if chunk.miss is MissReason.DIGEST:
                 log.warning("chunk damaged on arrival", chunk_id=chunk.chunk_id.hex())
-            result.misses[chunk.chunk_id] = chunk.miss or MissReason.NOT_FOUND
+            assert chunk.miss is not None
+            result.misses[chunk.chunk_id] = chunk.miss
             return None
         result.num_bytes += len(chunk.data)
         try:

@@ -3,6 +3,9 @@
 Both are straight lines. A pass over R rows that attend to N keys in all takes a·R for its matrix products and b·N for
 its attention; a fetch takes a fixed time and one per byte. The lines are fitted to what was seen last, so they follow a
 machine that slows down or a network that recovers. What was never measured has no cost: it is done once, and measured.
+
+Of a pass that several shared each has its share, which is less than it would take alone. That is meant: what is asked
+for is what computing takes of the engine now, in the company it has now. The pass itself ends no sooner.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 from spolia_engine.steps import Came, Slice, Steps, go_on
 from spolia_worker.engine_job import EngineJob, WorkKind
-from spolia_worker.schedule import ReadyJob
+from spolia_worker.job_order import ReadyJob
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -97,7 +97,7 @@ class StepsTask(Task):
         return self.slice is not None and not self.abandoned
 
     def as_ready(self, now: float) -> ReadyJob:
-        """How the scheduler sees it."""
+        """How `job_order` sees it."""
         return ReadyJob(self.job.tenant_id, self.tokens_left, now - self.ready_since, self.begun)
 
     def can_go_on(self, now: float) -> bool:

@@ -3,7 +3,7 @@
 event loop ── run(fn), run_steps(steps) ──▶ queue ──▶ thread: a turn of work, a background step, a turn of work, …
            ◀───────────── future ───────────────┘
 
-A turn is one function; where none waits, it is slices of jobs, each chosen anew (`schedule.py`), until the turn's
+A turn is one function; where none waits, it is slices of jobs, each chosen anew (`job_order.py`), until the turn's
 tokens are spent. Those that jobs leave to this thread go through the model together at the turn's end.
 """
 
@@ -23,7 +23,7 @@ from spolia_worker.engine_job import EngineJob
 from spolia_worker.engine_metrics import EngineMetrics
 from spolia_worker.engine_task import FunctionTask, StepsTask
 from spolia_worker.hand_over import HandOver
-from spolia_worker.schedule import ServedTokens, choose
+from spolia_worker.job_order import ServedTokens, choose
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spolia_worker.schedule import AGING_TOKENS_PER_S, ReadyJob, ServedTokens, choose
+from spolia_worker.job_order import AGING_TOKENS_PER_S, ReadyJob, ServedTokens, choose
 
 SLICE = 256
 TOKENS_PER_S = 1000.0
