@@ -17,7 +17,6 @@ from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
 from spolia_engine.grammar import Grammars
 from spolia_engine.text import load_decode
-from spolia_kernels import WhyNot, prepare
 from spolia_node.logs import get_log
 from spolia_worker.config import WorkerConfig
 
@@ -42,7 +41,6 @@ def load_engine(config: WorkerConfig) -> Engine:
         max_context_tokens=config.max_context_tokens or None,
         device=config.device,
     )
-    _prepare_kernels(adapter)
     profile = find_profile(Path(config.model), config.profile_dir, adapter.fingerprint.hex())
     return Engine.of(
         adapter,
@@ -91,22 +89,6 @@ def load_terms(
     if profile is not None and not profile.allows_linked and not terms.refusal:
         log.warning("link tokens set by hand override a profile that forbids LINKED", profile=profile.name)
     return terms
-
-
-def _prepare_kernels(adapter: ModelAdapter) -> None:
-    """Makes what attends on a CPU before the first request needs it."""
-    if adapter.device.type != "cpu":
-        return
-    if adapter.compute_dtype != "float32":
-        log.info(
-            "attention", kernels="torch", reason=f"machine code is for float32, the model is {adapter.compute_dtype}"
-        )
-        return
-    found = prepare(adapter.kv_shape.head_dim, adapter.kv_shape.v_dim)
-    if isinstance(found, WhyNot):
-        log.warning("attention", kernels="torch", reason=found.reason)
-    else:
-        log.info("attention", kernels="machine code", floats_per_vector=found.lanes)
 
 
 def _check_device(name: str) -> None:

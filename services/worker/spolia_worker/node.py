@@ -19,6 +19,7 @@ from spolia_worker.chunk_fetch import ChunkFetcher
 from spolia_worker.claims import ChunkClaims
 from spolia_worker.config import WorkerConfig
 from spolia_worker.engine_thread import EngineThread
+from spolia_worker.kernel_choice import KernelChoice
 from spolia_worker.publisher import Publisher
 from spolia_worker.record import node_record
 
@@ -54,6 +55,7 @@ class WorkerNode(ABC, Generic[C]):
         self.fetcher = ChunkFetcher(engine, self.store)
         self.publisher = Publisher(engine, self.store, timeout_s=config.rpc_timeout_s)
         self.claims = ChunkClaims(self.store, config.node_id, config.claim_ttl_s)
+        KernelChoice.of(engine.adapter).tell(self.server.metrics)
         self.server.metrics.registry.register(LoadCollector(name, self._load))
         self.server.health.watch(lambda: not self.thread.is_stalled(config.stall_limit_s))
 
