@@ -15,12 +15,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from typing import Generic, TypeVar
 
-from spolia.v1.decode_pb2 import DecodeServiceGenerateResponse, StreamAnswersResponse
-from spolia_core.errors import InvalidRequest, Unavailable
+from spolia.errors import detail_of, status_of
+from spolia.v1.decode_pb2 import DecodeServiceGenerateResponse, GenerateManyResponse, StreamAnswersResponse
+from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
 from spolia_decode.answer_messages import write_delta
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
+from spolia_node.interceptor import told_message
 
 MIN_NAME_BYTES, MAX_NAME_BYTES = 16, 64
 MAX_STEPS = 256
@@ -28,19 +31,23 @@ MAX_STEPS = 256
 `inbox.MAX_TOGETHER` tokens at most: 1.7 MB with 20 alternatives for each, where every node takes messages of 5 MiB. To
 weigh each step would cost 0.7 … 1.7 us of 2 … 4."""
 
+Message = TypeVar("Message", StreamAnswersResponse, GenerateManyResponse)
 
-class AnswerStream:
-    """One of them. One event loop's."""
 
-    def __init__(self) -> None:
+class AnswerStream(Generic[Message]):
+    """One of them, in messages of a kind. One event loop's."""
+
+    def __init__(self, kind: type[Message]) -> None:
         self.num_riders = 0
         """Requests whose answers it carries."""
-        self._posted: deque[StreamAnswersResponse] = deque()
+        self._kind: type[Message] = kind
+        self._posted: deque[Message] = deque()
         self._is_whole = False
         """Whether nothing more goes into the last of them."""
         self._wake: asyncio.Future[None] | None = None
         self._ended = False
         self._leaving = False
+        self._error: SpoliaError | None = None
 
     def post(self, tag: int, step: DecodeServiceGenerateResponse) -> None:
         """Sends a step with the next message. Raises `Unavailable` when the stream has ended."""
@@ -53,6 +60,29 @@ class AnswerStream:
         write_delta(delta, self._open().steps.add(answer_tag=tag).step.delta)
         self.look()
 
+    def fail(self, tag: int, error: SpoliaError) -> None:
+        """Says why a request ended that came on this stream. Raises `Unavailable` when the stream has ended."""
+        message = self._open()
+        assert isinstance(message, GenerateManyResponse), "requests come on no other stream"
+        code: int = status_of(error).value[0]
+        message.failures.add(answer_tag=tag, code=code, message=told_message(error), detail=detail_of(error))
+        self.look()
+
+    @contextmanager
+    def carrying(self) -> Iterator[None]:
+        """Stays, for one request more, until the block ends or its reader goes."""
+        self.num_riders += 1
+        try:
+            yield
+        finally:
+            self.num_riders -= 1
+            self.look()
+
+    def break_off(self, error: SpoliaError) -> None:
+        """Ends it, with all that it carries; its reader gets `error`."""
+        self._error = error
+        self.look()
+
     def leave(self) -> None:
         """Ends it when it carries no more answers."""
         self._leaving = True
@@ -63,11 +93,13 @@ class AnswerStream:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def messages(self) -> AsyncGenerator[StreamAnswersResponse, None]:
-        """What to send. Closing it ends the stream."""
+    async def messages(self) -> AsyncGenerator[Message, None]:
+        """What to send. Closing it ends the stream. Raises what it was broken off with."""
         try:
-            yield StreamAnswersResponse()
+            yield self._kind()
             while self._posted or self.num_riders or not self._leaving:
+                if self._error is not None:
+                    raise self._error
                 if self._posted:
                     yield self._posted.popleft()
                 else:
@@ -76,12 +108,12 @@ class AnswerStream:
         finally:
             self._ended = True
 
-    def _open(self) -> StreamAnswersResponse:
+    def _open(self) -> Message:
         """The message that the next step goes into."""
         if self._ended:
             raise Unavailable("the stream that carries this answer has ended")
-        if not self._posted or self._is_whole or len(self._posted[-1].steps) >= MAX_STEPS:
-            self._posted.append(StreamAnswersResponse())
+        if not self._posted or self._is_whole or _length(self._posted[-1]) >= MAX_STEPS:
+            self._posted.append(self._kind())
             self._is_whole = False
         return self._posted[-1]
 
@@ -90,11 +122,12 @@ class AnswerStreams:
     """Those of one node, by name."""
 
     def __init__(self) -> None:
-        self._streams: dict[bytes, AnswerStream] = {}
+        self._streams: dict[bytes, AnswerStream[StreamAnswersResponse] | AnswerStream[GenerateManyResponse]] = {}
         self._draining = False
 
-    async def messages(self, name: bytes) -> AsyncGenerator[StreamAnswersResponse, None]:
-        """What to send on a new stream, which lives as long as this is read. Raises `InvalidRequest` for its name."""
+    @contextmanager
+    def opened(self, name: bytes, kind: type[Message]) -> Iterator[AnswerStream[Message]]:
+        """A new stream, which requests may name while the block runs. Raises `InvalidRequest` for its name."""
         if not MIN_NAME_BYTES <= len(name) <= MAX_NAME_BYTES:
             limit = f"{MIN_NAME_BYTES} … {MAX_NAME_BYTES} bytes"
             raise InvalidRequest(
@@ -102,18 +135,25 @@ class AnswerStreams:
             )
         if name in self._streams:
             raise InvalidRequest("answer_stream is in use", field="answer_stream", limit="a new name")
-        stream = self._streams[name] = AnswerStream()
+        stream = self._streams[name] = AnswerStream(kind)
         if self._draining:
             stream.leave()
         try:
-            async with aclosing(stream.messages()) as messages:
-                async for message in messages:
-                    yield message
+            yield stream
         finally:
             del self._streams[name]
 
+    async def messages(self, name: bytes) -> AsyncGenerator[StreamAnswersResponse, None]:
+        """What to send on a new stream, which lives as long as this is read. Raises `InvalidRequest` for its name."""
+        with self.opened(name, StreamAnswersResponse) as stream:
+            async with aclosing(stream.messages()) as messages:
+                async for message in messages:
+                    yield message
+
     @contextmanager
-    def riding(self, name: bytes) -> Iterator[AnswerStream | None]:
+    def riding(
+        self, name: bytes
+    ) -> Iterator[AnswerStream[StreamAnswersResponse] | AnswerStream[GenerateManyResponse] | None]:
         """The stream that a request names, which stays until the block ends unless its reader goes; None where it is
         not known, or the request names none.
         """
@@ -121,15 +161,15 @@ class AnswerStreams:
         if stream is None:
             yield None
             return
-        stream.num_riders += 1
-        try:
+        with stream.carrying():
             yield stream
-        finally:
-            stream.num_riders -= 1
-            stream.look()
 
     async def drain(self, deadline: Deadline) -> None:
         """Ends each stream when it carries no more; waits for none, as the server waits for its calls."""
         self._draining = True
         for stream in self._streams.values():
             stream.leave()
+
+
+def _length(message: StreamAnswersResponse | GenerateManyResponse) -> int:
+    return len(message.steps) + (len(message.failures) if isinstance(message, GenerateManyResponse) else 0)
