@@ -288,6 +288,7 @@ async def test_a_drain_that_is_out_of_patience_cuts_what_runs(world: World) -> N
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await asker.ended()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert num_calls(node, "UNAVAILABLE") == 1
     await world.nothing_held()
 
 
