@@ -29,6 +29,8 @@ class Asker:
     node: DecodeNode
     call: Any
     answers: dict[int, Answer] = field(default_factory=dict)
+    """Of requests for one sample."""
+    finishes: set[int] = field(default_factory=set)
     failures: dict[int, decode_pb2.TaggedFailure] = field(default_factory=dict)
     reading: asyncio.Task[None] | None = None
 
@@ -36,10 +38,17 @@ class Asker:
         """To its end. Raises what ended it."""
         async for message in self.call:
             for tagged in message.steps:
-                self.answers.setdefault(tagged.answer_tag, Answer()).take(tagged.step)
+                self._take(tagged.answer_tag, tagged.step)
             for failure in message.failures:
                 assert failure.answer_tag not in self.failures
                 self.failures[failure.answer_tag] = failure
+
+    def _take(self, tag: int, step: decode_pb2.DecodeServiceGenerateResponse) -> None:
+        assert tag not in self.finishes | self.failures.keys(), "nothing follows an end"
+        if step.HasField("finish"):
+            self.finishes.add(tag)
+        if not step.delta.sample_index:
+            self.answers.setdefault(tag, Answer()).take(step)
 
     async def say(self, **fields: Any) -> None:
         """One message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import grpc
@@ -339,3 +340,28 @@ async def test_samples_of_a_request_come_whole(world: World) -> None:
     assert seen == {index: ids for index, ids in own_ids.items() if ids}
     assert finish is not None
     assert finish.num_generated_tokens == 18
+
+
+async def test_a_storm_on_one_stream_leaves_nothing_behind(world: World) -> None:
+    node = await world.decode(num_blocks=56, max_waiting=40)
+    draw = random.Random(7)
+    tags = range(1, 61)
+    cancelled = set(draw.sample(tags, 15))
+    async with asking(node) as asker:
+        for tag in tags:
+            params = SamplingParams(max_tokens=draw.randint(1, 30), ignore_eos=True, num_samples=draw.choice([1, 1, 3]))
+            late = {"time_left_ms": draw.randint(1, 60)} if draw.random() < 0.2 else {}
+            streamed = asker.streamed(tag, params, [tokens(draw.randint(5, 60), tag)], **late)
+            if draw.random() < 0.1:
+                streamed.request.fingerprint = bytes(32)
+            await asker.say(requests=[streamed])
+        for tag in cancelled:
+            await asyncio.sleep(draw.random() * 0.02)
+            await asker.say(cancelled_tags=[tag])
+        await eventually(lambda: set(tags) - cancelled <= asker.finishes | asker.failures.keys(), "some never ended")
+        assert not asker.finishes & asker.failures.keys(), "each ends in one way"
+        assert asker.finishes
+        assert asker.failures
+        await eventually(lambda: sum(num_calls(node, code.name) for code in grpc.StatusCode) == len(tags))
+    await world.nothing_held()
+    node.engine.pool.check_invariants()
