@@ -33,7 +33,7 @@ class Ending(Enum):
     NO_HANDSHAKE = "no_handshake"
     """Its TLS handshake took too long."""
     BAD_HANDSHAKE = "bad_handshake"
-    """What it said is no TLS, or none that this server speaks."""
+    """What it said is no TLS, or none that this server speaks; or it does not believe this server's certificate."""
 
 
 class Member(Protocol):
