@@ -49,6 +49,7 @@ __all__ = [
     "Unavailable",
     "detail_of",
     "error_from_rpc",
+    "error_of",
     "is_of_a_node",
     "status_of",
 ]
@@ -109,8 +110,11 @@ def error_from_rpc(error: grpc.RpcError) -> SpoliaError:
     # Both kinds of failed call have these methods; the base class does not declare them.
     call = cast(Any, error)
     code: grpc.StatusCode = call.code()
-    message: str = call.details() or code.name
-    detail = _detail_in(call.trailing_metadata())
+    return error_of(code, call.details() or code.name, _detail_in(call.trailing_metadata()))
+
+
+def error_of(code: grpc.StatusCode, message: str, detail: ErrorDetail | None) -> SpoliaError:
+    """The error that a status stands for, with what its server said beside it; None where it said nothing."""
     if detail is None:
         return _class_without_detail(code, message)(message)
     return ERROR_KINDS.get(detail.kind, _CLASS_OF.get(code, InternalError))(

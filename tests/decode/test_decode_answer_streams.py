@@ -147,7 +147,7 @@ async def test_a_drain_waits_for_the_answers_and_not_for_the_stream(world: World
 
 
 async def test_steps_that_wait_share_messages_of_bounded_size_and_a_finish_ends_its_message() -> None:
-    stream = AnswerStream()
+    stream = AnswerStream(decode_pb2.StreamAnswersResponse)
     messages = stream.messages()
     await anext(messages)
     for index in range(MAX_STEPS + 10):
@@ -163,7 +163,7 @@ async def test_steps_that_wait_share_messages_of_bounded_size_and_a_finish_ends_
 
 
 async def test_the_largest_steps_make_messages_that_every_node_takes() -> None:
-    stream, inbox = AnswerStream(), Inbox()
+    stream, inbox = AnswerStream(decode_pb2.StreamAnswersResponse), Inbox()
     messages = stream.messages()
     await anext(messages)
     told = TokenLogprobs(-1e-3, tuple((1 << 31, -20.0) for _ in range(MAX_TOP_LOGPROBS)))
@@ -182,7 +182,7 @@ async def test_what_waits_is_bounded_in_bytes_and_a_reader_that_catches_up_in_ti
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(answer_streams, "MAX_WAITING_BYTES", 100_000)
-    stream = AnswerStream()
+    stream = AnswerStream(decode_pb2.StreamAnswersResponse)
     messages = stream.messages()
     await anext(messages)
     told, taken = 0, 0

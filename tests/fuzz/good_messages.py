@@ -90,9 +90,16 @@ def _decode(world: FuzzWorld) -> list[Method]:
     dropped = decode_pb2.DropRequest(tenant_id=TENANT, chunk_ids=chunk_ids)
     stream = decode_pb2.StreamAnswersRequest(answer_stream=bytes(16))
     elsewhere = generate_request(world.decode, [tokens(20, 7)], greedy, answer_stream=b"x" * 16, answer_tag=1)
+    many = decode_pb2.GenerateManyRequest
+    named = [many(answer_stream=b"y" * 16)]
+    for tag, request in enumerate((linked, exact, resumed)):
+        request.answer_tag = tag
+        named.append(many(requests=[decode_pb2.StreamedRequest(request=request, time_left_ms=5000)]))
+    named.append(many(cancelled_tags=[0, 7]))
     return [
         Method("decode", "DecodeService", "Generate", [linked, exact, resumed, elsewhere]),
         Method("decode", "DecodeService", "StreamAnswers", [stream], is_endless=True),
+        Method("decode", "DecodeService", "GenerateMany", named, streams=True),
         Method("decode", "DecodeService", "Drop", [dropped]),
     ]
 

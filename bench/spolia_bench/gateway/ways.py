@@ -33,7 +33,7 @@ async def engine_alone(engine: Engine, config: DecodeConfig) -> AsyncIterator[Wa
     """A decode node's engine with its scheduler, asked in this process: no gateway, and no bytes on a wire."""
     node = DecodeNode(config, engine)
     await node.start()
-    server = DecodeServer(node.parts, node.batch, node.admission, lambda: None)
+    server = DecodeServer(node.parts, node.batch, node.admission, lambda: None, node.server.run_inside)
 
     async def ask(asked: Asked) -> StreamTime:
         request = decode_pb2.DecodeServiceGenerateRequest(

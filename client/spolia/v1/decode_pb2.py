@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from spolia.v1 import common_pb2 as spolia_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/decode.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"?\n\x06Resume\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.spolia.v1.ResumedSampleJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"@\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14num_text_code_points\x18\x02 \x01(\x04\"\x88\x03\n\x1c\x44\x65\x63odeServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12#\n\x05parts\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x06 \x01(\x08\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x15\n\rprefill_hints\x18\x08 \x03(\t\x12&\n\x06resume\x18\t \x01(\x0b\x32\x11.spolia.v1.ResumeH\x00\x88\x01\x01\x12\x17\n\x0fnum_sink_tokens\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x15\n\ranswer_stream\x18\x0c \x01(\x0c\x12\x12\n\nanswer_tag\x18\r \x01(\x04\x42\t\n\x07_resume\"u\n\x1d\x44\x65\x63odeServiceGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"-\n\x14StreamAnswersRequest\x12\x15\n\ranswer_stream\x18\x01 \x01(\x0c\"=\n\x15StreamAnswersResponse\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x15.spolia.v1.TaggedStep\"X\n\nTaggedStep\x12\x12\n\nanswer_tag\x18\x01 \x01(\x04\x12\x36\n\x04step\x18\x02 \x01(\x0b\x32(.spolia.v1.DecodeServiceGenerateResponse\"3\n\x0b\x44ropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"#\n\x0c\x44ropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xff\x01\n\rDecodeService\x12_\n\x08Generate\x12\'.spolia.v1.DecodeServiceGenerateRequest\x1a(.spolia.v1.DecodeServiceGenerateResponse0\x01\x12T\n\rStreamAnswers\x12\x1f.spolia.v1.StreamAnswersRequest\x1a .spolia.v1.StreamAnswersResponse0\x01\x12\x37\n\x04\x44rop\x12\x16.spolia.v1.DropRequest\x1a\x17.spolia.v1.DropResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16spolia/v1/decode.proto\x12\tspolia.v1\x1a\x16spolia/v1/common.proto\"?\n\x06Resume\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.spolia.v1.ResumedSampleJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03\"@\n\rResumedSample\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14num_text_code_points\x18\x02 \x01(\x04\"\x88\x03\n\x1c\x44\x65\x63odeServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12#\n\x05parts\x18\x04 \x03(\x0b\x32\x14.spolia.v1.TokenPart\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.spolia.v1.ReuseMode\x12\x14\n\x0c\x66orce_linked\x18\x06 \x01(\x08\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.spolia.v1.SamplingParams\x12\x15\n\rprefill_hints\x18\x08 \x03(\t\x12&\n\x06resume\x18\t \x01(\x0b\x32\x11.spolia.v1.ResumeH\x00\x88\x01\x01\x12\x17\n\x0fnum_sink_tokens\x18\n \x01(\r\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x15\n\ranswer_stream\x18\x0c \x01(\x0c\x12\x12\n\nanswer_tag\x18\r \x01(\x04\x42\t\n\x07_resume\"u\n\x1d\x44\x65\x63odeServiceGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.spolia.v1.TokenDeltaH\x00\x12#\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x11.spolia.v1.FinishH\x00\x42\x07\n\x05\x65vent\"-\n\x14StreamAnswersRequest\x12\x15\n\ranswer_stream\x18\x01 \x01(\x0c\"=\n\x15StreamAnswersResponse\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x15.spolia.v1.TaggedStep\"X\n\nTaggedStep\x12\x12\n\nanswer_tag\x18\x01 \x01(\x04\x12\x36\n\x04step\x18\x02 \x01(\x0b\x32(.spolia.v1.DecodeServiceGenerateResponse\"r\n\x13GenerateManyRequest\x12\x15\n\ranswer_stream\x18\x01 \x01(\x0c\x12,\n\x08requests\x18\x02 \x03(\x0b\x32\x1a.spolia.v1.StreamedRequest\x12\x16\n\x0e\x63\x61ncelled_tags\x18\x03 \x03(\x04\"\x8a\x01\n\x0fStreamedRequest\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.spolia.v1.DecodeServiceGenerateRequest\x12\x14\n\x0ctime_left_ms\x18\x02 \x01(\x04\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x12\n\ntracestate\x18\x04 \x01(\t\"h\n\x14GenerateManyResponse\x12$\n\x05steps\x18\x01 \x03(\x0b\x32\x15.spolia.v1.TaggedStep\x12*\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x18.spolia.v1.TaggedFailure\"j\n\rTaggedFailure\x12\x12\n\nanswer_tag\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\x12&\n\x06\x64\x65tail\x18\x04 \x01(\x0b\x32\x16.spolia.v1.ErrorDetail\"3\n\x0b\x44ropRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tchunk_ids\x18\x02 \x03(\x0c\"#\n\x0c\x44ropResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xd4\x02\n\rDecodeService\x12_\n\x08Generate\x12\'.spolia.v1.DecodeServiceGenerateRequest\x1a(.spolia.v1.DecodeServiceGenerateResponse0\x01\x12T\n\rStreamAnswers\x12\x1f.spolia.v1.StreamAnswersRequest\x1a .spolia.v1.StreamAnswersResponse0\x01\x12S\n\x0cGenerateMany\x12\x1e.spolia.v1.GenerateManyRequest\x1a\x1f.spolia.v1.GenerateManyResponse(\x01\x30\x01\x12\x37\n\x04\x44rop\x12\x16.spolia.v1.DropRequest\x1a\x17.spolia.v1.DropResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,10 +46,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMANSWERSRESPONSE']._serialized_end=814
   _globals['_TAGGEDSTEP']._serialized_start=816
   _globals['_TAGGEDSTEP']._serialized_end=904
-  _globals['_DROPREQUEST']._serialized_start=906
-  _globals['_DROPREQUEST']._serialized_end=957
-  _globals['_DROPRESPONSE']._serialized_start=959
-  _globals['_DROPRESPONSE']._serialized_end=994
-  _globals['_DECODESERVICE']._serialized_start=997
-  _globals['_DECODESERVICE']._serialized_end=1252
+  _globals['_GENERATEMANYREQUEST']._serialized_start=906
+  _globals['_GENERATEMANYREQUEST']._serialized_end=1020
+  _globals['_STREAMEDREQUEST']._serialized_start=1023
+  _globals['_STREAMEDREQUEST']._serialized_end=1161
+  _globals['_GENERATEMANYRESPONSE']._serialized_start=1163
+  _globals['_GENERATEMANYRESPONSE']._serialized_end=1267
+  _globals['_TAGGEDFAILURE']._serialized_start=1269
+  _globals['_TAGGEDFAILURE']._serialized_end=1375
+  _globals['_DROPREQUEST']._serialized_start=1377
+  _globals['_DROPREQUEST']._serialized_end=1428
+  _globals['_DROPRESPONSE']._serialized_start=1430
+  _globals['_DROPRESPONSE']._serialized_end=1465
+  _globals['_DECODESERVICE']._serialized_start=1468
+  _globals['_DECODESERVICE']._serialized_end=1808
 # @@protoc_insertion_point(module_scope)

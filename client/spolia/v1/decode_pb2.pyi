@@ -260,6 +260,146 @@ class TaggedStep(_message.Message):
 Global___TaggedStep: _TypeAlias = TaggedStep  # noqa: Y015
 
 @_typing.final
+class GenerateManyRequest(_message.Message):
+    """Requests that begin, and some that are to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_STREAM_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    CANCELLED_TAGS_FIELD_NUMBER: _builtins.int
+    answer_stream: _builtins.bytes
+    """The caller's name for the stream, as in StreamAnswersRequest; read in the first message only."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamedRequest]:
+        """Work to begin; 1024 at most."""
+
+    @_builtins.property
+    def cancelled_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`answer_tag` of requests whose answers nobody wants any more: they end, free what they hold and are not heard of
+        again, but for what is on its way. Those that have ended are passed over. 1024 at most.
+        """
+
+    def __init__(
+        self,
+        *,
+        answer_stream: _builtins.bytes = ...,
+        requests: _abc.Iterable[Global___StreamedRequest] | None = ...,
+        cancelled_tags: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_stream", b"answer_stream", "cancelled_tags", b"cancelled_tags", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateManyRequest: _TypeAlias = GenerateManyRequest  # noqa: Y015
+
+@_typing.final
+class StreamedRequest(_message.Message):
+    """A request, with what a call of its own would bring beside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_MS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
+    time_left_ms: _builtins.int
+    """Milliseconds that are left for it, when this was sent; 0 is the node's default."""
+    traceparent: _builtins.str
+    """W3C trace context of the span that asks; empty for none."""
+    tracestate: _builtins.str
+    """What belongs to it."""
+    @_builtins.property
+    def request(self) -> Global___DecodeServiceGenerateRequest:
+        """What is asked. Its `answer_tag` names it on this stream: of the caller's choice, and no other's that is under way.
+        Its `answer_stream` is not read.
+        """
+
+    def __init__(
+        self,
+        *,
+        request: Global___DecodeServiceGenerateRequest | None = ...,
+        time_left_ms: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "time_left_ms", b"time_left_ms", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamedRequest: _TypeAlias = StreamedRequest  # noqa: Y015
+
+@_typing.final
+class GenerateManyResponse(_message.Message):
+    """What is new of several answers, each one's in order: a failure comes after the steps beside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaggedStep]:
+        """Steps of answers; none in the first message."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaggedFailure]:
+        """Requests that came to nothing more."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___TaggedStep] | None = ...,
+        failures: _abc.Iterable[Global___TaggedFailure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateManyResponse: _TypeAlias = GenerateManyResponse  # noqa: Y015
+
+@_typing.final
+class TaggedFailure(_message.Message):
+    """Why a request ended without a finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_TAG_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    answer_tag: _builtins.int
+    """The request's `answer_tag`."""
+    code: _builtins.int
+    """The gRPC status code that a call of its own would have ended with."""
+    message: _builtins.str
+    """For people."""
+    @_builtins.property
+    def detail(self) -> _common_pb2.ErrorDetail:
+        """For programs."""
+
+    def __init__(
+        self,
+        *,
+        answer_tag: _builtins.int = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        detail: _common_pb2.ErrorDetail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tag", b"answer_tag", "code", b"code", "detail", b"detail", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaggedFailure: _TypeAlias = TaggedFailure  # noqa: Y015
+
+@_typing.final
 class DropRequest(_message.Message):
     """Names runs to drop."""
 

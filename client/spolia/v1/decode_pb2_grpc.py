@@ -45,6 +45,11 @@ class DecodeServiceStub:
                 request_serializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.SerializeToString,
                 response_deserializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/spolia.v1.DecodeService/GenerateMany',
+                request_serializer=spolia_dot_v1_dot_decode__pb2.GenerateManyRequest.SerializeToString,
+                response_deserializer=spolia_dot_v1_dot_decode__pb2.GenerateManyResponse.FromString,
+                _registered_method=True)
         self.Drop = channel.unary_unary(
                 '/spolia.v1.DecodeService/Drop',
                 request_serializer=spolia_dot_v1_dot_decode__pb2.DropRequest.SerializeToString,
@@ -80,6 +85,18 @@ class DecodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMany(self, request_iterator, context):
+        """StreamAnswers that takes requests too: many at a time, none of which costs a call of its own. Calls of Generate may
+        name the stream as well. The caller's first message names it and the node's first is empty: requests may follow.
+        Each request is as a call of Generate: it ends by its finish or its failure, which are nobody else's. When the stream
+        breaks, all that are under way end. A caller who says no more hears what is left; a draining node refuses new
+        requests, and ends the stream when it carries no more.
+        INVALID_ARGUMENT: a bad name, a name or a tag in use, too many at once. UNIMPLEMENTED: an older node; use StreamAnswers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drop(self, request, context):
         """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent.
         """
@@ -99,6 +116,11 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     servicer.StreamAnswers,
                     request_deserializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.FromString,
                     response_serializer=spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=spolia_dot_v1_dot_decode__pb2.GenerateManyRequest.FromString,
+                    response_serializer=spolia_dot_v1_dot_decode__pb2.GenerateManyResponse.SerializeToString,
             ),
             'Drop': grpc.unary_unary_rpc_method_handler(
                     servicer.Drop,
@@ -161,6 +183,33 @@ class DecodeService:
             '/spolia.v1.DecodeService/StreamAnswers',
             spolia_dot_v1_dot_decode__pb2.StreamAnswersRequest.SerializeToString,
             spolia_dot_v1_dot_decode__pb2.StreamAnswersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/spolia.v1.DecodeService/GenerateMany',
+            spolia_dot_v1_dot_decode__pb2.GenerateManyRequest.SerializeToString,
+            spolia_dot_v1_dot_decode__pb2.GenerateManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,14 @@ class DecodeServiceStub:
     whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
     INVALID_ARGUMENT: a bad name, or one that is in use.
     """
+    GenerateMany: _grpc.StreamStreamMultiCallable[_decode_pb2.GenerateManyRequest, _decode_pb2.GenerateManyResponse]
+    """StreamAnswers that takes requests too: many at a time, none of which costs a call of its own. Calls of Generate may
+    name the stream as well. The caller's first message names it and the node's first is empty: requests may follow.
+    Each request is as a call of Generate: it ends by its finish or its failure, which are nobody else's. When the stream
+    breaks, all that are under way end. A caller who says no more hears what is left; a draining node refuses new
+    requests, and ends the stream when it carries no more.
+    INVALID_ARGUMENT: a bad name, a name or a tag in use, too many at once. UNIMPLEMENTED: an older node; use StreamAnswers.
+    """
     Drop: _grpc.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
 
@@ -72,6 +80,14 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
     whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
     INVALID_ARGUMENT: a bad name, or one that is in use.
+    """
+    GenerateMany: _aio.StreamStreamMultiCallable[_decode_pb2.GenerateManyRequest, _decode_pb2.GenerateManyResponse]  # type: ignore[assignment]
+    """StreamAnswers that takes requests too: many at a time, none of which costs a call of its own. Calls of Generate may
+    name the stream as well. The caller's first message names it and the node's first is empty: requests may follow.
+    Each request is as a call of Generate: it ends by its finish or its failure, which are nobody else's. When the stream
+    breaks, all that are under way end. A caller who says no more hears what is left; a draining node refuses new
+    requests, and ends the stream when it carries no more.
+    INVALID_ARGUMENT: a bad name, a name or a tag in use, too many at once. UNIMPLEMENTED: an older node; use StreamAnswers.
     """
     Drop: _aio.UnaryUnaryMultiCallable[_decode_pb2.DropRequest, _decode_pb2.DropResponse]  # type: ignore[assignment]
     """Drops resident runs of chunks that nobody uses now; used ones go when their last reader ends. Idempotent."""
@@ -105,6 +121,20 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         that requests may name the stream. It is the caller's for as long as the caller likes; when it breaks, requests
         whose answers it carries end with UNAVAILABLE. A draining node ends it when it carries no more.
         INVALID_ARGUMENT: a bad name, or one that is in use.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_decode_pb2.GenerateManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_decode_pb2.GenerateManyResponse], _abc.AsyncIterator[_decode_pb2.GenerateManyResponse]]:
+        """StreamAnswers that takes requests too: many at a time, none of which costs a call of its own. Calls of Generate may
+        name the stream as well. The caller's first message names it and the node's first is empty: requests may follow.
+        Each request is as a call of Generate: it ends by its finish or its failure, which are nobody else's. When the stream
+        breaks, all that are under way end. A caller who says no more hears what is left; a draining node refuses new
+        requests, and ends the stream when it carries no more.
+        INVALID_ARGUMENT: a bad name, a name or a tag in use, too many at once. UNIMPLEMENTED: an older node; use StreamAnswers.
         """
 
     @_abc_1.abstractmethod

@@ -76,7 +76,9 @@ class DecodeNode(WorkerNode[DecodeConfig]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self.shadow = self._make_shadow() if config.shadow_share > 0 else None
         self.parts = self._make_parts()
-        service = DecodeServer(self.parts, self.batch, self.admission, self.server.check_accepting)
+        service = DecodeServer(
+            self.parts, self.batch, self.admission, self.server.check_accepting, self.server.run_inside
+        )
         self.server.add(lambda server: add_DecodeServiceServicer_to_server(service, server), SERVICE)
         self.server.on_stop.append(service.answer_streams.drain)
 

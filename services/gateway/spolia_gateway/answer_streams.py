@@ -1,10 +1,12 @@
 """Answers as decode nodes send them: many on one stream of a connection, a message for all that is new.
 
     decode ── steps of many answers, tagged ──▶ AnswerStreams ──▶ inbox of a request ──▶ who reads its answer
-           ── the request's own call: its end, and errors ──────────▲
+           ◀─ requests, and their ends ──────── Outgoing
+           ── a call of a request's own: its end, and errors ───────▲
 
 A stream is opened when a connection is first used; until the node has said that it knows it, and where a node does not,
-answers come on their requests' own calls.
+requests go by calls of their own, and their answers come on these. A node of an older release takes no requests on the
+stream: they go by calls, and name it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,6 +24,8 @@ import grpc
 from spolia.v1 import decode_pb2, decode_pb2_grpc
 from spolia_core.errors import Unavailable
 from spolia_gateway.backlog import Backlog, Pace
+from spolia_gateway.failures import RequestFailed
+from spolia_gateway.outgoing import Outgoing
 from spolia_node.channels import ChannelPool
 from spolia_node.logs import get_log
 
@@ -45,10 +49,17 @@ class AnswerBroken(Unavailable):
 class Inbox:
     """What has come of one answer and was not read yet: twice `MAX_BACKLOG_BYTES` at most."""
 
-    def __init__(self, stream: bytes = b"", tag: int = 0) -> None:
-        """`stream` and `tag` are for the request to name; without them all comes on its call."""
+    def __init__(self, stream: bytes = b"", tag: int = 0, outgoing: Outgoing | None = None) -> None:
+        """`stream` and `tag` are for the request to name; without them all comes on its call. `outgoing` takes it where
+        the stream takes requests.
+        """
         self.stream = stream
         self.tag = tag
+        self.outgoing = outgoing
+        self.comes_whole = False
+        """The request went on the stream: its end comes there too."""
+        self.has_ended = False
+        """The stream has said how the answer ended."""
         self.pace = Pace.KEPT_UP
         self.on_ended: Callable[[], object] = lambda: None
         """Called when its reader turns out to be too slow: more of the answer is of no use."""
@@ -65,6 +76,17 @@ class Inbox:
         self._items.append(item)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def take(self, step: Step) -> None:
+        """A step came on the stream."""
+        self.put(step)
+        if self.comes_whole and step.HasField("finish"):
+            self.end(None)
+
+    def end(self, how: Exception | None) -> None:
+        """Nothing more comes on the stream; None: the answer is whole."""
+        self.has_ended = True
+        self.put(how)
 
     async def follow(self, call: AsyncIterable[Step]) -> None:
         """Puts what comes on the request's own call, and how that ends."""
@@ -136,6 +158,8 @@ class _Stream:
     is_retired: bool = False
     """New requests go another way; it ends with the last that it carries."""
     inboxes: dict[int, Inbox] = field(default_factory=dict)
+    outgoing: Outgoing | None = None
+    """Where it takes requests."""
     reading: asyncio.Task[None] | None = None
 
     def end(self) -> None:
@@ -161,7 +185,7 @@ class AnswerStreams:
         if stream is None or not stream.is_known:
             yield Inbox()
             return
-        inbox = Inbox(stream.name, next(self._tags))
+        inbox = Inbox(stream.name, next(self._tags), stream.outgoing)
         stream.inboxes[inbox.tag] = inbox
         try:
             yield inbox
@@ -197,15 +221,8 @@ class AnswerStreams:
         """Hands out what comes, to the stream's end; then leaves the place for a new one after a pause."""
         why = "it was closed"
         try:
-            call = decode_pb2_grpc.DecodeServiceStub(stream.channel).StreamAnswers(
-                decode_pb2.StreamAnswersRequest(answer_stream=stream.name)
-            )
-            async for message in call:
-                stream.is_known = True
-                for tagged in message.steps:
-                    inbox = stream.inboxes.get(tagged.answer_tag)
-                    if inbox is not None:  # else its reader has gone
-                        inbox.put(tagged.step)
+            if not await self._exchange(stream):
+                await self._listen(stream)
         except grpc.aio.AioRpcError as error:
             why = error.code().name
         except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:
@@ -213,11 +230,44 @@ class AnswerStreams:
         finally:
             stream.is_known = False
             for inbox in stream.inboxes.values():
-                inbox.put(AnswerBroken(f"the stream of answers has ended: {why}"))
+                inbox.end(AnswerBroken(f"the stream of answers has ended: {why}"))
             log.debug("stream of answers ended", address=address, why=why)
             loop = asyncio.get_running_loop()
             loop.call_later(PAUSE_S, self._forget, address, stream)
 
+    async def _exchange(self, stream: _Stream) -> bool:
+        """Asks and reads, to the stream's end; whether the node knows such streams."""
+        outgoing = Outgoing(stream.name)
+        try:
+            async for message in decode_pb2_grpc.DecodeServiceStub(stream.channel).GenerateMany(outgoing.messages()):
+                stream.is_known, stream.outgoing = True, outgoing
+                _hand_out(message.steps, stream)
+                for failure in message.failures:
+                    inbox = stream.inboxes.get(failure.answer_tag)
+                    if inbox is not None:
+                        inbox.end(RequestFailed(failure))
+        except grpc.aio.AioRpcError as error:
+            if stream.is_known or error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            return False
+        finally:
+            outgoing.close()
+        return True
+
+    async def _listen(self, stream: _Stream) -> None:
+        """Reads, to the stream's end, from a node that takes requests by calls only."""
+        request = decode_pb2.StreamAnswersRequest(answer_stream=stream.name)
+        async for message in decode_pb2_grpc.DecodeServiceStub(stream.channel).StreamAnswers(request):
+            stream.is_known = True
+            _hand_out(message.steps, stream)
+
     def _forget(self, address: str, stream: _Stream) -> None:
         if self._streams.get(address) is stream:
             del self._streams[address]
+
+
+def _hand_out(steps: Iterable[decode_pb2.TaggedStep], stream: _Stream) -> None:
+    for tagged in steps:
+        inbox = stream.inboxes.get(tagged.answer_tag)
+        if inbox is not None:  # else its reader has gone
+            inbox.take(tagged.step)

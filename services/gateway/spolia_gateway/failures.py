@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import grpc
 
-from spolia.errors import DETAIL_KEY, SpoliaError, Unavailable, error_from_rpc
+from spolia.errors import DETAIL_KEY, SpoliaError, Unavailable, error_from_rpc, error_of
+from spolia.v1.decode_pb2 import TaggedFailure
 from spolia_node.calls import inner_error
 
 _TRANSPORT_CODES = frozenset(
@@ -36,3 +37,20 @@ def failure_of(error: grpc.RpcError, node_id: str, address: str) -> SpoliaError:
     if not raised and call.code() in _TRANSPORT_CODES:
         return NodeLost(f"node {node_id} at {address} was lost: {call.details() or call.code().name}")
     return inner_error(f"node {node_id} at {address}", error_from_rpc(error))
+
+
+class RequestFailed(Exception):
+    """A node's word that a request which came on a stream has ended without a finish."""
+
+    def __init__(self, told: TaggedFailure) -> None:
+        super().__init__(told.message)
+        self.told = told
+
+    def of(self, node_id: str, address: str) -> SpoliaError:
+        """What it means here: as the same end of a call does."""
+        code = _CODES.get(self.told.code, grpc.StatusCode.UNKNOWN)
+        detail = self.told.detail if self.told.HasField("detail") else None
+        return inner_error(f"node {node_id} at {address}", error_of(code, self.told.message, detail))
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import grpc
 
-from spolia.v1 import decode_pb2, decode_pb2_grpc, directory_pb2, gateway_pb2
+from spolia.v1 import decode_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, NotSupported, SpoliaError, Unavailable
 from spolia_core.reuse import ReuseMode
 from spolia_gateway.answer_streams import AnswerBroken, AnswerStreams
 from spolia_gateway.answer_terms import AnswerTerms
+from spolia_gateway.asking import asked
 from spolia_gateway.attempts import Attempts, RetryPolicy, may_succeed_elsewhere
 from spolia_gateway.catalog import serves_linked
-from spolia_gateway.failures import NodeLost, failure_of
+from spolia_gateway.failures import NodeLost, RequestFailed, failure_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.metrics import GatewayMetrics, Way
@@ -24,10 +24,9 @@ from spolia_gateway.requests_in_flight import RequestInFlight
 from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes, queued_tokens
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
-from spolia_node.interceptor import REQUEST_ID_KEY
 from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView
-from spolia_node.tracing import span, trace_metadata
+from spolia_node.tracing import span
 
 MAX_PREFILL_HINTS = 4
 
@@ -93,19 +92,14 @@ class Generator:
     ) -> AsyncGenerator[decode_pb2.DecodeServiceGenerateResponse, None]:
         """One node's part of the answer, checked to continue what was received; `NodeLost` when it breaks off."""
         deadline.check(f"request {request.request_id}")
-        stub = decode_pb2_grpc.DecodeServiceStub(self._channels.get(node.address, "decode"))
+        channel = self._channels.get(node.address, "decode")
         resume, taken_over, finished = received.resume(), False, False
         with self._in_flight.hold(node.node_id), self._answers.inbox(node.address) as inbox:
             hints = self._prefill_hints(request, demand)
-            call = stub.Generate(
-                request.message(hints, resume, answer_stream=inbox.stream, answer_tag=inbox.tag),
-                timeout=deadline.remaining(),
-                metadata=((REQUEST_ID_KEY, request.request_id), *trace_metadata()),
-            )
-            inbox.on_ended = call.cancel
-            following = asyncio.ensure_future(inbox.follow(call))
+            message = request.message(hints, resume, answer_stream=inbox.stream, answer_tag=inbox.tag)
             try:
-                async with aclosing(inbox.steps()) as events:
+                async with asked(channel, inbox, message, deadline) as how, aclosing(inbox.steps()) as events:
+                    self._metrics.count_asked(how)
                     async for event in events:
                         if event.WhichOneof("event") is None:
                             continue  # a newer node says more than this release can pass on
@@ -117,13 +111,12 @@ class Generator:
             except AnswerBroken as error:
                 if not finished:
                     raise NodeLost(f"node {node.node_id} at {node.address} was lost: {error.message}") from error
+            except RequestFailed as error:
+                raise error.of(node.node_id, node.address) from error
             except grpc.RpcError as error:
                 if not finished:  # the answer is whole; how the connection ended changes nothing
                     raise failure_of(error, node.node_id, node.address) from error
             finally:
-                call.cancel()  # a no-op once the call has ended
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
                 self._metrics.count_answer(Way.SHARED if inbox.stream else Way.OWN, inbox.pace)
         if not finished:
             raise NodeLost(f"node {node.node_id} at {node.address} ended its answer without a finish")

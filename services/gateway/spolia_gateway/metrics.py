@@ -47,6 +47,15 @@ class Way(Enum):
     """On its request's own call."""
 
 
+class Asked(Enum):
+    """How a request went to its decode node."""
+
+    STREAM = "stream"
+    """With others, on the stream that carries their answers."""
+    CALL = "call"
+    """By a call of its own."""
+
+
 class GatewayMetrics:
     """Counters of one gateway. Calls and their status codes are counted by the node itself."""
 
@@ -68,6 +77,9 @@ class GatewayMetrics:
             "way",
             "reader",
         )
+        self._asked = metrics.counter(
+            "spolia_gateway_asked_total", "Requests given to decode nodes, replays too, by how they went.", "way"
+        )
         self._generated = metrics.counter("spolia_generation_tokens_total", "Tokens passed on to clients.", "tenant")
         self._sharing = metrics.counter(
             "spolia_gateway_shared_documents_total",
@@ -88,6 +100,8 @@ class GatewayMetrics:
         self._generated_by_tenant: dict[str, Counter] = {}
         for sharing in Sharing:
             self._sharing.labels(sharing.value)
+        for asked in Asked:
+            self._asked.labels(asked.value)
         for way, pace in product(Way, Pace):
             self._answers.labels(way.value, pace.value)
         self.begin(tenant_id)
@@ -110,6 +124,10 @@ class GatewayMetrics:
     def count_replay(self, tenant_id: str) -> None:
         """A node takes over an answer of which the client has a part."""
         self._replays.labels(tenant_id).inc()
+
+    def count_asked(self, asked: Asked) -> None:
+        """A request goes to a decode node."""
+        self._asked.labels(asked.value).inc()
 
     def count_answer(self, way: Way, pace: Pace) -> None:
         """A decode node's answer has ended, well or not."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,8 @@ from spolia_node.tracing import NO_SPAN, Metadata, Span
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_REQUEST_ID_CHARS = 128
-# Trailers hold about 8 KiB; the message is percent-encoded there, up to three bytes for each of UTF-8.
-_MAX_MESSAGE_CHARS = 512
+MAX_MESSAGE_CHARS = 512
+"""Of an error. Trailers hold about 8 KiB; the message is percent-encoded there, up to three bytes for each of UTF-8."""
 
 Observe = Callable[[str, grpc.StatusCode, float], None]
 """Takes the full method name, the status code and the seconds of a call that ended."""
@@ -80,6 +81,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Returns when no call is under way."""
         await self._idle.wait()
 
+    async def run_inside(self, method: str, metadata: Metadata, work: Awaitable[None]) -> SpoliaError | None:
+        """One of the calls that travel together in another, in a task of its own: counted, traced and ended as one that
+        came by itself. What its caller is to be told; None when it ended well.
+
+        Raises `CancelledError` when its task was cancelled: nobody waits to be told.
+        """
+        with self._enter_span(method, metadata) as span, self._counted(method, span) as call:
+            try:
+                await work
+            except BaseException as error:
+                answer = self._answer_to(error, call.task, method)
+                if answer is None:
+                    raise
+                call.code = status_of(answer)
+                return answer
+            return None
+
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wraps the handler of one call; what gRPC calls."""
         handler, method = await continuation(handler_call_details), handler_call_details.method
@@ -123,30 +141,38 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def _run(self, method: str, context: Any, work: Awaitable[Any], span: Span) -> Any:
         _bind_request_id(context)
-        started, code = time.monotonic(), grpc.StatusCode.OK
-        task = self._enter(method)
-        try:
-            return await work
-        except grpc.aio.AbortError:
-            code = _code_of(context)
-            raise
-        except _CallerGone:
-            code = grpc.StatusCode.CANCELLED
-            raise asyncio.CancelledError from None
-        except BaseException as error:
-            answer = self._answer_to(error, task, method)
-            if answer is None:  # the caller is gone
-                code = grpc.StatusCode.CANCELLED
+        with self._counted(method, span) as call:
+            try:
+                return await work
+            except grpc.aio.AbortError:
+                call.code = _code_of(context)
                 raise
-            code = status_of(answer)
-            await _abort(context, code, answer)
+            except _CallerGone:
+                raise asyncio.CancelledError from None
+            except BaseException as error:
+                answer = self._answer_to(error, call.task, method)
+                if answer is None:  # the caller is gone
+                    raise
+                call.code = status_of(answer)
+                await _abort(context, call.code, answer)
+
+    @contextmanager
+    def _counted(self, method: str, span: Span) -> Iterator[_Counted]:
+        """Around a call: what it ends with is counted, and told to its span. Ends as CANCELLED unless that is said."""
+        call, started = _Counted(self._enter(method)), time.monotonic()
+        try:
+            yield call
+        except BaseException:
+            if call.code is grpc.StatusCode.OK:
+                call.code = grpc.StatusCode.CANCELLED
+            raise
         finally:
-            self._leave(task)
-            span.set(status=code.name)
-            if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
-                span.fail(code.name)
+            self._leave(call.task)
+            span.set(status=call.code.name)
+            if call.code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+                span.fail(call.code.name)
             if self._observe is not None:
-                self._observe(method, code, time.monotonic() - started)
+                self._observe(method, call.code, time.monotonic() - started)
 
     def _answer_to(self, error: BaseException, task: asyncio.Task[Any], method: str) -> SpoliaError | None:
         """What the caller is told; None lets `error` pass."""
@@ -252,15 +278,25 @@ async def _raising(error: SpoliaError) -> None:
     raise error
 
 
+@dataclass(slots=True)
+class _Counted:
+    task: asyncio.Task[Any]
+    code: grpc.StatusCode = grpc.StatusCode.OK
+
+
 class _CallerGone(Exception):
     """A response could not be written: nobody is there to read it."""
 
 
+def told_message(error: SpoliaError) -> str:
+    """Its message as it travels: short, and text that UTF-8 can hold."""
+    message = error.message.encode("utf-8", "replace").decode()
+    return message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
 async def _abort(context: Any, code: grpc.StatusCode, error: SpoliaError) -> None:
     """Ends the call; raises `grpc.aio.AbortError`."""
-    message = error.message.encode("utf-8", "replace").decode()
-    if len(message) > _MAX_MESSAGE_CHARS:
-        message = message[: _MAX_MESSAGE_CHARS - 1] + "…"
+    message = told_message(error)
     await context.abort(code, message, ((DETAIL_KEY, detail_of(error).SerializeToString()),))
 
 

@@ -13,7 +13,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from spolia.version import __version__
-from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
 from spolia_node.certificates import Certificates, NodeCertificates
 from spolia_node.channels import connection_options
 from spolia_node.config import NodeConfig
@@ -26,7 +26,7 @@ from spolia_node.interceptor import Admit, ErrorInterceptor
 from spolia_node.logs import get_log
 from spolia_node.metrics import Metrics
 from spolia_node.tls import server_credentials
-from spolia_node.tracing import Tracing
+from spolia_node.tracing import Metadata, Tracing
 
 _ALWAYS_ON = (HEALTH_SERVICE, reflection.SERVICE_NAME)
 """Peers hold streams of these open for as long as they live: a drain ends them without waiting."""
@@ -115,6 +115,10 @@ class NodeServer:
     def num_running(self) -> int:
         """Calls under way, health and reflection included."""
         return self._interceptor.num_running
+
+    async def run_inside(self, method: str, metadata: Metadata, work: Awaitable[None]) -> SpoliaError | None:
+        """`ErrorInterceptor.run_inside`: a call that came with others inside one."""
+        return await self._interceptor.run_inside(method, metadata, work)
 
     def check_accepting(self) -> None:
         """Raises `Unavailable` unless new work may begin; for the head of a handler that begins some."""
