@@ -14,7 +14,7 @@ from types import TracebackType
 from spolia import exit_with_parent
 from spolia.client import Client
 from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, cannot_log, ended_how
-from spolia_core.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
+from spolia_core.errors import Busy, DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated, Unavailable
 from spolia_core.node_name import AUTHORITY_FILE
 
 ROLES = ("kvstore", "prefill", "decode", "gateway")
@@ -340,6 +340,13 @@ def _known_addresses(client: Client) -> set[str]:
         return {node.address for node in client.cluster().nodes}
     except (Busy, DeadlineExceeded, Unavailable):
         return set()
+    except (Forbidden, Unauthenticated) as error:
+        raise type(error)(
+            "a local cluster asks its own gateway who is there, and needs an operator's key for it: SPOLIA_API_KEY, or "
+            f"api_key; spolia keys create --operator makes one. It was told: {error.message}",
+            field=error.field,
+            limit=error.limit,
+        ) from error
 
 
 def _whole_cluster_env() -> dict[str, str]:

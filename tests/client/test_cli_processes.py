@@ -236,12 +236,15 @@ def test_up_names_what_a_client_needs_behind_keys_and_tls(
 ) -> None:
     with LocalCluster(env=stand_in_env, log_dir=tmp_path / "logs") as cluster:
         _announce(cluster, as_json=False)
-        assert "export" not in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "export" not in shown
+        assert "SSL_CERT_FILE" not in shown
         cluster._keys, cluster._tls_dir = "keys.json", tmp_path / "certs"
         _announce(cluster, as_json=False)
     shown = capsys.readouterr().out
     assert "  export SPOLIA_API_KEY=sk-spolia-…" in shown
     assert f"  export SPOLIA_CA_FILE={tmp_path}/certs/ca.crt\n  spolia generate --address" in shown
+    assert f"/v1\n  with SSL_CERT_FILE={tmp_path}/certs/ca.crt\n" in shown, "OpenAI's clients read no variable of ours"
 
 
 def test_up_without_a_model_starts_nothing(

@@ -130,6 +130,20 @@ def test_an_interval_out_of_range_asks_nobody(interval: str, spolia: Spolia, gat
     assert "interval" in done.err
 
 
+@pytest.mark.parametrize("command", ["cluster", "doctor", "chat"])
+def test_an_address_that_is_no_option_is_told_to_be_one(command: str, spolia: Spolia, gateway: FakeGateway) -> None:
+    done = spolia(command, "127.0.0.1:7400")
+    assert done.code == 2
+    assert f"spolia {command} takes options only, not '127.0.0.1:7400'" in done.err
+    assert f"spolia {command} -a 127.0.0.1:7400" in done.err
+    other = spolia(command, "now")
+    assert other.code == 2
+    assert "takes options only, not 'now'" in other.err
+    assert "-a" not in other.err
+    assert spolia(command, "--nothing").code == 2, "no option is a stray"
+    assert not gateway.requests
+
+
 def drawn(view: View, height: int = 40) -> str:
     console = Console(file=io.StringIO(), width=160, height=height, force_terminal=False, color_system=None)
     console.print(view, height=height)

@@ -43,8 +43,9 @@ def test_a_key_is_made_shown_once_listed_and_withdrawn(tmp_path: Path, capsys: p
     assert found is not None
     assert Role.OPERATOR in found.roles
     assert outcome("keys", "limit", *at, "--tenant", "acme", "--requests", "3") == 0
-    assert outcome("keys", "limit", *at, "--tenant", "acme", "--cache-bytes", "9") == 0
     capsys.readouterr()
+    assert outcome("keys", "limit", *at, "--tenant", "acme", "--cache-bytes", "9") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["acme", "3", "none", "9"]
     assert outcome("keys", "list", *at, "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [one["tenant"] for one in listed["keys"]].count("acme") == 1

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_gateway import FakeGateway
 
 from spolia.client import Client
-from spolia.errors import InvalidRequest, Unavailable
-from spolia.local_cluster import LocalCluster, settings_for
+from spolia.errors import Forbidden, InvalidRequest, SpoliaError, Unauthenticated, Unavailable
+from spolia.local_cluster import LocalCluster, _known_addresses, settings_for
 from spolia.local_node import LocalNode, NodeExit, NodeFailed, NodeProcess, NodeRefused
 
 PATIENCE_S = 30.0
@@ -42,6 +43,18 @@ def make_cluster(tmp_path: Path, stand_in_env: dict[str, str], request: pytest.F
         return cluster
 
     return make
+
+
+@pytest.mark.parametrize("kind", [Unauthenticated, Forbidden])
+def test_a_cluster_that_may_not_ask_its_gateway_says_whose_key_it_needs(
+    kind: type[SpoliaError], gateway: FakeGateway
+) -> None:
+    gateway.failure = kind("a key is needed", field="authorization")
+    with Client(gateway.address, retry_s=0) as client, pytest.raises(kind) as caught:
+        _known_addresses(client)
+    assert "spolia keys create --operator" in caught.value.message
+    assert "a key is needed" in caught.value.message
+    assert caught.value.field == "authorization"
 
 
 def is_there(node: LocalNode) -> bool:

@@ -15,8 +15,9 @@ from tiny_cluster import WAIT_S, World, eventually, tokens
 
 from spolia.v1 import common_pb2, decode_pb2
 from spolia.v1.decode_pb2_grpc import DecodeServiceStub
-from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_core.errors import Busy, InvalidRequest, Unavailable
 from spolia_core.sampling import MAX_TOP_LOGPROBS, SamplingParams
+from spolia_decode import answer_streams
 from spolia_decode.answer_messages import delta_message
 from spolia_decode.answer_streams import MAX_STEPS, AnswerStream, AnswerStreams
 from spolia_decode.inbox import MAX_TOGETHER, Inbox
@@ -175,6 +176,59 @@ async def test_the_largest_steps_make_messages_that_every_node_takes() -> None:
     message = await anext(messages)
     assert len(message.steps) == MAX_STEPS
     assert message.ByteSize() < MIN_MESSAGE_BYTES / 2
+
+
+async def test_what_waits_is_bounded_in_bytes_and_a_reader_that_catches_up_in_time_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answer_streams, "MAX_WAITING_BYTES", 100_000)
+    stream = AnswerStream(decode_pb2.StreamAnswersResponse)
+    messages = stream.messages()
+    await anext(messages)
+    told, taken = 0, 0
+
+    def tell(count: int) -> None:
+        nonlocal told
+        for _ in range(count):
+            stream.tell(told, Delta(told, (7,), "x" * 100, 0, 0, ()))
+            told += 1
+
+    for _ in range(10):  # several times the bound goes through where it is taken
+        tell(3 * MAX_STEPS)
+        while stream._posted:
+            taken += len((await anext(messages)).steps)
+    assert taken == told
+    assert (stream._waiting_bytes, len(stream._sizes)) == (0, 0)
+    with pytest.raises(Unavailable, match="does not take them"):
+        tell(10 * MAX_STEPS)
+    assert 100_000 < (told - taken) * 113 < 200_000, "no sooner, and little later"
+    assert not stream._posted, "what waited is forgotten"
+    with pytest.raises(Unavailable, match="has ended"):
+        tell(1)
+    with pytest.raises(Busy) as caught:
+        await anext(messages)
+    assert caught.value.limit == "100000 bytes"
+
+
+async def test_a_gateway_that_takes_nothing_loses_its_answers_and_their_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_streams, "MAX_WAITING_BYTES", 20_000)
+    monkeypatch.setattr(answer_streams, "MAX_STEPS", 16)
+    node = await world.decode()
+    told = SamplingParams(max_tokens=300, ignore_eos=True, num_top_logprobs=MAX_TOP_LOGPROBS)
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 12)]  # little is taken unread
+    async with grpc.aio.insecure_channel(node.server.address, options=options) as channel:
+        call = DecodeServiceStub(channel).StreamAnswers(decode_pb2.StreamAnswersRequest(answer_stream=NAME))
+        await asyncio.wait_for(call.read(), WAIT_S)
+        riding = [asyncio.ensure_future(ride(node, seed, told)) for seed in range(1, 5)]
+        ends = await asyncio.wait_for(asyncio.gather(*riding, return_exceptions=True), WAIT_S)
+        assert all(isinstance(end, Unavailable) for end in ends), ends
+        await world.nothing_held()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(Reader().read(call), WAIT_S)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "a gateway that does not take them" in (caught.value.details() or "")
 
 
 async def test_a_stream_opened_while_draining_ends_with_its_last_rider() -> None:

@@ -255,6 +255,23 @@ async def test_forgetting_reaches_the_store_and_every_node_that_keeps_chunks(mod
         assert (again.num_stored_dropped, again.stored_bytes_dropped) == (0, 0)
 
 
+async def test_a_document_that_no_context_holds_any_more_is_forgotten_too(model: Path) -> None:
+    served = directory_pb2.ServedModel()
+    served.CopyFrom(record("a").model)
+    async with world(model, decodes=[FakeDecode("a")], num_prefills=1, served=served) as w:
+        await warm(w, TEXTS[:2])
+        served.max_context_tokens = 2
+        w.directory.put(record("a", address=w.decodes["a"].address, model=served))
+        await w.sees(
+            lambda view: [n.model.max_context_tokens for n in view.nodes(directory_pb2.NODE_ROLE_DECODE)] == [2]
+        )
+        error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
+        assert isinstance(error, InvalidRequest)
+        dropped = await w.stub.Forget(gateway_pb2.ForgetRequest(documents=documents(TEXTS[:2])), timeout=WAIT_S)
+        assert dropped.num_stored_dropped == 2
+        assert not w.store.objects
+
+
 async def test_what_is_not_forgotten_everywhere_is_an_error_that_names_the_node(model: Path) -> None:
     a, b = FakeDecode("a", drop_error=Unavailable("no answer")), FakeDecode("b")
     async with world(model, decodes=[a, b], num_prefills=1) as w:

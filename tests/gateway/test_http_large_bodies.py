@@ -22,7 +22,7 @@ from spolia_gateway.http.json_bounds import MAX_CONTAINERS, MAX_TEXTS, SMALL_BYT
 from spolia_gateway.http.request_body import BodyRefused
 
 MAX_BODY_BYTES = 32 << 20
-BOUNDS = JsonBounds.of(MAX_BODY_BYTES)
+BOUNDS = JsonBounds.of(MAX_BODY_BYTES, 8 << 20)
 MAX_GAP_S = 0.25
 """Alone on its machine a body takes less than 50 ms; with the parser alone these took 0.3 … 100 s."""
 MEBI = 1 << 20
@@ -43,7 +43,11 @@ BODIES = {
     ),
     "nested": (b'{"prompt":' + b"[" * (16 * MEBI), "lists and objects"),
     "escapes": (b'{"prompt":"' + b"\\n" * (15 * MEBI) + b'"}', "escapes"),
-    "text": (b'{"prompt":"' + b"words, " * (4 * MEBI) + b'"}', "bytes"),
+    "text": (
+        b'{"prompt":"' + b"words, " * (4 * MEBI) + b'"}',
+        "the body has a text of 29360128 bytes; at most 8388608",
+    ),
+    "texts": (b'{"prompt":[' + many(b'"' + b"words, " * (MEBI + MEBI // 7) + b'"', 30 * MEBI) + b"]}", "context"),
     "a long number": (b'{"prompt":[' + many(b"1", 100_000) + b"," + b"9" * 5000 + b"]}", "digits"),
     "ids": (b'{"prompt":[' + many(b"1", MEBI // 2 - 64) + b"]}", "context"),
 }
@@ -134,16 +138,36 @@ def test_counts_are_those_of_the_values_whatever_is_in_the_texts(value: Any, asc
     with pytest.MonkeyPatch.context() as patch:
         for limit, count in limits.items():
             patch.setattr(f"spolia_gateway.http.json_bounds.{limit}", count)
-        JsonBounds(commas + containers, body.count(b"\\")).check(body)
+        JsonBounds(commas + containers, body.count(b"\\"), MEBI).check(body)
         for limit, count in limits.items():
             if count:
                 patch.setattr(f"spolia_gateway.http.json_bounds.{limit}", count - 1)
                 with pytest.raises(InvalidRequest):
-                    JsonBounds(commas + containers, 1000).check(body)
+                    JsonBounds(commas + containers, 1000, MEBI).check(body)
                 patch.setattr(f"spolia_gateway.http.json_bounds.{limit}", count)
         if commas + containers:
             with pytest.raises(InvalidRequest, match="values"):
-                JsonBounds(commas + containers - 1, 1000).check(body)
+                JsonBounds(commas + containers - 1, 1000, MEBI).check(body)
+
+
+def texts_of(value: Any) -> list[str]:
+    """All strings of a value, keys too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [*value, *(text for each in value.values() for text in texts_of(each))]
+    return [text for each in value for text in texts_of(each)] if isinstance(value, list) else []
+
+
+@LAWFUL
+@given(json_values, st.booleans())
+def test_no_text_is_refused_that_is_short_enough_however_it_is_written(value: Any, ascii_only: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    longest = max((len(text.encode()) for text in texts_of(value)), default=0)
+    JsonBounds(1000, 1000, longest).check(body)
+    if longest and b"\\" not in body:
+        with pytest.raises(InvalidRequest, match=f"a text of {longest} bytes; at most {longest - 1}"):
+            JsonBounds(1000, 1000, longest - 1).check(body)
 
 
 def test_an_error_names_what_there_is_too_much_of_and_the_limit() -> None:

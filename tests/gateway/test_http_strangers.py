@@ -19,7 +19,7 @@ from http_worlds import HttpWorld, chat_model, http_world, says
 
 from spolia_core.key_book import new_key
 from spolia_core.key_file import KeyFile
-from spolia_gateway.http import connection, request_body, server
+from spolia_gateway.http import connection, connections, request_body, server
 
 ASK = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
 JSON = {"content-type": "application/json"}
@@ -72,7 +72,7 @@ async def met(model: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Htt
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(connection, "WARN_EVERY_S", 0.0)
+    monkeypatch.setattr(connections, "WARN_EVERY_S", 0.0)
     async with http_world(model, [FakeDecode("d0", says)], http_max_body_bytes=100_000, rpc_timeout_s=5.0) as made:
         yield made
         await made.http.aclose()
@@ -227,7 +227,7 @@ async def test_in_a_crowd_that_comes_at_once_nobody_loses_a_request(model: Path)
 async def test_among_too_many_connections_the_one_that_waited_longest_goes(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "GRACE_S", 0.0)
+    monkeypatch.setattr(connections, "GRACE_S", 0.0)
     async with (
         http_world(model, [FakeDecode("a", says)], max_connections=3) as met,
         connected(met) as first,

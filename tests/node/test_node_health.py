@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from node_worlds import DIRECTORY_SERVICE, STORE_SERVICE, serving
 
@@ -45,6 +46,29 @@ async def test_a_check_that_raises_is_not_serving():
     async with serving() as world:
         world.server.health.watch(broken)
         assert await world.health_of() == NOT_SERVING
+
+
+async def test_a_node_that_becomes_ready_does_so_quietly_and_warns_when_it_is_no_longer() -> None:
+    ready, health = False, Health()
+    health.watch(lambda: ready)
+    with captured_logs() as logs:
+        health.start()
+        for ready in (False, True, False, True):  # noqa: B007  # the check reads it
+            health.refresh()
+        await health.stop()
+    told = [(entry["log_level"], entry["serving"]) for entry in logs if entry["event"] == "health changed"]
+    assert told == [("info", False), ("info", True), ("warning", False), ("warning", True)]
+
+
+async def test_a_node_that_is_not_ready_for_long_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spolia_node.health.START_S", 0.0)
+    health = Health()
+    health.watch(lambda: False)
+    with captured_logs() as logs:
+        health.start()
+        health.refresh()
+        await health.stop()
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["not ready since the start"]
 
 
 async def test_one_service_down_takes_the_overall_with_it_and_no_other():

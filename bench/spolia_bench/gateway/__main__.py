@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from spolia_bench.gateway.rounds import measure
     from spolia_bench.models import SHAPES
 
-    names = ("shape", "streams", "tokens", "rounds", "threads", "seed", "quick")
+    names = ("shape", "streams", "tokens", "rounds", "answers", "threads", "seed", "quick")
     setup: dict[str, object] = {name: getattr(options, name) for name in names}
     report = Report("gateway", QUESTION, setup | {"load_before": round(os.getloadavg()[0], 2)})
     measure(report, chat_model(SHAPES[options.shape], options.tokenizer, options.seed), options)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spolia_bench import flags
 
-QUICK = {"shape": "llama-tiny-random", "streams": (1, 4), "tokens": 8, "rounds": 2}
+QUICK = {"shape": "llama-tiny-random", "streams": (1, 4), "tokens": 8, "rounds": 2, "answers": 4}
 """Every path once, in seconds: says that it works, not what it costs."""
 
 
@@ -22,6 +22,7 @@ class Options:
     streams: tuple[int, ...]
     tokens: int
     rounds: int
+    answers: int
     threads: int
     seed: int
     quick: bool
@@ -49,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=flags.numbers, default=(1, 32), help="streams at once, comma-separated")
     add("--tokens", type=int, default=64, help="tokens of an answer")
     add("--rounds", type=int, default=15, help="rounds, each with every way once")
+    add(
+        "--answers",
+        type=int,
+        default=4,
+        help="answers of each stream in a row in the steady section, where the first and last seldom count; 0 leaves "
+        "the section out",
+    )
     add("--threads", type=int, default=1, help="threads of the engine, alone and in the cluster alike")
     add("--seed", type=int, default=0, help="of weights and prompts")
     flags.add_quick(parser)

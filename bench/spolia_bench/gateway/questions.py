@@ -47,6 +47,10 @@ class Questions:
         self._rng = random.Random(seed)
         self._num_tokens = num_tokens
 
+    def several(self, count: int) -> list[Asked]:
+        """The next ones."""
+        return [self.draw() for _ in range(count)]
+
     def draw(self) -> Asked:
         """The next one whose prompt is short enough."""
         while True:

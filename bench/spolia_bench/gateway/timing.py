@@ -53,17 +53,23 @@ class StreamTime:
 
 @dataclass(frozen=True, slots=True)
 class RoundTime:
-    """Medians over the streams of one round."""
+    """Medians over the answers of one round, and how many they are of."""
 
+    num_answers: int
     ttft_ms: float
     token_ms: float
     added_ttft_ms: float
     added_token_ms: float
 
+    def answer_ms(self, num_tokens: int) -> float:
+        """Of a whole answer."""
+        return self.ttft_ms + (num_tokens - 1) * self.token_ms
+
     @classmethod
     def of(cls, streams: Sequence[StreamTime]) -> RoundTime:
-        """Of all streams that ran at once."""
+        """Of answers that were given at once."""
         return cls(
+            len(streams),
             statistics.median(stream.ttft_ms for stream in streams),
             statistics.median(stream.token_ms for stream in streams),
             statistics.median(stream.added_ttft_ms for stream in streams),

@@ -11,6 +11,7 @@ from spolia.cli import bench, calibrate, chat, cluster, demo, doctor, eval, gene
 from spolia.cli.cache.app import cache
 from spolia.cli.certs import certs
 from spolia.cli.keys import keys
+from spolia.cli.options_only import OptionsOnly
 from spolia.cli.output import exit_code, print_error
 from spolia.errors import SpoliaError
 from spolia.version import __version__
@@ -33,10 +34,10 @@ app = typer.Typer(
 app.command("up", epilog=EPILOG)(up.up)
 app.command("demo", epilog=EPILOG)(demo.demo)
 app.command("generate", epilog=EPILOG)(generate.generate)
-app.command("chat", epilog=EPILOG)(chat.chat)
+app.command("chat", epilog=EPILOG, cls=OptionsOnly)(chat.chat)
 app.command("warm", epilog=EPILOG)(warm.warm)
-app.command("cluster", epilog=EPILOG)(cluster.cluster)
-app.command("doctor", epilog=EPILOG)(doctor.doctor)
+app.command("cluster", epilog=EPILOG, cls=OptionsOnly)(cluster.cluster)
+app.command("doctor", epilog=EPILOG, cls=OptionsOnly)(doctor.doctor)
 app.add_typer(cache, name="cache")
 app.add_typer(certs, name="certs")
 app.add_typer(keys, name="keys")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -62,8 +63,7 @@ def list_(place: Place, as_json: Json = False) -> None:
     print_table(("key", "tenant", "roles", "made", "ends", "name"), [_row(r) for r in records], empty="no keys")
     if book.limits:
         print()
-        rows = [(name, *map(_limit, _numbers(limits))) for name, limits in sorted(book.limits.items())]
-        print_table(("tenant", "requests", "tokens in flight", "cache bytes per store"), rows, empty="")
+        _print_limits(book.limits)
 
 
 @keys.command("revoke")
@@ -88,14 +88,21 @@ def limit(
         int | None, typer.Option(min=0, help="Most bytes of stored chunks, in each store given the keys; 0: no limit.")
     ] = None,
 ) -> None:
-    """Set how much a tenant may have at once, whatever the number of its keys. What is left out stays as it is."""
+    """Set how much a tenant may have at once, whatever the number of its keys, and show it. What is left out stays."""
     given = {"max_requests": requests, "max_tokens": tokens, "max_cache_bytes": cache_bytes}
     changes = {name: value for name, value in given.items() if value is not None}
 
     def change(book: KeyBook) -> KeyBook:
         return book.with_limits(tenant, replace(book.limits_of(tenant), **changes))
 
-    key_place(place).change(change)
+    kept = key_place(place)
+    kept.change(change)
+    _print_limits({tenant: KeyBook.from_bytes(kept.read()).limits_of(tenant)})
+
+
+def _print_limits(limits: Mapping[str, TenantLimits]) -> None:
+    rows = [(name, *map(_limit, _numbers(each))) for name, each in sorted(limits.items())]
+    print_table(("tenant", "requests", "tokens in flight", "cache bytes per store"), rows, empty="")
 
 
 def _shown(record: KeyRecord) -> dict[str, object]:

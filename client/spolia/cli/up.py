@@ -167,7 +167,12 @@ def _cells(node: LocalNode) -> tuple[str, ...]:
 
 
 def _over_http(cluster: LocalCluster) -> str:
-    return f"to look at: {cluster.url}/\nOpenAI's clients: base URL {cluster.url}/v1\n\n" if cluster.url else ""
+    """Browsers and OpenAI's clients know nothing of our variables."""
+    if not cluster.url:
+        return ""
+    ca_file = cluster.ca_file
+    believes = "" if ca_file is None else f"\n  with SSL_CERT_FILE={shlex.quote(str(ca_file.resolve()))}"
+    return f"to look at: {cluster.url}/\nOpenAI's clients: base URL {cluster.url}/v1{believes}\n\n"
 
 
 def _watch(cluster: LocalCluster, events: SimpleQueue[NodeExit | None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from spolia.cli.units import counted, human_bytes
 from spolia.doctor.finding import Finding, State
 from spolia.errors import SpoliaError
 from spolia.store_admin import StoreAdmin
@@ -31,9 +32,8 @@ def clean_up(stores: Sequence[str], tenants: Sequence[str], num_tokens: int, tim
     except SpoliaError as error:
         return stays(num_tokens, f"{type(error).__name__}: {error.message}", State.WARNING)
     facts = {"num_objects": dropped.num_objects, "num_bytes": dropped.num_bytes, "failed": sorted(failed)}
-    said = (
-        f"dropped what the doctor's tenants had stored: {dropped.num_objects} objects, {dropped.num_bytes / 1e6:.1f} MB"
-    )
+    went = f"{counted(dropped.num_objects, 'chunk')}, {human_bytes(dropped.num_bytes)}"
+    said = f"dropped what the doctor's tenants had stored: {went}"
     if failed:
         reasons = "; ".join(f"{store}: {why}" for store, why in failed.items())
         return Finding(CHECK, State.WARNING, f"{said}; the rest stays until it ages out: {reasons}", facts)

@@ -6,7 +6,8 @@
 
 A message costs the loop nearly as much as all else it does for a token (40 of 93 us): system calls, threads to wake.
 Tokens of one step come within one turn of the loop, so they share one; and while a message is being written, what comes
-waits for the next.
+waits for the next. What waits for a gateway that takes nothing is bounded in bytes: then the stream ends, with all that
+it carries, as where the gateway has gone.
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ from typing import Generic, TypeVar
 
 from spolia.errors import detail_of, status_of
 from spolia.v1.decode_pb2 import DecodeServiceGenerateResponse, GenerateManyResponse, StreamAnswersResponse
-from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
+from spolia_core.errors import Busy, InvalidRequest, SpoliaError, Unavailable
 from spolia_decode.answer_messages import write_delta
 from spolia_engine.generation import Delta
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import told_message
+from spolia_node.logs import get_log
+
+log = get_log(__name__)
 
 MIN_NAME_BYTES, MAX_NAME_BYTES = 16, 64
 MAX_STEPS = 256
 """In a message; and a finish, which may be long, is the last of its message. It bounds the bytes too, as steps are of
 `inbox.MAX_TOGETHER` tokens at most: 1.7 MB with 20 alternatives for each, where every node takes messages of 5 MiB. To
 weigh each step would cost 0.7 … 1.7 us of 2 … 4."""
+MAX_WAITING_BYTES = 64 << 20
+"""Of messages that are full and wait for a gateway that reads nothing: minutes of answers, where it is only slow."""
 
 Message = TypeVar("Message", StreamAnswersResponse, GenerateManyResponse)
 
@@ -42,6 +48,9 @@ class AnswerStream(Generic[Message]):
         """Requests whose answers it carries."""
         self._kind: type[Message] = kind
         self._posted: deque[Message] = deque()
+        self._sizes: deque[int] = deque()
+        """Bytes of each of them but the last, which still grows."""
+        self._waiting_bytes = 0
         self._is_whole = False
         """Whether nothing more goes into the last of them."""
         self._wake: asyncio.Future[None] | None = None
@@ -50,7 +59,7 @@ class AnswerStream(Generic[Message]):
         self._error: SpoliaError | None = None
 
     def post(self, tag: int, step: DecodeServiceGenerateResponse) -> None:
-        """Sends a step with the next message. Raises `Unavailable` when the stream has ended."""
+        """Sends a step with the next message. Raises `Unavailable` when the stream has ended, or too much waits."""
         self._open().steps.add(answer_tag=tag, step=step)
         self._is_whole = step.HasField("finish")
         self.look()
@@ -94,17 +103,19 @@ class AnswerStream(Generic[Message]):
             self._wake.set_result(None)
 
     async def messages(self) -> AsyncGenerator[Message, None]:
-        """What to send. Closing it ends the stream. Raises what it was broken off with."""
+        """What to send. Closing it ends the stream. Raises what it was broken off with; `Busy` where its reader took
+        too little.
+        """
         try:
             yield self._kind()
-            while self._posted or self.num_riders or not self._leaving:
-                if self._error is not None:
-                    raise self._error
+            while self._error is None and (self._posted or self.num_riders or not self._leaving):
                 if self._posted:
-                    yield self._posted.popleft()
+                    yield self._next()
                 else:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
+            if self._error is not None:
+                raise self._error
         finally:
             self._ended = True
 
@@ -113,9 +124,36 @@ class AnswerStream(Generic[Message]):
         if self._ended:
             raise Unavailable("the stream that carries this answer has ended")
         if not self._posted or self._is_whole or _length(self._posted[-1]) >= MAX_STEPS:
+            if self._posted:
+                self._weigh(self._posted[-1].ByteSize())
             self._posted.append(self._kind())
             self._is_whole = False
         return self._posted[-1]
+
+    def _next(self) -> Message:
+        """The message that has waited longest."""
+        if self._sizes:
+            self._waiting_bytes -= self._sizes.popleft()
+        return self._posted.popleft()
+
+    def _weigh(self, num_bytes: int) -> None:
+        """Counts a message that is full: one of many steps, and only where its reader is behind. Raises `Unavailable`
+        where too much waits: all that does is forgotten then, and whoever rides on the stream hears that it has ended.
+        """
+        self._sizes.append(num_bytes)
+        self._waiting_bytes += num_bytes
+        if self._waiting_bytes <= MAX_WAITING_BYTES:
+            return
+        what = f"answers of {self._waiting_bytes} bytes wait for a gateway that does not take them"
+        limit = f"{MAX_WAITING_BYTES} bytes"
+        self._error = Busy(f"{what}; at most {limit} may", limit=limit, actual=f"{self._waiting_bytes} bytes")
+        log.warning("stream of answers cut", num_bytes=self._waiting_bytes, num_riders=self.num_riders)
+        self._ended = True
+        self._posted.clear()
+        self._sizes.clear()
+        self._waiting_bytes = 0
+        self.look()
+        raise Unavailable(what)
 
 
 class AnswerStreams:

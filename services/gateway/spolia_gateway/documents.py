@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spolia.v1 import gateway_pb2
@@ -50,12 +50,48 @@ def chunks_of(
     Raises `InvalidRequest` for a document that no context of the model could hold, however it is cut, and for more
     chunks than `limits` allow.
     """
-    limits = limits or RequestLimits()
+
+    def encode(field: str, document: gateway_pb2.Document) -> EncodedText:
+        size = len(document.text.encode())
+        check_may_fit(size, field, model.max_context_tokens, tokenizer.max_bytes_per_token)
+        encoded = _encoded(field, document, model, tokenizer, tenant_id, splitting)
+        _check_fits(encoded, field, document, model)
+        return encoded
+
+    return _cut(documents, ids, encode, splitting, limits or RequestLimits())
+
+
+def stored_chunks_of(
+    documents: Sequence[gateway_pb2.Document],
+    model: Model,
+    ids: IdSpace,
+    tokenizer: PartTokenizer,
+    tenant_id: str,
+    *,
+    splitting: Splitting = UNSPLIT,
+    limits: RequestLimits | None = None,
+) -> tuple[tuple[DocumentChunk, ...], ...]:
+    """As `chunks_of`, whatever the context holds: when they were stored, the model may have been served with a longer
+    one.
+    """
+
+    def encode(field: str, document: gateway_pb2.Document) -> EncodedText:
+        return _encoded(field, document, model, tokenizer, tenant_id, splitting)
+
+    return _cut(documents, ids, encode, splitting, limits or RequestLimits())
+
+
+def _cut(
+    documents: Sequence[gateway_pb2.Document],
+    ids: IdSpace,
+    encode: Callable[[str, gateway_pb2.Document], EncodedText],
+    splitting: Splitting,
+    limits: RequestLimits,
+) -> tuple[tuple[DocumentChunk, ...], ...]:
     cut: list[list[tuple[int, ...]]] = []
     num_chunks = 0
     for index, document in enumerate(documents):
-        encoded = _encoded(f"documents[{index}].text", document, model, tokenizer, tenant_id, splitting)
-        cut.append(split(encoded, splitting))
+        cut.append(split(encode(f"documents[{index}].text", document), splitting))
         num_chunks += len(cut[-1])
         limits.check_chunks(num_chunks)
     return tuple(tuple(DocumentChunk(ids.local(token_ids), token_ids) for token_ids in pieces) for pieces in cut)
@@ -69,11 +105,13 @@ def _encoded(
     tenant_id: str,
     splitting: Splitting,
 ) -> EncodedText:
-    size = len(document.text.encode())
-    check_may_fit(size, field, model.max_context_tokens, tokenizer.max_bytes_per_token)
     encoded = encode_document(document.text, splitting, tokenizer, tenant_id)
-    num_tokens = len(encoded.token_ids)
     check_token_ids(encoded.token_ids, model.vocab_size, field=field)
+    return encoded
+
+
+def _check_fits(encoded: EncodedText, field: str, document: gateway_pb2.Document, model: Model) -> None:
+    num_tokens = len(encoded.token_ids)
     if num_tokens + 1 > model.max_context_tokens:
         raise InvalidRequest(
             f"document {document.name!r} has {num_tokens} tokens; this model's context is "
@@ -82,4 +120,3 @@ def _encoded(
             limit=f"{model.max_context_tokens} tokens",
             actual=f"{num_tokens} tokens",
         )
-    return encoded

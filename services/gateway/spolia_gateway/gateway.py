@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
@@ -16,7 +16,7 @@ from spolia_gateway.catalog import Model, check_model_name, choose_model, models
 from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
-from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
+from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of, stored_chunks_of
 from spolia_gateway.forget import Forgetter
 from spolia_gateway.generation import Generator
 from spolia_gateway.generation_request import GenerationRequest
@@ -128,7 +128,7 @@ class Gateway:
             splitting = read_splitting(message.splitting, self._config.splitting)
             check_cache_salt(message.cache_salt)
             model = self._model(message.model)
-            cut = await self._chunks(message, splitting, model, tenant_id, deadline)
+            cut = await self._chunks(chunks_of, message, splitting, model, tenant_id, deadline)
             request = WarmRequest(request_id, tenant_id, model.key, cut, message.cache_salt)
             with self.use.request_tokens(caller, request.num_tokens, "documents"):
                 async with aclosing(self._warmer.run(request, deadline)) as responses:
@@ -149,7 +149,7 @@ class Gateway:
             chunk_ids: list[bytes] = []
             shared_ids: list[bytes] = []
             for model in models:
-                cut = await self._chunks(message, splitting, model, tenant_id, deadline)
+                cut = await self._chunks(stored_chunks_of, message, splitting, model, tenant_id, deadline)
                 chunks = [chunk for document in cut for chunk in document]
                 chunk_ids.extend(dict.fromkeys(chunk.chunk_id for chunk in chunks))
                 if tenant_id != SHARED_TENANT and not message.cache_salt:
@@ -203,6 +203,7 @@ class Gateway:
 
     async def _chunks(
         self,
+        cut: Callable[..., tuple[tuple[DocumentChunk, ...], ...]],
         message: gateway_pb2.WarmRequest | gateway_pb2.ForgetRequest,
         splitting: Splitting,
         model: Model,
@@ -210,7 +211,7 @@ class Gateway:
         deadline: Deadline,
     ) -> tuple[tuple[DocumentChunk, ...], ...]:
         work = asyncio.to_thread(
-            chunks_of,
+            cut,
             message.documents,
             model,
             self._ids(model, tenant_id, message.cache_salt),

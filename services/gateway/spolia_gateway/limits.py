@@ -59,10 +59,11 @@ class RequestLimits:
             )
 
 
-def check_text(text: str, field: str) -> None:
-    """Raises `InvalidRequest` when `text` is empty."""
+def check_text(text: str, field: str) -> int:
+    """Its bytes. Raises `InvalidRequest` when `text` is empty."""
     if not text:
         raise InvalidRequest(f"{field} is empty", field=field, limit="≥ 1 byte", actual="0 bytes")
+    return len(text.encode())
 
 
 def check_cache_salt(salt: str) -> None:

@@ -15,7 +15,7 @@ from spolia_gateway.config import OFF, GatewayConfig
 from spolia_gateway.gateway import ROLES, Gateway
 from spolia_gateway.http.app import make_app
 from spolia_gateway.http.calls import Calls
-from spolia_gateway.http.connection import Connections
+from spolia_gateway.http.connections import Connections
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.server import UNWIND_S, HttpServer
 from spolia_gateway.identities import Identities

@@ -130,11 +130,9 @@ def _check_part(part: gateway_pb2.PromptPart, field: str) -> int:
     """Bytes of a part's content. Raises `InvalidRequest` when it has none."""
     match part.WhichOneof("part"):
         case "text":
-            check_text(part.text, f"{field}.text")
-            return len(part.text.encode())
+            return check_text(part.text, f"{field}.text")
         case "document":
-            check_text(part.document.text, f"{field}.document.text")
-            return len(part.document.text.encode())
+            return check_text(part.document.text, f"{field}.document.text")
         case "token_ids":
             if not part.token_ids.ids:
                 raise InvalidRequest(

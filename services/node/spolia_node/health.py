@@ -7,6 +7,7 @@ draining. The overall service, "", is SERVING while the last two hold and every 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +22,8 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 OVERALL = ""
 POLL_INTERVAL_S = 0.5
 LAST_STATE_S = 1.0
+START_S = 60.0
+"""How long a node that has just begun may not be ready before that is worth a warning."""
 
 log = get_log(__name__)
 
@@ -32,6 +35,8 @@ class Health:
         self._serving: dict[str, bool] = {OVERALL: True}
         self._check: Callable[[], bool] | None = None
         self._check_ok = True
+        self._was_ready = False
+        self._late_s: float | None = None
         self._draining = False
         self._closed = False
         self._changed = asyncio.Event()
@@ -75,8 +80,13 @@ class Health:
         ok = self._asked()
         if ok != self._check_ok:
             self._check_ok = ok
-            log.warning("health changed", serving=ok)
+            say = log.warning if self._was_ready else log.info  # who begins is not ready at first
+            say("health changed", serving=ok)
             self._notify()
+        self._was_ready = self._was_ready or ok
+        if not self._was_ready and self._late_s is not None and time.monotonic() >= self._late_s:
+            self._late_s = None
+            log.warning("not ready since the start", seconds=START_S)
 
     def drain(self) -> None:
         """Makes everything NOT_SERVING, for good."""
@@ -85,6 +95,7 @@ class Health:
 
     def start(self) -> None:
         """Starts polling the watched check, every half second."""
+        self._late_s = time.monotonic() + START_S
         self.refresh()
         self._poller = asyncio.get_running_loop().create_task(self._poll(), name="health")
 

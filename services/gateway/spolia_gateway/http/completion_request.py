@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from spolia.v1 import common_pb2, gateway_pb2
+from spolia.v1 import common_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_gateway.http.fields import MAX_UINT32, GenerationFields, TopLogprobs
 
@@ -48,20 +48,16 @@ class CompletionRequest(GenerationFields):
                     actual=document.title,
                 )
 
-    def prompts(self) -> list[gateway_pb2.PromptPart]:
+    def prompts(self) -> list[str | list[int]]:
         """Each prompt, without the documents that go before every one."""
         if isinstance(self.prompt, str):
-            return [gateway_pb2.PromptPart(text=self.prompt)]
+            return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [_ids_part(self.prompt)]
-        return [gateway_pb2.PromptPart(text=one) if isinstance(one, str) else _ids_part(one) for one in self.prompt]
+            return [self.prompt]
+        return list(self.prompt)
 
     def to_sampling(self) -> common_pb2.SamplingParams:
         """How tokens are drawn."""
         params = self.sampling(num_top_logprobs=self.logprobs)
         params.max_tokens = self.max_tokens or DEFAULT_COMPLETION_TOKENS
         return params
-
-
-def _ids_part(ids: object) -> gateway_pb2.PromptPart:
-    return gateway_pb2.PromptPart(token_ids=gateway_pb2.TokenIds(ids=ids))  # type: ignore[arg-type]  # told by its first

@@ -1,11 +1,8 @@
-"""Connections of HTTP clients: how many there may be, and how long one may take to ask for something."""
+"""A connection of an HTTP client: how long it may take to ask for something, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
-from enum import Enum
 from typing import Any
 
 import h11
@@ -14,88 +11,14 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from spolia_gateway.http.connections import Connections, Ending
 from spolia_gateway.http.errors import plain_error
-from spolia_node.logs import get_log
-from spolia_node.metrics import Metrics
 
 HEAD_TIMEOUT_S = 10.0
 """How long a client may take from its first byte, or on a new connection from its beginning, to the end of a request's
 head. A client that connects asks at once; one that does not holds a place."""
-GRACE_S = 1.0
-"""How long one must have waited for its client before it gives way: in a crowd that comes at once requests lie unread
-in the kernel, and who sent one would lose it for a newcomer's sake."""
-WARN_EVERY_S = 1.0
-"""Connections ended in between are counted only."""
 MAX_HEAD_BYTES = 64 << 10
 RETRY_S = 1
-
-log = get_log(__name__)
-
-
-class Ending(Enum):
-    """Why this server ended a connection that a client might have used; a label of the metric."""
-
-    TOO_MANY = "too_many"
-    """Every connection there may be was being answered."""
-    GAVE_WAY = "gave_way"
-    """It waited longest, and a new one came."""
-    NO_REQUEST = "no_request"
-    """Nothing was asked on it; browsers open some in case."""
-    SLOW_HEAD = "slow_head"
-    BAD_HEAD = "bad_head"
-
-
-class Connections:
-    """Those of one server. A new one is let in while some other only waits, and has for `GRACE_S`: the one that has
-    waited longest goes.
-    """
-
-    def __init__(self, metrics: Metrics, max_connections: int) -> None:
-        self._max = max_connections
-        self._all: set[Connection] = set()
-        self._waiting: OrderedDict[Connection, float] = OrderedDict()  # since when, the longest first
-        self._warned_at = float("-inf")
-        self._num_unsaid = 0
-        metrics.gauge("spolia_http_connections", "Connections of HTTP clients.").set_function(lambda: len(self._all))
-        endings = metrics.counter("spolia_http_connections_ended_total", "Connections ended by the server.", "reason")
-        self._endings = {ending: endings.labels(ending.value) for ending in Ending}
-
-    def enter(self, connection: Connection) -> None:
-        """A connection has begun, and waits. Ends another or, where none may give way, this one."""
-        if len(self._all) >= self._max:
-            longest, since = next(iter(self._waiting.items()), (None, 0.0))
-            if longest is not None and time.monotonic() - since >= GRACE_S:
-                longest.end(Ending.GAVE_WAY)
-            else:
-                connection.refuse(503, Ending.TOO_MANY, f"this server has {self._max} connections, as many as it may")
-                return  # it waits for nothing: as one of those that do it would give way, and let one in too many
-        self._all.add(connection)
-        self.waits(connection)
-
-    def waits(self, connection: Connection) -> None:
-        """It waits for its client, as from now."""
-        self._waiting[connection] = time.monotonic()
-        self._waiting.move_to_end(connection)
-
-    def asks(self, connection: Connection) -> None:
-        """A request of it is under way."""
-        self._waiting.pop(connection, None)
-
-    def leave(self, connection: Connection) -> None:
-        """It is over, or will be without anybody's doing."""
-        self._all.discard(connection)
-        self._waiting.pop(connection, None)
-
-    def ended(self, ending: Ending, peer: str) -> None:
-        """Counts one, and warns of it; at most once in `WARN_EVERY_S`, since strangers decide how many there are."""
-        self._endings[ending].inc()
-        if ending is Ending.NO_REQUEST:
-            log.debug("http connection ended", reason=ending.value, peer=peer)
-        elif time.monotonic() - self._warned_at < WARN_EVERY_S:
-            self._num_unsaid += 1
-        else:
-            log.warning("http connection ended", reason=ending.value, peer=peer, num_unsaid=self._num_unsaid)
-            self._warned_at, self._num_unsaid = time.monotonic(), 0
 
 
 class Connection(H11Protocol):

@@ -19,8 +19,6 @@ from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.json_bounds import SMALL_BYTES, JsonBounds
 from spolia_gateway.http.request_body import BodyRefused
 
-_SIGNS_OF_HALVES = (b"\\ud", b"\\uD", b"\xed")
-"""Without these in its bytes a body holds no half of a character; with one it may, and is looked through."""
 MAX_SEARCHED_BYTES = 1 << 17
 """Larger bodies are not read again, number by number, to say where the longest stands."""
 
@@ -35,12 +33,12 @@ class JsonRequest(Request):
         body = await self.body()
         if len(body) <= SMALL_BYTES:
             return _value_of(body)
-        return await asyncio.to_thread(_bounded_value_of, body, JsonBounds.of(self._max_body_bytes))
+        return await asyncio.to_thread(_bounded_value_of, body, self._bounds)
 
     @property
-    def _max_body_bytes(self) -> int:
+    def _bounds(self) -> JsonBounds:
         front: FrontDoor = self.app.state.front
-        return front.config.http_max_body_bytes
+        return JsonBounds.of(front.config.http_max_body_bytes, front.config.max_prompt_bytes)
 
 
 def _bounded_value_of(body: bytes, bounds: JsonBounds) -> Any:
@@ -59,9 +57,17 @@ def _value_of(body: bytes) -> Any:
         raise BodyRefused(400, "the body is no JSON that can be read: it is nested too deep", "invalid_json") from None
     except ValueError:
         raise _long_number_in(body) from None
-    if any(sign in body for sign in _SIGNS_OF_HALVES):
+    if _may_hold_halves(body):
         _check_characters(value)
     return value
+
+
+def _may_hold_halves(body: bytes) -> bool:
+    """Without these bytes a body holds no half of a character; with them it may, and is looked through.
+
+    One byte is found twenty times as fast as two.
+    """
+    return b"\xed" in body or (b"\\" in body and (b"\\ud" in body or b"\\uD" in body))
 
 
 @dataclass(frozen=True, slots=True)

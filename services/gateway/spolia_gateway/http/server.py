@@ -14,7 +14,9 @@ from starlette.types import ASGIApp
 
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from spolia_gateway.http.calls import Calls
-from spolia_gateway.http.connection import MAX_HEAD_BYTES, Connection, Connections
+from spolia_gateway.http.connection import MAX_HEAD_BYTES, Connection
+from spolia_gateway.http.connections import Connections
+from spolia_gateway.http.tls_door import TlsDoors
 from spolia_node.certificates import Certificates
 from spolia_node.deadline import Deadline
 from spolia_node.https import https_context
@@ -24,8 +26,6 @@ KEEP_ALIVE_S = 65
 """How long an idle connection stays open: longer than the proxies that people put before it keep theirs."""
 BACKLOG = 2048
 """Connections that may wait to be taken."""
-HANDSHAKE_TIMEOUT_S = 10.0
-"""How long a client may take over a TLS handshake, or over the end of a TLS connection."""
 READER_TIMEOUT_S = 60.0
 """How long a client may take nothing of what was sent to it, on whatever connection; the kernel looks to it."""
 UNWIND_S = 1.0
@@ -120,6 +120,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self.is_serving = asyncio.Event()
         self._connections = connections
+        self._doors: TlsDoors | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -130,17 +131,17 @@ class _Uvicorn(uvicorn.Server):
         """Listens at every socket."""
         await super().startup([])
         loop, tls = asyncio.get_running_loop(), self.config.ssl
+        self._doors = None if tls is None else TlsDoors(self._connections, tls, self._connection)
         for listener in sockets or ():
-            server = await loop.create_server(
-                self._connection,
-                sock=listener,
-                backlog=BACKLOG,
-                ssl=tls,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if tls else None,
-                ssl_shutdown_timeout=HANDSHAKE_TIMEOUT_S if tls else None,
-            )
+            server = await loop.create_server(self._doors or self._connection, sock=listener, backlog=BACKLOG)
             self.servers.append(server)
         self.is_serving.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends everything that is under way."""
+        if self._doors is not None:
+            self._doors.close()
+        await super().shutdown(sockets)
 
     def _connection(self) -> Connection:
         return Connection(self._connections, self.config, self.server_state, self.lifespan.state)
