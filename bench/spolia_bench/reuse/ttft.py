@@ -57,7 +57,9 @@ def measure(report: Report, model: Path, options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="spolia-bench-") as folder:
         settings = ["--kvstore.data-dir", f"{folder}/kv", "--kvstore.write-behind-s", "0.2"]
         settings += ["--kvstore.budget-bytes", str(budget), "--pool-bytes", str(options.pool_bytes)]
-        settings = [*_only_engines(settings), "--decode.publish", "false", "--decode.cost-gate", "false"]
+        settings = [*_only_engines(settings), "--decode.publish", "false"]
+        # Every way is taken, also where computing a small chunk would be faster than reading it.
+        settings += ["--decode.cost-gate", "false", "--kvstore.cost-gate", "false"]
         with running(model, options.threads, settings) as system:
             rounds = Rounds(system, Residency(system, budget, chunk_bytes), machine, model, options)
             for number in range(options.rounds + 1):
