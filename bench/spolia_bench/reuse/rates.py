@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from spolia_bench.reuse.floor import Kind, Operator, Rates
-from spolia_kernels import Linear
+from spolia_kernels import Linear, attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +57,33 @@ def measure_rates(operators: Iterable[Operator], num_threads: int, care: Care = 
 
 
 def _fastest_s(operator: Operator, care: Care) -> float:
-    """Seconds of an operator, the faster layout of weights counting: torch's own, or packed for this processor."""
+    """Seconds of an operator, the faster way counting: weights as torch has them or packed for this processor,
+    attention by torch or by our kernels.
+    """
     if operator.kind is not Kind.MATMUL:
-        return _seconds_of(_attention_of(operator), care)
+        return min(_seconds_of(way, care) for way in _attention_of(operator))
     rows, num_in, num_out = operator.shape
     x, weight = torch.randn(rows, num_in), torch.randn(num_out, num_in)
     packed = Linear.of(weight)
     return min(_seconds_of(lambda: linear(x, weight), care), _seconds_of(lambda: packed(x), care))
 
 
-def _attention_of(operator: Operator) -> Callable[[], object]:
+def _attention_of(operator: Operator) -> tuple[Callable[[], object], Callable[[], object]]:
     heads, kv_heads, rows, keys, dim = operator.shape
     key, value = torch.randn(1, kv_heads, keys, dim), torch.randn(1, kv_heads, keys, dim)
     if operator.kind is Kind.CAUSAL:
         query = torch.randn(1, heads, rows, dim)
         is_grouped = heads != kv_heads
-        return lambda: scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=is_grouped)
+        return (
+            lambda: scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=is_grouped),
+            lambda: attend(query[0], key[0], value[0], sm_scale=dim**-0.5, causal=True),
+        )
     # Rows of a GQA group stacked under their KV head: every key is read once.
     stacked = torch.randn(1, kv_heads, heads // kv_heads * rows, dim)
-    return lambda: scaled_dot_product_attention(stacked, key, value)
+    return (
+        lambda: scaled_dot_product_attention(stacked, key, value),
+        lambda: attend(stacked[0], key[0], value[0], sm_scale=dim**-0.5),
+    )
 
 
 def _moved_bytes_per_s(num_bytes: int, care: Care) -> float:
