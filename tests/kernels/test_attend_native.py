@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from hypothesis import given
@@ -187,6 +189,27 @@ def test_a_division_covers_every_row_and_key_once(heads, rows, keys, block_rows,
     assert cut.chunk_rows % block_rows == 0
     assert (cut.num_chunks - 1) * cut.chunk_rows < rows <= cut.num_chunks * cut.chunk_rows
     assert (cut.num_cuts - 1) * cut.cut_keys < keys <= cut.num_cuts * cut.cut_keys
+
+
+def test_threads_may_attend_at_the_same_time():
+    problems = [problem(rows, keys, ratio=1, seed=rows) for rows, keys in ((32, 700), (1, 900), (7, 300), (100, 333))]
+    wanted = [exact(p) for p in problems]
+    failures: list[BaseException] = []
+
+    def attend_all() -> None:
+        try:
+            for p, one in [*zip(problems, wanted, strict=True)] * 8:
+                assert_same(attend(p.query, p.key, p.value, sm_scale=p.sm_scale), one)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [Thread(target=attend_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.usefixtures("either")
