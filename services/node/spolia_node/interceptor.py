@@ -295,9 +295,14 @@ def told_message(error: SpoliaError) -> str:
 
 
 async def _abort(context: Any, code: grpc.StatusCode, error: SpoliaError) -> None:
-    """Ends the call; raises `grpc.aio.AbortError`."""
+    """Ends the call; raises `grpc.aio.AbortError`, or CancelledError where its caller has gone and hears nothing."""
     message = told_message(error)
-    await context.abort(code, message, ((DETAIL_KEY, detail_of(error).SerializeToString()),))
+    try:
+        await context.abort(code, message, ((DETAIL_KEY, detail_of(error).SerializeToString()),))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # gRPC's own, of no public class: the call ended before it was told why
+        raise asyncio.CancelledError from None
 
 
 def _bind_request_id(context: Any) -> None:
