@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,18 @@ def test_times_are_taken_of_each_sample_and_by_mode() -> None:
     assert value("spolia_inter_token_latency_seconds_count", mode="linked") == 4
     assert value("spolia_e2e_request_latency_seconds_sum", mode="linked") == 3.0
     assert value("spolia_e2e_request_latency_seconds_count", mode="exact") == 0
+
+
+@pytest.mark.parametrize("together", [(1, 1, 1, 1), (2, 2), (4,), (1, 3), (3, 1)])
+def test_a_sample_has_a_gap_fewer_than_tokens_however_they_come(together: tuple[int, ...]) -> None:
+    metrics, clock = Metrics(), itertools.count(10)
+    request = Latencies(metrics, RecentServing()).request_arrived(lambda: next(clock))
+    for num_tokens in together:
+        request.passed_on(num_tokens, ReuseMode.EXACT)
+    name = "spolia_inter_token_latency_seconds"
+    assert metrics.value(f"{name}_count", mode="exact") == 3
+    assert metrics.value(f"{name}_sum", mode="exact") == pytest.approx(len(together) - 1), "and no time is lost"
+    assert metrics.value("spolia_time_to_first_token_seconds_count", mode="exact") == 1
 
 
 def test_recent_figures_forget_after_the_window() -> None:

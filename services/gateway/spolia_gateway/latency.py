@@ -71,7 +71,11 @@ class RequestLatency:
         return self._now() - self._arrived_s
 
     def passed_on(self, num_tokens: int, mode: ReuseMode, sample_index: int = 0) -> None:
-        """Tokens of a sample go to the client. Text without a new token is none."""
+        """Tokens of a sample go to the client. Text without a new token is none.
+
+        A sample has one gap fewer than tokens, however they are put together: those that come first, and at once,
+        have none between them.
+        """
         if not num_tokens:
             return
         now = self._now()
@@ -80,11 +84,10 @@ class RequestLatency:
         if is_first:
             self._latencies.first_token[mode].observe(now - self._arrived_s)
             self._latencies.recent.first_token(now - self._arrived_s)
-        elif last is not None:
-            each = (now - last) / num_tokens
-            for _ in range(num_tokens):
-                self._latencies.inter_token[mode].observe(each)
-            self._latencies.recent.next_token(each)
+        num_gaps, waited = (num_tokens - 1, 0.0) if last is None else (num_tokens, now - last)
+        for _ in range(num_gaps):
+            self._latencies.inter_token[mode].observe(waited / num_gaps)
+            self._latencies.recent.next_token(waited / num_gaps)
 
     def finished(self, mode: ReuseMode) -> None:
         """The finish goes to the client."""
