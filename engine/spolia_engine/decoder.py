@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from spolia_kernels import NOT_MEASURED, Linear, Rotation, measured_few_rows
+from spolia_kernels.fused import RmsNorm, silu_mul
 
 _MEASURED_FROM_BYTES = 16 << 20
 
@@ -29,38 +31,6 @@ class LayerAttention(Protocol):
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sm_scale: float) -> Tensor:
         """Writes the rows' KV and attends."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RmsNorm:
-    """y = w · x / sqrt(mean(x²) + eps), over the last dimension, as transformers rounds it in 16 bits."""
-
-    weight: Tensor
-    eps: float
-    root_weight: Tensor
-    """w · sqrt(width), and `root_eps`, [], sqrt(eps · width): y = x / hypot(norm(x), root_eps) · root_weight, which is
-    four calls instead of seven. Cold, as in a step, us of 1 row of 512 and of 32: 55 → 31, 67 → 40."""
-    root_eps: Tensor
-
-    @classmethod
-    def of(cls, module: Any) -> RmsNorm:
-        """From any of transformers' RMSNorm modules."""
-        return cls.with_weight(module.weight.detach(), float(module.variance_epsilon))
-
-    @classmethod
-    def with_weight(cls, weight: Tensor, eps: float) -> RmsNorm:
-        """With `weight` [width]."""
-        width = weight.shape[0]
-        return cls(weight, eps, weight * width**0.5, weight.new_tensor((eps * width) ** 0.5))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x of any shape and strides."""
-        if x.dtype == torch.float32:
-            length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return (x / length.hypot_(self.root_eps)).mul_(self.root_weight)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,29 +59,30 @@ class DecoderLayer:
     mlp_norm: RmsNorm
     gate_up: Linear
     down: Linear
-    activation: Callable[[Tensor], Tensor]
+    gated: Callable[[Tensor], Tensor]
+    """Gate and up, side by side in rows [num_rows, 2 · mlp_width], become what `down` takes, [num_rows, mlp_width]."""
 
     @classmethod
     def of(cls, module: Any, config: Any, index: int) -> DecoderLayer:
         """From one of transformers' decoder layers. Copies what it packs; the module is not kept."""
         attention, mlp = module.self_attn, module.mlp
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        query_norm, key_norm = (None if norm is None else RmsNorm.of(norm) for norm in norms)
+        query_norm, key_norm = (None if norm is None else _norm_of(norm) for norm in norms)
         return cls(
             index=index,
             num_q_heads=int(config.num_attention_heads),
             num_kv_heads=int(config.num_key_value_heads),
             head_dim=int(attention.head_dim),
             sm_scale=float(attention.scaling),
-            input_norm=RmsNorm.of(module.input_layernorm),
+            input_norm=_norm_of(module.input_layernorm),
             qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=query_norm,
             key_norm=key_norm,
             out=_joined(attention.o_proj),
-            mlp_norm=RmsNorm.of(module.post_attention_layernorm),
+            mlp_norm=_norm_of(module.post_attention_layernorm),
             gate_up=_joined(mlp.gate_proj, mlp.up_proj),
             down=_joined(mlp.down_proj),
-            activation=mlp.act_fn,
+            gated=silu_mul if config.hidden_act == "silu" else partial(_gated, mlp.act_fn),
         )
 
     def project(self, hidden: Tensor, rotation: Rotation) -> QueryKeyValue:
@@ -129,8 +100,7 @@ class DecoderLayer:
         projected = self.project(hidden, rotation)
         seen = attention(self.index, projected.query, projected.key, projected.value, self.sm_scale)
         hidden = self.out.added_to(hidden, seen.transpose(0, 1).reshape(hidden.shape[0], -1))
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
-        return self.down.added_to(hidden, self.activation(gate).mul_(up))
+        return self.down.added_to(hidden, self.gated(self.gate_up(self.mlp_norm(hidden))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +128,17 @@ class Decoder:
                 module.to("meta")
         embedding, head = inner.embed_tokens.weight.detach(), model.lm_head.weight
         is_tied = head.data_ptr() == embedding.data_ptr()
-        return cls(embedding, tuple(layers), RmsNorm.of(inner.norm), _head(head, model.lm_head.bias, is_tied))
+        return cls(embedding, tuple(layers), _norm_of(inner.norm), _head(head, model.lm_head.bias, is_tied))
+
+
+def _norm_of(module: Any) -> RmsNorm:
+    """From any of transformers' RMSNorm modules."""
+    return RmsNorm.of(module.weight.detach(), float(module.variance_epsilon))
+
+
+def _gated(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return activation(gate).mul_(up)
 
 
 def _head(weight: Tensor, bias: Tensor | None, is_tied: bool) -> Linear:

@@ -34,5 +34,5 @@ class ForkAttention:
         for extent, own_key, own_value in rows:
             extent.write(layer, 0, own_key, own_value)
         result = self._side_by_side.attend(query, key, value, sm_scale)
-        self._shared.merge_into(result, query, layer, sm_scale)
+        self._shared.add_to(result, query, layer, sm_scale)
         return result.out.to(query.dtype)

@@ -156,7 +156,7 @@ class _Joined:
             with self._telling(number):
                 each.attention.write(layer, key[:, rows], value[:, rows])
                 own = Partial(result.out[:, rows], result.lse[:, rows])
-                each.attention.merge_visible_into(own, query[:, rows], layer, sm_scale)
+                each.attention.add_visible_to(own, query[:, rows], layer, sm_scale)
             self._own_attention_s[number] += time.perf_counter() - started
         return result.out.to(query.dtype)
 

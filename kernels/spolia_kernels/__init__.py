@@ -25,12 +25,13 @@ from spolia_kernels.native.kernels import Kernels, WhyNot, kernels, prepare, tor
 from spolia_kernels.partial import Partial
 from spolia_kernels.read_kv import KeyValue, read_kv
 from spolia_kernels.rotate import RotaryTable, Rotation, rotate
-from spolia_kernels.span_step import SlotRows, SpanRange, SpanStep, span_kernels
+from spolia_kernels.span_step import Heads, SlotRows, SpanPass, SpanRange, SpanStep, pass_kernels, span_kernels
 
 __all__ = [
     "NOT_MEASURED",
     "BatchLens",
     "FewRows",
+    "Heads",
     "Kernels",
     "KeyRange",
     "KeyValue",
@@ -40,6 +41,7 @@ __all__ = [
     "Rotation",
     "RowParts",
     "SlotRows",
+    "SpanPass",
     "SpanRange",
     "SpanStep",
     "TailKeys",
@@ -53,6 +55,7 @@ __all__ = [
     "merge",
     "merge_into",
     "merge_seen",
+    "pass_kernels",
     "prepare",
     "read_kv",
     "rotate",

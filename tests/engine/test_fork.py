@@ -35,6 +35,7 @@ from spolia_engine.engine import Engine
 from spolia_engine.fork import plan_passes
 from spolia_engine.link_plan import plan_link
 from spolia_engine.samples import start_sequence
+from spolia_kernels import Kernels, SpanPass, SpanRange, kernels, torch_kernels_only
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -225,13 +226,36 @@ def test_a_shared_range_is_attended_once_for_the_rows_of_all_tails(monkeypatch: 
 
     monkeypatch.setattr(attention, "attend", counting)
     tails = tails_of()
-    forks = engine.fork(context, tails)
+    with torch_kernels_only():
+        forks = engine.fork(context, tails)
     expected = [
         (r.extent.key[layer][:, r.start : r.end].data_ptr(), r.end - r.start, sum(map(len, tails)))
         for layer in range(engine.adapter.num_layers)
         for r in context.ranges
     ]
     assert sorted(seen) == sorted(expected)
+    monkeypatch.undo()
+    close_all(engine, context, forks)
+
+
+@pytest.mark.skipif(not isinstance(kernels(), Kernels), reason="no machine code on this machine")
+def test_machine_code_is_given_a_shared_range_once_for_the_rows_of_all_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    if engine.adapter.device.type != "cpu" or engine.adapter.compute_dtype != "float32":
+        pytest.skip("machine code is for float32 on a CPU")
+    _, _, context = linked(engine)
+    told: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def recording(here: Any, heads: Any, ranges: list[SpanRange], *args: Any, **kwargs: Any) -> SpanPass:
+        told.extend((r.key.data_ptr(), r.key.shape[2], r.rows) for r in ranges)
+        return SpanPass(here, heads, ranges, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "SpanPass", recording)
+    tails = tails_of()
+    forks = engine.fork(context, tails)
+    every = tuple(range(sum(map(len, tails))))
+    expected = [(r.extent.key[:, :, r.start :].data_ptr(), r.end - r.start, every) for r in context.ranges]
+    assert sorted(told) == sorted(expected)
     monkeypatch.undo()
     close_all(engine, context, forks)
 

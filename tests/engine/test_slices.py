@@ -335,7 +335,7 @@ def test_a_slice_costs_what_it_reads_alone_and_of_the_rest_its_rows(
     passes = [engine.exact_context_steps(ids, prefix, PassOptions(joins=True)) for ids, prefix in prompts]
     slices = [pause.slice for pause in map(next, passes) if pause.slice is not None]
     takes(monkeypatch, now, SideBySide, "attend", 40 / 2)
-    takes(monkeypatch, now, VisibleRanges, "merge_into", lambda ranges: 5 * len(ranges._visible))
+    takes(monkeypatch, now, VisibleRanges, "add_to", lambda ranges: 5 * len(ranges._visible))
     takes(monkeypatch, now, DecodeAttention, "__call__", 1000)
     monkeypatch.setattr("spolia_engine.slices.time", SimpleNamespace(perf_counter=lambda: now[0]))
     found = engine.decoding.step_beside(sequences, slices).slices if beside else run_slices(engine.adapter, slices)

@@ -10,8 +10,10 @@ import torch
 from kernel_worlds import problem
 from step_worlds import SOME, step_of
 
+from spolia_kernels import Heads, SpanPass
 from spolia_kernels.attend import native_cpu
 from spolia_kernels.attend.native_cpu import attend_native, attend_private_native
+from spolia_kernels.native import each_row
 from spolia_kernels.native.kernels import FORMS, Kernels, kernels
 from spolia_kernels.native.team import parallel
 
@@ -67,3 +69,23 @@ def test_steps_of_any_size_keep_within_their_memory(rows, ratio):
         assert not found.isnan().any()
     if rows == 9:
         assert len(step_of(rows, SOME, ratio=ratio).native()) == 2
+
+
+@pytest.mark.usefixtures("guarded")
+@pytest.mark.parametrize("rows", [1, 31, 100])
+def test_passes_of_any_size_keep_within_their_memory(rows):
+    here, heads = kernels(), Heads(6, 2, 32, 32)
+    assert isinstance(here, Kernels)
+    ranges = step_of(rows, [(70, tuple(range(rows)), True, True), (1, (rows - 1,), False, True)]).ranges
+    query, key, value = (torch.randn(n, rows, 32) for n in (6, 2, 2))
+    assert not SpanPass(here, heads, ranges, rows, sees_itself=True).attend(0, query, key, value, 0.2).isnan().any()
+
+
+@pytest.mark.usefixtures("guarded")
+@pytest.mark.parametrize("rows", [1, 3, 900])
+@pytest.mark.parametrize("width", [4, 24, 96])
+def test_rows_by_themselves_keep_within_their_memory(rows, width):
+    x, weight = torch.randn(rows, 2 * width), torch.randn(2 * width)
+    cos, sin = torch.randn(2, rows, width)
+    found = (each_row.rms_norm(x, weight, 1e-5), each_row.silu_mul(x), each_row.rotate(x[None], cos, sin))
+    assert not any(each is None or each.isnan().any() for each in found)

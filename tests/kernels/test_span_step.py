@@ -150,7 +150,7 @@ def test_it_is_not_had_for_what_it_cannot_read():
 def test_every_part_has_a_place_of_its_own_and_every_row_finds_its_parts(monkeypatch):
     monkeypatch.setattr(items, "_MIN_KEYS_PER_CUT", 8)
     step = step_of(9, SOME, ratio=3)
-    found = items.StepItems(step.slots, step.ranges, 2, 3, 16, 4)
+    found = items.StepItems(len(step.lens), step.ranges, 2, 3, 16, 4, slots=step.slots)
     tables = found.tables()
     places = [int(first) + g * int(step_) for first, step_ in tables.entries.tolist() for g in range(3)]
     assert sorted(places) == list(range(found.num_parts))

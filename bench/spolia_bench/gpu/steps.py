@@ -28,9 +28,10 @@ from spolia_bench.gpu.batches import (
 )
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
-from spolia_engine.decoder import Decoder, DecoderLayer, RmsNorm
+from spolia_engine.decoder import Decoder, DecoderLayer
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
 from spolia_kernels import Linear
+from spolia_kernels.fused import RmsNorm, silu_mul
 from spolia_kernels.paged import SlotSpan
 from spolia_kernels.sample import Draws
 
@@ -74,7 +75,7 @@ def random_model(shape: Shape) -> Decoder:
         return torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).normal_(std=columns**-0.5)
 
     def norm() -> RmsNorm:
-        return RmsNorm.with_weight(torch.ones(shape.width, dtype=torch.bfloat16, device=DEVICE), 1e-5)
+        return RmsNorm.of(torch.ones(shape.width, dtype=torch.bfloat16, device=DEVICE), 1e-5)
 
     joined = (heads.num_q_heads + 2 * heads.num_kv_heads) * heads.head_dim
     layers = tuple(
@@ -92,7 +93,7 @@ def random_model(shape: Shape) -> Decoder:
             mlp_norm=norm(),
             gate_up=Linear.of(weight(2 * shape.mlp, shape.width)),
             down=Linear.of(weight(shape.width, shape.mlp)),
-            activation=torch.nn.functional.silu,
+            gated=silu_mul,
         )
         for index in range(shape.layers)
     )

@@ -18,4 +18,4 @@ def add_rms_norm_ref(hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: 
 def silu_mul_ref(gate_up: Tensor) -> Tensor:
     """Computes `silu_mul`; see there."""
     gate, up = gate_up.chunk(2, -1)
-    return torch.nn.functional.silu(gate) * up
+    return torch.nn.functional.silu(gate).mul_(up)

@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from spolia_kernels.native.attend_ir import attend_blocks, attend_few
 from spolia_kernels.native.block_rows import Tiling
+from spolia_kernels.native.rows_ir import rms_norm_module, rotate_module, silu_mul_module
 from spolia_kernels.native.step_ir import merge_module, step_module
 
 
@@ -43,6 +44,12 @@ def kernel_module(kernel: str, lanes: int) -> ir.Module:
             return step_module(lanes, tiling_of(block_lanes, wide=bool(is_wide)), head_dim, v_dim)
         case "merge", [v_dim]:
             return merge_module(lanes, v_dim)
+        case "rms_norm", [row_lanes]:
+            return rms_norm_module(row_lanes)
+        case "silu_mul", [row_lanes]:
+            return silu_mul_module(row_lanes)
+        case "rotate", [row_lanes]:
+            return rotate_module(row_lanes)
         case _:
             raise ValueError(f"no kernel {kernel}")
 

@@ -19,6 +19,8 @@ from spolia_kernels.native.team import parallel
 
 FORMS = (16, 8, 4)
 """Floats a vector may have; a processor that has wider ones has the narrower ones too."""
+ROW_KERNELS = ("rms_norm", "silu_mul", "rotate")
+"""What is done to rows by themselves. Any model may need any form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,14 @@ class Kernels:
         room = torch.empty(num_threads * room_floats)
         values = (0, 0, num_items, room.data_ptr(), room_floats, self.numbers(sm_scale), *fields)
         self.call(kernel, lanes, (ctypes.c_int64 * len(values))(*values), num_threads)
+
+    def run_alone(self, kernel: str, fields: Sequence[int]) -> None:
+        """Runs a kernel of one item on this thread, with no room. For what ends within microseconds: the interpreter is
+        held meanwhile, since giving it away and getting it back takes longer.
+        """
+        values = (0, 0, 1, 0, 0, self.numbers(1.0), *fields)
+        told = (ctypes.c_int64 * len(values))(*values)
+        _function(task(kernel, self.lanes))(ctypes.addressof(told))
 
     def call(self, kernel: str, lanes: int, told: ctypes.Array[ctypes.c_int64], num_threads: int) -> None:
         """Runs a kernel that is told all of it, `COMMON` included."""
@@ -92,7 +102,7 @@ def _kernels() -> Kernels | WhyNot:
         return WhyNot("turned off by SPOLIA_NATIVE_KERNELS=0")
     try:
         found = Kernels(lanes_here(), parallel())
-        tasks(["attend_wide", "attend_narrow"], found.lanes)
+        tasks(["attend_wide", "attend_narrow", *_row_kernels(found.lanes)], found.lanes)
         return found
     except NoMachineCodeError as error:
         return WhyNot(str(error))
@@ -122,6 +132,20 @@ def step_kernels(head_dim: int, v_dim: int, block_lanes: int) -> tuple[str, str,
     """Names of the kernels of a step: for ranges of few blocks' rows, of many, and for the merge."""
     narrow, wide = (f"step-{head_dim}-{v_dim}-{block_lanes}-{is_wide}" for is_wide in (0, 1))
     return narrow, wide, f"merge-{v_dim}"
+
+
+def row_kernel(name: str, lanes: int) -> str:
+    """The name of a kernel that takes rows by themselves, with so many floats a vector."""
+    return f"{name}-{lanes}"
+
+
+def _row_kernels(most_lanes: int) -> list[str]:
+    return [row_kernel(name, form) for name in ROW_KERNELS for form in FORMS if form <= most_lanes]
+
+
+@cache
+def _function(address: int) -> Callable[[int], None]:
+    return ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
 
 
 @cache

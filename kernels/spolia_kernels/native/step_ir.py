@@ -1,7 +1,8 @@
-"""`step`: a layer's attention of a decode step, and `merge`, what each row has of it put together.
+"""`step`: a layer's attention of a step or a pass, and `merge`, what each row has of it put together.
 
-An item is a row and a KV head over its own slot, behind whose keys the row's new one is written first; or some rows of
-a range, whose queries are turned to where the range stands for them as they are read. Each leaves its part, output and
+An item is a row and a KV head over its own slot, behind whose keys the row's new one is written first; some rows of a
+range, whose queries are turned to where the range stands for them as they are read; or some neighbouring rows over
+themselves, each over those at or before it. Each leaves its part, output and
 log of the sum, at a place that the plan gave it; when all are there, `merge` joins every row's.
 
     m = max_i lse_i;   w_i = e^(lse_i - m);   out = sum_i w_i out_i / sum_i w_i
@@ -20,7 +21,7 @@ from spolia_kernels.native.few_rows import FewRows
 from spolia_kernels.native.number_table import LOG2_E, LOWEST
 from spolia_kernels.native.rows import Keys, Rows, Turn
 from spolia_kernels.native.task import Table, Task
-from spolia_kernels.native.tasks import BLOCK, ITEM, MERGE, RANGE, SLOT, SLOT_KIND, STEP
+from spolia_kernels.native.tasks import BLOCK, ITEM, MERGE, RANGE, SLOT, SLOT_KIND, STEP, TRIANGLE
 from spolia_kernels.native.vectors import I64, Value
 
 
@@ -50,14 +51,17 @@ class _Step:
         with build.if_else(build.icmp_signed("==", kind, I64(SLOT_KIND))) as (of_slot, of_range):
             with of_slot:
                 self.slot_item(item, head)
-            with of_range:
-                self.range_item(item, head, build.icmp_signed("==", kind, I64(BLOCK)))
+            with of_range, build.if_else(build.icmp_signed("==", kind, I64(TRIANGLE))) as (of_own, of_shared):
+                with of_own:
+                    self.triangle_item(item, head)
+                with of_shared:
+                    self.range_item(item, head, build.icmp_signed("==", kind, I64(BLOCK)))
 
     def slot_item(self, item: Table, head: Value) -> None:
         """A row's group of query heads over what stands in its slot and what is written behind it now."""
         build, row = self.v.builder, item.int("place")
         slot = self.fields.row("slots", row, SLOT)
-        layer, group = self.fields.int("layer"), self.fields.int("group_size")
+        layer = self.fields.int("layer")
         key = self.moved(slot, "key", (layer, slot.int("key_layer")), (head, slot.int("key_head")))
         value = self.moved(slot, "value", (layer, slot.int("value_layer")), (head, slot.int("value_head")))
         num_keys = slot.int("num_keys")
@@ -72,19 +76,40 @@ class _Step:
             )
             for first in range(0, width, self.v.lanes):
                 self.v.store_vector(self.v.load_vector(source, I64(first)), target, I64(first))
-        num_rows = self.fields.int("num_rows")
+        self.few.attend(self.group_of(head, row), keys)
+
+    def triangle_item(self, item: Table, head: Value) -> None:
+        """Neighbouring rows, one after the other, over the first of them up to itself."""
+        build, first = self.v.builder, item.int("place")
+        key, value = (
+            self.moved(
+                self.fields, name, (head, self.fields.int(f"{name}_head")), (first, self.fields.int(f"{name}_row"))
+            )
+            for name in ("key", "value")
+        )
+        key_row, value_row = self.fields.int("key_row"), self.fields.int("value_row")
+
+        def row(index: Value, _: list[Value]) -> Sequence[Value]:
+            keys = Keys(key, key_row, value, value_row, build.add(index, I64(1)))
+            self.few.attend(self.group_of(head, build.add(first, index)), keys)
+            return []
+
+        self.v.loop(I64(0), item.int("count"), 1, [], row)
+
+    def group_of(self, head: Value, row: Value) -> Rows:
+        """A row's query heads of a KV head, whose part is the row's own."""
+        build, num_rows = self.v.builder, self.fields.int("num_rows")
 
         def part(g: Value) -> Value:
             return self.part(head, build.add(build.mul(g, num_rows), row))
 
-        rows = Rows(
-            count=group,
+        return Rows(
+            count=self.fields.int("group_size"),
             scale=self.task.scale,
             query=lambda g: self.query(head, g, row),
             out=lambda g: self.out(part(g)),
             lse=lambda g: self.lse(part(g)),
         )
-        self.few.attend(rows, keys)
 
     def range_item(self, item: Table, head: Value, is_block: Value) -> None:
         build = self.v.builder

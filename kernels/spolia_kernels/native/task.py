@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from spolia_kernels.native.number_table import NUMBERS
-from spolia_kernels.native.vectors import FLOATS, I64, INTS, Value, Vectors
+from spolia_kernels.native.vectors import F32, FLOATS, I32, I64, INTS, Value, Vectors
 
 
 class Table:
@@ -32,6 +32,11 @@ class Table:
     def ints(self, name: str) -> Value:
         """One that is the address of integers."""
         return self._builder.inttoptr(self.int(name), INTS)
+
+    def float(self, name: str) -> Value:
+        """One that is a float's bits."""
+        build = self._builder
+        return build.bitcast(build.trunc(self.int(name), I32), F32)
 
     def counted(self, name: str) -> Value:
         """One that every thread counts up by one, as it was before."""
@@ -62,6 +67,21 @@ class Task:
     def vectors_of(self, lanes: int) -> Vectors:
         """Vectors of so many floats, before `each_item`."""
         return Vectors(self.module, self._builder, self.fields.floats("numbers"), lanes)
+
+    def each_row(self, work: Callable[[Value], None]) -> ir.Module:
+        """Ends the function, told what `ROWS` names: `work(row)` for every row of every item. Returns the module."""
+        build, num_rows = self.v.builder, self.fields.int("num_rows")
+        item_rows = self.fields.int("item_rows")
+
+        def row(index: Value, _: list[Value]) -> Sequence[Value]:
+            work(index)
+            return []
+
+        def rows(item: Value) -> None:
+            first = build.mul(item, item_rows)
+            self.v.loop(first, self.v.smaller_int(build.add(first, item_rows), num_rows), 1, [], row)
+
+        return self.each_item(rows)
 
     def each_item(self, work: Callable[[Value], None]) -> ir.Module:
         """Ends the function: `work(item)` until there is none. Returns the module."""

@@ -50,7 +50,7 @@ STEP = (
     "query",
     "query_head",
     "query_row",
-    "key",  # of the rows, to be written behind what their slots hold
+    "key",  # of the rows: written behind what their slots hold, or read where they are
     "key_head",
     "key_row",
     "value",
@@ -71,8 +71,10 @@ ITEM = (
     "count",
     "cut",
 )
-BLOCK, FEW, SLOT_KIND = 0, 1, 2
-"""Kinds of items: rows of a range in vectors of rows, in vectors of dimensions, and a row's own slot."""
+BLOCK, FEW, SLOT_KIND, TRIANGLE = 0, 1, 2, 3
+"""Kinds of items: rows of a range in vectors of rows, in vectors of dimensions, and a row's own slot; and `count` rows
+of the step, from `place` on, over the keys of these rows, each over those at or before it.
+"""
 
 RANGE = (
     "key",  # of its first token, the first layer and head
@@ -116,6 +118,49 @@ MERGE = (
     "out_row",
 )
 """`merge`: items are num_rows · KV heads."""
+
+ROWS = (
+    *COMMON,
+    "num_rows",
+    "item_rows",  # rows of an item, the last one's being fewer
+)
+"""Every kernel that takes rows by themselves."""
+
+RMS_NORM = (
+    *ROWS,
+    "width",
+    "inverse_width",  # 1 / width, a float's bits
+    "epsilon",  # the same
+    "x",  # row r at (r div inner) · x_outer + (r mod inner) · x_inner
+    "inner",
+    "x_outer",
+    "x_inner",
+    "weight",  # [width]
+    "out",  # [num_rows, width]
+)
+
+SILU_MUL = (
+    *ROWS,
+    "width",
+    "gate",
+    "up",
+    "row",  # from one row's gate, or up, to the next one's
+    "out",  # [num_rows, width]
+)
+
+ROTATE = (
+    *ROWS,
+    "num_heads",
+    "head_dim",
+    "x",
+    "x_head",
+    "x_row",
+    "cos",
+    "sin",
+    "turn_row",  # from one row's to the next one's; 0 where all are alike
+    "half",  # cosines of a row
+    "out",  # [num_rows, num_heads, head_dim]
+)
 
 TILE = 128
 """Keys whose scores a thread holds at once: with 32 rows 16 KiB, half of a nearest cache. 64 and 256 are as fast."""

@@ -91,6 +91,14 @@ class Vectors:
             found = ir.Function(self._module, ir.FunctionType(self._vector, [self._vector] * 3), name)
         return self.builder.call(found, [a, b, c])
 
+    def sqrt(self, x: Value) -> Value:
+        """The root of each."""
+        name = f"llvm.sqrt.v{self.lanes}f32"
+        found = self._module.globals.get(name)
+        if found is None:
+            found = ir.Function(self._module, ir.FunctionType(self._vector, [self._vector]), name)
+        return self.builder.call(found, [x])
+
     def larger(self, a: Value, b: Value) -> Value:
         """The larger of each pair; b where a is not a number."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spolia_kernels.native import each_row
 from spolia_kernels.rotate.table import RotaryTable
 
 # Numbers up to which `y = x · (cos, cos) + swap(x) · (-sin, sin)` is taken, in three calls, rather than each half by
@@ -38,6 +39,9 @@ class Rotation:
         x is left unchanged; strides of the result are free.
         """
         half = self.cos.shape[-1]
+        found = each_row.rotate(x, self.cos, self.sin) if rows is None else None
+        if found is not None:
+            return found
         if x.numel() > _FEW or x.shape[2] != 2 * half or x.dtype != self.cos.dtype:
             return self._by_halves(x if rows is None else x.index_select(1, rows))
         swapped = torch.roll(x, half, -1)

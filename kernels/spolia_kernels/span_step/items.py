@@ -1,4 +1,4 @@
-"""The work of a step's layer as items that threads take, and where each leaves what it found."""
+"""The work of a layer of a step or a pass as items that threads take, and where each leaves what it found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.attend.native_cpu import FEW_ROWS
-from spolia_kernels.native.tasks import BLOCK, FEW, ITEM, RANGE, SLOT, SLOT_KIND
+from spolia_kernels.native.tasks import BLOCK, FEW, ITEM, RANGE, SLOT, SLOT_KIND, TRIANGLE
 from spolia_kernels.span_step.spans import SlotRows, SpanRange
 
 _BLOCKS_PER_CHUNK = 4
@@ -49,21 +49,26 @@ class StepItems:
 
     def __init__(
         self,
-        slots: Sequence[SlotRows],
+        num_rows: int,
         ranges: Sequence[SpanRange],
         num_kv_heads: int,
         group_size: int,
         block_rows: int,
         num_threads: int,
+        *,
+        slots: Sequence[SlotRows] = (),
+        triangle_rows: int = 0,
     ) -> None:
-        """`block_rows`: rows that are computed together where many attend a range."""
-        self._slots, self._ranges = slots, ranges
+        """`block_rows`: rows that are computed together where many attend a range. Of every row's own part the items
+        are its slot's, or triangles of so many rows, or none.
+        """
+        self._slots, self._ranges, self._triangle_rows = slots, ranges, triangle_rows
         self._heads, self._group, self._block_rows = num_kv_heads, group_size, block_rows
-        self.num_rows = sum(each.num_rows for each in slots)
+        self.num_rows = num_rows
         whole = sum(each.key.shape[2] * len(each.rows) for each in ranges) * group_size * num_kv_heads
         self._cuts = [self._cuts_of(each, whole / (2 * num_threads)) for each in ranges]
         self.items = sorted(self._all(), key=lambda item: -item.cost)
-        self.most_rows = max(item.count for item in self.items)
+        self.most_rows = max((group_size if item.kind == TRIANGLE else item.count for item in self.items), default=1)
         firsts = [self.num_rows * group_size]
         for each, cuts in zip(ranges, self._cuts, strict=True):
             firsts.append(firsts[-1] + cuts * len(each.rows) * group_size)
@@ -94,9 +99,15 @@ class StepItems:
         return max(1, min(round(cost / share), num_keys // _MIN_KEYS_PER_CUT))
 
     def _all(self) -> Iterator[Item]:
-        for row in range(self.num_rows):
-            for head in range(self._heads):
-                yield Item(SLOT_KIND, row, head, 0, 1, self._group, 0, 0)
+        if self._slots:
+            for row in range(self.num_rows):
+                for head in range(self._heads):
+                    yield Item(SLOT_KIND, row, head, 0, 1, self._group, 0, 0)
+        if self._triangle_rows:
+            for first in range(0, self.num_rows, self._triangle_rows):
+                count = min(self._triangle_rows, self.num_rows - first)
+                for head in range(self._heads):
+                    yield Item(TRIANGLE, first, head, 0, 1, count, 0, count * count * self._group)
         for number, (each, cuts) in enumerate(zip(self._ranges, self._cuts, strict=True)):
             cut_keys = ceil(each.key.shape[2] / cuts)
             for first, stride, count in self._picks(each):
@@ -124,7 +135,7 @@ class StepItems:
             cos, sin, turn_row = torch.ones(half), torch.zeros(half), 0
         else:
             cos, sin = each.turn.cos.contiguous(), each.turn.sin.contiguous()
-            half, turn_row = cos.shape[1], cos.shape[1]
+            half, turn_row = cos.shape[1], cos.shape[1] if cos.shape[0] > 1 else 0
         kept += [rows, cos, sin]
         num_keys = each.key.shape[2]
         line = {

@@ -9,6 +9,21 @@ from torch import Tensor
 from spolia_kernels.rotate import Rotation
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How many there are and how wide they are."""
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_dim: int
+
+    @property
+    def group_size(self) -> int:
+        """Query heads of a KV head."""
+        return self.num_q_heads // self.num_kv_heads
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SlotRows:
     """Neighbouring rows over what each reads alone, in every layer.
@@ -30,7 +45,8 @@ class SpanRange:
     """A range of keys in every layer and the rows that read it.
 
     `key` [num_layers, num_kv_heads, num_keys, head_dim], `value` the same with v_dim, dense in the last dimension.
-    `turn` has a row for each of `rows`, in their order: from where it stands to where the range does; None for nothing.
+    `turn` has a row for each of `rows`, in their order, or one for all: from where they stand to where the range does;
+    None for nothing.
     `together`: the rows attend it in one product; else each reads it for itself.
     """
 
