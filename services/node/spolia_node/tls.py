@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import grpc
 
 from spolia_node.certificates import Certificates, Credentials
+
+SETTLE_S = 0.1
+"""How long handshakes that have begun are given to read the certificate that is about to be replaced."""
 
 
 def channel_credentials(mine: Credentials) -> grpc.ChannelCredentials:
@@ -22,18 +26,27 @@ def server_credentials(
     `on_handshake` is called as each begins, from gRPC's threads.
     """
     last = certificates.current()
-    configuration = _configuration(last)
 
-    def fetch() -> grpc.ServerCertificateConfiguration:
-        nonlocal last, configuration
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """None where nothing changed.
+
+        With every configuration it is given, equal or not, gRPC frees what it made of the one before, though a
+        handshake in another of its threads may be about to read that (grpc/grpc#36693). No two threads are in here at
+        once, and no handshake passes one that is: those that did before have read it by the end of the wait.
+        """
+        nonlocal last
         on_handshake()
         current = certificates.current()
-        if current != last:
-            last, configuration = current, _configuration(current)
-        return configuration
+        if current == last:
+            return None
+        time.sleep(SETTLE_S)
+        last = current
+        return _configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        configuration, fetch, require_client_authentication=with_client_certificate
+        _configuration(last),
+        fetch,  # type: ignore[arg-type]  # None is "no change", of which the stubs do not know
+        require_client_authentication=with_client_certificate,
     )
 
 
