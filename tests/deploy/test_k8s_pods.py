@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 import pytest
 from k8s_secrets import made
 from k8s_world import ROOT, Manifests, Workload, manifests_in
+
+from spolia_bench.free_port import free_port
 
 WITHIN_S = 60.0
 SERVING, NOT = 0, 1
@@ -44,12 +45,6 @@ class Pod:
         while self.probe(kind) != expected:
             assert self.process.poll() is None, "the node has ended"
             assert time.monotonic() < deadline, f"{kind} is not {expected}"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @contextmanager

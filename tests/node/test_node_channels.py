@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 from node_worlds import Gate, World, serving
 
+from spolia_bench.free_port import free_port
 from spolia_core.errors import Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
@@ -53,8 +53,7 @@ async def test_dropping_or_closing_ends_running_calls_which_is_not_a_cancel_of_t
 
 
 async def test_a_node_that_comes_back_is_called_at_once_and_one_that_is_connected_is_left_alone():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     pool, address = ChannelPool(16 << 20), f"127.0.0.1:{port}"
 
     async def call(world: World) -> int:

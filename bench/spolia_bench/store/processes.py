@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spolia import exit_with_parent
 from spolia.local_node import NodeProcess
-from spolia_bench.redis_server import free_port
+from spolia_bench.free_port import free_port
 
 START_TIMEOUT_S = 60.0
 
