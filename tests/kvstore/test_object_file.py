@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from kvstore_worlds import key_of, make_big_chunk
+from open_files import open_files
 
 from spolia_core.digests import FRAME_BYTES, frames
 from spolia_kvstore import object_file
@@ -67,14 +68,13 @@ def test_an_open_file_outlives_its_name_and_reads_no_bytes_of_its_successor(path
 
 
 def test_nothing_stays_open_after_close_nor_after_a_refusal(path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
     file = ObjectFile(path, len(DATA))
-    assert len(os.listdir("/proc/self/fd")) > len(before)
+    assert str(path) in open_files()
     file.close()
     file.close()
     with pytest.raises(OSError, match="bytes"):
         ObjectFile(path, 1)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert str(path) not in open_files()
 
 
 def test_a_read_that_ends_early_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
