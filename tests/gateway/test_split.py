@@ -266,10 +266,10 @@ def test_no_text_takes_longer_than_its_length(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     document = EncodedText(text, tuple(range(len(text))), array("I", range(len(text))))
     for splitter in PARTED:
-        started = time.perf_counter()
+        started = time.thread_time()
         splitting = Splitting(splitter, 512)
         pieces = split(document, splitting)
-        assert time.perf_counter() - started < 10, "seconds for a megabyte: something is not linear"
+        assert time.thread_time() - started < 10, "seconds for a megabyte: something is not linear"
         assert sum(map(len, pieces)) == len(text)
 
 
@@ -283,9 +283,9 @@ def test_splitting_is_fast_beside_tokenizing(splitter: Splitter) -> None:
 
 
 def timed(document: EncodedText, splitter: Splitter) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()  # whoever else runs on this machine
     split(document, Splitting(splitter, 512))
-    return time.perf_counter() - started
+    return time.thread_time() - started
 
 
 def test_patterns_depend_on_no_release_of_unicode() -> None:

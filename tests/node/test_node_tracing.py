@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from spolia_core.errors import InvalidRequest, Unavailable
+from spolia_node import tracing
 from spolia_node.config import NodeConfig
 from spolia_node.tracing import NO_SPAN, Tracing, current_span, span, span_across_yields, trace_metadata
 
@@ -58,22 +59,41 @@ def test_without_an_endpoint_everything_is_one_object_that_does_nothing() -> Non
             fetch.fail("no")
 
 
+class Empty:
+    """What can be entered and told, and does nothing: so much Python itself takes here."""
+
+    def __enter__(self) -> Empty:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def set(self, **attributes: object) -> None:
+        return None
+
+
 def test_what_nobody_traces_costs_less_than_two_microseconds() -> None:
-    """Some twenty spans a request: 40 µs at the very most, on a busy machine."""
+    """Some twenty spans a request: 40 µs at the very most; on a slow machine four empty blocks."""
+    empty = Empty()
+
+    def least() -> None:
+        with empty as nothing:
+            nothing.set(num_bytes=1)
 
     def one() -> None:
         with span("fetch", num_tokens=1, kind="local") as fetch:
             fetch.set(num_bytes=1)
 
-    best_s = min(timed(one, 2000) for _ in range(20))
-    assert best_s < 2e-6, f"{best_s * 1e6:.2f} µs"
+    ways = [(timed(one, 2000), timed(least, 2000)) for _ in range(20)]
+    best_s, least_s = (min(times) for times in zip(*ways, strict=True))
+    assert best_s < max(2e-6, 4 * least_s), f"{best_s * 1e6:.2f} µs, an empty block {least_s * 1e6:.2f} µs"
 
 
 def timed(work: Any, times: int) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(times):
         work()
-    return (time.perf_counter() - began) / times
+    return (time.thread_time() - began) / times
 
 
 async def test_spans_nest_through_tasks_and_threads_and_generators_do_not_hold_them() -> None:
@@ -164,16 +184,18 @@ def test_errors_and_cancels_are_told_apart(is_parent: bool) -> None:
     assert spans["well"].status.is_ok
 
 
-async def test_a_collector_that_is_away_delays_no_call_and_no_end_for_long() -> None:
+async def test_a_collector_that_is_away_delays_no_call_and_no_end_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", 30.0)  # for as long one batch is tried
+    monkeypatch.setattr(tracing, "FAREWELL_S", 0.5)
     recorded = Recorded()
     began = time.monotonic()
     for _ in range(500):
         with recorded.enter(), span("fetch"):
             pass
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0, "no call waited for the collector"
     began = time.monotonic()
     await recorded.tracing.stop()
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 10.0, "and the end no longer than it is to"
     assert recorded.enter() is NO_SPAN
     await recorded.tracing.stop()
 
