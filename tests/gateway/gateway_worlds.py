@@ -62,11 +62,19 @@ class World:
         """Returns once no call is under way at the gateway."""
         await asyncio.wait_for(self.node.server._interceptor.wait_idle(), WAIT_S)
 
-    async def generate(self, request: gateway_pb2.GenerateRequest, timeout: float = WAIT_S) -> Streamed:
+    async def generate(
+        self,
+        request: gateway_pb2.GenerateRequest,
+        timeout: float = WAIT_S,
+        at_first_token: Callable[[], object] | None = None,
+    ) -> Streamed:
         """The whole stream, checked delta by delta as a strict client would."""
         streamed = Streamed()
         async for response in self.stub.Generate(request, timeout=timeout):
             streamed.take(response)
+            if at_first_token is not None and streamed.token_ids:
+                at_first_token()
+                at_first_token = None
         return streamed
 
 
