@@ -128,7 +128,7 @@ def test_up_says_what_it_waits_for_and_a_second_signal_ends_it_now(stand_in_env:
         up.send_signal(signal.SIGINT)
         began_s = time.monotonic()
         _, err = up.communicate(timeout=PATIENCE_S)
-        assert time.monotonic() - began_s < 5.0
+        assert time.monotonic() - began_s < 9.0
     assert (up.returncode, err) == (130, "")
     for pid in pids:
         with pytest.raises(ProcessLookupError):

@@ -179,14 +179,14 @@ def test_a_node_that_is_never_ready_fails_the_start_in_time(make_cluster: MakeCl
 
 
 def test_a_node_the_gateway_never_hears_of_fails_the_start_in_time(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(settings=["--prefill.hide"], start_timeout_s=5.0)
+    cluster = make_cluster(settings=["--prefill.hide"], start_timeout_s=10.0)
     with pytest.raises(NodeFailed, match="does not know prefill-0"):
         cluster.start()
     assert cluster.nodes == ()
 
 
 def test_a_node_that_ignores_the_signal_is_killed_and_named(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(settings=["--prefill.ignore-term"], stop_timeout_s=0.5)
+    cluster = make_cluster(settings=["--prefill.ignore-term"], stop_timeout_s=3.0)
     cluster.start()
     (late,) = cluster.stop()
     assert late.name == "prefill-0"

@@ -178,7 +178,7 @@ def test_every_call_ends_with_its_time_limit(method: str, argument: str, call: C
     gateway.hang = True
     begin_s = time.monotonic()
     with pytest.raises(errors.DeadlineExceeded):
-        call(method, argument, timeout_s=0.2)
+        call(method, argument, timeout_s=1.0)
     assert time.monotonic() - begin_s < PATIENCE_S / 2
     assert gateway.caller_gone.wait(PATIENCE_S)
 

@@ -351,7 +351,7 @@ def test_collect_passes_on_what_was_asked(admin: StoreAdmin, stores: Stores) -> 
 
 def test_a_store_that_hangs_costs_the_time_limit_and_no_more(admin: StoreAdmin, stores: Stores) -> None:
     stores[0].hang = True
-    stats = admin.stats(timeout_s=0.3)
+    stats = admin.stats(timeout_s=2.0)
     assert list(stats.answers) == [stores[1].address]
     assert isinstance(stats.failed[stores[0].address], errors.DeadlineExceeded)
 

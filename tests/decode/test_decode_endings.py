@@ -47,7 +47,7 @@ def holding(name: str, gate: asyncio.Event, entered: asyncio.Event) -> Callable[
 
 def limits(how: str) -> dict[str, Any]:
     """Settings of a decode node whose requests are to end in some way."""
-    return {"rpc_timeout_s": 0.6} if how == "own limit" else {}
+    return {"rpc_timeout_s": 1.2} if how == "own limit" else {}
 
 
 async def end_by(how: str, decode: DecodeNode, parts: Parts, mode: ReuseMode, reached: Reached) -> None:
@@ -70,7 +70,7 @@ def queued(node: DecodeNode | PrefillNode) -> Reached:
     return lambda: eventually(lambda: node.thread.queue_length == 1)
 
 
-TIMEOUTS = {"cancel": None, "deadline": 0.6, "own limit": None}
+TIMEOUTS = {"cancel": None, "deadline": 1.2, "own limit": None}
 
 HOW = pytest.mark.parametrize("how", TIMEOUTS)
 

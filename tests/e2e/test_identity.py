@@ -168,4 +168,4 @@ def test_a_key_that_is_withdrawn_is_refused_within_seconds(guarded: Guarded) -> 
                 return True
             return False
 
-        wait_until("the key is refused", refused, timeout_s=5.0)
+        wait_until("the key is refused", refused, timeout_s=10.0)

@@ -25,7 +25,8 @@ from spolia_core.errors import Busy, Cancelled
 MODEL = "tiny"
 FINGERPRINT = b"\x07" * 32
 SECRET = "spolia-development"
-WAIT_S = 10.0
+WAIT_S = 30.0
+"""How long what must happen may take; a test that passes does not wait."""
 
 
 def served_model(**changes: Any) -> directory_pb2.ServedModel:

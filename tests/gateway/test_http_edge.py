@@ -21,7 +21,7 @@ from spolia_gateway.node import GatewayNode
 
 @pytest.fixture
 async def met(model: Path) -> AsyncIterator[HttpWorld]:
-    async with http_world(model, [FakeDecode("d0", says)], http_max_body_bytes=2000, rpc_timeout_s=0.5) as made:
+    async with http_world(model, [FakeDecode("d0", says)], http_max_body_bytes=2000) as made:
         yield made
 
 
@@ -108,8 +108,9 @@ async def test_a_body_too_large_is_refused_unread(met: HttpWorld) -> None:
     assert b" 413 " in (await raw(met, head)).split(b"\r\n")[0]
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(met: HttpWorld) -> None:
-    answer = await raw(met, b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{"prompt"')
+async def test_a_body_that_does_not_come_is_not_waited_for(model: Path) -> None:
+    async with http_world(model, [FakeDecode("d0", says)], rpc_timeout_s=0.5) as met:
+        answer = await raw(met, b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{"prompt"')
     assert b" 408 " in answer.split(b"\r\n")[0]
     assert b"body_too_slow" in answer
 
@@ -164,7 +165,7 @@ async def test_numbers_and_nesting_beyond_what_is_read_are_told_in_words_of_http
 
 
 async def test_a_node_about_to_drain_answers_and_ends_the_connection(model: Path) -> None:
-    async with http_world(model, [FakeDecode("d0")], drain_timeout_s=2.0, drain_delay_s=1.0) as met:
+    async with http_world(model, [FakeDecode("d0")], drain_timeout_s=5.0, drain_delay_s=2.5) as met:
         assert "connection" not in (await met.http.get("/version")).headers
         drain = asyncio.ensure_future(met.world.node.server.drain())
         await asyncio.sleep(0)
@@ -176,7 +177,7 @@ async def test_a_node_about_to_drain_answers_and_ends_the_connection(model: Path
 
 async def test_a_draining_node_says_so_and_cuts_what_is_late(model: Path) -> None:
     decode = FakeDecode("d0", hangs)
-    async with http_world(model, [decode], drain_timeout_s=1.2) as met:
+    async with http_world(model, [decode], drain_timeout_s=3.0) as met:
         stream = asyncio.ensure_future(met.http.post("/v1/completions", json={"prompt": "x", "stream": True}))
         await decode.started.wait()
         drain = asyncio.ensure_future(met.world.node.server.drain())
@@ -206,7 +207,7 @@ async def takes_connections(address: str) -> bool:
 
 async def test_a_long_answer_over_http_keeps_no_caller_over_grpc_and_is_counted(model: Path) -> None:
     decode = FakeDecode("d0", hangs)
-    async with http_world(model, [decode], drain_timeout_s=2.0) as met:
+    async with http_world(model, [decode], drain_timeout_s=3.0) as met:
         stream = asyncio.ensure_future(met.http.post("/v1/completions", json={"prompt": "x", "stream": True}))
         await decode.started.wait()
         drain = asyncio.ensure_future(met.world.node.server.drain())

@@ -123,7 +123,7 @@ async def test_a_handshake_has_a_deadline_and_others_are_served_meanwhile(
             assert (await w.https.get("/version")).status_code == 200
             for each in (silent, half):
                 assert await end_of(each) == b""
-            assert 0.9 < time.monotonic() - began < 5.0
+            assert 0.9 < time.monotonic() - began < 9.0, "not the 10 s that it is elsewhere"
             assert w.ended("no_handshake") == 2
             await until(lambda: w.num_connections == 1)
             assert (await w.https.get("/version")).status_code == 200, "on the connection of the first time"

@@ -17,7 +17,7 @@ from spolia_kvstore.redis_backend import RedisBackend
 TENANT = "tenant"
 HERE, THERE = "store-a", "store-b"
 LIVE = {HERE, THERE}
-GRACE_S = 10.0
+GRACE_S = 30.0
 """How long what must happen may take; a test that passes does not wait."""
 
 
@@ -82,7 +82,7 @@ async def eventually_so(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 @asynccontextmanager
-async def connected(server: RedisServer, prefix: str, timeout_s: float = 5.0) -> AsyncIterator[RedisBackend]:
+async def connected(server: RedisServer, prefix: str, timeout_s: float = 20.0) -> AsyncIterator[RedisBackend]:
     """A started backend that has reached Redis. Waits long by default: a busy machine is no lesson here."""
     backend = RedisBackend(server.url, prefix, timeout_s=timeout_s)
     await backend.start()

@@ -1,10 +1,14 @@
 """Redis servers for the tests that share them."""
 
 from collections.abc import Iterator
+from functools import partial
 from uuid import uuid4
 
 import pytest
 from redis_server import RedisServer
+
+from spolia_kvstore import opening
+from spolia_kvstore.redis_backend import RedisBackend
 
 
 @pytest.fixture(scope="module", params=["server", "cluster"])
@@ -28,6 +32,12 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One for all tests that leave it as it was."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as running:
         yield running
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores opened by a test do without their Redis when it is gone, and not when the machine is busy."""
+    monkeypatch.setattr(opening, "RedisBackend", partial(RedisBackend, timeout_s=20.0))
 
 
 @pytest.fixture

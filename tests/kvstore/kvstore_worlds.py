@@ -126,7 +126,7 @@ def damage(stored: StoredObject, at: int) -> None:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Returns once `condition` holds; fails after ten seconds. For what happens on the far side of a connection."""
-    async with asyncio.timeout(10.0):
+    """Returns once `condition` holds; fails after a while. For what happens on the far side of a connection."""
+    async with asyncio.timeout(30.0):
         while not condition():  # noqa: ASYNC110 - a server has no event for "the client has gone"
             await asyncio.sleep(0.005)

@@ -10,10 +10,11 @@ from types import TracebackType
 from redis_server import RedisServer
 
 from spolia_bench import redis_server
+from spolia_bench.free_port import free_port
 
 NAME = "spolia"
-DOWN_AFTER_MS = 300
-READY_WITHIN_S = 15.0
+DOWN_AFTER_MS = 2000
+READY_WITHIN_S = 60.0
 
 
 class WatchedRedis:
@@ -22,7 +23,7 @@ class WatchedRedis:
     def __init__(self, folder: Path) -> None:
         self.primary = RedisServer(folder / "primary", password="right")
         self.replica = RedisServer(folder / "replica", password="right")
-        self.port = redis_server.free_port()
+        self.port = free_port()
         self._folder = folder / "sentinel"
         self._process: subprocess.Popen[bytes] | None = None
 

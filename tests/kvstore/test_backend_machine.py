@@ -39,7 +39,7 @@ class BackendMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.catalog = Catalog()
-        self.backend: Backend = RedisBackend(self.url, uuid4().hex, timeout_s=5.0) if self.url else self.embedded()
+        self.backend: Backend = RedisBackend(self.url, uuid4().hex, timeout_s=20.0) if self.url else self.embedded()
         self.stores = [HERE, THERE] if self.backend.is_shared else [HERE]
         self.replicas: set[tuple[ObjectKey, Tier, str]] = set()
         self.claims: dict[ObjectKey, str] = {}

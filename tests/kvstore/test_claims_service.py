@@ -75,7 +75,7 @@ async def test_a_waiting_claim_returns_held_when_its_wait_or_its_deadline_is_nea
     await claim(stub, [held], "a")
     assert await claim(stub, [held], "b", wait_ms=20) == [HELD]
     request = kvstore_pb2.ClaimRequest(tenant_id=TENANT, chunk_ids=[held], owner="b", wait_ms=60_000)
-    (result,) = (await stub.Claim(request, timeout=2.0)).results
+    (result,) = (await stub.Claim(request, timeout=6.0)).results
     assert (result.state, result.owner) == (HELD, "a")
     assert 0 < result.ttl_ms <= 30_000
 

@@ -150,12 +150,12 @@ async def test_it_starts_without_torch() -> None:
 
 
 async def test_a_drain_ends_streams_to_the_directory_and_takes_no_new_calls(channels: ChannelPool) -> None:
-    async with running_node() as node:
+    async with running_node(drain_timeout_s=60.0) as node:
         address = node.server.address
         view = ClusterView(channels, address, [NODE_ROLE_KVSTORE])
         view.start()
         await view.wait_for(lambda view: view.reachable, soon())
-        assert await asyncio.wait_for(node.server.drain(), 5), "watchers and heartbeats must not hold the drain up"
+        assert await asyncio.wait_for(node.server.drain(), 30), "watchers and heartbeats must not hold the drain up"
         with pytest.raises(Unavailable):
             await StoreClient(channels, lambda: stores_at(address)).stats(soon())
         await view.stop()

@@ -310,7 +310,7 @@ async def test_a_reader_that_vanishes_frees_what_it_read(node: KVStoreNode, stub
 
 async def test_a_reader_that_stops_taking_frames_without_a_deadline_is_ended() -> None:
     async with (
-        running_node(rpc_timeout_s=0.2) as node,
+        running_node(rpc_timeout_s=1.5) as node,
         grpc.aio.insecure_channel(node.server.address) as channel,
     ):
         chunk, stub = make_big_chunk(1), KVStoreServiceStub(channel)

@@ -21,7 +21,7 @@ from spolia_kvstore.directory import Directory
 from spolia_kvstore.directory_server import DirectoryServer
 from spolia_kvstore.embedded_backend import EmbeddedBackend
 
-LONG_S, SHORT_S = 30.0, 0.4
+LONG_S, SHORT_S = 30.0, 1.5
 
 
 def a_record(node_id: str, *, draining: bool = False) -> NodeRecord:

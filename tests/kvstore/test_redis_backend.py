@@ -77,7 +77,7 @@ async def test_prefixes_are_worlds_of_their_own(lasting: RedisServer) -> None:
 
 
 async def test_databases_of_one_redis_share_no_news(lasting: RedisServer, prefix: str) -> None:
-    backend = RedisBackend(f"{lasting.url}/3", prefix)
+    backend = RedisBackend(f"{lasting.url}/3", prefix, timeout_s=20.0)
     ear = Ear(backend)
     await backend.start()
     try:
@@ -124,7 +124,7 @@ async def test_what_cannot_be_read_by_its_version_does_not_stand_in_the_way_of_a
 
 
 async def test_replicas_that_nobody_publishes_again_are_forgotten(lasting: RedisServer, prefix: str) -> None:
-    backend = RedisBackend(lasting.url, prefix, replica_ttl_s=0.05)
+    backend = RedisBackend(lasting.url, prefix, replica_ttl_s=0.05, timeout_s=20.0)
     await backend.start()
     try:
         await eventually(lambda: backend.reachable)

@@ -23,7 +23,7 @@ TIMEOUT_S = 0.5
 
 async def test_a_backend_follows_the_primary_through_a_failover(tmp_path: Path, prefix: str) -> None:
     with WatchedRedis(tmp_path) as redis:
-        backend = RedisBackend(redis.url, prefix, timeout_s=TIMEOUT_S)
+        backend = RedisBackend(redis.url, prefix, timeout_s=20.0)
         ear = Ear(backend)
         await backend.start()
         try:

@@ -23,7 +23,7 @@ async def test_a_wrong_password_is_said_once_without_it_and_tried_again(
     tmp_path: Path, prefix: str, is_cluster: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RedisServer(tmp_path, cluster=is_cluster, password="right") as server, captured_logs() as lines:
-        backend = RedisBackend(server.url.replace("right", SECRET_IN_URL), prefix)
+        backend = RedisBackend(server.url.replace("right", SECRET_IN_URL), prefix, timeout_s=20.0)
         await backend.start()
         try:
             await eventually(lambda: bool(lines))

@@ -19,6 +19,7 @@ from spolia.v1.directory_pb2 import NODE_ROLE_DECODE, NODE_ROLE_KVSTORE, NodeRec
 from spolia.v1.kvstore_pb2 import CLAIM_STATE_GRANTED, CLAIM_STATE_HELD, CLAIM_STATE_STORED, DURABILITY_DISK
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import SpoliaError
+from spolia_kvstore import claims
 from spolia_kvstore.backend import Replica
 from spolia_kvstore.node import KVStoreNode
 from spolia_kvstore.objects import ObjectKey, Tier
@@ -45,7 +46,7 @@ class World:
 
     async def start(self, name: str) -> KVStoreNode:
         stack = self._stacks[name] = AsyncExitStack()
-        settings = {"redis_url": self.redis.url, "data_dir": self._folder / name, "node_lease_ms": 400}
+        settings = {"redis_url": self.redis.url, "data_dir": self._folder / name, "node_lease_ms": 3000}
         node = await stack.enter_async_context(running_node(node_id=name, budget_bytes=32 << 20, **settings))
         self.nodes[name] = node
         return node
@@ -91,7 +92,7 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, patient: None) -> AsyncIterator[World]:
     with RedisServer(tmp_path / "redis") as redis:
         world = World(redis, tmp_path)
         try:
@@ -151,15 +152,18 @@ async def test_the_first_put_wins_across_stores(world: World) -> None:
     assert not world.nodes["b"].store.num_objects
 
 
-async def test_a_claim_at_one_store_holds_at_the_other_and_a_put_wakes_who_waits_there(world: World) -> None:
+async def test_a_claim_at_one_store_holds_at_the_other_and_a_put_wakes_who_waits_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LOOK_AGAIN_S", 60.0)
     assert await world.claim("a", CHUNK, "node-1") == CLAIM_STATE_GRANTED
     assert await world.claim("b", CHUNK, "node-2") == CLAIM_STATE_HELD
     waiting = asyncio.create_task(world.claim("b", CHUNK, "node-2", wait_ms=15_000))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: world.nodes["b"].store.claims.num_waiters == 1)
     started = asyncio.get_running_loop().time()
     await put(world, "a")
     assert await waiting == CLAIM_STATE_STORED
-    assert asyncio.get_running_loop().time() - started < 0.9, "it was told, and did not find out by looking again"
+    assert asyncio.get_running_loop().time() - started < 10.0, "it was told, and did not find out by looking again"
 
 
 async def test_a_node_registered_at_one_store_is_seen_at_the_other_and_its_claims_end_when_it_leaves(

@@ -32,7 +32,7 @@ from spolia_node.deadline import Deadline
 from spolia_node.store_address import stores_at
 from spolia_node.store_client import StoreClient
 
-WAIT_S = 10
+WAIT_S = 30
 CHUNK = make_chunk(1)
 
 

@@ -370,6 +370,7 @@ def test_a_store_alone_equals_a_dict() -> None:
     run_state_machine_as_test(StoreMachine, settings=MACHINE)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.timeout(300)
 def test_a_store_that_shares_redis_equals_a_dict(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:

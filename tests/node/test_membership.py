@@ -21,6 +21,7 @@ from spolia.v1.directory_pb2 import (
     WatchRequest,
 )
 from spolia.v1.directory_pb2_grpc import DirectoryServiceStub
+from spolia_bench.free_port import free_port
 from spolia_kvstore.node import KVStoreNode
 from spolia_node import membership
 from spolia_node.channels import ChannelPool
@@ -104,11 +105,11 @@ async def test_a_touch_is_awaited_until_the_directory_has_the_record_as_it_is_no
 
 
 async def test_heartbeats_keep_a_node_past_its_lease(channels: ChannelPool) -> None:
-    async with running_store(node_lease_ms=300) as node, watching(channels, node.server.address) as view:
+    async with running_store(node_lease_ms=1500) as node, watching(channels, node.server.address) as view:
         async with registered(channels, node.server.address, make_record()):
             await seen(view, "d1")
             with pytest.raises(DeadlineExceeded):
-                await view.wait_for(lambda view: ids_in(view) != ["d1"], Deadline.after(1.0))
+                await view.wait_for(lambda view: ids_in(view) != ["d1"], Deadline.after(3.5))
         await seen(view)
 
 
@@ -125,7 +126,7 @@ async def test_a_node_whose_connection_breaks_vanishes_at_once(node: KVStoreNode
 
 async def test_a_silent_node_vanishes_when_its_lease_ends_and_is_told(channels: ChannelPool) -> None:
     async with (
-        running_store(node_lease_ms=200) as node,
+        running_store(node_lease_ms=1500) as node,
         watching(channels, node.server.address) as view,
         grpc.aio.insecure_channel(node.server.address) as channel,
     ):
@@ -209,11 +210,10 @@ async def test_a_change_of_other_roles_is_no_news(node: KVStoreNode) -> None:
 
 
 async def test_the_view_outlives_the_directory_and_follows_its_successor_on_the_same_port(
-    channels: ChannelPool, monkeypatch: pytest.MonkeyPatch
+    channels: ChannelPool,
 ) -> None:
-    monkeypatch.setattr(membership, "REJOIN_GRACE_S", 3.0)
-    async with running_store() as first:
-        port, address = int(first.server.address.rpartition(":")[2]), first.server.address
+    async with running_store(port=(port := free_port())) as first:
+        address = first.server.address
         async with watching(channels, address) as view:
             leaver = Registration(channels, address, lambda: make_record("gone"))
             leaver.start()
@@ -257,7 +257,7 @@ async def test_a_node_marked_dead_is_hidden_until_it_registers_again(
 async def test_a_node_marked_dead_that_goes_on_living_is_seen_again_after_a_while(
     channels: ChannelPool, node: KVStoreNode, view: ClusterView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(membership, "HIDE_DEAD_S", 0.3)
+    monkeypatch.setattr(membership, "HIDE_DEAD_S", 2.0)
     async with registered(channels, node.server.address, make_record()) as registration:
         await seen(view, "d1")
         view.mark_dead("d1")
@@ -267,8 +267,8 @@ async def test_a_node_marked_dead_that_goes_on_living_is_seen_again_after_a_whil
 
 
 async def test_a_directory_that_is_not_there_yet_is_waited_for(channels: ChannelPool) -> None:
-    async with running_store() as first:
-        port, address = int(first.server.address.rpartition(":")[2]), first.server.address
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     registration = Registration(channels, address, make_record)
     registration.start()
     async with watching(channels, address) as view:

@@ -69,14 +69,14 @@ async def test_a_drain_goes_in_order():
 
 
 async def test_work_is_taken_until_the_others_have_heard_of_the_drain():
-    async with serving(config=NodeConfig(drain_delay_s=0.3)) as world:
+    async with serving(config=NodeConfig(drain_delay_s=0.3, drain_timeout_s=60.0)) as world:
         world.server.registration = Journal(world, [])
         assert not world.server.leaving
         drain = asyncio.ensure_future(world.server.drain())
         began = time.monotonic()
         while world.server.accepting:
             assert await world.unary_unary(timeout=30) == 1
-        assert 0.25 < time.monotonic() - began < 5
+        assert 0.25 < time.monotonic() - began < 15, "not as long as the whole drain may take"
         assert world.server.leaving
         with pytest.raises(Unavailable, match="draining"):
             world.server.check_accepting()
@@ -84,8 +84,8 @@ async def test_work_is_taken_until_the_others_have_heard_of_the_drain():
 
 
 async def test_the_delay_leaves_half_of_the_limit_to_calls_and_is_none_without_a_directory():
-    for registers, least_s in ((True, 0.2), (False, 0.0)):
-        async with serving(config=NodeConfig(drain_delay_s=60.0, drain_timeout_s=0.4)) as world:
+    for registers, least_s in ((True, 2.0), (False, 0.0)):
+        async with serving(config=NodeConfig(drain_delay_s=60.0, drain_timeout_s=4.0)) as world:
             if registers:
                 world.server.registration = Journal(world, [])
             began = time.monotonic()
@@ -93,7 +93,7 @@ async def test_the_delay_leaves_half_of_the_limit_to_calls_and_is_none_without_a
             world.server.on_drain.append(partial(_tell, hooked))
             drain = asyncio.ensure_future(world.server.drain())
             await asyncio.wait_for(hooked.wait(), 30)
-            assert least_s <= time.monotonic() - began < least_s + 0.19
+            assert least_s <= time.monotonic() - began < least_s + 1.9
             assert await asyncio.wait_for(drain, 30) is True
 
 
@@ -183,18 +183,18 @@ async def test_hooks_run_at_the_same_time_and_a_late_or_broken_one_is_not_clean(
             with contextlib.suppress(asyncio.CancelledError):
                 await first.wait()
 
-    for hooks, clean in (
-        ([one, other], True),
-        ([one, other, broken], False),
-        ([broken_at_once], False),
-        ([late], False),
-        ([stubborn], False),
+    for hooks, limit_s, clean in (
+        ([one, other], 30.0, True),
+        ([one, other, broken], 30.0, False),
+        ([broken_at_once], 30.0, False),
+        ([late], 0.3, False),
+        ([stubborn], 0.3, False),
     ):
         first.clear()
         second.clear()
-        async with serving(config=NodeConfig(drain_timeout_s=0.3)) as world:
+        async with serving(config=NodeConfig(drain_timeout_s=limit_s)) as world:
             world.server.on_drain.extend(hooks)
-            assert await asyncio.wait_for(world.server.drain(), 30) is clean
+            assert await asyncio.wait_for(world.server.drain(), 60) is clean
             first.set()
 
 

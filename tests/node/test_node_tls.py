@@ -27,7 +27,7 @@ from spolia_node.config import NodeConfig
 from spolia_node.edges import EDGES, callers_of
 from spolia_node.server import NodeServer
 
-WAIT_S = 10
+WAIT_S = 30
 
 
 @pytest.fixture(scope="module")

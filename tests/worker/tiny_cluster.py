@@ -53,7 +53,7 @@ BLOCK_SIZE = 16
 BLOCK_BYTES = BLOCK_SIZE * NUM_LAYERS * 2 * 2 * 8 * 4
 """16 tokens, K and V of two heads of eight floats."""
 
-WAIT_S = 20.0
+WAIT_S = 40.0
 
 
 def write_model(path: Path) -> Path:
