@@ -201,6 +201,8 @@ async def takes_connections(address: str) -> bool:
         _, writer = await asyncio.open_connection(*address.split(":"))
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:  # the listener ended with this one in its queue
+        return True
     writer.close()
     return True
 
