@@ -107,31 +107,6 @@ async def test_a_delivered_result_is_discarded_when_its_caller_never_resumed(thr
     assert discarded == ["result"]
 
 
-async def test_every_cancel_frees_exactly_once_whenever_it_comes(thread: EngineThread) -> None:
-    made, freed, kept = [], [], []
-
-    def make() -> object:
-        item = object()
-        made.append(item)
-        return item
-
-    async def one(number: int) -> None:
-        task = asyncio.ensure_future(thread.run(make, discard=freed.append))
-        for _ in range(number % 5):
-            await asyncio.sleep(0)
-        task.cancel()
-        try:
-            kept.append(await task)
-        except asyncio.CancelledError:
-            return
-
-    await asyncio.gather(*(one(number) for number in range(400)))
-    await thread.run(lambda: None)
-    await asyncio.sleep(0)
-    await eventually(lambda: len(freed) + len(kept) == len(made))
-    assert len(set(map(id, freed))) == len(freed)
-
-
 async def test_stopping_skips_and_fails_what_is_queued_and_later_work() -> None:
     thread, skipped = EngineThread("test-engine"), []
     thread.start()
