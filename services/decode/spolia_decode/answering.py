@@ -33,8 +33,8 @@ from spolia_decode.prepared_context import PreparedContext
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar
-from spolia_engine.samples import start_samples
 from spolia_engine.sequence import Sequence
+from spolia_engine.sequence_starts import start_samples
 from spolia_node.deadline import Deadline
 from spolia_node.tracing import span, span_across_yields
 
