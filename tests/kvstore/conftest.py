@@ -1,10 +1,14 @@
-"""Redis servers for the tests that share them."""
+"""Redis servers for the tests that share them, and two stores that share an index in memory."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fake_backend import FakeShared
+from kvstore_worlds import HandClock
 from redis_server import RedisServer
+from site_worlds import Site, open_pair
 
 
 @pytest.fixture(scope="module", params=["server", "cluster"])
@@ -33,3 +37,15 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture
 def prefix() -> str:
     return uuid4().hex
+
+
+@pytest.fixture
+def shared() -> FakeShared:
+    """An index that several stores share, in memory."""
+    return FakeShared(HandClock())
+
+
+@pytest.fixture
+async def pair(shared: FakeShared, tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
+    async with open_pair(shared, tmp_path) as sites:
+        yield sites

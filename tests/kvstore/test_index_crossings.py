@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from fake_backend import FakeBackend, FakeShared
-from kvstore_worlds import HandClock, key_of, make_chunk
-from site_worlds import Site, held_by, open_pair, replicas_of
+from kvstore_worlds import key_of, make_chunk
+from site_worlds import Site, held_by, replicas_of
 from tier_worlds import ANYONE
 
 from spolia_kvstore.objects import Tier
@@ -22,17 +21,6 @@ KEY = key_of(CHUNK)
 GRACE_S = 10.0
 T = TypeVar("T")
 BEFORE_AND_AFTER = pytest.mark.parametrize("after", [False, True], ids=["before it decides", "after it decided"])
-
-
-@pytest.fixture
-def shared() -> FakeShared:
-    return FakeShared(HandClock())
-
-
-@pytest.fixture
-async def pair(shared: FakeShared, tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
-    async with open_pair(shared, tmp_path) as sites:
-        yield sites
 
 
 class Held:

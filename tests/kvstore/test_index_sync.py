@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from fake_backend import FakeShared
-from kvstore_worlds import HandClock, key_of, make_chunk
-from site_worlds import Site, held_by, open_pair, open_site, replicas_of
+from kvstore_worlds import key_of, make_chunk
+from site_worlds import Site, held_by, open_site, replicas_of
 from tier_worlds import ANYONE, open_world
 
 from spolia_core.errors import AlreadyStored
@@ -20,17 +19,6 @@ from spolia_kvstore.store import ClaimState
 
 ONE, TWO = make_chunk(1), make_chunk(2)
 KEY = key_of(ONE)
-
-
-@pytest.fixture
-def shared() -> FakeShared:
-    return FakeShared(HandClock())
-
-
-@pytest.fixture
-async def pair(shared: FakeShared, tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
-    async with open_pair(shared, tmp_path) as sites:
-        yield sites
 
 
 async def test_the_index_follows_an_object_through_the_tiers(shared: FakeShared, pair: tuple[Site, Site]) -> None:

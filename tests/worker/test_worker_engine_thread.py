@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+from engine_jobs import breaking_thread
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from tiny_cluster import World, eventually, held_engine
@@ -126,13 +127,7 @@ async def test_stopping_skips_and_fails_what_is_queued_and_later_work() -> None:
 
 
 async def test_a_thread_that_an_invariant_ended_fails_its_queue_and_says_so() -> None:
-    def background() -> bool:
-        raise AssertionError("broken")
-
-    thread = EngineThread("test-engine", background)
-    threading.excepthook, hook = lambda args: None, threading.excepthook
-    try:
-        thread.start()
+    with breaking_thread() as thread:
         with held_engine(thread):
             thread.notify()
             waiting = asyncio.ensure_future(thread.run(lambda: 1))
@@ -140,8 +135,6 @@ async def test_a_thread_that_an_invariant_ended_fails_its_queue_and_says_so() ->
         with pytest.raises(Unavailable):
             await waiting
         await eventually(lambda: thread.is_stalled(1000))
-    finally:
-        threading.excepthook = hook
 
 
 async def test_background_steps_and_tasks_alternate() -> None:

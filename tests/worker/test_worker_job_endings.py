@@ -7,7 +7,7 @@ import threading
 from functools import partial
 
 import pytest
-from engine_jobs import JOB, Work
+from engine_jobs import JOB, Work, breaking_thread
 from tiny_cluster import eventually, held_engine
 
 from spolia_core.errors import Unavailable
@@ -154,13 +154,7 @@ async def test_stopping_closes_jobs_under_way_and_skips_the_rest() -> None:
 
 
 async def test_a_thread_whose_invariant_broke_closes_its_jobs() -> None:
-    def background() -> bool:
-        raise AssertionError("broken")
-
-    thread = EngineThread("test-engine", background)
-    threading.excepthook, hook = lambda args: None, threading.excepthook
-    try:
-        thread.start()
+    with breaking_thread() as thread:
         work = Work(ready=lambda: False)
         future = thread.submit_steps(work.steps(), JOB)
         await eventually(lambda: work.holds)
@@ -169,5 +163,3 @@ async def test_a_thread_whose_invariant_broke_closes_its_jobs() -> None:
             await future
         await eventually(lambda: thread.is_stalled(1000))
         assert not work.holds
-    finally:
-        threading.excepthook = hook
