@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
@@ -135,15 +135,24 @@ def _only_sample(finish: common_pb2.Finish) -> common_pb2.SampleFinish:
 
 
 class WarmProgress:
-    """Collects which documents are warm, over all requests that were made of one list."""
+    """Collects which documents are warm, over all requests that were made of one list, and tells `on_progress`."""
 
-    def __init__(self, documents: Sequence[Document]) -> None:
+    def __init__(
+        self, documents: Sequence[Document], on_progress: Callable[[WarmedDocument], None] | None = None
+    ) -> None:
         self._names = [document.name for document in documents]
+        self._on_progress = on_progress
         self._warmed: dict[int, WarmedDocument] = {}
+        self._first_index = self._next_index = 0
 
-    def add(self, response: gateway_pb2.WarmResponse, first_index: int) -> WarmedDocument:
-        """Takes a message of the request whose first document is the list's `first_index`-th."""
-        index = first_index + response.document_index
+    def begin(self, request: gateway_pb2.WarmRequest) -> None:
+        """What comes from now on is of this request, the next of the list's."""
+        self._first_index = self._next_index
+        self._next_index += len(request.documents)
+
+    def add(self, response: gateway_pb2.WarmResponse) -> None:
+        """Takes a message."""
+        index = self._first_index + response.document_index
         if index >= len(self._names) or index in self._warmed:
             raise InternalError(f"document {index} of {len(self._names)} was reported unasked or twice")
         self._warmed[index] = WarmedDocument(
@@ -158,7 +167,8 @@ class WarmProgress:
             if response.num_chunks
             else int(not response.already_stored),
         )
-        return self._warmed[index]
+        if self._on_progress is not None:
+            self._on_progress(self._warmed[index])
 
     def result(self) -> list[WarmedDocument]:
         """All documents in the order given; raises `InternalError` when one was not reported."""

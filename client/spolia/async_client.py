@@ -93,19 +93,16 @@ class AsyncClient:
     ) -> list[WarmedDocument]:
         """Has the KV of `documents` computed and stored before anyone asks about them; see `Client.warm`."""
         given = document_list(documents)
-        progress = WarmProgress(given)
-        first_index = 0
+        progress = WarmProgress(given, on_progress)
         outgoing_requests = self._requests.warm(
             given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
         )
         for outgoing in outgoing_requests:
+            progress.begin(outgoing.request)
             call = self._streamed(self._stub.Warm, outgoing)
             with self._lifetime.errors(), ended(call):
                 async for response in call:
-                    warmed = progress.add(response, first_index)
-                    if on_progress is not None:
-                        on_progress(warmed)
-            first_index += len(outgoing.request.documents)
+                    progress.add(response)
         return progress.result()
 
     async def forget(
@@ -165,15 +162,13 @@ class AsyncClient:
     ) -> AsyncPatientStream[T]:
         def begin() -> AsyncServerStream[T]:
             with self._lifetime.call():
-                return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+                return outgoing.send(method)
 
         return AsyncPatientStream(begin, outgoing.patience(self._lifetime, self._door))
 
     async def _answered(self, method: Callable[..., Awaitable[T]], outgoing: Outgoing[RequestT]) -> T:
         with self._lifetime.call():
-            return await outgoing.patience(self._lifetime, self._door).acall(
-                lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-            )
+            return await outgoing.patience(self._lifetime, self._door).acall(lambda: outgoing.send(method))
 
     async def __aenter__(self) -> AsyncClient:
         return self

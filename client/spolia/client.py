@@ -115,19 +115,16 @@ class Client:
         >>> client.warm([Document(text, name="handbook")], on_progress=lambda done: print(done.name))
         """
         given = document_list(documents)
-        progress = WarmProgress(given)
-        first_index = 0
+        progress = WarmProgress(given, on_progress)
         outgoing_requests = self._requests.warm(
             given, timeout_s, splitter=splitter, split_max_tokens=split_max_tokens, cache_salt=cache_salt
         )
         for outgoing in outgoing_requests:
+            progress.begin(outgoing.request)
             call = self._streamed(self._stub.Warm, outgoing)
             with self._lifetime.errors(), ended(call):
                 for response in call:
-                    warmed = progress.add(response, first_index)
-                    if on_progress is not None:
-                        on_progress(warmed)
-            first_index += len(outgoing.request.documents)
+                    progress.add(response)
         return progress.result()
 
     def forget(
@@ -191,15 +188,13 @@ class Client:
     def _streamed(self, method: Callable[..., ServerStream[T]], outgoing: Outgoing[RequestT]) -> PatientStream[T]:
         def begin() -> ServerStream[T]:
             with self._lifetime.call():
-                return method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
+                return outgoing.send(method)
 
         return PatientStream(begin, outgoing.patience(self._lifetime, self._door))
 
     def _answered(self, method: Callable[..., T], outgoing: Outgoing[RequestT]) -> T:
         with self._lifetime.call():
-            return outgoing.patience(self._lifetime, self._door).call(
-                lambda: method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
-            )
+            return outgoing.patience(self._lifetime, self._door).call(lambda: outgoing.send(method))
 
     def __enter__(self) -> Client:
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -50,6 +50,7 @@ DEFAULT_RETRY_S = 15.0
 """By default a gateway takes up to 10 s to end what it has under way; the next one starts in a few more."""
 
 RequestT = TypeVar("RequestT", bound=Message)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,10 @@ class Outgoing(Generic[RequestT]):
     request_id: str
     api_key: str = field(default="", repr=False)
     retry_s: float = 0.0
+
+    def send(self, method: Callable[..., T]) -> T:
+        """Calls a method of a gateway's stub with it, blocking or not, with what is left of its time."""
+        return method(self.request, timeout=self.timeout_s, metadata=self.metadata)
 
     def patience(self, lifetime: Lifetime, door: Door) -> Patience:
         """For how long it is tried at `door`, from now on."""

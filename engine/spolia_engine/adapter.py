@@ -18,9 +18,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
-from spolia_engine.decoder import Decoder, LayerAttention
 from spolia_engine.fingerprint import fingerprint_model
 from spolia_engine.kv_bytes import hidden_from_bytes
+from spolia_engine.model_layers import Decoder, LayerAttention
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable, Rotation

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spolia_engine.decode_parts import DecodeParts
-from spolia_engine.decoder import LayerAttention
+from spolia_engine.model_layers import LayerAttention
 from spolia_engine.step_plan import Group, StepPlan, Stretch, Tail
 from spolia_kernels import RotaryTable, Rotation, SlotRows, SpanRange, SpanStep, span_kernels
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.decode_attention import DecodeAttention
+from spolia_engine.joint_pass import JointPass, StepRows, run_beside
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, never_shared
-from spolia_engine.slices import JointPass, StepRows, run_beside
 from spolia_engine.step_plan import StepPlan, plan_step
 from spolia_engine.steps import Slice
 

@@ -16,11 +16,11 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context
 from spolia_engine.decode_steps import DecodeSteps, PlannedBatch
 from spolia_engine.device_decoding import DeviceDecoding, DrawnRow
-from spolia_engine.drawing import drawn_rows
+from spolia_engine.joint_pass import JointPass
+from spolia_engine.next_tokens import drawn_rows
 from spolia_engine.sampler import sample
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sharing import Sharing, always_shared, never_shared
-from spolia_engine.slices import JointPass
 from spolia_engine.steps import Slice
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spolia_engine.cuda_graph import captured
-from spolia_engine.decoder import Decoder, DecoderLayer
+from spolia_engine.model_layers import Decoder, DecoderLayer
 from spolia_kernels import Partial
 from spolia_kernels.fused import add_rms_norm, silu_mul
 from spolia_kernels.paged import (

@@ -33,17 +33,17 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.context import Context, release_runs
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceSettings, DrawnRow
-from spolia_engine.drawing import accept_row
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammars
 from spolia_engine.link_plan import LinkPlan, plan_link
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.pool import DEFAULT_BLOCK_SIZE, TORCH_DTYPE
 from spolia_engine.pool_budget import free_bytes, pool_budget
 from spolia_engine.run import Run
-from spolia_engine.samples import start_samples
 from spolia_engine.sealing import prefix_blocks
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
+from spolia_engine.sequence_starts import start_samples
 from spolia_engine.text import Decode, load_decode
 
 LOCAL_TENANT_KEY = bytes(32)

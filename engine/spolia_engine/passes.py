@@ -24,8 +24,8 @@ class PassOptions:
 
     `slice_tokens`: rows of one prefill slice; between two slices others may use the engine. None: all rows at once.
     `ready`: whether the KV that the pass reads has arrived as far as a layer; None: it is all here.
-    `joins`: each slice is handed to whoever owns the engine, to be run with other passes' (`slices.py`). A pass that
-    waits for its KV keeps its slices to itself: nobody else shall wait for that.
+    `joins`: each slice is handed to whoever owns the engine, to be run with other passes' (`joint_pass.py`). A pass
+    that waits for its KV keeps its slices to itself: nobody else shall wait for that.
     """
 
     slice_tokens: int | None = None

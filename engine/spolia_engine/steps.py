@@ -7,7 +7,7 @@ that has begun gives back everything it holds.
 
 A pass that may share the model with others yields the rows it wants run, and is sent what came of them:
 
-    pass ── Pause(slice) ──▶ whoever owns the engine: several slices through the model at once (`slices.py`)
+    pass ── Pause(slice) ──▶ whoever owns the engine: several slices through the model at once (`joint_pass.py`)
          ◀────── Ran ──────
 """
 

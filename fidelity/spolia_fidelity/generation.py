@@ -12,9 +12,9 @@ from torch import Tensor
 from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
 from spolia_engine.core import EngineCore
-from spolia_engine.drawing import accept_row
-from spolia_engine.samples import start_sequence
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.text import Decode
 from spolia_fidelity.answers import best_f1, first_line, is_exact
 from spolia_fidelity.case import Case, Question

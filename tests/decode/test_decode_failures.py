@@ -13,7 +13,7 @@ from tiny_cluster import World, claim_as, eventually, held_engine, ids_of, promp
 from spolia_core.errors import InternalError, Unavailable
 from spolia_core.reuse import MissReason
 from spolia_core.sampling import SamplingParams
-from spolia_engine.drawing import accept_row
+from spolia_engine.next_tokens import accept_row
 
 
 async def test_a_failed_step_fails_its_requests_and_no_later_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

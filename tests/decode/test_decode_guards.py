@@ -19,7 +19,7 @@ from spolia_core.errors import InvalidRequest, SpoliaError, Unavailable
 from spolia_core.ids import SHARED_TENANT, tenant_key
 from spolia_core.reuse import ChunkKind, MissReason, ReuseMode, TokenSource
 from spolia_core.sampling import SamplingParams
-from spolia_decode.gather import ChunkGatherer
+from spolia_decode.chunk_gatherer import ChunkGatherer
 from spolia_engine.kv_bytes import run_to_object
 from spolia_engine.sealing import prefix_blocks
 from spolia_kvstore.objects import ObjectKey

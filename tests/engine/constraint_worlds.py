@@ -16,10 +16,10 @@ from spolia_core.constraint import Constraint
 from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.drawing import draw
 from spolia_engine.engine import Engine
 from spolia_engine.generation import Generation
 from spolia_engine.grammar import Grammar, Grammars, Matcher
+from spolia_engine.next_tokens import draw
 from spolia_engine.text import load_decode
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"

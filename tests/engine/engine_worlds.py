@@ -27,9 +27,9 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceSettings
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence as DecodeSequence
 
 VOCAB_SIZE = 97

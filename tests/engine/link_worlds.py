@@ -10,7 +10,7 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan
-from spolia_engine.samples import start_sequence
+from spolia_engine.sequence_starts import start_sequence
 
 LAW_1 = 1e-5  # relative to the scale of the logits
 LAW_2 = 3e-5

@@ -32,9 +32,9 @@ from spolia_core.reuse import FinishReason
 from spolia_core.sampling import SamplingParams
 from spolia_core.tool_calls import parse_tool_calls
 from spolia_core.tools import read_tool_choice
-from spolia_engine.drawing import draw
 from spolia_engine.engine import Engine
 from spolia_engine.generation import Generation
+from spolia_engine.next_tokens import draw
 
 pytestmark = pytest.mark.usefixtures("place")
 

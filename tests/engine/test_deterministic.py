@@ -8,9 +8,9 @@ from engine_worlds import assert_nothing_held, engine_of, only_in_extents, token
 
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
-from spolia_engine.drawing import accept_row
-from spolia_engine.samples import start_sequence
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence, close_all
+from spolia_engine.sequence_starts import start_sequence
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spolia_engine.decoder import Decoder
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
+from spolia_engine.model_layers import Decoder
 from spolia_kernels.paged import Angles, PagedKv, SlotSpan, Tails, WorkShape, plan_work
 from spolia_kernels.sample import Draws
 

@@ -29,8 +29,8 @@ from spolia_engine.engine import Engine
 from spolia_engine.extent import BlockState
 from spolia_engine.kv_bytes import layer_of_run, write_layer
 from spolia_engine.run import Run
-from spolia_engine.samples import start_sequence
 from spolia_engine.sealing import prefix_blocks
+from spolia_engine.sequence_starts import start_sequence
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -27,7 +27,7 @@ from spolia_engine.context import whole
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
-from spolia_engine.samples import start_sequence
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.steps import finish
 
 pytestmark = pytest.mark.usefixtures("place")

@@ -33,9 +33,9 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine import device_step
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.device_decoding import DeviceSettings
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
-from spolia_engine.samples import branch, start_samples, start_sequence
+from spolia_engine.next_tokens import accept_row
+from spolia_engine.sequence_starts import branch, start_samples, start_sequence
 from spolia_engine.sharing import Sharing, always_shared, never_shared
 from spolia_kernels.sample import Drawn, Draws
 

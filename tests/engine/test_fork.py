@@ -30,11 +30,11 @@ from spolia_core.reuse import PREFIX_CHUNK_TOKENS
 from spolia_core.sampling import SamplingParams
 from spolia_engine import attention
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.fork import plan_passes
 from spolia_engine.link_plan import plan_link
-from spolia_engine.samples import start_sequence
+from spolia_engine.next_tokens import accept_row
+from spolia_engine.sequence_starts import start_sequence
 from spolia_kernels import Kernels, SpanPass, SpanRange, kernels, torch_kernels_only
 
 pytestmark = pytest.mark.usefixtures("place")

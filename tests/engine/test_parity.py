@@ -27,8 +27,8 @@ from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
 from spolia_engine.core import EngineCore
 from spolia_engine.engine import Engine
-from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.steps import Steps
 
 pytestmark = pytest.mark.usefixtures("place")

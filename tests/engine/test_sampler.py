@@ -14,7 +14,7 @@ from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
 from spolia_engine import sampler
 from spolia_engine.sampler import sample
-from spolia_engine.samples import start_sequence
+from spolia_engine.sequence_starts import start_sequence
 
 NUM_DRAWS = 4000
 

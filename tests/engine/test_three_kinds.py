@@ -14,14 +14,14 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine.context import Context
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.link_plan import LinkPlan, plan_link, plan_recompute
 from spolia_engine.linked_blocks import LinkedBlock, exact_blocks, linked_chain, num_exact_tokens
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
-from spolia_engine.samples import start_sequence
 from spolia_engine.sealing import SealedBlock
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.steps import finish
 
 pytestmark = pytest.mark.usefixtures("place")

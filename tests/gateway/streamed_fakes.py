@@ -81,7 +81,7 @@ class ManyDecode(FakeDecode):
             self.ended.set()
 
 
-async def known(w: World, *nodes: ManyDecode) -> None:
+async def known(w: World, *nodes: FakeDecode) -> None:
     """Returns once the gateway has a stream to each node."""
     streams = w.node.gateway._generator._answers
     for node in nodes:

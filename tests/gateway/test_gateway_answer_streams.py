@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from gateway_fakes import UTF8_ANSWER, WAIT_S, FakeDecode, answers, fails_after, hangs
-from gateway_worlds import Streamed, World, text_request, world
+from gateway_worlds import Streamed, text_request, world
+from streamed_fakes import known
 
 from spolia.v1 import decode_pb2
 from spolia_gateway import answer_streams
@@ -57,17 +58,6 @@ class SharedDecode(FakeDecode):
 
 def is_whole(streamed: Streamed) -> bool:
     return (streamed.token_ids, streamed.text) == WHOLE and streamed.finish is not None
-
-
-async def known(w: World, *nodes: SharedDecode) -> None:
-    """Returns once the gateway has a stream from each node."""
-    streams = w.node.gateway._generator._answers
-    for node in nodes:
-        with streams.inbox(node.address):
-            pass
-    async with asyncio.timeout(WAIT_S):
-        while not all(streams._streams[node.address].is_known for node in nodes):  # noqa: ASYNC110 - no event for it
-            await asyncio.sleep(0.005)
 
 
 async def test_the_first_request_opens_the_stream_and_later_ones_name_it(model: Path) -> None:

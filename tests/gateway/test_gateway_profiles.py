@@ -15,7 +15,7 @@ from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import Busy, NotSupported, SpoliaError
 from spolia_core.link_terms import linked_forbidden
-from spolia_gateway.catalog import models_of
+from spolia_gateway.served_models import models_of
 
 REFUSAL = "its best policy link:32 loses 0.02 nats per token; bounds 0.01 nats and 1 points"
 FORBIDS: dict[str, Any] = {"profile": "link32-00c0ffee", "policy": "link:32", "linked_refusal": REFUSAL}

@@ -16,11 +16,11 @@ from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest, NotFound, NotSupported, SpoliaError, Unavailable
 from spolia_core.ids import IdSpace
 from spolia_core.reuse import ReuseMode
-from spolia_gateway.catalog import Model, ModelKey, check_model_name, choose_model, models_of
 from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import RequestLimits
 from spolia_gateway.request import CheckedRequest
+from spolia_gateway.served_models import Model, ModelKey, check_model_name, choose_model, models_of
 from spolia_gateway.tokenizer import Form, PartTokenizer
 
 LIMITS = RequestLimits(max_prompt_bytes=1000, max_documents=2, max_parts=4)
@@ -232,7 +232,7 @@ def test_ids_differ_by_tenant_secret_model_and_dtype() -> None:
 ID_IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from spolia_gateway.catalog import ModelKey
+from spolia_gateway.served_models import ModelKey
 from spolia_gateway.tokenizer import Form, PartTokenizer
 tokenizer = PartTokenizer.from_model(Path(sys.argv[1]))
 ids = ModelKey("tiny", bytes([7]) * 32, "float32").id_space("spolia-development", "a")

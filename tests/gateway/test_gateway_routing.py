@@ -15,7 +15,6 @@ from spolia.v1.directory_pb2 import NodeRecord
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS, ReuseMode
-from spolia_gateway.catalog import ModelKey
 from spolia_gateway.routing import (
     QUEUED_REQUEST_TOKENS,
     Demand,
@@ -25,6 +24,7 @@ from spolia_gateway.routing import (
     queued_tokens,
     rendezvous,
 )
+from spolia_gateway.served_models import ModelKey
 
 IDS: IdSpace = ModelKey(MODEL, FINGERPRINT, "float32").id_space(SECRET, "t")
 CHUNKS = [IDS.local([i]) for i in range(6)]

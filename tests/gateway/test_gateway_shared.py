@@ -15,7 +15,7 @@ from spolia.v1 import common_pb2, decode_pb2, directory_pb2, gateway_pb2
 from spolia_core.errors import InternalError
 from spolia_core.ids import SHARED_TENANT
 from spolia_core.reuse import PREFIX_CHUNK_TOKENS
-from spolia_gateway.catalog import ModelKey
+from spolia_gateway.served_models import ModelKey
 from spolia_gateway.tokenizer import Form, PartTokenizer
 
 TENANT = "museum"

@@ -16,12 +16,12 @@ from spolia.errors import error_from_rpc
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_core.splitting import Splitter, Splitting
-from spolia_gateway.catalog import Model, ModelKey
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.documents import chunks_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import RequestLimits
 from spolia_gateway.request import CheckedRequest
+from spolia_gateway.served_models import Model, ModelKey
 
 KEY = ModelKey(MODEL, FINGERPRINT, "float32")
 LARGE = Model(KEY, max_context_tokens=100_000, vocab_size=320, supports_linked=True, num_nodes=1)

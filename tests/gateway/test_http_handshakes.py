@@ -42,6 +42,10 @@ class Guarded:
     def num_connections(self) -> float:
         return self.met.world.node.server.metrics.value("spolia_http_connections")
 
+    @property
+    def doors(self) -> tls_door.TlsDoors:
+        return self.met.world.node._http._uvicorn._doors  # type: ignore[union-attr, return-value]  # HTTP is on, with TLS
+
     def ended(self, reason: str) -> float:
         return self.met.world.node.server.metrics.value("spolia_http_connections_ended_total", reason=reason)
 
@@ -73,6 +77,12 @@ async def guarded(model: Path, authority: Path, **changes: Any) -> AsyncIterator
     assert not unheard
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives way."""
+    monkeypatch.setattr(connections, "GRACE_S", 600.0)
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110  # a count has no event
@@ -96,6 +106,7 @@ async def test_connections_count_before_their_handshake(
     model: Path, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "GRACE_S", 0.5)
+    monkeypatch.setattr(tls_door, "MAX_TOLD", 0)
     async with guarded(model, authority, max_connections=3) as w:
         with ExitStack() as held, captured_logs():
             crowd = [mute(held, w) for _ in range(12)]
@@ -108,6 +119,61 @@ async def test_connections_count_before_their_handshake(
             assert w.ended("gave_way") == 1
             assert await end_of(crowd[0]) == b""
         await until(lambda: w.num_connections == 0)
+
+
+async def test_a_client_too_many_is_told_so_and_when_to_come_back(model: Path, authority: Path, patience: None) -> None:
+    async with guarded(model, authority, max_connections=1) as w:
+        with ExitStack() as held, captured_logs():
+            mute(held, w)
+            await until(lambda: w.num_connections == 1)
+            answer = await w.https.get("/version")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["code"] == "too_many"
+            assert (w.ended("too_many"), w.num_connections) == (1, 1)
+        await until(lambda: w.num_connections == 0)
+        assert await w.is_served()
+
+
+async def test_few_are_told_at_a_time_and_the_others_cost_no_handshake(
+    model: Path, authority: Path, monkeypatch: pytest.MonkeyPatch, patience: None
+) -> None:
+    monkeypatch.setattr(tls_door, "MAX_TOLD", 2)
+    monkeypatch.setattr(tls_door, "TELLING_S", 2.0)
+    async with guarded(model, authority, max_connections=1) as w:
+        with ExitStack() as held, captured_logs():
+            mute(held, w)
+            await until(lambda: w.num_connections == 1)
+            crowd = [mute(held, w) for _ in range(6)]
+            await until(lambda: w.ended("too_many") == 4)
+            for each in crowd[2:]:
+                assert await end_of(each) == b""
+            for each in crowd[:2]:
+                assert await end_of(each) == b"", "these said nothing"
+            await until(lambda: w.ended("no_handshake") == 2)
+            assert (await w.https.get("/version")).status_code == 503, "their time is over"
+            assert w.num_connections == 1
+
+
+async def test_who_is_being_told_is_served_if_a_place_is_free_by_then(
+    model: Path, authority: Path, monkeypatch: pytest.MonkeyPatch, patience: None
+) -> None:
+    monkeypatch.setattr(tls_door, "TELLING_S", WAIT_S)
+    async with guarded(model, authority, max_connections=1) as w:
+        with ExitStack() as held, captured_logs():
+            first = mute(held, w)
+            await until(lambda: w.num_connections == 1)
+            late = mute(held, w)
+            await until(lambda: len(w.doors.told) == 1)
+            first.close()
+            await until(lambda: w.num_connections == 0)
+
+            def ask() -> bytes:
+                with w.trust.wrap_socket(late, server_hostname=w.place[0]) as tls:
+                    tls.sendall(ASK)
+                    return tls.recv(4096)
+
+            assert b" 200 " in await asyncio.to_thread(ask)
+            assert w.ended("too_many") == 0
 
 
 async def test_a_handshake_has_a_deadline_and_others_are_served_meanwhile(

@@ -1,11 +1,15 @@
-"""Redis servers for the tests that share them."""
+"""Redis servers for the tests that share them, and two stores that share an index in memory."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fake_backend import FakeShared
+from kvstore_worlds import HandClock
 from redis_server import RedisServer
+from site_worlds import Site, open_pair
 
 from spolia_kvstore import opening
 from spolia_kvstore.redis_backend import RedisBackend
@@ -43,3 +47,15 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def prefix() -> str:
     return uuid4().hex
+
+
+@pytest.fixture
+def shared() -> FakeShared:
+    """An index that several stores share, in memory."""
+    return FakeShared(HandClock())
+
+
+@pytest.fixture
+async def pair(shared: FakeShared, tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
+    async with open_pair(shared, tmp_path) as sites:
+        yield sites

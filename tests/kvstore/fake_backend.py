@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from spolia_core.errors import Unavailable
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
+from spolia_kvstore.backend_news import BackendNews
 from spolia_kvstore.catalog import Lease
 from spolia_kvstore.objects import ObjectKey, Tier
 
@@ -25,25 +26,22 @@ class FakeShared:
     log: list[str] = field(default_factory=list)
 
 
-class FakeBackend:
+class FakeBackend(BackendNews):
     """One store's way to it."""
 
     name = "fake"
     is_shared = True
 
     def __init__(self, shared: FakeShared) -> None:
+        super().__init__()
         self.shared = shared
         self.reachable = True
-        self.claims_ended: list[Callable[[Sequence[ObjectKey]], None]] = []
-        self.members_changed: list[Callable[[], None]] = []
-        self.reconnected: list[Callable[[], None]] = []
         shared.users.append(self)
 
     def back(self) -> None:
         """It can be reached again."""
         self.reachable = True
-        for callback in self.reconnected:
-            callback()
+        self.tell_reconnected()
 
     async def start(self) -> None:
         self.back()
@@ -108,7 +106,8 @@ class FakeBackend:
         ended = [key for key in keys if key in self.shared.claims and owner in (None, self.shared.claims[key].owner)]
         for key in ended:
             del self.shared.claims[key]
-        self._tell([callback for user in self.shared.users for callback in user.claims_ended], ended)
+        for user in self.shared.users:
+            user.tell_claims_ended(ended)
         return [key in ended for key in keys]
 
     async def claims(self, keys: Sequence[ObjectKey]) -> list[ClaimLease | None]:
@@ -153,15 +152,6 @@ class FakeBackend:
             if until > now
         ]
 
-    def on_claims_ended(self, callback: Callable[[Sequence[ObjectKey]], None]) -> None:
-        self.claims_ended.append(callback)
-
-    def on_members_changed(self, callback: Callable[[], None]) -> None:
-        self.members_changed.append(callback)
-
-    def on_reconnected(self, callback: Callable[[], None]) -> None:
-        self.reconnected.append(callback)
-
     def _check(self, what: str) -> None:
         if not self.reachable:
             raise Unavailable("the fake backend is away")
@@ -170,10 +160,4 @@ class FakeBackend:
     def _tell_of_members(self) -> None:
         for user in self.shared.users:
             if user.reachable:
-                for callback in user.members_changed:
-                    callback()
-
-    @staticmethod
-    def _tell(callbacks: Sequence[Callable[[Sequence[ObjectKey]], None]], keys: Sequence[ObjectKey]) -> None:
-        for callback in callbacks if keys else ():
-            callback(keys)
+                user.tell_members_changed()

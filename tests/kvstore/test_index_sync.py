@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fake_backend import FakeBackend, FakeShared
-from kvstore_worlds import HandClock, eventually, key_of, make_chunk
-from tier_worlds import ANYONE, STORES, World, open_world
+from fake_backend import FakeShared
+from kvstore_worlds import key_of, make_chunk
+from site_worlds import Site, held_by, open_site, replicas_of
+from tier_worlds import ANYONE, open_world
 
 from spolia_core.errors import AlreadyStored
 from spolia_core.ids import SHARED_TENANT
@@ -20,59 +19,6 @@ from spolia_kvstore.store import ClaimState
 
 ONE, TWO = make_chunk(1), make_chunk(2)
 KEY = key_of(ONE)
-
-
-class Site:
-    """A store, its way to the backend, and the task that keeps the index true."""
-
-    def __init__(self, world: World, backend: FakeBackend) -> None:
-        self.world = world
-        self.backend = backend
-        self.sync = IndexSync(world.store)
-
-    async def walked(self) -> None:
-        """Returns once everything was said again."""
-        before = self.sync.num_walks
-        self.backend.back()
-        await eventually(lambda: self.sync.num_walks > before)
-
-    async def settled(self) -> None:
-        """Returns once what it had to say is said."""
-        await eventually(lambda: self.world.store.index.is_idle)
-
-
-@asynccontextmanager
-async def open_site(shared: FakeShared, name: str, folder: Path | None = None) -> AsyncIterator[Site]:
-    backend = FakeBackend(shared)
-    async with open_world(folder, backend=backend, name=name, clock=shared.clock) as world:  # type: ignore[arg-type]  # has the methods that are called
-        site = Site(world, backend)
-        site.sync.start()
-        await site.walked()
-        yield site
-        await site.sync.stop()
-
-
-@pytest.fixture
-def shared() -> FakeShared:
-    return FakeShared(HandClock())
-
-
-@pytest.fixture
-async def pair(shared: FakeShared, tmp_path: Path) -> AsyncIterator[tuple[Site, Site]]:
-    async with AsyncExitStack() as stack:
-        sites = [await stack.enter_async_context(open_site(shared, name, tmp_path / name)) for name in STORES]
-        yield sites[0], sites[1]
-
-
-def replicas_of(shared: FakeShared) -> set[tuple[bytes, Tier, str]]:
-    return {(key.chunk_id, tier, store_id) for key, tier, store_id in shared.replicas}
-
-
-def held_by(site: Site) -> set[tuple[bytes, Tier, str]]:
-    name, tiers = site.world.store.name, site.world.tiers
-    assert tiers.disk is not None
-    on_disk = {(row.record.key.chunk_id, Tier.DISK, name) for row in tiers.disk.rows.walk()}
-    return on_disk | {(stored.record.key.chunk_id, Tier.RAM, name) for stored in tiers.ram}
 
 
 async def test_the_index_follows_an_object_through_the_tiers(shared: FakeShared, pair: tuple[Site, Site]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from spolia_engine.steps import Pause, Steps
 from spolia_worker.engine_job import EngineJob
+from spolia_worker.engine_thread import EngineThread
 
 JOB = EngineJob("tenant", 30)
 
@@ -38,3 +41,19 @@ class Work:
             return "result"
         finally:
             self.trace.append("end")
+
+
+@contextmanager
+def breaking_thread() -> Iterator[EngineThread]:
+    """A started thread with an invariant that breaks as soon as it is told of background work."""
+
+    def background() -> bool:
+        raise AssertionError("broken")
+
+    thread = EngineThread("test-engine", background)
+    threading.excepthook, hook = lambda args: None, threading.excepthook
+    try:
+        thread.start()
+        yield thread
+    finally:
+        threading.excepthook = hook

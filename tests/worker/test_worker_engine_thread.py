@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+from engine_jobs import breaking_thread
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from tiny_cluster import World, eventually, held_engine
@@ -107,31 +108,6 @@ async def test_a_delivered_result_is_discarded_when_its_caller_never_resumed(thr
     assert discarded == ["result"]
 
 
-async def test_every_cancel_frees_exactly_once_whenever_it_comes(thread: EngineThread) -> None:
-    made, freed, kept = [], [], []
-
-    def make() -> object:
-        item = object()
-        made.append(item)
-        return item
-
-    async def one(number: int) -> None:
-        task = asyncio.ensure_future(thread.run(make, discard=freed.append))
-        for _ in range(number % 5):
-            await asyncio.sleep(0)
-        task.cancel()
-        try:
-            kept.append(await task)
-        except asyncio.CancelledError:
-            return
-
-    await asyncio.gather(*(one(number) for number in range(400)))
-    await thread.run(lambda: None)
-    await asyncio.sleep(0)
-    await eventually(lambda: len(freed) + len(kept) == len(made))
-    assert len(set(map(id, freed))) == len(freed)
-
-
 async def test_stopping_skips_and_fails_what_is_queued_and_later_work() -> None:
     thread, skipped = EngineThread("test-engine"), []
     thread.start()
@@ -151,13 +127,7 @@ async def test_stopping_skips_and_fails_what_is_queued_and_later_work() -> None:
 
 
 async def test_a_thread_that_an_invariant_ended_fails_its_queue_and_says_so() -> None:
-    def background() -> bool:
-        raise AssertionError("broken")
-
-    thread = EngineThread("test-engine", background)
-    threading.excepthook, hook = lambda args: None, threading.excepthook
-    try:
-        thread.start()
+    with breaking_thread() as thread:
         with held_engine(thread):
             thread.notify()
             waiting = asyncio.ensure_future(thread.run(lambda: 1))
@@ -165,8 +135,6 @@ async def test_a_thread_that_an_invariant_ended_fails_its_queue_and_says_so() ->
         with pytest.raises(Unavailable):
             await waiting
         await eventually(lambda: thread.is_stalled(1000))
-    finally:
-        threading.excepthook = hook
 
 
 async def test_background_steps_and_tasks_alternate() -> None:

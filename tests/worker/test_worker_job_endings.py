@@ -1,12 +1,13 @@
-"""However a job in the engine's thread ends, it gives back what it holds, once."""
+"""However a job in the engine's thread ends, it gives back what it holds, once; a function too."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
-from engine_jobs import JOB, Work
+from engine_jobs import JOB, Work, breaking_thread
 from tiny_cluster import eventually, held_engine
 
 from spolia_core.errors import Unavailable
@@ -88,19 +89,21 @@ async def test_the_result_of_a_job_cancelled_in_its_last_step_is_discarded(threa
     await eventually(lambda: discarded == ["result"])
 
 
-async def test_every_cancel_of_a_job_frees_exactly_once_whenever_it_comes(thread: EngineThread) -> None:
+async def test_every_cancel_frees_exactly_once_whenever_it_comes(thread: EngineThread) -> None:
+    """Functions and jobs, turn about."""
+    begun: set[int] = set()
     held: set[int] = set()
-    num_skipped = 0
+    skipped: list[int] = []
 
-    def skip() -> None:
-        nonlocal num_skipped
-        num_skipped += 1
+    def function(number: int) -> int:
+        begun.add(number)
+        held.add(number)
+        return number
 
     def job(number: int) -> Steps[int]:
-        assert number not in held
-        held.add(number)
+        function(number)
         try:
-            for _ in range(number % 4):
+            for _ in range(number // 2 % 4):
                 yield Pause(1)
         except BaseException:
             held.remove(number)
@@ -108,8 +111,13 @@ async def test_every_cancel_of_a_job_frees_exactly_once_whenever_it_comes(thread
         return number
 
     async def one(number: int) -> None:
-        task = asyncio.ensure_future(thread.run_steps(job(number), JOB, discard=held.remove, skip=skip))
-        for _ in range(number % 7):
+        skip = partial(skipped.append, number)
+        if number % 2:
+            work = thread.run(partial(function, number), discard=held.remove, skip=skip)
+        else:
+            work = thread.run_steps(job(number), JOB, discard=held.remove, skip=skip)
+        task = asyncio.ensure_future(work)
+        for _ in range(number // 2 % 7):
             await asyncio.sleep(0)
         task.cancel()
         try:
@@ -117,9 +125,11 @@ async def test_every_cancel_of_a_job_frees_exactly_once_whenever_it_comes(thread
         except asyncio.CancelledError:
             return
 
-    await asyncio.gather(*(one(number) for number in range(400)))
+    await asyncio.gather(*(one(number) for number in range(800)))
     await eventually(lambda: not held)
     assert thread.queue_length == 0
+    assert len(set(skipped)) == len(skipped)
+    assert not begun.intersection(skipped)
 
 
 async def test_stopping_closes_jobs_under_way_and_skips_the_rest() -> None:
@@ -144,13 +154,7 @@ async def test_stopping_closes_jobs_under_way_and_skips_the_rest() -> None:
 
 
 async def test_a_thread_whose_invariant_broke_closes_its_jobs() -> None:
-    def background() -> bool:
-        raise AssertionError("broken")
-
-    thread = EngineThread("test-engine", background)
-    threading.excepthook, hook = lambda args: None, threading.excepthook
-    try:
-        thread.start()
+    with breaking_thread() as thread:
         work = Work(ready=lambda: False)
         future = thread.submit_steps(work.steps(), JOB)
         await eventually(lambda: work.holds)
@@ -159,5 +163,3 @@ async def test_a_thread_whose_invariant_broke_closes_its_jobs() -> None:
             await future
         await eventually(lambda: thread.is_stalled(1000))
         assert not work.holds
-    finally:
-        threading.excepthook = hook

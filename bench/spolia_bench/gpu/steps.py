@@ -28,8 +28,8 @@ from spolia_bench.gpu.batches import (
 )
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import graphed, timed
-from spolia_engine.decoder import Decoder, DecoderLayer
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
+from spolia_engine.model_layers import Decoder, DecoderLayer
 from spolia_kernels import Linear
 from spolia_kernels.fused import RmsNorm, silu_mul
 from spolia_kernels.paged import SlotSpan

@@ -21,8 +21,8 @@ from spolia_engine.core import EngineCore
 from spolia_engine.decode_steps import PlannedBatch
 from spolia_engine.link_plan import LinkPlan, plan_link
 from spolia_engine.run import Run
-from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.sharing import Sharing, never_shared
 
 QUESTION_TOKENS = 16

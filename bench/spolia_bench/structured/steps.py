@@ -17,11 +17,11 @@ from spolia_bench.structured.vocabulary import write_tokenizer
 from spolia_core.constraint import Constraint
 from spolia_core.sampling import SamplingParams
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
 from spolia_engine.grammar import Grammars
-from spolia_engine.samples import start_samples
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence, close_all
+from spolia_engine.sequence_starts import start_samples
 from spolia_engine.text import load_decode
 
 PROMPT_TOKENS = 128

@@ -20,21 +20,21 @@ from functools import partial
 from spolia_core.errors import Busy, InvalidRequest
 from spolia_core.reuse import ReuseMode, ReuseReport
 from spolia_decode.admission import Admission, Place
+from spolia_decode.answer_sealing import AnswerSealer
 from spolia_decode.batch import DecodeBatch, Joined
 from spolia_decode.exact import ExactPath
 from spolia_decode.inbox import Preempted
 from spolia_decode.job import GenerateJob
 from spolia_decode.linked import LinkedPath
 from spolia_decode.load import num_tokens_to_prepare
-from spolia_decode.merged import merged
+from spolia_decode.merged_streams import merged_streams
 from spolia_decode.node_parts import NodeParts
-from spolia_decode.prepared import Prepared
-from spolia_decode.sealing import AnswerSealer
+from spolia_decode.prepared_context import PreparedContext
 from spolia_decode.timings import RequestTimes
 from spolia_engine.generation import Delta, Generation
 from spolia_engine.grammar import Grammar
-from spolia_engine.samples import start_samples
 from spolia_engine.sequence import Sequence
+from spolia_engine.sequence_starts import start_samples
 from spolia_node.deadline import Deadline
 from spolia_node.tracing import span, span_across_yields
 
@@ -130,11 +130,11 @@ class Answering:
                 streams = [self._anew(self._job, generations[0], place)]
                 streams += [self._after_the_first(g, p) for g, p in zip(generations[1:], places[1:], strict=True)]
             there = [_holding(p, stream) for p, stream in zip(places, streams, strict=True)]
-            async with aclosing(merged(there)) as deltas:
+            async with aclosing(merged_streams(there)) as deltas:
                 async for delta in deltas:
                     yield delta
 
-    async def _start_together(self, generations: list[Generation]) -> tuple[list[Sequence], Prepared] | None:
+    async def _start_together(self, generations: list[Generation]) -> tuple[list[Sequence], PreparedContext] | None:
         """Sequences of one context, where none has said anything and the pool has room for all; else None."""
         if any(generation.token_ids for generation in generations):
             return None
@@ -144,7 +144,7 @@ class Answering:
             _begin_again(self.report)
             return None
 
-    def _join(self, sequences: list[Sequence], prepared: Prepared, places: list[Place]) -> list[Joined]:
+    def _join(self, sequences: list[Sequence], prepared: PreparedContext, places: list[Place]) -> list[Joined]:
         """Samples of one context, in the batch."""
         self._is_reported = True
         self.times.computed(prepared.compute_s)
@@ -230,13 +230,13 @@ class Answering:
         self._is_reported = True
         return self.report
 
-    def _sealer(self, job: GenerateJob, prepared: Prepared, sequence: Sequence) -> AnswerSealer:
+    def _sealer(self, job: GenerateJob, prepared: PreparedContext, sequence: Sequence) -> AnswerSealer:
         is_first = sequence.generation.sample_index == 0
         return AnswerSealer(job, self._where.parts, prepared.continuation, offers_check=is_first)
 
     async def _start_when_there_is_room(
         self, job: GenerateJob, generations: list[Generation], report: ReuseReport, place: Place
-    ) -> tuple[list[Sequence], Prepared]:
+    ) -> tuple[list[Sequence], PreparedContext]:
         """`_start`, once more in its turn where sequences that decode took the blocks it was promised.
 
         Raises `Busy` when that came to nothing too often in a row.
@@ -257,7 +257,7 @@ class Answering:
 
     async def _start(
         self, job: GenerateJob, generations: list[Generation], report: ReuseReport
-    ) -> tuple[list[Sequence], Prepared]:
+    ) -> tuple[list[Sequence], PreparedContext]:
         """A sequence for each, of the job's context, and what was prepared for them.
 
         Where the pool has no room, shadow checks give up what they hold and the context is prepared once more.
@@ -277,7 +277,7 @@ class Answering:
 
     async def _try_start(
         self, job: GenerateJob, generations: list[Generation], report: ReuseReport
-    ) -> tuple[list[Sequence], Prepared]:
+    ) -> tuple[list[Sequence], PreparedContext]:
         with span("prepare", mode=job.mode.name.lower(), num_tokens=job.context.num_tokens) as preparing:
             prepared = await self._where.paths[job.mode].prepare(job, report, self._deadline)
             preparing.set(**{f"num_{source.name.lower()}_tokens": count for source, count in report.sources.items()})

@@ -22,12 +22,12 @@ from spolia_core.errors import Busy, InternalError, SpoliaError
 from spolia_decode.inbox import Inbox, Outbox, Preempted
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DrawnRow
-from spolia_engine.drawing import accept_row
 from spolia_engine.extent import BlockState
 from spolia_engine.generation import Delta
+from spolia_engine.joint_pass import failed, run_slices
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.scheduler import Running, State, plan
 from spolia_engine.sequence import Sequence as DecodeSequence
-from spolia_engine.slices import failed, run_slices
 from spolia_engine.steps import Came, Slice
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log

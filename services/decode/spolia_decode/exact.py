@@ -13,7 +13,7 @@ from spolia_decode.continuation import ExactContinuation
 from spolia_decode.job import GenerateJob
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
-from spolia_decode.prepared import Prepared
+from spolia_decode.prepared_context import PreparedContext
 from spolia_engine.context import release_runs
 from spolia_engine.extent import Extent
 from spolia_engine.kv_bytes import write_layer
@@ -39,7 +39,7 @@ class ExactPath:
         """Blocks that the context would take now, at most: a prefix that is here counts too."""
         return self.min_blocks(job)
 
-    async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
+    async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> PreparedContext:
         """The context of a job, behind which the batch draws; fills `report`. Publishes new prefix chunks meanwhile.
 
         Raises `Busy` when the pool has no room, `DeadlineExceeded`.
@@ -83,7 +83,7 @@ class ExactPath:
 
     async def _hand_off(
         self, job: GenerateJob, token_ids: Sequence[int], prefix: Sequence[Run], report: ReuseReport, deadline: Deadline
-    ) -> Prepared | None:
+    ) -> PreparedContext | None:
         """Has a prefill node compute what is behind `prefix`; the context takes its references.
 
         None when none can, or when there is so little to compute that it is done here: then they stay the caller's.
@@ -119,7 +119,7 @@ class ExactPath:
         report.live_bytes += handed_off.num_bytes
         report.nodes.append(node_id)
         context = core.arrived_context(prefix, Run(live, 0, num_live, num_cached), hidden)
-        return Prepared(context, None, handed_off.compute_s, handed_off.seconds_per_token)
+        return PreparedContext(context, None, handed_off.compute_s, handed_off.seconds_per_token)
 
     async def _prefill_at(
         self,

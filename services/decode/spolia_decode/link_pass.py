@@ -12,14 +12,14 @@ from spolia.v1.prefill_pb2 import LinkWork, TokenRange
 from spolia_core.errors import SpoliaError
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseReport
-from spolia_decode.gather import ChunkGatherer, chunk_id_of
-from spolia_decode.gathered import Gathered
-from spolia_decode.held import Held
+from spolia_decode.chunk_gatherer import ChunkGatherer, chunk_id_of
+from spolia_decode.held_runs import HeldRuns
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_place import LinkTask, Placed, place_link
+from spolia_decode.local_chunks import LocalChunks
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
-from spolia_decode.prepared import Prepared
+from spolia_decode.prepared_context import PreparedContext
 from spolia_engine.extent import Extent
 from spolia_engine.kv_bytes import write_layer
 from spolia_engine.link_plan import LinkPlan
@@ -41,7 +41,7 @@ class ToLink:
     job: GenerateJob
     prompt: Prompt
     plan: LinkPlan
-    held: Held
+    held: HeldRuns
     report: ReuseReport
     deadline: Deadline
 
@@ -54,26 +54,26 @@ class LinkPasses:
         self._core = parts.core
         self._gatherer = ChunkGatherer(parts)
 
-    async def run(self, work: ToLink, gathered: Gathered) -> Prepared:
+    async def run(self, work: ToLink, chunks: LocalChunks) -> PreparedContext:
         """A context of the work and the token after it. Raises `Busy` or `DeadlineExceeded`."""
-        placed = self._place(work, gathered)
+        placed = self._place(work, chunks)
         started = time.monotonic()
         if placed.node is not None:
-            prepared = await self._run_there(work, gathered, placed.node)
+            prepared = await self._run_there(work, chunks, placed.node)
             if prepared is not None:
                 self._parts.link_metrics.linked(placed.place, placed.predicted_s, time.monotonic() - started)
                 return prepared
             placed = placed.here()
-        prepared = await self._run_here(work, gathered)
+        prepared = await self._run_here(work, chunks)
         self._parts.link_metrics.linked(placed.place, placed.predicted_s, prepared.compute_s)
         return prepared
 
-    def _place(self, work: ToLink, gathered: Gathered) -> Placed:
+    def _place(self, work: ToLink, chunks: LocalChunks) -> Placed:
         per_token = self._core.adapter.kv_shape.bytes_per_token
         task = LinkTask(
             num_rows=len(work.plan.positions),
             num_context_tokens=work.prompt.num_tokens,
-            chunk_bytes={i: len(part.token_ids) * per_token for i, part in gathered.wanted.items()},
+            chunk_bytes={i: len(part.token_ids) * per_token for i, part in chunks.wanted.items()},
             row_bytes=len(work.plan.positions) * per_token,
         )
         # Linked chunks that are held here are not there: a prompt that goes on from them is linked where they are.
@@ -88,44 +88,44 @@ class LinkPasses:
 
     # Here
 
-    async def _run_here(self, work: ToLink, gathered: Gathered) -> Prepared:
+    async def _run_here(self, work: ToLink, chunks: LocalChunks) -> PreparedContext:
         """Begun anew where a chunk that the pass read was lost on its way."""
         while True:
-            await self._gatherer.gather(gathered, work.job, work.report, work.deadline)
+            await self._gatherer.gather(chunks, work.job, work.report, work.deadline)
             try:
-                prepared = await self._compute(work, gathered)
+                prepared = await self._compute(work, chunks)
             except ChunkLost:
-                await gathered.settle()
-                gathered.drop_lost()
+                await chunks.settle()
+                chunks.drop_lost()
                 continue
             try:
-                await gathered.settle()
+                await chunks.settle()
             except BaseException:
                 prepared.context.close()
                 raise
-            if gathered.is_whole:
+            if chunks.is_whole:
                 return prepared
             prepared.context.close()  # the last that came of a chunk said that it is not what it was taken for
-            gathered.drop_lost()
+            chunks.drop_lost()
 
-    async def _compute(self, work: ToLink, gathered: Gathered) -> Prepared:
+    async def _compute(self, work: ToLink, chunks: LocalChunks) -> PreparedContext:
         """One try. The pass has references of its own, so that another try finds everything here."""
-        runs = self._retained(work, gathered)
-        options = self._parts.pass_options(gathered.ready())
+        runs = self._retained(work, chunks)
+        options = self._parts.pass_options(chunks.ready())
         steps = self._core.linked_context_steps(work.prompt, runs, work.plan, work.held.runs, options)
         taken = [*runs.values(), *work.held.runs]
         return await self._parts.compute(work.job, steps, taken, len(work.plan.positions), work.deadline, WorkKind.LINK)
 
-    def _retained(self, work: ToLink, gathered: Gathered) -> dict[int, Run]:
+    def _retained(self, work: ToLink, chunks: LocalChunks) -> dict[int, Run]:
         """Part index to run; a reference is added to each, and to each that is held."""
-        runs = _run_of_part(work.prompt, work.plan, gathered.runs)
+        runs = _run_of_part(work.prompt, work.plan, chunks.runs)
         for run in (*runs.values(), *work.held.runs):
             self._core.pool.retain(run.extent)
         return runs
 
     # On a prefill node
 
-    async def _run_there(self, work: ToLink, gathered: Gathered, node: NodeRecord) -> Prepared | None:
+    async def _run_there(self, work: ToLink, chunks: LocalChunks, node: NodeRecord) -> PreparedContext | None:
         """The rows come from the node while the chunks, without which nothing can be decoded, come here.
 
         None when the node could not: its failure is never the request's.
@@ -134,7 +134,7 @@ class LinkPasses:
         live = self._core.pool.allocate(num_rows, in_transfer=True)
         handing = asyncio.ensure_future(self._hand_over(work, node, live))
         try:
-            await self._gather_all(work, gathered, handing)
+            await self._gather_all(work, chunks, handing)
             handed_off = await handing
         except BaseException:
             handing.cancel()
@@ -151,20 +151,20 @@ class LinkPasses:
         if node.node_id not in work.report.nodes:
             work.report.nodes.append(node.node_id)
         rows = Run(live, 0, num_rows, work.plan.positions[0])
-        runs = self._retained(work, gathered)
+        runs = self._retained(work, chunks)
         hidden = self._core.adapter.hidden_from_bytes(handed_off.last_hidden)
         context = self._core.arrived_linked_context(work.plan, runs, work.held.runs, rows, hidden)
-        return Prepared(context, None, handed_off.compute_s, handed_off.seconds_per_token)
+        return PreparedContext(context, None, handed_off.compute_s, handed_off.seconds_per_token)
 
-    async def _gather_all(self, work: ToLink, gathered: Gathered, handing: asyncio.Future[HandedOff | None]) -> None:
+    async def _gather_all(self, work: ToLink, chunks: LocalChunks, handing: asyncio.Future[HandedOff | None]) -> None:
         """Returns when every chunk is here whole; earlier where the node has given up, and this one is to compute."""
         while True:
-            await self._gatherer.gather(gathered, work.job, work.report, work.deadline)
+            await self._gatherer.gather(chunks, work.job, work.report, work.deadline)
             if handing.done() and handing.result() is None:
                 return
-            await gathered.settle()
-            gathered.drop_lost()
-            if not gathered.missing:
+            await chunks.settle()
+            chunks.drop_lost()
+            if not chunks.missing:
                 return
 
     async def _hand_over(self, work: ToLink, node: NodeRecord, live: Extent) -> HandedOff | None:

@@ -11,16 +11,16 @@ from dataclasses import replace
 
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ChunkKind, Miss, ReuseReport, SourceSpan
+from spolia_decode.answer_sealing import publish_resident
+from spolia_decode.chunk_gatherer import chunk_id_of
 from spolia_decode.composition import Composition, LinkTermsOfPrompt, num_blocks_before_documents, usable_prefix
 from spolia_decode.continuation import Continuation, ExactContinuation, LinkedContinuation
-from spolia_decode.gather import chunk_id_of
-from spolia_decode.gathered import Gathered
-from spolia_decode.held import Held, HeldChains
+from spolia_decode.held_runs import ChainFinder, HeldRuns
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_pass import LinkPasses, ToLink
+from spolia_decode.local_chunks import LocalChunks
 from spolia_decode.node_parts import NodeParts
-from spolia_decode.prepared import Prepared
-from spolia_decode.sealing import publish_resident
+from spolia_decode.prepared_context import PreparedContext
 from spolia_engine.link_plan import LinkPlan
 from spolia_node.deadline import Deadline
 
@@ -31,7 +31,7 @@ class LinkedPath:
     def __init__(self, parts: NodeParts) -> None:
         self._parts = parts
         self._core = parts.core
-        self._chains = HeldChains(parts)
+        self._chains = ChainFinder(parts)
         self._passes = LinkPasses(parts)
         self._terms = LinkTermsOfPrompt(parts.terms.policy, parts.config.min_reused_tokens, parts.terms.profile)
 
@@ -48,17 +48,17 @@ class LinkedPath:
         missing = [length for chunk_id, length in lengths.items() if chunk_id not in self._core.resident]
         return sum(map(pool.blocks_for, missing)) + pool.blocks_for(len(plan.positions))
 
-    async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> Prepared:
+    async def prepare(self, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> PreparedContext:
         """The context of a job, behind which the batch draws; fills `report`. Raises `Busy` or `DeadlineExceeded`."""
-        prepared: Prepared | None = None
+        prepared: PreparedContext | None = None
         try:
             async with self._chains.holding() as held:
                 composition, num_held = await self._compose(held, job, report, deadline)
                 plan = composition.plan(num_held)
-                async with self._gathering(job, plan) as gathered:
+                async with self._local_chunks(job, plan) as chunks:
                     work = ToLink(job, composition.context, plan, held, report, deadline)
-                    prepared = await self._passes.run(work, gathered)
-                    _fill(report, job, composition, plan, held, gathered)
+                    prepared = await self._passes.run(work, chunks)
+                    _fill(report, job, composition, plan, held, chunks)
             self._keep(job, composition, plan, prepared, num_held)
         except BaseException:
             if prepared is not None:
@@ -67,7 +67,7 @@ class LinkedPath:
         return replace(prepared, continuation=_continuation(job, composition))
 
     async def _compose(
-        self, held: Held, job: GenerateJob, report: ReuseReport, deadline: Deadline
+        self, held: HeldRuns, job: GenerateJob, report: ReuseReport, deadline: Deadline
     ) -> tuple[Composition, int]:
         """What the context is made of, and how many of its linked chunks are held."""
         chain = list(job.ids.prefix_chain(job.context.token_ids))
@@ -87,21 +87,21 @@ class LinkedPath:
         return composition, len(held.runs) - num_prefix_runs
 
     @asynccontextmanager
-    async def _gathering(self, job: GenerateJob, plan: LinkPlan) -> AsyncIterator[Gathered]:
+    async def _local_chunks(self, job: GenerateJob, plan: LinkPlan) -> AsyncIterator[LocalChunks]:
         """The plan's documents, given back at the end; a context has references of its own."""
         parts = job.context.parts
         wanted = {chunk_id_of(parts[f.part_index]): parts[f.part_index] for f in plan.fragments}
-        gathered = Gathered(self._core.pool, wanted)
+        chunks = LocalChunks(self._core.pool, wanted)
         try:
-            yield gathered
+            yield chunks
         finally:
             try:
-                await gathered.close()
+                await chunks.close()
             finally:
-                gathered.release()
+                chunks.release()
 
     def _keep(
-        self, job: GenerateJob, composition: Composition, plan: LinkPlan, prepared: Prepared, num_held: int
+        self, job: GenerateJob, composition: Composition, plan: LinkPlan, prepared: PreparedContext, num_held: int
     ) -> None:
         """Registers what the pass computed. Stored are prefix chunks, and linked ones that were of use once."""
         fresh = self._core.register_linked(prepared.context, plan, [*composition.exact, *composition.linked])
@@ -136,8 +136,8 @@ def _fill(
     job: GenerateJob,
     composition: Composition,
     plan: LinkPlan,
-    held: Held,
-    gathered: Gathered,
+    held: HeldRuns,
+    chunks: LocalChunks,
 ) -> None:
     """Says where prompt tokens came from; a replay's received tokens are recomputed, but are not prompt."""
     num_prompt_tokens = job.prompt.num_tokens
@@ -145,11 +145,11 @@ def _fill(
     for run, source in zip(held.runs, held.sources, strict=True):
         spans.append(SourceSpan(run.rope_base, min(run.num_tokens, num_prompt_tokens - run.rope_base), source))
     for fragment in plan.fragments:
-        source = gathered.sources[chunk_id_of(composition.context.parts[fragment.part_index])]
+        source = chunks.sources[chunk_id_of(composition.context.parts[fragment.part_index])]
         spans.append(SourceSpan(fragment.offset + fragment.start, fragment.end - fragment.start, source))
     report.place(spans)
     report.misses += [
-        Miss(chunk_id, ChunkKind.LOCAL, gathered.misses[chunk_id], len(part.token_ids))
-        for chunk_id, part in gathered.wanted.items()
-        if chunk_id in gathered.misses
+        Miss(chunk_id, ChunkKind.LOCAL, chunks.misses[chunk_id], len(part.token_ids))
+        for chunk_id, part in chunks.wanted.items()
+        if chunk_id in chunks.misses
     ]

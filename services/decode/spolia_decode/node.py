@@ -20,7 +20,7 @@ from spolia_decode.request_metrics import RequestMetrics
 from spolia_decode.server import DecodeServer
 from spolia_decode.shadow import ShadowChecks
 from spolia_decode.shadow_metrics import ShadowMetrics
-from spolia_decode.sharing import load_switch
+from spolia_decode.sharing_switch import load_switch
 from spolia_engine.engine import Engine
 from spolia_worker.costs import NodeCosts
 from spolia_worker.engine_metrics import EngineMetrics

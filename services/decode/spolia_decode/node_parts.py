@@ -13,7 +13,7 @@ from spolia_decode.job import GenerateJob
 from spolia_decode.link_metrics import LinkMetrics
 from spolia_decode.prefill_client import PrefillClient
 from spolia_decode.prefill_nodes import PrefillNodes
-from spolia_decode.prepared import Prepared
+from spolia_decode.prepared_context import PreparedContext
 from spolia_decode.request_metrics import RequestMetrics
 from spolia_decode.shadow import ShadowChecks
 from spolia_engine.context import Context, release_runs
@@ -82,7 +82,7 @@ class NodeParts:
         num_rows: int,
         deadline: Deadline,
         kind: WorkKind = WorkKind.CONTEXT,
-    ) -> Prepared:
+    ) -> PreparedContext:
         """Builds a context of `num_rows` rows on this node's engine.
 
         `steps` takes the references of `runs` once it has begun; where it never does they are given back. Raises what
@@ -101,8 +101,8 @@ class NodeParts:
         return prepared
 
 
-def _prepare(steps: Steps[Context]) -> Steps[Prepared]:
+def _prepare(steps: Steps[Context]) -> Steps[PreparedContext]:
     made = yield from timed_steps(steps)
     context = made.result
     seconds_per_token = made.seconds / max(1, context.num_computed_tokens)
-    return Prepared(context, compute_s=made.seconds, seconds_per_token=seconds_per_token)
+    return PreparedContext(context, compute_s=made.seconds, seconds_per_token=seconds_per_token)

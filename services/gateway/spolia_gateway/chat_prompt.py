@@ -10,11 +10,11 @@ from typing import Any
 from spolia.v1 import gateway_pb2
 from spolia_core.errors import InvalidRequest
 from spolia_core.field_checks import check_field
-from spolia_gateway.catalog import check_model_name
 from spolia_gateway.chat_parts import ReusableText, chat_parts
 from spolia_gateway.chat_template import RESERVED, ChatTemplate, no_template
 from spolia_gateway.config import GatewayConfig
 from spolia_gateway.documents import check_documents
+from spolia_gateway.served_models import check_model_name
 from spolia_node.deadline import Deadline
 
 SHORT_BYTES, SHORT_TURNS = 16 << 10, 64

@@ -10,9 +10,9 @@ import grpc
 
 from spolia.v1 import directory_pb2, prefill_pb2, prefill_pb2_grpc
 from spolia_core.chunk_object import RAW_CODEC
-from spolia_gateway.catalog import ModelKey
 from spolia_gateway.documents import DocumentChunk
 from spolia_gateway.failures import NodeLost, failure_of
+from spolia_gateway.served_models import ModelKey
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.interceptor import REQUEST_ID_KEY

@@ -10,8 +10,8 @@ from spolia_core.errors import InvalidRequest
 from spolia_core.ids import IdSpace
 from spolia_core.prompt import check_token_ids
 from spolia_core.splitting import Splitting
-from spolia_gateway.catalog import Model
 from spolia_gateway.limits import RequestLimits, check_may_fit, check_text
+from spolia_gateway.served_models import Model
 from spolia_gateway.split import EncodedText, split
 from spolia_gateway.splitting import UNSPLIT, encode_document
 from spolia_gateway.tokenizer import PartTokenizer

@@ -12,7 +12,6 @@ from spolia_core.errors import Busy
 from spolia_core.ids import SHARED_TENANT, IdSpace
 from spolia_core.splitting import Splitting
 from spolia_gateway.caller import Caller
-from spolia_gateway.catalog import Model, check_model_name, choose_model, models_of
 from spolia_gateway.chat_prompt import ChatPrompts
 from spolia_gateway.compile_call import WarmRequest
 from spolia_gateway.config import GatewayConfig
@@ -25,6 +24,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.requests_in_flight import RequestsInFlight
 from spolia_gateway.routing import Demand
+from spolia_gateway.served_models import Model, check_model_name, choose_model, models_of
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
 from spolia_gateway.tenant_use import TenantUse

@@ -14,7 +14,6 @@ from spolia_gateway.answer_streams import AnswerBroken, AnswerStreams
 from spolia_gateway.answer_terms import AnswerTerms
 from spolia_gateway.asking import asked
 from spolia_gateway.attempts import Attempts, RetryPolicy, may_succeed_elsewhere
-from spolia_gateway.catalog import serves_linked
 from spolia_gateway.failures import NodeLost, RequestFailed, failure_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
@@ -22,6 +21,7 @@ from spolia_gateway.metrics import GatewayMetrics, Way
 from spolia_gateway.received import Received
 from spolia_gateway.requests_in_flight import RequestInFlight
 from spolia_gateway.routing import Demand, order_decode_nodes, order_prefill_nodes, queued_tokens
+from spolia_gateway.served_models import serves_linked
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log

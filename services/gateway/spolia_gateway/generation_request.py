@@ -9,7 +9,7 @@ from spolia.v1 import common_pb2, decode_pb2
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
-from spolia_gateway.catalog import ModelKey
+from spolia_gateway.served_models import ModelKey
 from spolia_node.rpc_messages import prompt_to_pb, sampling_to_pb
 
 _MODES = {

@@ -12,7 +12,6 @@ from spolia_core.prompt import Part, Prompt, check_context_length, check_token_i
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_core.splitting import Splitting
-from spolia_gateway.catalog import Model
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import (
     TOKEN_ID_BYTES,
@@ -23,6 +22,7 @@ from spolia_gateway.limits import (
     request_id_of,
 )
 from spolia_gateway.sampling import fit_max_tokens, read_sampling
+from spolia_gateway.served_models import Model
 from spolia_gateway.split import split
 from spolia_gateway.splitting import UNSPLIT, encode_document, read_splitting
 from spolia_gateway.tokenizer import Form, PartTokenizer, cache_scope

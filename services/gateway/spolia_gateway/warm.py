@@ -11,12 +11,12 @@ from contextlib import aclosing
 from spolia.v1 import directory_pb2, gateway_pb2, prefill_pb2
 from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_gateway.attempts import Attempts, RetryPolicy
-from spolia_gateway.catalog import ModelKey
 from spolia_gateway.compile_call import WarmRequest, compile_on
 from spolia_gateway.documents import DocumentChunk
 from spolia_gateway.failures import NodeLost
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.routing import order_prefill_nodes
+from spolia_gateway.served_models import ModelKey
 from spolia_gateway.store_failures import not_kept, store_away_in_words
 from spolia_gateway.warm_progress import WarmedChunk, WarmProgress
 from spolia_node.channels import ChannelPool

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
+from spolia_kvstore.backend_news import BackendNews
 from spolia_kvstore.catalog import Catalog, Lease
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.limits import MAX_LEFT_S
@@ -24,10 +25,10 @@ SWEEP_EVERY_S = 1.0
 log = get_log(__name__)
 
 
-class EmbeddedBackend:
+class EmbeddedBackend(BackendNews):
     """`Backend` for one store. Leases run by `clock`, which is monotonic; `wall_clock` dates what outlives the process.
 
-    Replicas are the rows of the catalog. With no `live_stores` none of them counts.
+    Replicas are the rows of the catalog. With no `live_stores` none of them counts. News is told at once.
     """
 
     name = "sqlite"
@@ -39,6 +40,7 @@ class EmbeddedBackend:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__()
         self.catalog = catalog
         self._clock = clock
         self._wall_clock = wall_clock
@@ -51,9 +53,6 @@ class EmbeddedBackend:
         }
         self._next_sweep = 0.0
         self._last_session = 0
-        self._claims_ended: list[Callable[[Sequence[ObjectKey]], None]] = []
-        self._members_changed: list[Callable[[], None]] = []
-        self._reconnected: list[Callable[[], None]] = []
 
     @property
     def reachable(self) -> bool:
@@ -62,8 +61,7 @@ class EmbeddedBackend:
 
     async def start(self) -> None:
         """Nothing to connect to."""
-        for callback in self._reconnected:
-            callback()
+        self.tell_reconnected()
 
     async def close(self) -> None:
         """The catalog is its owner's to close."""
@@ -127,9 +125,7 @@ class EmbeddedBackend:
             del self._claims[key]
         with self._persisting("claims", ended):
             self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in ended.values()])
-        if ended:
-            for callback in self._claims_ended:
-                callback(list(ended))
+        self.tell_claims_ended(list(ended))
         return [key in ended for key in keys]
 
     async def unclaim_silently(self, keys: Sequence[ObjectKey]) -> None:
@@ -168,7 +164,7 @@ class EmbeddedBackend:
                 self.catalog.put_member(node_id, session, record)
             self.catalog.renew_member(node_id, self._to_wall(until))
         if known is None or known[1] != record:
-            self._tell_of_members()
+            self.tell_members_changed()
         return True
 
     async def drop_member(self, node_id: str, session: int) -> bool:
@@ -187,18 +183,6 @@ class EmbeddedBackend:
             MemberLease(node_id, session, record, until - now)
             for node_id, (session, record, until) in sorted(self._members.items())
         ]
-
-    def on_claims_ended(self, callback: Callable[[Sequence[ObjectKey]], None]) -> None:
-        """Told at once."""
-        self._claims_ended.append(callback)
-
-    def on_members_changed(self, callback: Callable[[], None]) -> None:
-        """Told at once."""
-        self._members_changed.append(callback)
-
-    def on_reconnected(self, callback: Callable[[], None]) -> None:
-        """Told once, at `start`."""
-        self._reconnected.append(callback)
 
     def _to_wall(self, until: float) -> float:
         return self._wall_clock() + until - self._clock()
@@ -236,11 +220,7 @@ class EmbeddedBackend:
             with self._persisting("members", [node_id]):
                 self.catalog.remove_member(node_id)
         if node_ids:
-            self._tell_of_members()
-
-    def _tell_of_members(self) -> None:
-        for callback in self._members_changed:
-            callback()
+            self.tell_members_changed()
 
     @contextmanager
     def _persisting(self, what: str, items: Collection[object]) -> Iterator[None]:

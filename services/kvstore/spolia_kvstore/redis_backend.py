@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
+from spolia_kvstore.backend_news import BackendNews
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.redis_keys import RedisKeys, claim_news, claim_of_news
 from spolia_kvstore.redis_link import RedisLink
@@ -32,11 +33,12 @@ BURIED_TTL_S = 7 * 24 * 3600.0
 """A store that was away for longer may bring back what was deleted meanwhile."""
 
 
-class RedisBackend:
+class RedisBackend(BackendNews):
     """`Backend` over Redis. Keys of one call are decided one by one, each at once; many keys take several round trips.
 
     `timeout_s` is for each round trip. An object that nobody published for `replica_ttl_s` is forgotten: stores publish
-    again well before.
+    again well before. News is told by Redis, of this store's own doing too. What was to be told while Redis was away is
+    not: once it is back all is to be said and asked again.
     """
 
     name = "redis"
@@ -51,13 +53,11 @@ class RedisBackend:
         replica_ttl_s: float = REPLICA_TTL_S,
     ) -> None:
         """Connects to nothing. Raises `InvalidRequest` for a URL or prefix that is none."""
+        super().__init__()
         target = redis_target(url, timeout_s)
         self._keys = RedisKeys(prefix, target.db)
         self._replica_ttl_ms = _milliseconds(replica_ttl_s)
-        self._link = RedisLink(target, self._keys, timeout_s, self._tell_reconnected, self._take_news)
-        self._claims_ended: list[Callable[[Sequence[ObjectKey]], None]] = []
-        self._members_changed: list[Callable[[], None]] = []
-        self._reconnected: list[Callable[[], None]] = []
+        self._link = RedisLink(target, self._keys, timeout_s, self.tell_reconnected, self._take_news)
 
     @property
     def reachable(self) -> bool:
@@ -182,34 +182,14 @@ class RedisBackend:
         ]
         return sorted(leases, key=lambda lease: lease.node_id)
 
-    # News
-
-    def on_claims_ended(self, callback: Callable[[Sequence[ObjectKey]], None]) -> None:
-        """Told by Redis, of this store's own too."""
-        self._claims_ended.append(callback)
-
-    def on_members_changed(self, callback: Callable[[], None]) -> None:
-        """Told by Redis, of this store's own too."""
-        self._members_changed.append(callback)
-
-    def on_reconnected(self, callback: Callable[[], None]) -> None:
-        """News was missed before: say and ask everything again."""
-        self._reconnected.append(callback)
-
     def _member_keys(self) -> list[str]:
         return [self._keys.member("records"), self._keys.member("expiries")]
 
     def _take_news(self, channel: bytes, payload: bytes) -> None:
         if channel == self._keys.members_channel.encode():
-            for members_callback in self._members_changed:
-                members_callback()
+            self.tell_members_changed()
         elif (key := claim_of_news(payload)) is not None:
-            for claims_callback in self._claims_ended:
-                claims_callback([key])
-
-    def _tell_reconnected(self) -> None:
-        for callback in self._reconnected:
-            callback()
+            self.tell_claims_ended([key])
 
 
 def _claim_lease(reply: Reply) -> ClaimLease:

@@ -15,7 +15,7 @@ from spolia_core.ids import SHARED_TENANT
 from spolia_kvstore.backend import Backend, Replica
 from spolia_kvstore.entry import Elsewhere, Location
 from spolia_kvstore.objects import ObjectKey, ObjectRecord, Tier
-from spolia_kvstore.tiers import Tiers
+from spolia_kvstore.tiers import Found, Tiers
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
@@ -82,7 +82,7 @@ class SharedIndex:
                 if others:
                     located[ObjectKey(tenant_id, chunk_id)] = _elsewhere(others, stores)
                 for each in replicas:
-                    if each.store_id == self._name:  # the index names what is here no more
+                    if each.store_id == self._name:  # the index may name what is here no more
                         self.unsay(each.record.key, each.tier)
         return located
 
@@ -104,7 +104,7 @@ class SharedIndex:
             self.in_background(self._say(key, tier))
 
     def unsay(self, key: ObjectKey, tier: Tier) -> None:
-        """Says, in the background, that an object is on a tier no more."""
+        """Says, in the background, that an object is on a tier no more, if that is so."""
         if self.is_shared:
             self.unsaid.add((key, tier))
             self.in_background(self._unsay(key, tier))
@@ -141,10 +141,15 @@ class SharedIndex:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
 
+    def _found_on(self, key: ObjectKey, tier: Tier) -> Found | None:
+        """What this store has of it, when it is on this tier."""
+        found = self._tiers.find([key]).get(key)
+        return found if found is not None and found.is_on(tier) else None
+
     async def _say(self, key: ObjectKey, tier: Tier) -> None:
         await self._may_say.wait()
-        found = self._tiers.find([key]).get(key)
-        if found is None or not found.is_on(tier):
+        found = self._found_on(key, tier)
+        if found is None:
             return
         with suppress(Unavailable):
             replica = Replica(found.record, tier, self._name, found.usage.stored_at)
@@ -153,6 +158,9 @@ class SharedIndex:
                 await self.drop_buried(buried)
 
     async def _unsay(self, key: ObjectKey, tier: Tier) -> None:
+        if self._found_on(key, tier) is not None:  # whoever stored it again says so, or has said so
+            self.unsaid.discard((key, tier))
+            return
         try:
             await self.backend.withdraw(self._name, [key], tier)
         except Unavailable:

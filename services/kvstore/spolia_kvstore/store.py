@@ -99,12 +99,14 @@ class KVStore:
     async def lookup(self, keys: Sequence[ObjectKey], reader: Reader) -> list[Entry]:
         """One entry per key. Makes what is found recently used; changes nothing else."""
         found = self._find(keys)
-        for key in dict.fromkeys(keys):
-            if key in found:
-                self.tiers.use(found[key], is_hit=False)
-        elsewhere = await self.index.locate([key for key in keys if key not in found])
-        missing = [key for key in keys if key not in found and key not in elsewhere]
+        self._note_uses(found)
+        absent = [key for key in keys if key not in found]
+        elsewhere = await self.index.locate(absent)
+        missing = [key for key in absent if key not in elsewhere]
         claims = dict(zip(missing, await self.claims.holders(missing), strict=True)) if missing else {}
+        stored_meanwhile = self._stored_meanwhile(absent)
+        self._note_uses(stored_meanwhile)
+        found |= stored_meanwhile
         entries = []
         for key in keys:
             if key in found:
@@ -126,8 +128,11 @@ class KVStore:
                 readings.append(self._opened(found.get(key), reader))
             absent = [key for key in keys if key not in found]
             elsewhere = await self.index.locate(absent)
+            stored_meanwhile = self._stored_meanwhile(absent)
             for index, key in enumerate(keys):
-                if key in elsewhere:
+                if key in stored_meanwhile:
+                    readings[index] = self._opened(stored_meanwhile[key], reader)
+                elif key in elsewhere:
                     entry = _judged_elsewhere(elsewhere[key], reader)
                     reason = entry.miss or MissReason.NOT_FOUND
                     readings[index].entry = Entry(miss=reason, locations=entry.locations)
@@ -184,8 +189,7 @@ class KVStore:
     def pin(self, keys: Sequence[ObjectKey], owner: str, lease_s: float) -> list[bool]:
         """Pins what is here, or renews the pin; false for what is not here."""
         found = self.tiers.find(keys)
-        for item in found.values():
-            self.tiers.use(item, is_hit=False)
+        self._note_uses(found)
         self.pins.pin(found, owner, lease_s)
         return [key in found for key in keys]
 
@@ -256,6 +260,18 @@ class KVStore:
             found |= {shared[key]: item for key, item in self.tiers.find(list(shared)).items()}
         return found
 
+    def _stored_meanwhile(self, absent: Sequence[ObjectKey]) -> dict[ObjectKey, Found]:
+        """What is here of keys that were not before the shared index was asked: others had their turn meanwhile."""
+        return self._find(absent) if self.index.is_shared else {}
+
+    def _note_uses(self, found: Mapping[ObjectKey, Found]) -> None:
+        for item in found.values():
+            self.tiers.use(item, is_hit=False)
+
+    def _can_be_read(self, found: Found) -> bool:
+        """Whether a reader of any codec would take it from here."""
+        return Reader().misses(found.record, found.tier, self.tiers.gate) is None
+
     def _judged(self, found: Found, reader: Reader) -> Entry:
         miss = reader.misses(found.record, found.tier, self.tiers.gate)
         if miss is not None:
@@ -281,7 +297,7 @@ class KVStore:
         for key in dict.fromkeys(keys):
             if key not in found:
                 absent.append(key)
-            elif Reader().misses(found[key].record, found[key].tier, self.tiers.gate) is None:
+            elif self._can_be_read(found[key]):
                 answers[key] = ClaimAnswer(is_stored=True)
             else:
                 skipped.append(key)
@@ -291,7 +307,11 @@ class KVStore:
         for group, live in ((absent, self.index.others()), (skipped, [])):
             if group:
                 answers |= zip(group, await self.claims.take(group, owner, ttl_s, live), strict=True)
-        return answers
+        stored = [key for key, item in self._stored_meanwhile(absent).items() if self._can_be_read(item)]
+        needless = [key for key in stored if _is_granted(answers[key], owner)]
+        if needless:
+            await self.claims.release(needless, owner)
+        return answers | dict.fromkeys(stored, ClaimAnswer(is_stored=True))
 
     def _on_added(self, record: ObjectRecord, tier: Tier, is_new: bool) -> None:
         self.index.unburied.discard(record.key)

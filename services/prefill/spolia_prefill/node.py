@@ -8,7 +8,7 @@ from spolia.v1.directory_pb2 import NODE_ROLE_KVSTORE, NODE_ROLE_PREFILL, NodeLo
 from spolia.v1.prefill_pb2 import DESCRIPTOR
 from spolia.v1.prefill_pb2_grpc import add_PrefillServiceServicer_to_server
 from spolia_engine.engine import Engine
-from spolia_engine.slices import run_slices
+from spolia_engine.joint_pass import run_slices
 from spolia_prefill.compile import Compiler
 from spolia_prefill.config import PrefillConfig
 from spolia_prefill.context import ContextPrefiller

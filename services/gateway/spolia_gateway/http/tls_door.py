@@ -4,6 +4,10 @@
 
 asyncio's own TLS servers tell a protocol of a client when its handshake is done. Until then nobody would count it, and
 whoever connects and says nothing could hold a socket for each connection that the system lets it make.
+
+Whoever is one too many can be told so behind a handshake only, which costs the event loop a third of a millisecond with
+a P-256 key and over four with one of RSA-4096. So a few are let in to be told, and the rest is ended without a word, as
+servers do that count before the handshake.
 """
 
 from __future__ import annotations
@@ -17,6 +21,10 @@ from spolia_gateway.http.connections import Connections, Ending
 
 HANDSHAKE_TIMEOUT_S = 10.0
 """How long a client may take over a TLS handshake, or over the end of a TLS connection."""
+MAX_TOLD = 32
+"""Clients too many that may shake hands all the same, in every `TELLING_S`."""
+TELLING_S = 1.0
+"""How long one of these may take over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,16 @@ class TlsDoors:
     """Of what is behind."""
     shaking: set[TlsDoor] = field(default_factory=set)
     """Whose handshakes are under way."""
+    told: list[TlsDoor] = field(default_factory=list)
+    """Those too many that were let in for their handshake within the last `TELLING_S`."""
+
+    def may_tell(self, door: TlsDoor) -> bool:
+        """Whether this one too many may shake hands, as one of those few."""
+        if len(self.told) >= MAX_TOLD:
+            return False
+        self.told.append(door)
+        asyncio.get_running_loop().call_later(TELLING_S, self.told.remove, door)
+        return True
 
     def __call__(self) -> TlsDoor:
         """The next one."""
@@ -53,8 +71,7 @@ class TlsDoor(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if self._doors.among.enter(self):
-            self._doors.shaking.add(self)
-            self._task = asyncio.get_running_loop().create_task(self._shake_hands(), name="tls handshake")
+            self._begin(HANDSHAKE_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
         """What came in the same packet as the end of the handshake: kept for the protocol behind, which has it within
@@ -63,8 +80,11 @@ class TlsDoor(asyncio.Protocol):
         self._early.append(data)
 
     def refuse(self, status: int, ending: Ending, message: str) -> None:
-        """Ends it. What would be told can be read behind a handshake only, and that is what there is no place for."""
-        self.end(ending)
+        """Ends it; or lets it shake hands, to be refused by the protocol behind, should there still be no place."""
+        if self._doors.may_tell(self):
+            self._begin(TELLING_S)
+        else:
+            self.end(ending)
 
     def end(self, ending: Ending) -> None:
         """Ends it, counted and logged."""
@@ -80,7 +100,11 @@ class TlsDoor(asyncio.Protocol):
         self._doors.among.leave(self)
         self._doors.shaking.discard(self)
 
-    async def _shake_hands(self) -> None:
+    def _begin(self, timeout_s: float) -> None:
+        self._doors.shaking.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._shake_hands(timeout_s), name="tls handshake")
+
+    async def _shake_hands(self, timeout_s: float) -> None:
         if self._transport.is_closing():
             self.drop()
             return
@@ -90,7 +114,7 @@ class TlsDoor(asyncio.Protocol):
                 self,
                 self._doors.context,
                 server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                ssl_handshake_timeout=timeout_s,
                 ssl_shutdown_timeout=HANDSHAKE_TIMEOUT_S,
             )
         except ConnectionAbortedError:  # so asyncio says that the time is over

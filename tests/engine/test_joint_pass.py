@@ -19,16 +19,16 @@ from spolia_engine.attention import ContextAttention, VisibleRanges
 from spolia_engine.context import Context, release_runs
 from spolia_engine.decode_attention import DecodeAttention
 from spolia_engine.device_decoding import DrawnRow
-from spolia_engine.drawing import accept_row
 from spolia_engine.engine import Engine
+from spolia_engine.joint_pass import run_slices
 from spolia_engine.link_plan import plan_link
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.passes import PassOptions
 from spolia_engine.run import Run
-from spolia_engine.samples import start_sequence
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
+from spolia_engine.sequence_starts import start_sequence
 from spolia_engine.side_by_side import SideBySide
-from spolia_engine.slices import run_slices
 from spolia_engine.steps import Ran, Slice, Steps, finish
 
 ALIKE = 2e-5  # relative to the scale of what is compared
@@ -337,7 +337,7 @@ def test_a_slice_costs_what_it_reads_alone_and_of_the_rest_its_rows(
     takes(monkeypatch, now, SideBySide, "attend", 40 / 2)
     takes(monkeypatch, now, VisibleRanges, "add_to", lambda ranges: 5 * len(ranges._visible))
     takes(monkeypatch, now, DecodeAttention, "__call__", 1000)
-    monkeypatch.setattr("spolia_engine.slices.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("spolia_engine.joint_pass.time", SimpleNamespace(perf_counter=lambda: now[0]))
     found = engine.decoding.step_beside(sequences, slices).slices if beside else run_slices(engine.adapter, slices)
     long, short = [came.seconds for came in found if isinstance(came, Ran)]
     shared_s = 40 * 40 / 42 if beside else 40  # two rows of the step share the weights

@@ -9,7 +9,7 @@ from spolia_engine.context import Context
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedContext:
     """Owns its context until somebody takes it."""
 
     context: Context

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from spolia_core.errors import InternalError
 from spolia_engine.adapter import ModelAdapter
-from spolia_engine.decoder import LayerAttention
+from spolia_engine.model_layers import LayerAttention
 from spolia_engine.side_by_side import SideBySide
 from spolia_engine.steps import Came, Ran, Slice, finish
 from spolia_kernels import Partial

@@ -30,7 +30,7 @@ class Way(IntEnum):
 
 
 @dataclass(slots=True)
-class Gathered:
+class LocalChunks:
     """Chunks wanted, and the runs of those that are here or arriving, each with one reference the request owns."""
 
     pool: Pool
@@ -46,6 +46,10 @@ class Gathered:
     def missing(self) -> list[bytes]:
         """Chunks that are neither here nor arriving, in the order of the prompt."""
         return [chunk_id for chunk_id in self.wanted if chunk_id not in self.runs]
+
+    def lengths(self, chunk_ids: Iterable[bytes]) -> dict[bytes, int]:
+        """Chunk id to tokens, of those."""
+        return {chunk_id: len(self.wanted[chunk_id].token_ids) for chunk_id in chunk_ids}
 
     def way(self, chunk_id: bytes) -> Way:
         """How to bring it."""
@@ -106,8 +110,3 @@ class Gathered:
         for run in self.runs.values():
             self.pool.release(run.extent)
         self.runs.clear()
-
-
-def lengths_of(gathered: Gathered, chunk_ids: Iterable[bytes]) -> dict[bytes, int]:
-    """Chunk id to tokens."""
-    return {chunk_id: len(gathered.wanted[chunk_id].token_ids) for chunk_id in chunk_ids}

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+async def merged_streams(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """What the streams give, as it comes, each stream's in order. Takes the streams.
 
     Raises what the first to fail raises; then, and when it is closed early, all are closed before it ends.

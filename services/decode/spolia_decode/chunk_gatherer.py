@@ -21,9 +21,9 @@ from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import Busy, DataCorrupt, NotSupported, SpoliaError
 from spolia_core.prompt import Part
 from spolia_core.reuse import ChunkKind, MissReason, ReuseReport, TokenSource
-from spolia_decode.gathered import Gathered, Way, lengths_of
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_metrics import Gate
+from spolia_decode.local_chunks import LocalChunks, Way
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import CompiledChunk
 from spolia_engine.run import Run
@@ -47,40 +47,40 @@ class ChunkGatherer:
         self._parts = parts
         self._core = parts.core
 
-    async def gather(self, gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> None:
+    async def gather(self, chunks: LocalChunks, job: GenerateJob, report: ReuseReport, deadline: Deadline) -> None:
         """Returns with nothing missing: every chunk is here or arriving. Adds bytes and nodes to `report`.
 
-        Raises `Busy` or `DeadlineExceeded`. The caller closes and releases `gathered`, also then.
+        Raises `Busy` or `DeadlineExceeded`. The caller closes and releases `chunks`, also then.
         """
-        self._take_resident(gathered)
-        if not gathered.missing:
+        self._take_resident(chunks)
+        if not chunks.missing:
             return
-        with span("fetch", num_chunks=len(gathered.missing)):
-            while gathered.missing:
-                bringing = _Bringing(self._parts, gathered, job, report, deadline)
-                await bringing.run(self._parts.arrivals.begin(gathered.missing))
+        with span("fetch", num_chunks=len(chunks.missing)):
+            while chunks.missing:
+                bringing = _Bringing(self._parts, chunks, job, report, deadline)
+                await bringing.run(self._parts.arrivals.begin(chunks.missing))
                 await deadline.wait(
-                    self._parts.arrivals.wait(gathered.missing), "waiting for a chunk another request brings"
+                    self._parts.arrivals.wait(chunks.missing), "waiting for a chunk another request brings"
                 )
-                self._take_resident(gathered)
+                self._take_resident(chunks)
 
-    def _take_resident(self, gathered: Gathered) -> None:
-        for chunk_id in gathered.missing:
+    def _take_resident(self, chunks: LocalChunks) -> None:
+        for chunk_id in chunks.missing:
             run = self._core.resident.acquire(chunk_id)
             if run is not None:
                 current_span().event("cache.hit", chunk_id=chunk_id.hex(), source="device", num_tokens=run.num_tokens)
-                gathered.add(chunk_id, run, TokenSource.DEVICE)
+                chunks.add(chunk_id, run, TokenSource.DEVICE)
 
 
 class _Bringing:
     """One request's part in bringing chunks: those that nobody else brings."""
 
     def __init__(
-        self, parts: NodeParts, gathered: Gathered, job: GenerateJob, report: ReuseReport, deadline: Deadline
+        self, parts: NodeParts, chunks: LocalChunks, job: GenerateJob, report: ReuseReport, deadline: Deadline
     ) -> None:
         self._parts = parts
         self._core = parts.core
-        self._gathered = gathered
+        self._chunks = chunks
         self._job = job
         self._report = report
         self._deadline = deadline
@@ -93,21 +93,21 @@ class _Bringing:
         """Brings `ours`, or sees them begin to arrive. Those that do not arrive are given up, for others to look."""
         self._ours = ours
         try:
-            await self._bring([chunk_id for chunk_id in self._gathered.wanted if chunk_id in ours])
+            await self._bring([chunk_id for chunk_id in self._chunks.wanted if chunk_id in ours])
         finally:
             for chunk_id in ours:
-                if chunk_id not in self._gathered.arriving:
+                if chunk_id not in self._chunks.arriving:
                     self._parts.arrivals.end(chunk_id)
 
     async def _bring(self, ids: Sequence[bytes]) -> None:
-        await self._fetch_stored([i for i in ids if self._gathered.way(i) is Way.FETCH])
+        await self._fetch_stored([i for i in ids if self._chunks.way(i) is Way.FETCH])
         for way in (Way.THROUGH_STORE, Way.INLINE):
-            await self._compile_elsewhere([i for i in self._left(ids) if self._gathered.way(i) is way], way)
+            await self._compile_elsewhere([i for i in self._left(ids) if self._chunks.way(i) is way], way)
         for chunk_id in self._left(ids):
             await self._compile_here(chunk_id)
 
     def _left(self, ids: Iterable[bytes]) -> list[bytes]:
-        return [chunk_id for chunk_id in ids if chunk_id not in self._gathered.runs]
+        return [chunk_id for chunk_id in ids if chunk_id not in self._chunks.runs]
 
     # From the store
 
@@ -140,7 +140,7 @@ class _Bringing:
         """The cost gate: whether computing the chunk here is expected to be faster than fetching it."""
         if not self._parts.config.cost_gate:
             return False
-        num_tokens = len(self._gathered.wanted[chunk_id].token_ids)
+        num_tokens = len(self._chunks.wanted[chunk_id].token_ids)
         tier = source_of(entry.tier)
         decision = Gate.of(self._parts.costs.compare(tier, entry.info.size_bytes, num_tokens))
         self._parts.link_metrics.gated(tier, decision)
@@ -148,20 +148,20 @@ class _Bringing:
 
     def _miss(self, chunk_id: bytes, reason: MissReason, way: Way) -> None:
         current_span().event("cache.miss", chunk_id=chunk_id.hex(), reason=reason.name.lower())
-        self._gathered.misses[chunk_id] = reason
-        self._gathered.next_way(chunk_id, way)
+        self._chunks.misses[chunk_id] = reason
+        self._chunks.next_way(chunk_id, way)
 
     def _arrive(self, chunk_id: bytes, source: TokenSource, tier: TokenSource | None = None) -> None:
         """Begins to fetch a chunk; `tier` where a report calls its source otherwise. Raises `Busy` without room."""
-        chunk = ArrivingChunk(self._core, chunk_id, len(self._gathered.wanted[chunk_id].token_ids))
+        chunk = ArrivingChunk(self._core, chunk_id, len(self._chunks.wanted[chunk_id].token_ids))
         # What was compiled for this request comes while others are computed: that says little of the way itself.
-        is_measured = self._gathered.way(chunk_id) is Way.FETCH
+        is_measured = self._chunks.way(chunk_id) is Way.FETCH
         batch = self._batches.setdefault((tier or source, is_measured), _Batch(is_measured=is_measured))
         batch.begin()
         task = asyncio.get_running_loop().create_task(self._receive(chunk, batch), name="fetch")
         # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
         task.add_done_callback(lambda _: self._received(chunk, tier or source, batch))
-        self._gathered.add_arriving(chunk, source, task)
+        self._chunks.add_arriving(chunk, source, task)
 
     async def _receive(self, chunk: ArrivingChunk, batch: _Batch) -> None:
         """Takes one chunk from the store. Whatever goes wrong makes it a miss."""
@@ -174,7 +174,7 @@ class _Bringing:
         self._report.chunk_bytes += fetched.num_bytes
         batch.num_bytes += fetched.num_bytes
         if fetched.miss is not None:
-            way = Way.THROUGH_STORE if self._gathered.way(chunk.chunk_id) is Way.FETCH else Way.INLINE
+            way = Way.THROUGH_STORE if self._chunks.way(chunk.chunk_id) is Way.FETCH else Way.INLINE
             self._miss(chunk.chunk_id, fetched.miss, way)
 
     def _received(self, chunk: ArrivingChunk, tier: TokenSource, batch: _Batch) -> None:
@@ -197,7 +197,7 @@ class _Bringing:
         """Has prefill nodes compile chunks, as many nodes as there are at once."""
         if not ids:
             return
-        sizes = lengths_of(self._gathered, ids)
+        sizes = self._chunks.lengths(ids)
         shares = self._parts.prefill_nodes.spread(sizes, self._job.prefill_hints)
         if not shares:
             self._give_up(ids)
@@ -223,17 +223,17 @@ class _Bringing:
         if node_id not in self._report.nodes:
             self._report.nodes.append(node_id)
         for chunk_id in self._left(ids):
-            self._gathered.next_way(chunk_id, Way(way + 1))
+            self._chunks.next_way(chunk_id, Way(way + 1))
 
     def _give_up(self, ids: Iterable[bytes]) -> None:
         for chunk_id in ids:
-            self._gathered.next_way(chunk_id, Way.HERE)
+            self._chunks.next_way(chunk_id, Way.HERE)
 
     async def _compile_at(self, address: str, ids: Sequence[bytes], way: Way, deadline: Deadline) -> None:
-        chunks = [ChunkToCompile(chunk_id=i, token_ids=self._gathered.wanted[i].token_ids) for i in ids]
-        if chunks:
+        to_compile = [ChunkToCompile(chunk_id=i, token_ids=self._chunks.wanted[i].token_ids) for i in ids]
+        if to_compile:
             start = self._parts.start_message(self._job)
-            await self._parts.prefill.compile(address, start, chunks, way is Way.INLINE, deadline, self._compiled)
+            await self._parts.prefill.compile(address, start, to_compile, way is Way.INLINE, deadline, self._compiled)
 
     def _compiled(self, chunk: CompiledChunk) -> None:
         """A chunk is ready: in the store, or in the stream. That there is no room for it is not its node's failure."""
@@ -243,13 +243,13 @@ class _Bringing:
             self._busy = error
 
     def _take_compiled(self, chunk: CompiledChunk) -> None:
-        part = self._gathered.wanted.get(chunk.chunk_id)
-        if part is None or chunk.chunk_id in self._gathered.runs or chunk.chunk_id not in self._ours:
+        part = self._chunks.wanted.get(chunk.chunk_id)
+        if part is None or chunk.chunk_id in self._chunks.runs or chunk.chunk_id not in self._ours:
             return
         if chunk.outcome == CHUNK_OUTCOME_INLINE:
             self._adopt_inline(chunk, part)
             return
-        self._gathered.next_way(chunk.chunk_id, Way.THROUGH_STORE)
+        self._chunks.next_way(chunk.chunk_id, Way.THROUGH_STORE)
         # Found there, it was made for another request.
         source = TokenSource.COMPILED if chunk.num_computed_tokens else TokenSource.HOST
         self._arrive(chunk.chunk_id, source, tier=TokenSource.HOST)
@@ -262,7 +262,7 @@ class _Bringing:
         except (DataCorrupt, NotSupported) as error:
             log.warning("inline chunk dropped", chunk_id=chunk.chunk_id.hex(), error=str(error))
             return
-        self._gathered.add(chunk.chunk_id, run, TokenSource.COMPILED)
+        self._chunks.add(chunk.chunk_id, run, TokenSource.COMPILED)
 
     def _adopted(self, chunk_id: bytes, data: bytes, part: Part) -> Run:
         parsed = parse_chunk_object(data)
@@ -284,11 +284,11 @@ class _Bringing:
         )
         try:
             if claim.outcome is ClaimOutcome.STORED and self._may_be_had(chunk_id):
-                self._gathered.next_way(chunk_id, Way.ALONE)
+                self._chunks.next_way(chunk_id, Way.ALONE)
                 self._arrive(chunk_id, TokenSource.HOST)
             if claim.outcome is ClaimOutcome.HELD:
-                self._gathered.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
-            if chunk_id not in self._gathered.runs:
+                self._chunks.misses[chunk_id] = MissReason.CLAIM_TIMEOUT
+            if chunk_id not in self._chunks.runs:
                 compute_s = await self._compile(chunk_id)
                 self._publish(chunk_id, compute_s, claim)
         except BaseException:
@@ -297,12 +297,12 @@ class _Bringing:
 
     def _may_be_had(self, chunk_id: bytes) -> bool:
         """Whether to ask for a chunk that was stored meanwhile: once, and not where a copy was lost before."""
-        is_lost = self._gathered.misses.get(chunk_id) in _LOST
-        return self._gathered.way(chunk_id) is Way.HERE and not is_lost
+        is_lost = self._chunks.misses.get(chunk_id) in _LOST
+        return self._chunks.way(chunk_id) is Way.HERE and not is_lost
 
     async def _compile(self, chunk_id: bytes) -> float:
         """Adds the chunk, and says how many seconds the engine took."""
-        core, token_ids = self._core, self._gathered.wanted[chunk_id].token_ids
+        core, token_ids = self._core, self._chunks.wanted[chunk_id].token_ids
         num_rows = core.recipe.num_sink_tokens + len(token_ids)
         compiling = self._parts.thread.run_steps(
             timed_steps(core.compile_steps(chunk_id, token_ids, self._parts.pass_options())),
@@ -312,12 +312,12 @@ class _Bringing:
         with span("compile", chunk_id=chunk_id.hex(), num_tokens=len(token_ids)):
             compiled = await self._deadline.wait(compiling, "compiling a chunk")
         self._parts.costs.computed(num_rows, num_rows, compiled.seconds)
-        self._gathered.add(chunk_id, compiled.result, TokenSource.COMPILED)
+        self._chunks.add(chunk_id, compiled.result, TokenSource.COMPILED)
         return compiled.seconds
 
     def _publish(self, chunk_id: bytes, compute_s: float, claim: Claim) -> None:
         """Stores a chunk in the background; its claim stands until that is done."""
-        run = self._gathered.runs[chunk_id]
+        run = self._chunks.runs[chunk_id]
         self._parts.publisher.publish(
             self._job.tenant_id,
             ChunkKind.LOCAL,

@@ -10,10 +10,10 @@ from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import ReuseMode
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
-from spolia_engine.drawing import accept_row
 from spolia_engine.extent import BlockState
-from spolia_engine.samples import branch, start_sequence
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence, close_all
+from spolia_engine.sequence_starts import branch, start_sequence
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -21,7 +21,7 @@ two."""
 
 
 @dataclass(slots=True)
-class Held:
+class HeldRuns:
     """Runs at their absolute positions, each with a reference the request owns, and where they came from."""
 
     runs: list[Run] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Held:
         return sum(run.num_tokens for run in self.runs)
 
 
-class HeldChains:
+class ChainFinder:
     """Finds chains of chunks: in memory, then in the store."""
 
     def __init__(self, parts: NodeParts) -> None:
@@ -46,9 +46,9 @@ class HeldChains:
         self._core = parts.core
 
     @asynccontextmanager
-    async def holding(self) -> AsyncIterator[Held]:
+    async def holding(self) -> AsyncIterator[HeldRuns]:
         """Runs that are given back at the end; a context has references of its own."""
-        held = Held()
+        held = HeldRuns()
         try:
             yield held
         finally:
@@ -56,7 +56,7 @@ class HeldChains:
 
     async def hold_prefix(
         self,
-        held: Held,
+        held: HeldRuns,
         chain: Sequence[bytes],
         num_before_documents: int,
         documents: Collection[bytes],
@@ -76,7 +76,7 @@ class HeldChains:
         await self._fetch(held, prefix_blocks(chain, len(runs)), job, report, deadline)
 
     async def hold_linked(
-        self, held: Held, blocks: Sequence[LinkedBlock], job: GenerateJob, report: ReuseReport, deadline: Deadline
+        self, held: HeldRuns, blocks: Sequence[LinkedBlock], job: GenerateJob, report: ReuseReport, deadline: Deadline
     ) -> None:
         """The rows between documents, as far as the context up to there repeats."""
         runs = self._core.acquire_prefix([block.chunk_id for block in blocks])
@@ -88,7 +88,7 @@ class HeldChains:
             await self._fetch(held, rest, job, report, deadline)
 
     async def _fetch(
-        self, held: Held, blocks: Sequence[SealedBlock], job: GenerateJob, report: ReuseReport, deadline: Deadline
+        self, held: HeldRuns, blocks: Sequence[SealedBlock], job: GenerateJob, report: ReuseReport, deadline: Deadline
     ) -> None:
         """Takes the beginning of a chain from the store, where it is there."""
         if not blocks:
