@@ -102,7 +102,7 @@ def body_of(message: str, kind: str, param: str | None, code: str | None) -> dic
 def error_response(error: SpoliaError, prompt_field: str = "prompt") -> JSONResponse:
     """The whole answer for `error`."""
     told = http_error_of(error)
-    return JSONResponse(error_body(error, prompt_field), told.status, _retry_headers(error, told))
+    return JSONResponse(error_body(error, prompt_field), told.status, _headers(error, told))
 
 
 def plain_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -128,7 +128,10 @@ def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
 
 
-def _retry_headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
+def _headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
+    """When to come back, or what to show."""
+    if told.status == 401:
+        return {"www-authenticate": "Bearer"}
     if not told.comes_back:
         return {}
     wait_ms = error.retry_after_ms or DEFAULT_RETRY_MS
