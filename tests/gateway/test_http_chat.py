@@ -286,7 +286,7 @@ async def test_a_model_without_a_template_says_so(tmp_path: Path, decode: FakeDe
 
 async def test_a_full_cluster_says_when_to_come_back(chatty: Path) -> None:
     async def busy(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[Any]:
-        raise Busy("no room", retry_after_ms=1500)
+        raise Busy("no room", field="max_waiting", retry_after_ms=1500)
         yield
 
     async with http_world(chatty, [FakeDecode("d0", busy)], max_attempts=1) as met:
@@ -294,7 +294,8 @@ async def test_a_full_cluster_says_when_to_come_back(chatty: Path) -> None:
             answer = await met.http.post("/v1/chat/completions", json={"messages": CHAT, "stream": streams})
             assert answer.status_code == 429
             assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("2", "1500")
-            assert answer.json()["error"]["type"] == "rate_limit_error"
+            error = answer.json()["error"]
+            assert (error["type"], error["param"]) == ("rate_limit_error", None), "the field is the node's"
         with pytest.raises(openai.RateLimitError):
             await met.openai.chat.completions.create(model="tiny", messages=CHAT)
 

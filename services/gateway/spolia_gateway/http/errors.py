@@ -91,7 +91,8 @@ def error_body(error: SpoliaError, prompt_field: str = "prompt") -> dict[str, An
     """The body for `error`; `prompt_field` is what holds the prompt in the request that met it."""
     told = http_error_of(error)
     code = "model_not_found" if isinstance(error, NotFound) and error.field == "model" else told.code
-    param = _param(error.field, prompt_field)
+    # No field of a request is to blame for how busy a node or a tenant is; the error names a limit of theirs.
+    param = None if isinstance(error, Busy) else _param(error.field, prompt_field)
     return body_of(_in_words_of_http(error, param), told.type, param, code)
 
 
