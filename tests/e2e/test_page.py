@@ -72,6 +72,7 @@ def test_documents_put_into_another_order_are_shown_as_reused(page: Browser) -> 
     assert page.js("document.getElementById('answer').textContent")
     assert page.js("document.getElementById('gain').textContent") == ""
     assert not cold.keys() & {"device", "host", "disk", "peer"}
+    assert page.js("document.getElementById('misses').textContent").startswith("Not had: 2 local chunks, ")
 
     page.js("document.querySelector('#documents .handle').focus()")
     page.press("ArrowDown")
@@ -92,9 +93,15 @@ def test_documents_put_into_another_order_are_shown_as_reused(page: Browser) -> 
     assert ship[-40:] in reused
     linked = [piece for source, piece in coloured if source == "link"]
     assert any(piece and ship.startswith(piece) for piece in linked), "link tokens head their document"
-    assert "in another order" in page.js("document.getElementById('gain').textContent")
+    gain = page.js("document.getElementById('gain').textContent")
+    assert "in another order" in gain
+    assert "was reused" not in gain
     times = page.js("[...document.querySelectorAll('#times dt')].map((name) => name.textContent)")
     assert times == ["TTFT", "Total", "Prompt", "Reused"]
+
+    page.js("document.querySelector('[name=reuse][value=exact]').click()")
+    assert set(ask(page, 3)) == {"computed"}
+    assert page.js("document.getElementById('gain').textContent").endswith("None of the prompt of ask 3 was reused.")
 
 
 def test_an_exact_completion_is_shown_as_it_was_asked(page: Browser) -> None:

@@ -195,12 +195,19 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
         "messages[0].content[0].type",
         "not_supported",
     ),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages[0].content[0].text", None),
+    ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "messages[0].content[0].type", None),
     ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "messages", "context_length_exceeded"),
     ({"max_tokens": 256}, 400, "max_tokens", "context_length_exceeded"),
     ({"model": "other"}, 404, "model", "model_not_found"),
     ({"model": ""}, 400, "model", None),
     ({"reuse": "prefix"}, 400, "reuse", None),
     ({"documents": [""]}, 400, "documents[0]", None),
+    ({"documents": ["x", {"text": "x", "id": 1}]}, 400, "documents[1].id", "unrecognised_field"),
+    ({"documents": [{"title": "x"}]}, 400, "documents[0].text", None),
+    ({"documents": [5]}, 400, "documents[0]", None),
+    ({"stop": ["x", 5]}, 400, "stop[1]", None),
+    ({"tool_choice": "some"}, 400, "tool_choice", None),
     ({"documents": ["x"] * 4097}, 400, "documents", None),
     ({"cache_salt": "x" * 257}, 400, "cache_salt", None),
     ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs.messages", None),
@@ -279,7 +286,7 @@ async def test_a_model_without_a_template_says_so(tmp_path: Path, decode: FakeDe
 
 async def test_a_full_cluster_says_when_to_come_back(chatty: Path) -> None:
     async def busy(node: FakeDecode, request: Any, context: Any) -> AsyncIterator[Any]:
-        raise Busy("no room", retry_after_ms=1500)
+        raise Busy("no room", field="max_waiting", retry_after_ms=1500)
         yield
 
     async with http_world(chatty, [FakeDecode("d0", busy)], max_attempts=1) as met:
@@ -287,7 +294,8 @@ async def test_a_full_cluster_says_when_to_come_back(chatty: Path) -> None:
             answer = await met.http.post("/v1/chat/completions", json={"messages": CHAT, "stream": streams})
             assert answer.status_code == 429
             assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("2", "1500")
-            assert answer.json()["error"]["type"] == "rate_limit_error"
+            error = answer.json()["error"]
+            assert (error["type"], error["param"]) == ("rate_limit_error", None), "the field is the node's"
         with pytest.raises(openai.RateLimitError):
             await met.openai.chat.completions.create(model="tiny", messages=CHAT)
 

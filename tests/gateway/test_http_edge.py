@@ -45,6 +45,8 @@ async def test_what_a_gateway_is_asked_by_those_who_run_it(met: HttpWorld) -> No
     assert metrics.headers["content-type"].startswith("text/plain")
     assert "spolia_time_to_first_token_seconds_count" in metrics.text
     assert 'spolia_http_requests_total{route="/health",status="200"} 1.0' in metrics.text
+    asked_by_a_balancer = await met.http.head("/health")
+    assert (asked_by_a_balancer.status_code, asked_by_a_balancer.content) == (200, b"")
     schema = (await met.http.get("/openapi.json")).json()
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"} <= schema["paths"].keys()
 

@@ -61,7 +61,7 @@ async def test_without_a_good_key_every_route_of_the_api_is_refused_and_no_other
         assert caught.value.code == "invalid_api_key"
         for method, route in API:
             answer = await w.http.request(method, route, json=ASKED)
-            assert answer.status_code == 401, (method, route)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), (method, route)
         for route in ("/health", "/version"):
             assert (await w.http.get(route)).status_code == 200
         refused = w.world.node.server.metrics.value("spolia_gateway_refused_total", reason="unknown_key")

@@ -63,6 +63,8 @@ HTTP_ERRORS: dict[type[SpoliaError], HttpError] = {
 """The nearest class of an error decides."""
 
 _FIELD = re.compile(r"(?!(str|int|float|bool|list|dict)$)[A-Za-z_]\w*")
+_OTHER_TYPE = ("_type", "_error")
+"""How kinds of errors end that say: the value is of another type, or none of the words that the type has."""
 
 _PARAMS = {
     "sampling.num_samples": "n",
@@ -89,7 +91,8 @@ def error_body(error: SpoliaError, prompt_field: str = "prompt") -> dict[str, An
     """The body for `error`; `prompt_field` is what holds the prompt in the request that met it."""
     told = http_error_of(error)
     code = "model_not_found" if isinstance(error, NotFound) and error.field == "model" else told.code
-    param = _param(error.field, prompt_field)
+    # No field of a request is to blame for how busy a node or a tenant is; the error names a limit of theirs.
+    param = None if isinstance(error, Busy) else _param(error.field, prompt_field)
     return body_of(_in_words_of_http(error, param), told.type, param, code)
 
 
@@ -102,7 +105,7 @@ def body_of(message: str, kind: str, param: str | None, code: str | None) -> dic
 def error_response(error: SpoliaError, prompt_field: str = "prompt") -> JSONResponse:
     """The whole answer for `error`."""
     told = http_error_of(error)
-    return JSONResponse(error_body(error, prompt_field), told.status, _retry_headers(error, told))
+    return JSONResponse(error_body(error, prompt_field), told.status, _headers(error, told))
 
 
 def plain_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -119,16 +122,39 @@ def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
     if first["loc"] == ("body",):
         message = "the body must be a JSON object, sent with content-type application/json"
         return JSONResponse(body_of(message, _REQUEST, None, None), 400)
-    param = path_of(first["loc"])
-    if first["type"] == "extra_forbidden":
+    told = _first_field(errors)
+    param = path_of(told[0]["loc"])
+    if told[0]["type"] == "extra_forbidden":
         message = f"unrecognised field {param}"
         return JSONResponse(body_of(message, _REQUEST, param, "unrecognised_field"), 400)
-    # A field of several types fails once for each.
-    problems = dict.fromkeys(str(error["msg"]) for error in errors if path_of(error["loc"]).startswith(param))
+    problems = dict.fromkeys(str(error["msg"]) for error in told)
     return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
 
 
-def _retry_headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
+def _first_field(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What is wrong with the first field that is. One of several types fails once for each of them: told is what keeps
+    the value from being of the type that it looks like, where it looks like one.
+    """
+    location = errors[0]["loc"]
+    at = next((index for index, step in enumerate(location) if _is_type(step)), None)
+    if at is None:
+        return [errors[0]]
+    tries = [error for error in errors if error["loc"][:at] == location[:at]]
+    likely = [error for error in tries if len(error["loc"]) > at + 1 or not error["type"].endswith(_OTHER_TYPE)]
+    if len({error["loc"][at] for error in likely}) == 1:
+        return _first_field([{**error, "loc": (*location[:at], *error["loc"][at + 1 :])} for error in likely])
+    return [{**error, "loc": location[:at]} for error in likely or tries]
+
+
+def _is_type(step: Any) -> bool:
+    """Whether a step of a location is the type that was tried: classes begin with a capital, fields with none."""
+    return isinstance(step, str) and (step[:1].isupper() or not _FIELD.fullmatch(step))
+
+
+def _headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
+    """When to come back, or what to show."""
+    if told.status == 401:
+        return {"www-authenticate": "Bearer"}
     if not told.comes_back:
         return {}
     wait_ms = error.retry_after_ms or DEFAULT_RETRY_MS

@@ -122,4 +122,5 @@ def _text(message: Message, field: str) -> str:
                 limit="text",
                 actual=part.type,
             )
+        check_field(part.text is not None, f"{field}.content[{index}].text", "text", "null")
     return "\n".join(part.text or "" for part in content)

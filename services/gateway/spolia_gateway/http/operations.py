@@ -14,6 +14,7 @@ router = APIRouter()
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health(front: Front) -> Response:
     """200 while the node serves; 503 while it drains, or knows no decode node that serves its model."""
     front.node.health.refresh()

@@ -43,7 +43,7 @@ function line(asked, longest) {
     el("span", { class: "ms", text: milliseconds(asked.ttftMs) }));
 }
 
-/** How the last compares with the first over the same documents, in whatever order. */
+/** How the last compares with the first over the same documents, in whatever order; what is not reuse's doing is said. */
 function gain(all) {
   const last = all.at(-1);
   const first = all.find((asked) => sameDocuments(asked, last));
@@ -51,7 +51,8 @@ function gain(all) {
   const ratio = first.ttftMs / last.ttftMs;
   const where = first.documents.every(({ letter }, i) => letter === last.documents[i].letter) ? "in the same order" : "in another order";
   const times = ratio >= 1.05 ? `came ${ratio.toFixed(1)}\u00a0× sooner than` : ratio > 0.95 ? "came as soon as" : `came ${(1 / ratio).toFixed(1)}\u00a0× later than`;
-  return `The first token of ask ${last.number} ${times} that of ask ${first.number}, which had the same documents ${where}.`;
+  return `The first token of ask ${last.number} ${times} that of ask ${first.number}, which had the same documents ${where}.`
+    + (last.share ? "" : ` None of the prompt of ask ${last.number} was reused.`);
 }
 
 function sameDocuments(one, other) {

@@ -87,7 +87,7 @@ export class Playground {
     byId("reused").hidden = false;
     drawSources(byId("source-bar"), byId("source-legend"), usage.spolia.sources);
     byId("misses").textContent = usage.spolia.misses
-      .map((miss) => `Not had: ${count(miss.num_chunks)} ${miss.kind} chunks of ${count(miss.num_tokens)} tokens (${miss.reason.replaceAll("_", " ")}).`)
+      .map((miss) => `Not had: ${count(miss.num_chunks)} ${miss.kind} ${miss.num_chunks === 1 ? "chunk" : "chunks"}, ${count(miss.num_tokens)} tokens in all (${miss.reason.replaceAll("_", " ")}).`)
       .join(" ");
     this.#history.add({ documents: asked.documents, question: asked.question, mode: usage.spolia.mode, ttftMs, share });
   }
