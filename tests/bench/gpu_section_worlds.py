@@ -31,3 +31,9 @@ def dies() -> Iterator[dict[str, Any]]:
 def hangs() -> Iterator[dict[str, Any]]:
     yield {"point": "1x2"}
     time.sleep(600)
+
+
+def lacks_a_package() -> Iterator[dict[str, Any]]:
+    import not_there  # type: ignore[import-not-found]
+
+    yield {"found": str(not_there)}
