@@ -37,3 +37,12 @@ def lacks_a_package() -> Iterator[dict[str, Any]]:
     import not_there  # type: ignore[import-not-found]
 
     yield {"found": str(not_there)}
+
+
+def halved(number: int) -> int:
+    """Of even numbers; who gets 7 dies, who gets 9 hangs."""
+    if number == 7:
+        os._exit(3)
+    if number == 9:
+        time.sleep(600)
+    return number // 2

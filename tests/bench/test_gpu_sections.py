@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from spolia_bench.gpu import __main__ as gpu_main
-from spolia_bench.gpu import kernels
+from spolia_bench.gpu import crew, kernels
 from spolia_bench.gpu.__main__ import SECTIONS_S, main
 from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.kernels import Check, check_one
@@ -97,7 +98,7 @@ def test_the_whole_is_bounded_and_every_section_is_tried(
     docs.write_text(PAGE)
     options = ["--out", str(out), "--docs", str(docs)]
     assert main(options) == 1
-    assert asked == ["rates", "steps", "linked", "sampling", "attention", "flashinfer", "flex"]
+    assert asked == ["rates", "steps", "linked", "engine", "sampling", "attention", "flashinfer", "flex"]
     assert list(SECTIONS_S) == asked[1:]
     said = capsys.readouterr().out
     assert '"multiprocessors": 7' in said
@@ -128,6 +129,31 @@ def test_checks_that_do_not_end_are_off_and_nobody_waits_for_them() -> None:
     found = kernels.errors_of([Check("sample", torch.float16)], 0.0)
     assert [(what, error) for what, error, _ in found] == [("sample float16: not ended after 0 s", math.inf)]
     assert time.monotonic() - began < 30
+
+
+def test_all_checks_are_asked_for_and_what_takes_long_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Check] = []
+    monkeypatch.setattr(kernels, "errors_of", lambda checks, seconds: asked.extend(checks) or [])
+    assert kernels.errors() == []
+    assert set(asked) == set(kernels.CHECKS)
+    assert len(asked) == len(kernels.CHECKS)
+    assert {(c.dtype, c.head_dim, c.tile) for c in asked[:2]} == {(torch.float32, 256, 64)}
+
+
+def test_a_process_that_dies_loses_its_own_work_alone() -> None:
+    began = time.monotonic()
+    found = crew.answers(gpu_section_worlds.halved, [2, 7, 4, 6, 8], 2, 60)
+    assert found == [1, crew.NoAnswer("its process ended by itself, status 3"), 2, 3, 4]
+    assert time.monotonic() - began < 30
+
+
+def test_a_process_that_hangs_is_ended_and_so_is_the_rest() -> None:
+    began = time.monotonic()
+    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, 4)
+    late = crew.NoAnswer("not ended after 4 s")
+    assert found == [1, late, late]
+    assert time.monotonic() - began < 4 + crew.END_S
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+from spolia_bench.gpu.crew import END_S
+
 Row = dict[str, Any]
-END_S = 10.0
-"""For a process that was killed to be gone."""
 
 
 def watched(rows: Callable[[], Iterator[Row]], seconds: float, on_row: Callable[[Row], None]) -> str | None:
