@@ -13,12 +13,24 @@ import pytest
 import torch
 
 from spolia_bench.frame import Sample
-from spolia_bench.gpu import attention, batches, device, flashinfer_cascade, flex, linked, rates, sampling, steps
+from spolia_bench.gpu import (
+    attention,
+    batches,
+    device,
+    engine_steps,
+    flashinfer_cascade,
+    flex,
+    linked,
+    rates,
+    sampling,
+    steps,
+)
 from spolia_bench.gpu.batches import DEVICE, Heads, Point
 from spolia_bench.gpu.flex import OutOfTime, Patience
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.steps import Shape
 from spolia_bench.gpu.tables import LAYOUTS, tables, written
+from spolia_engine.device_decoding import DeviceSettings
 
 pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="`make gpu` runs the sections themselves there")
 RATES = Rates(1e12, 1e14)
@@ -245,6 +257,17 @@ def test_few_rows_of_many_heads_are_cut_to_what_flex_attention_has_kernels_for(
     asked: list[Any] = []
     flex.flex(Point(rows, 64, 0), Heads(group, 1, 16), lambda *_, **options: asked.append(options["kernel_options"]))()
     assert asked == [expected]
+
+
+def test_the_engine_s_steps_have_every_figure_of_their_table() -> None:
+    settings = DeviceSettings(row_buckets=(1, 2), min_parts=16)
+    rows = list(engine_steps.compare(TINY, rows=(1, 2, 3), shared=64, settings=settings))
+    assert [row["point"] for row in rows] == ["1x64", "2x64", "3x64"]
+    of_a_device, of_the_start = {"taken_mib", "row_kib"}, {"start_s", "foreseen_mib"}
+    assert columns_of("engine") - of_a_device <= rows[0].keys()
+    assert columns_of("engine") - of_a_device - of_the_start <= rows[1].keys()
+    assert [row["eager_steps"] for row in rows] == [0, 0, 18]  # no bucket holds three
+    assert {row["step_n"] for row in rows} == {row["graph_n"] for row in rows} == {16}
 
 
 def test_draws_have_every_figure_of_their_table() -> None:

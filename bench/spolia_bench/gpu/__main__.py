@@ -26,10 +26,11 @@ RATES_S = 40.0
 SECTIONS_S = {
     "steps": 160.0,
     "linked": 60.0,
+    "engine": 50.0,
     "sampling": 30.0,
     "attention": 60.0,
     "flashinfer": 60.0,
-    "flex": 100.0,
+    "flex": 80.0,
 }
 """At most, in order; where less is left of the whole, the last get less."""
 GRID_FACTOR = 4

@@ -17,8 +17,8 @@ from torch import Tensor
 from spolia_bench.gpu.batches import DEVICE, Heads, Point
 from spolia_bench.gpu.timing import figures, timed
 
-PATIENCE_S = 90.0
-"""For all points, compiling included; points that come later are left out."""
+PATIENCE_S = 4.0
+"""For a point, on average, compiling included; once it is spent, points that are left are left out."""
 MASK_ROWS = 128
 """Rows of a block of the mask. FlexAttention's kernel for fewer rows takes GQA heads side by side in one tile, of at
 most so many; where it chooses a tile itself it may choose one too high, and then has no kernel at all."""
@@ -48,7 +48,7 @@ class Patience:
 
 def compare(at: Sequence[tuple[str, Heads, Point]]) -> Iterator[dict[str, Any]]:
     """FlexAttention's column, a row per point and head shape: last, for compiling it takes as long as it takes."""
-    patience = Patience(PATIENCE_S)
+    patience = Patience(PATIENCE_S * len(at))
     for name, heads, point in at:
         row: dict[str, Any] = {"heads": name, "point": str(point)}
         try:

@@ -25,6 +25,7 @@ def sections(rates: Row, *, grid: bool) -> dict[str, Callable[[], Iterator[Row]]
     return {
         "steps": partial(_steps, rates),
         "linked": partial(_linked, rates),
+        "engine": _engine,
         "sampling": partial(_sampling, rates),
         "attention": partial(_attention, rates, grid),
         "flashinfer": partial(_flashinfer, grid),
@@ -44,6 +45,12 @@ def _linked(rates: Row) -> Iterator[Row]:
     from spolia_bench.gpu.rates import Rates
 
     yield from linked.compare(steps.SHAPES[0], Rates.of(rates))
+
+
+def _engine() -> Iterator[Row]:
+    from spolia_bench.gpu import engine_steps, steps
+
+    yield from engine_steps.compare(steps.SHAPES[0])
 
 
 def _sampling(rates: Row) -> Iterator[Row]:

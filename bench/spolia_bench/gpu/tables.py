@@ -54,6 +54,10 @@ def _of_steps(key: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
+def _of_engine(key: str, value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or key.endswith(("_mib", "_kib")) else f"{value:.1f}"
+
+
 def _in_us(key: str, value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
@@ -90,6 +94,22 @@ LAYOUTS = {
         ),
         _of_steps,
         "of 7",
+    ),
+    "engine": Layout(
+        (
+            ("model", "model"),
+            ("rows × shared", "point"),
+            ("engine's step ms", "step_ms"),
+            ("its graph ms", "graph_ms"),
+            ("host's share ms", "host_ms"),
+            ("steps not captured", "eager_steps"),
+            ("start s", "start_s"),
+            ("taken MiB", "taken_mib"),
+            ("foreseen MiB", "foreseen_mib"),
+            ("KiB a prompt's row", "row_kib"),
+        ),
+        _of_engine,
+        "of 16",
     ),
     "sampling": Layout(
         (
