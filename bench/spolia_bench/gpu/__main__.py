@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     right = _check(run)
     if right and options.only != "kernels":
         right = _time(run, options)
-        _write_tables(result, options.docs)
     result["seconds"] = round(time.monotonic() - began, 1)
     run.save()
     print("\n".join(tables(result)))
     print(json.dumps(result))
+    _write_tables(result, options.docs)
     return 0 if right else 1
 
 

@@ -11,18 +11,17 @@ import torch
 from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import figures, graphed, timed
-from spolia_core.sampling import SamplingParams
-from spolia_engine.device_decoding import draws_of
-from spolia_kernels.sample import Drawn, sample_rows
+from spolia_kernels.sample import Drawn, Draws, sample_rows
 
 VOCABS = (128_256, 32_016)
 ROWS = (1, 32, 256)
 WAYS = {
-    "greedy": SamplingParams(),
-    "temperature": SamplingParams(temperature=1.0),
-    "top_k": SamplingParams(temperature=1.0, top_k=40),
-    "top_p": SamplingParams(temperature=1.0, top_p=0.9),
+    "greedy": {},
+    "temperature": {"temperature": 1.0},
+    "top_k": {"temperature": 1.0, "top_k": 40},
+    "top_p": {"temperature": 1.0, "top_p": 0.9},
 }
+"""Parameters of all rows, by the fields of `Draws`."""
 
 
 def compare(rates: Rates, vocabs: Sequence[int] = VOCABS, rows: Sequence[int] = ROWS) -> Iterator[dict[str, Any]]:
@@ -34,7 +33,10 @@ def compare(rates: Rates, vocabs: Sequence[int] = VOCABS, rows: Sequence[int] = 
             num_rows = torch.tensor([count], dtype=torch.int32, device=DEVICE)
             row: dict[str, Any] = {"vocab": vocab, "rows": count, "floor_ms": rates.floor_ms(2.0 * count * vocab, 0.0)}
             for name, params in WAYS.items():
-                draws = draws_of([(params, sample, 0) for sample in range(count)], DEVICE)
+                draws = Draws.greedy(count, DEVICE)
+                draws.sample_index.copy_(torch.arange(count))
+                for parameter, value in params.items():
+                    getattr(draws, parameter).fill_(value)
                 draw = partial(sample_rows, logits, draws, into=into, num_rows=num_rows)
                 row |= figures(name, timed(graphed(draw), repeats=10))
             yield row
