@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -46,3 +47,10 @@ def halved(number: int) -> int:
     if number == 9:
         time.sleep(600)
     return number // 2
+
+
+def starts_another() -> Iterator[dict[str, Any]]:
+    """As a library starts a compiler."""
+    other = subprocess.Popen(["sleep", "600"])
+    yield {"pid": other.pid}
+    time.sleep(600)

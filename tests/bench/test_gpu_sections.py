@@ -74,6 +74,18 @@ def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_p
     assert run.result["errors"]["steps"] == "no time was left"
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process where Linux lists them")
+def test_what_a_section_started_ends_with_it(tmp_path: Path) -> None:
+    run = Run({}, tmp_path / "gpu.json", time.monotonic() + 60)
+    assert not run.section("flashinfer", gpu_section_worlds.starts_another, 4)
+    (row,) = run.result["attention"]
+    stat = Path(f"/proc/{row['pid']}/stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_whole_is_bounded_and_every_section_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

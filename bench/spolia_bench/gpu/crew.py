@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -43,10 +46,23 @@ class _Worker:
 
     def end(self) -> int | None:
         """Its exit status."""
-        self.process.kill()
-        self.process.join(END_S)
+        end(self.process)
         self.pipe.close()
         return self.process.exitcode
+
+
+def in_a_group_of_its_own() -> None:
+    """Called by a process as it begins, so that `end` ends with it what it starts: compilers, most of all."""
+    os.setpgid(0, 0)
+
+
+def end(process: BaseProcess) -> None:
+    """Kills a process, if it goes on, and what it started, and waits until it is gone."""
+    assert process.pid is not None, "it was started"
+    with suppress(ProcessLookupError, PermissionError):  # it has none yet, or is gone
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join(END_S)
 
 
 def answers(
@@ -96,5 +112,6 @@ def _started(work: Callable[[Item], Answer]) -> _Worker:
 
 
 def _serve(work: Callable[[Item], Answer], pipe: Connection) -> None:
+    in_a_group_of_its_own()
     while True:
         pipe.send(work(pipe.recv()))
