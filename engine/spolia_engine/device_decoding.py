@@ -118,6 +118,11 @@ class DeviceDecoding:
         assert step.last_logits is not None
         return [DrawnRow(*row) for row in zip(token_ids, logprobs, step.last_logits, strict=False)]
 
+    @property
+    def loaded(self) -> DeviceStep | None:
+        """What ran the last batch, which it holds. Who runs it but by `step` forgets the batch afterwards."""
+        return self._step
+
     def forget(self) -> None:
         """Drops the batch, which names its sequences."""
         self._loaded = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,4 +31,26 @@ def dies() -> Iterator[dict[str, Any]]:
 
 def hangs() -> Iterator[dict[str, Any]]:
     yield {"point": "1x2"}
+    time.sleep(600)
+
+
+def lacks_a_package() -> Iterator[dict[str, Any]]:
+    import not_there  # type: ignore[import-not-found]
+
+    yield {"found": str(not_there)}
+
+
+def halved(number: int) -> int:
+    """Of even numbers; who gets 7 dies, who gets 9 hangs."""
+    if number == 7:
+        os._exit(3)
+    if number == 9:
+        time.sleep(600)
+    return number // 2
+
+
+def starts_another() -> Iterator[dict[str, Any]]:
+    """As a library starts a compiler."""
+    other = subprocess.Popen(["sleep", "600"])
+    yield {"pid": other.pid}
     time.sleep(600)

@@ -1,11 +1,15 @@
-"""What `make gpu` runs where there is a device, here without one: its checks by the interpreter, its sections on shapes
-small enough for a CPU, its word where there is no device.
+"""`make gpu` without a device: its checks by the interpreter, what it says then, how it keeps its sections apart.
+What the sections themselves do is in `test_gpu_figures.py`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,19 +18,28 @@ import pytest
 import torch
 
 from spolia_bench.gpu import __main__ as gpu_main
-from spolia_bench.gpu import kernels
-from spolia_bench.gpu.__main__ import main
-from spolia_bench.gpu.batches import DEVICE, Heads, Point
-from spolia_bench.gpu.flex import OutOfTime, Patience, flex
+from spolia_bench.gpu import crew, kernels
+from spolia_bench.gpu.__main__ import SECTIONS_S, main
+from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.kernels import Check, check_one
-from spolia_bench.gpu.linked import compare
-from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.run import Run
-from spolia_bench.gpu.steps import Shape
-from spolia_bench.gpu.tables import tables
+from spolia_bench.gpu.sections import OF_ATTENTION, measured_rates, sections
 from spolia_bench.gpu.watched import END_S
 from spolia_kernels import paged
 
+PYTHON_S = 15
+"""What a start of Python with torch takes, on a disk that has not read it yet."""
+RATES = {"copy_tb_per_s": 1.0, "matrix_tflop_per_s": 100.0}
+WHERE = {"gpu": "NVIDIA X", "commit": "0", "torch": "1", "transformers": "2"}
+PAGE = """before
+<!-- table: steps -->
+| old |
+<!-- end -->
+<!-- table: linked -->
+| old |
+<!-- end -->
+behind
+"""
 without_device = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a device does")
 
 
@@ -61,6 +74,18 @@ def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_p
     assert run.result["errors"]["steps"] == "no time was left"
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process where Linux lists them")
+def test_what_a_section_started_ends_with_it(tmp_path: Path) -> None:
+    run = Run({}, tmp_path / "gpu.json", time.monotonic() + 60)
+    assert not run.section("flashinfer", gpu_section_worlds.starts_another, 4)
+    (row,) = run.result["attention"]
+    stat = Path(f"/proc/{row['pid']}/stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_the_whole_is_bounded_and_every_section_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,27 +94,46 @@ def test_the_whole_is_bounded_and_every_section_is_tried(
     def section(run: Run, name: str, rows: object, seconds: float) -> bool:
         asked.append(name)
         if name == "rates":
-            run.result["rates"] = [{"copy": 1e12, "matrix": 1e14}]
+            run.result["rates"] = [RATES]
+        if name in ("steps", "linked"):
+            run.result[name] = [{"model": "m", "point": "1x2", "shared_ms": 1.5, "linked_ms": 2.5}]
+        if name == "steps":
+            run.result["errors"] = {"steps": "no time was left"}
         return name != "steps"
 
     monkeypatch.setattr(Run, "section", section)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_main, "environment", lambda: {"gpu": "NVIDIA X", "commit": "0"})
+    monkeypatch.setattr(gpu_main, "environment", lambda: WHERE)
+    monkeypatch.setattr(gpu_main, "device_report", lambda: {"multiprocessors": 7, "triton": "3.6.0"})
     monkeypatch.setattr(gpu_main, "errors", lambda: [("a kernel", 0.0, 1e-3)])
-    out = tmp_path / "gpu.json"
-    assert main(["--out", str(out)]) == 1
-    assert asked == ["rates", "steps", "linked", "attention", "flex"]
+    out, docs = tmp_path / "gpu.json", tmp_path / "gpu.md"
+    docs.write_text(PAGE)
+    options = ["--out", str(out), "--docs", str(docs)]
+    assert main(options) == 1
+    assert asked == ["rates", "steps", "linked", "engine", "sampling", "attention", "flashinfer", "flex"]
+    assert list(SECTIONS_S) == asked[1:]
+    said = capsys.readouterr().out
+    assert '"multiprocessors": 7' in said
+    assert "| m | 1 × 2 |" in said
+    before, after = docs.read_text().split("<!-- table: linked -->")
+    assert before == PAGE.split("<!-- table: linked -->")[0]  # a section that was cut short leaves its table alone
+    assert "NVIDIA X (7 multiprocessors), bfloat16, torch 1, transformers 2, triton 3.6.0, commit `0`" in after
+    assert "copies at 1.00 TB/s, products at 100 TFLOP/s" in after
+    assert "| m | 1 × 2 |  | 2.5 |" in after
+    assert after.endswith("<!-- end -->\nbehind\n")
     asked.clear()
-    assert main(["--out", str(out), "--only", "linked"]) == 0
+    assert main([*options, "--only", "linked"]) == 0
     assert asked == ["rates", "linked"]
-    assert main(["--out", str(out), "--only", "kernels"]) == 0
+    assert main([*options, "--only", "kernels"]) == 0
     monkeypatch.setattr(gpu_main, "errors", lambda: [("a kernel", 1.0, 1e-3)])
     asked.clear()
-    assert main(["--out", str(out)]) == 1
+    docs.write_text(PAGE)
+    assert main(options) == 1
     assert asked == []
+    assert docs.read_text() == PAGE
     assert json.loads(out.read_text())["kernels"][0]["error"] == 1.0
     assert "OFF" in capsys.readouterr().out
-    assert gpu_main.TOTAL_S + END_S <= 8 * 60
+    assert gpu_main.TOTAL_S + END_S + PYTHON_S <= 8 * 60
 
 
 def test_checks_that_do_not_end_are_off_and_nobody_waits_for_them() -> None:
@@ -97,6 +141,31 @@ def test_checks_that_do_not_end_are_off_and_nobody_waits_for_them() -> None:
     found = kernels.errors_of([Check("sample", torch.float16)], 0.0)
     assert [(what, error) for what, error, _ in found] == [("sample float16: not ended after 0 s", math.inf)]
     assert time.monotonic() - began < 30
+
+
+def test_all_checks_are_asked_for_and_what_takes_long_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Check] = []
+    monkeypatch.setattr(kernels, "errors_of", lambda checks, seconds: asked.extend(checks) or [])
+    assert kernels.errors() == []
+    assert set(asked) == set(kernels.CHECKS)
+    assert len(asked) == len(kernels.CHECKS)
+    assert {(c.dtype, c.head_dim, c.tile) for c in asked[:2]} == {(torch.float32, 256, 64)}
+
+
+def test_a_process_that_dies_loses_its_own_work_alone() -> None:
+    began = time.monotonic()
+    found = crew.answers(gpu_section_worlds.halved, [2, 7, 4, 6, 8], 2, 60)
+    assert found == [1, crew.NoAnswer("its process ended by itself, status 3"), 2, 3, 4]
+    assert time.monotonic() - began < 30
+
+
+def test_a_process_that_hangs_is_ended_and_so_is_the_rest() -> None:
+    began = time.monotonic()
+    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, 4)
+    late = crew.NoAnswer("not ended after 4 s")
+    assert found == [1, late, late]
+    assert time.monotonic() - began < 4 + crew.END_S
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -133,48 +202,15 @@ def test_the_grid_has_every_head_size_group_and_dtype() -> None:
     }
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("group", [1, 4])
-def test_flex_attention_is_asked_for_what_rows_that_share_a_span_see(group: int) -> None:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    point, heads = Point(5, 40, 3), Heads(4, 4 // group, 16)
-    asked: dict[str, torch.Tensor] = {}
-
-    def recording(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object) -> torch.Tensor:
-        asked.update(query=query, key=key, value=value)
-        found: torch.Tensor = flex_attention(query, key, value, **options)
-        return found
-
-    out = flex(point, heads, recording)()
-    keys = torch.arange(40 + 5 * 4)
-    for row in range(5):
-        seen = (keys < 40) | ((keys - 40) // 4 == row)
-        key, value = (asked[n][:, :, seen].repeat_interleave(group, 1).float() for n in ("key", "value"))
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            asked["query"][:, :, row : row + 1].float(), key, value
-        )
-        torch.testing.assert_close(out[:, :, row : row + 1].float(), expected, atol=2e-2, rtol=2e-2)
+def test_every_section_travels_to_a_process_of_its_own() -> None:
+    for rows in (measured_rates, *sections(RATES, grid=True).values()):
+        pickle.loads(pickle.dumps(rows))
+    assert set(sections(RATES, grid=False)) > OF_ATTENTION
 
 
-def test_patience_ends() -> None:
-    patience = Patience(0.0001)
-    with patience.spent():
-        sum(range(100_000))
-    with pytest.raises(OutOfTime), patience.spent():
-        raise AssertionError("not reached")
-
-
-def test_a_linked_context_is_timed_by_the_engine_itself() -> None:
-    shape = Shape("tiny", 2, 128, 96, Heads(2, 1, 64), 101)
-    rows = list(compare(shape, Rates(1e12, 1e14), documents=3, tokens=64))
-    assert [row["rows"] for row in rows] == [1 + 3 * 16 + 16]
-    assert rows[0]["floor_ms"] > 0
-    lines = list(tables({"linked": [replace_times(row) for row in rows]}))
-    assert lines[2] == "| tiny | 3 × 64 | 65 | 2.0 | 4.0 | 1.0 | 2.00 | 2.00 |"
-
-
-def replace_times(row: dict[str, object]) -> dict[str, object]:
-    """The row with figures that are the same on every machine."""
-    times = {"linked_ms": 2.0, "recompute_ms": 4.0, "floor_ms": 1.0}
-    return {**row, **times, "recompute_over_linked": 2.0, "linked_over_floor": 2.0}
+def test_what_a_section_lacks_is_that_section_s_error_alone(tmp_path: Path) -> None:
+    run = Run({}, tmp_path / "gpu.json", time.monotonic() + 60)
+    assert not run.section("linked", gpu_section_worlds.lacks_a_package, 20)
+    assert run.result["errors"]["linked"] == "ModuleNotFoundError: No module named 'not_there'"
+    lazily = "import sys, spolia_bench.gpu.__main__; sys.exit('spolia_engine.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", lazily], timeout=120).returncode == 0

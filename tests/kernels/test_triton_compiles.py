@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 SCRIPT = """
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,9 +22,11 @@ from spolia_kernels.paged.append_triton import append_paged_kernel
 from spolia_kernels.paged.attend_own_triton import attend_own_kernel
 from spolia_kernels.paged.attend_spans_triton import attend_spans_kernel
 from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
+from spolia_kernels.paged.tuning import span_tuning
 from spolia_kernels.sample.counter_triton import uniform_kernel
 from spolia_kernels.sample.sample_triton import sample_kernel
 
+SHARED, RESERVED = 228 * 1024, 1024  # bytes of a multiprocessor, and what each program on it costs besides its own
 INTS = "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts"
 POINTERS = {name: "*i32" for name in INTS.split()}
 POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse".split()}
@@ -37,15 +40,17 @@ def compiles(kernel, tensors="*bf16", options={}, descriptors={}, **constants):
     signature |= dict.fromkeys(constants, "constexpr")
     built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
     print(kernel.__name__, constants, "shared", built.metadata.shared)
-    return built.asm["ptx"]
+    return built
 
-for head_dim, keys, tile in ((128, 64, 64), (64, 64, 64), (256, 32, 16)):
-    kind = {name: f"tensordesc<bf16[{keys}, {head_dim}]>" for name in ("key", "value")}
-    common = dict(GROUP=4, HALF=head_dim // 2, PRECISION="tf32", KEYS=keys)
-    options = {"num_warps": 4, "num_stages": 3 if keys == 64 else 2}
-    ptx = compiles(attend_spans_kernel, descriptors=kind, options=options, NUM_Q_HEADS=8, TILE=tile, **common)
-    assert "cp.async.bulk.tensor" in ptx
-    assert ("wgmma.mma_async" in ptx) == (tile >= 64)
+for head_dim, tile in ((128, 64), (128, 16), (64, 64), (256, 16)):
+    tuned = span_tuning(torch.empty(1, 1, head_dim, dtype=torch.bfloat16, device="meta"), tile)
+    kind = {name: f"tensordesc<bf16[{tuned.keys}, {head_dim}]>" for name in ("key", "value")}
+    common = dict(GROUP=4, HALF=head_dim // 2, PRECISION="tf32", KEYS=tuned.keys)
+    options = {"num_warps": tuned.num_warps, "num_stages": tuned.num_stages}
+    built = compiles(attend_spans_kernel, descriptors=kind, options=options, NUM_Q_HEADS=8, TILE=tile, **common)
+    assert (built.metadata.shared + RESERVED) * tuned.per_processor <= SHARED, (head_dim, tile, built.metadata.shared)
+    assert "cp.async.bulk.tensor" in built.asm["ptx"]
+    assert ("wgmma.mma_async" in built.asm["ptx"]) == (tile >= 64)
 for page in (16, 64):
     compiles(attend_tails_kernel, NUM_KV_HEADS=2, GROUP=8, HALF=64, PAGE=page, TILE=16, KEYS=32, PRECISION="tf32")
     compiles(attend_own_kernel, options={"num_warps": 1}, NUM_HEADS=2, HALF=64, PAGE=page, KEYS=16)

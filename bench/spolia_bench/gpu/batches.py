@@ -14,6 +14,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAGE = 64
 
 
+def num_processors() -> int:
+    """Multiprocessors of the device."""
+    return torch.cuda.get_device_properties(0).multi_processor_count if DEVICE == "cuda" else 4
+
+
 @dataclass(frozen=True, slots=True)
 class Heads:
     """Attention's shape."""

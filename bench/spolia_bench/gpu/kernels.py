@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from spolia_bench.gpu.batches import DEVICE
+from spolia_bench.gpu.crew import NoAnswer, answers
 from spolia_kernels import Partial, RotaryTable, attend, merge, rotate
 from spolia_kernels.paged import (
     Angles,
@@ -63,22 +62,21 @@ CHECKS = (
 
 
 def errors() -> list[Found]:
-    """Everything that is checked before anything is timed; kernels compile in as many processes as there are cores."""
-    return errors_of(CHECKS, GRID_S)
+    """Everything that is checked before anything is timed; kernels compile in as many processes as there are cores.
+
+    What takes the compiler longest comes first: float32 in wide tiles, which it spills, a minute each.
+    """
+    longest_first = sorted(CHECKS, key=lambda c: c.dtype.itemsize * c.head_dim * c.tile, reverse=True)
+    return errors_of(longest_first, GRID_S)
 
 
 def errors_of(checks: Sequence[Check], seconds: float) -> list[Found]:
     """What each check found. One whose process died, or that has not ended by then, is off, and nobody waits for it."""
-    deadline = time.monotonic() + seconds
-    with multiprocessing.get_context("spawn").Pool(min(MAX_PROCESSES, os.cpu_count() or 1, len(checks))) as pool:
-        asked = [(check, pool.apply_async(check_one, (check,))) for check in checks]
-        found = []
-        for check, answer in asked:
-            try:
-                found.append(answer.get(max(0.0, deadline - time.monotonic())))
-            except multiprocessing.TimeoutError:
-                found.append((f"{check}: not ended after {seconds:.0f} s", math.inf, LIMITS[check.dtype]))
-        return found  # leaving, the pool ends its processes, whatever they do
+    num_processes = min(MAX_PROCESSES, os.cpu_count() or 1)
+    return [
+        (f"{check}: {found.why}", math.inf, LIMITS[check.dtype]) if isinstance(found, NoAnswer) else found
+        for check, found in zip(checks, answers(check_one, checks, num_processes, seconds), strict=True)
+    ]
 
 
 def check_one(check: Check) -> Found:

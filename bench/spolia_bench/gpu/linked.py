@@ -5,16 +5,17 @@ The engine's own passes over a known shape with random weights, its pool on the 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from spolia_bench.frame import Sample
 from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.steps import Shape, random_model
+from spolia_bench.gpu.timing import figures, wait
 from spolia_core.chunk_object import KvShape
 from spolia_core.prompt import Part, Prompt
 from spolia_core.reuse import DEFAULT_LINK_TOKENS
@@ -89,39 +90,34 @@ def compare(
             core.pool.retain(run.extent)
         return core.linked_context(prompt, {f.part_index: runs[f.part_index] for f in plan.fragments}, plan)
 
-    linked_ms = _first_token_ms(core, linked)
-    recompute_ms = _first_token_ms(core, lambda: core.exact_context(prompt.token_ids, []))
+    by_links = _first_token(core, linked)
+    recomputed = _first_token(core, lambda: core.exact_context(prompt.token_ids, []))
     floor_ms = _floor_ms(shape, rates, plan, total)
     core.pool.check_invariants()
     yield {
         "model": shape.name,
         "point": f"{documents}x{tokens}",
         "rows": len(plan.positions),
-        "linked_ms": linked_ms,
-        "recompute_ms": recompute_ms,
+        **figures("linked", by_links),
+        **figures("recompute", recomputed),
         "floor_ms": floor_ms,
-        "recompute_over_linked": recompute_ms / linked_ms,
-        "linked_over_floor": linked_ms / floor_ms,
+        "recompute_over_linked": recomputed.median_ms / by_links.median_ms,
+        "linked_over_floor": by_links.median_ms / floor_ms,
     }
 
 
-def _first_token_ms(core: EngineCore, prepare: Callable[[], Context]) -> float:
-    """Median, the host's part of it included, from a prompt's ids to the first token's."""
+def _first_token(core: EngineCore, prepare: Callable[[], Context]) -> Sample:
+    """From a prompt's ids to the first token's, the host's part of it included."""
     found = []
     for _ in range(1 + REPEATS):  # the first warms up
-        _wait()
+        wait()
         began = time.perf_counter()
         context = prepare()
         core.decoding.first_token(context, SamplingParams())
-        _wait()
+        wait()
         found.append(1e3 * (time.perf_counter() - began))
         context.close()
-    return statistics.median(found[1:])
-
-
-def _wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    return Sample(tuple(found[1:]))
 
 
 def _floor_ms(shape: Shape, rates: Rates, plan: LinkPlan, total: int) -> float:

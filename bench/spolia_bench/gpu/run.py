@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spolia_bench.gpu.sections import OF_ATTENTION
 from spolia_bench.gpu.watched import Row, watched
 
 
@@ -37,9 +38,10 @@ class Run:
         return wrong is None
 
     def _add(self, name: str, row: Row) -> None:
-        """Keeps a row; FlexAttention's beside the others of its point."""
-        rows = self.result.setdefault("attention" if name == "flex" else name, [])
-        same = [each for each in rows if name == "flex" and all(each[key] == row[key] for key in ("heads", "point"))]
+        """Keeps a row; another's column of the attention points beside ours."""
+        column = name in OF_ATTENTION
+        rows = self.result.setdefault("attention" if column else name, [])
+        same = [each for each in rows if column and all(each[key] == row[key] for key in ("heads", "point"))]
         if same:
             same[0].update(row)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spolia_bench.frame import Sample
 from spolia_bench.gpu.attention import GRID
 from spolia_bench.gpu.batches import (
     DEVICE,
@@ -19,6 +19,7 @@ from spolia_bench.gpu.batches import (
     Point,
     angles,
     num_pages,
+    num_processors,
     planned,
     private_spans,
     random_kv,
@@ -27,7 +28,7 @@ from spolia_bench.gpu.batches import (
     tile_for,
 )
 from spolia_bench.gpu.rates import Rates
-from spolia_bench.gpu.timing import graphed, timed
+from spolia_bench.gpu.timing import figures, graphed, timed
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
 from spolia_engine.model_layers import Decoder, DecoderLayer
 from spolia_kernels import Linear
@@ -110,14 +111,13 @@ class Bench:
         heads = shape.heads
         self.kv = tuple(random_kv(most, heads) for _ in range(shape.layers))
         self.angles = angles(heads.head_dim, max(point.shared for point in points) + 2 * PAGE)
-        self.processors = torch.cuda.get_device_properties(0).multi_processor_count
 
     def step(self, point: Point, spans: Sequence[SlotSpan], rows_of_span: int) -> DeviceStep:
-        """A captured step of a batch, loaded."""
+        """A step of a batch, loaded; captured where there is a device."""
         point = _with_question(point)
         heads = self.shape.heads
         tile = tile_for(rows_of_span, heads.group)
-        work = planned(spans, point.rows, heads, tile, self.processors)
+        work = planned(spans, point.rows, heads, tile, num_processors())
         tails = tails_of(point, -(-point.shared // PAGE), NEW_TOKENS)
         capacity = StepCapacity(
             rows=point.rows,
@@ -130,7 +130,8 @@ class Bench:
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
         token_ids = torch.ones(point.rows, dtype=torch.int64, device=DEVICE)
         batch = StepBatch(work, tails, token_ids, Draws.greedy(point.rows, DEVICE), NEW_TOKENS)
-        step.capture()
+        if DEVICE == "cuda":
+            step.capture()
         step.load(batch)
         return step
 
@@ -140,13 +141,13 @@ class Bench:
         own = Point(point.rows, point.shared, QUESTION + NEW_TOKENS // 2)
         return linear + self.shape.layers * sum(rates.floor_ms(*each) for each in own.floors(self.shape.heads))
 
-    def no_attention_ms(self, rows: int) -> float:
+    def no_attention(self, rows: int) -> Sample:
         """All of a step but attention and the writing of KV."""
         capacity = StepCapacity(rows, 1, 1, 1, 1, 16)
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
         num_q_heads = self.shape.heads.num_q_heads
         run = graphed(lambda: step.logits(lambda layer, qkv: qkv[:, :num_q_heads].contiguous()).argmax(-1))
-        return timed(run, repeats=10).median_ms
+        return timed(run, repeats=10)
 
 
 def compare_all(rates: Rates) -> Iterator[dict[str, Any]]:
@@ -162,41 +163,33 @@ def compare(shape: Shape, rates: Rates, points: Sequence[Point]) -> Iterator[dic
     for point in points:
         row: dict[str, Any] = {"model": shape.name, "point": f"{point.rows}x{point.shared}"}
         row["floor_ms"] = bench.floor_ms(point, rates)
-        row["no_attention_ms"] = bench.no_attention_ms(point.rows)
-        row["shared_ms"] = _steps_ms(bench.step(point, shared_spans(point), point.rows), NEW_TOKENS)
-        orders = _orders(point.rows)
-        permuted = bench.step(point, shared_spans(point, orders), point.rows)
-        row["permuted_ms"] = _steps_ms(permuted, NEW_TOKENS)
+        row |= figures("no_attention", bench.no_attention(point.rows))
+        row |= figures("shared", _steps(bench.step(point, shared_spans(point), point.rows), NEW_TOKENS))
+        permuted = bench.step(point, shared_spans(point, _orders(point.rows)), point.rows)
+        row |= figures("permuted", _steps(permuted, NEW_TOKENS))
         slow = point.rows * point.shared >= 1 << 20
         private = bench.step(point, private_spans(point), 1)
-        row["private_ms"] = _steps_ms(private, SLOW_STEPS if slow else NEW_TOKENS)
+        row |= figures("private", _steps(private, SLOW_STEPS if slow else NEW_TOKENS))
         row["private_over_shared"] = row["private_ms"] / row["shared_ms"]
         row["permuted_over_shared"] = row["permuted_ms"] / row["shared_ms"]
         row["step_over_floor"] = row["shared_ms"] / row["floor_ms"]
         yield row
-    alone = Point(1, 1024, 0)
-    one = _steps_ms(bench.step(alone, private_spans(alone), 1), NEW_TOKENS)
-    num_bytes = 2 * shape.linear_weights + shape.layers * shape.heads.key_bytes * (1024 + QUESTION + NEW_TOKENS // 2)
+    alone = Point(1, min(point.shared for point in points), 0)
+    one = _steps(bench.step(alone, private_spans(alone), 1), NEW_TOKENS)
+    num_keys = alone.shared + QUESTION + NEW_TOKENS // 2
+    num_bytes = 2 * shape.linear_weights + shape.layers * shape.heads.key_bytes * num_keys
     yield {
         "model": shape.name,
-        "point": "1x1024",
+        "point": f"1x{alone.shared}",
         "floor_ms": bench.floor_ms(alone, rates),
-        "shared_ms": one,
-        "bandwidth_share": num_bytes / one * 1e3 / rates.copy,
+        **figures("shared", one),
+        "bandwidth_share": num_bytes / one.median_ms * 1e3 / rates.copy,
     }
 
 
-def _steps_ms(step: DeviceStep, num_steps: int) -> float:
-    """Median of steps that each go one token further; the tails have room for no more than NEW_TOKENS."""
-    pairs = []
-    for _ in range(num_steps):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step.run()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(float(start.elapsed_time(end)) for start, end in pairs)
+def _steps(step: DeviceStep, num_steps: int) -> Sample:
+    """Steps that each go one token further; the tails have room for no more than NEW_TOKENS."""
+    return timed(step.run, repeats=num_steps, warm=0)
 
 
 def _with_question(point: Point) -> Point:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+from spolia_bench.gpu.crew import END_S, end, in_a_group_of_its_own
+
 Row = dict[str, Any]
-END_S = 10.0
-"""For a process that was killed to be gone."""
 
 
 def watched(rows: Callable[[], Iterator[Row]], seconds: float, on_row: Callable[[Row], None]) -> str | None:
     """Runs `rows`, which a new process can import, and calls `on_row` with each row as it comes.
 
-    Returns what went wrong, None where nothing did. After `seconds` the process is killed.
+    Returns what went wrong, None where nothing did. After `seconds` the process is killed, and what it started.
     """
     deadline = time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
@@ -36,12 +36,12 @@ def watched(rows: Callable[[], Iterator[Row]], seconds: float, on_row: Callable[
         process.join(END_S)
         return f"its process ended by itself, status {process.exitcode}"
     finally:
-        process.kill()
-        process.join(END_S)
+        end(process)
         receiver.close()
 
 
 def _send_rows(rows: Callable[[], Iterator[Row]], sender: Connection) -> None:
+    in_a_group_of_its_own()
     try:
         for row in rows():
             sender.send(("row", row))

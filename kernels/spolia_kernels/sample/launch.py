@@ -11,8 +11,8 @@ from spolia_kernels.sample.reference import Drawn, Draws
 from spolia_kernels.sample.sample_triton import sample_kernel
 
 MAX_BLOCK = 4096
-"""Logits looked at together: 8 a thread of 16 warps, which have 128 registers each. Compiled for sm_90 by Triton 3.8, a
-thread spills 32 bytes; with 16 logits, 672 bytes. What a launch takes was not measured."""
+"""Logits looked at together: 8 a thread of 16 warps, which have 128 registers each. Compiled for sm_90, a thread spills
+8 bytes by Triton 3.6 and 32 by 3.8; with 16 logits, 672 bytes. What a launch takes was not measured."""
 LOGITS_PER_WARP = 256
 ROWS = 32
 """Random numbers made by one warp."""
