@@ -19,10 +19,10 @@ from spolia_bench.gpu.timing import figures, timed, wait
 from spolia_core.sampling import SamplingParams
 from spolia_engine.core import EngineCore
 from spolia_engine.device_decoding import DeviceDecoding, DeviceSettings
-from spolia_engine.drawing import accept_row
-from spolia_engine.samples import start_samples
+from spolia_engine.next_tokens import accept_row
 from spolia_engine.sequence import Sequence as DecodeSequence
 from spolia_engine.sequence import close_all
+from spolia_engine.sequence_starts import start_samples
 from spolia_engine.slot_memory import DEVICE_BLOCK_SIZE
 
 SHARED = 4096
