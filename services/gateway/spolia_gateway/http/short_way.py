@@ -11,7 +11,8 @@ of a request that cannot be answered is said by the same functions; a body that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from typing import cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -83,8 +84,7 @@ class ShortWay:
     async def _explain(self, request: JsonRequest, error: Exception) -> Response:
         handlers = self._app.exception_handlers
         handler = next(handlers[kind] for kind in type(error).__mro__ if kind in handlers)
-        response: Response = await handler(request, error)
-        return response
+        return await cast(Awaitable[Response], handler(request, error))  # ours are coroutine functions
 
 
 def _says_json(content_type: str) -> bool:
