@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import blake3
 
@@ -38,6 +39,7 @@ class Recipe:
     num_sink_tokens: int = 0
 
 
+@lru_cache(maxsize=1024)  # each request asks for its tenant's, on every node
 def tenant_key(cluster_secret: bytes, tenant_id: str, cache_salt: str = "") -> bytes:
     """The 32-byte key under which a tenant's ids are made. The secret stays on the nodes; clients never see ids.
 

@@ -92,24 +92,29 @@ class ToolChoice:
         return type(error)(f"{field} cannot be enforced: {refused[2]}", field=field, limit=error.limit)
 
 
+NO_CALLS = ToolChoice(ToolMode.NONE)
+_MODES = {mode.value: mode for mode in ToolMode}
+
+
 def read_tool_choice(tools: object, choice: object = None, *, parallel: bool = True) -> ToolChoice:
     """A request's `tools`, `tool_choice` and `parallel_tool_calls`, `choice` None where it states none.
 
     Raises `InvalidRequest` naming the field, `tools[2].function.name` for example.
     """
     known = _read_tools(tools)
+    if choice is None and not known:
+        return NO_CALLS
     if choice is None:
-        choice = "auto" if known else "none"
+        choice = "auto"
     named = _named(choice)
     if named is not None:
         chosen = tuple(tool for tool in known if tool.name == named)
         check_field(bool(chosen), "tool_choice.function.name", "the name of a tool", named)
         return ToolChoice(ToolMode.REQUIRED, chosen, is_single=True)
     limit = "none, auto, required, or an object that names a function"
-    modes = {mode.value: mode for mode in ToolMode}
-    if not isinstance(choice, str) or choice not in modes:
+    if not isinstance(choice, str) or choice not in _MODES:
         raise wrong_field("tool_choice", limit, choice)
-    mode = modes[choice]
+    mode = _MODES[choice]
     if mode is ToolMode.NONE:
         return ToolChoice(mode)
     check_field(bool(known), "tool_choice", "none where there are no tools", choice)

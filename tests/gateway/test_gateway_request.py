@@ -20,7 +20,7 @@ from spolia_gateway.documents import DocumentChunk, check_documents, chunks_of
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.limits import RequestLimits
 from spolia_gateway.request import CheckedRequest
-from spolia_gateway.served_models import Model, ModelKey, check_model_name, choose_model, models_of
+from spolia_gateway.served_models import Model, ModelKey, ServedModels, check_model_name, choose_model, models_of
 from spolia_gateway.tokenizer import Form, PartTokenizer
 
 LIMITS = RequestLimits(max_prompt_bytes=1000, max_documents=2, max_parts=4)
@@ -232,7 +232,7 @@ def test_ids_differ_by_tenant_secret_model_and_dtype() -> None:
 ID_IN_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from spolia_gateway.served_models import ModelKey
+from spolia_gateway.served_models import Model, ModelKey, ServedModels, check_model_name, choose_model, models_of
 from spolia_gateway.tokenizer import Form, PartTokenizer
 tokenizer = PartTokenizer.from_model(Path(sys.argv[1]))
 ids = ModelKey("tiny", bytes([7]) * 32, "float32").id_space("spolia-development", "a")
@@ -291,7 +291,7 @@ def test_models_are_offered_as_their_weakest_node_allows() -> None:
         record("b", model=served_model(max_context_tokens=50, vocab_size=320)),
         record("c", model=served_model(name="other")),
     ]
-    tiny = choose_model(MODEL, nodes)
+    tiny = choose_model(MODEL, models_of(nodes))
     assert (tiny.max_context_tokens, tiny.vocab_size, tiny.num_nodes) == (50, 300, 2)
     assert tiny.supports_linked
     assert [model.key.name for model in models_of(nodes)] == ["other", MODEL]
@@ -300,7 +300,7 @@ def test_models_are_offered_as_their_weakest_node_allows() -> None:
 def test_the_version_on_more_nodes_is_chosen() -> None:
     newer = served_model(fingerprint=b"\x09" * 32)
     nodes = [record("a"), record("b", model=newer), record("c", model=newer)]
-    assert choose_model(MODEL, nodes).key.fingerprint == newer.fingerprint
+    assert choose_model(MODEL, models_of(nodes)).key.fingerprint == newer.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_version_on_more_nodes_is_chosen() -> None:
 )
 def test_a_model_nobody_serves_is_unavailable(nodes: list[Any], words: str) -> None:
     with pytest.raises(Unavailable, match=words):
-        choose_model(MODEL, nodes)
+        choose_model(MODEL, models_of(nodes))
 
 
 def test_a_model_the_gateway_has_no_tokenizer_for_is_not_found() -> None:
@@ -330,3 +330,11 @@ def test_what_no_context_could_hold_is_refused_before_it_is_encoded(monkeypatch:
     with pytest.raises(InvalidRequest) as caught:
         chunks_of([document], MODEL_OF, KEY.id_space(SECRET, "t"), TOKENIZER, "t")
     assert (caught.value.field, caught.value.actual) == ("documents[0].text", f"{most + 1} bytes")
+
+
+def test_models_are_counted_anew_when_a_nodes_record_is_another() -> None:
+    served, nodes = ServedModels(), [record("a"), record("b")]
+    assert served.of(nodes) == models_of(nodes)
+    assert served.of(list(nodes)) is served.of(nodes)
+    for others in ([nodes[0]], [record("a", model=served_model(vocab_size=10)), nodes[1]], []):
+        assert served.of(others) == models_of(others)

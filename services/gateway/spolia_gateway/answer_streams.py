@@ -113,8 +113,7 @@ class Inbox:
         is_whole = has_ended = False
         while not (is_whole and has_ended):
             try:
-                async with asyncio.timeout(LATE_S if has_ended else None):
-                    item = await self._take()
+                item = await self._take(LATE_S if has_ended else None)
             except TimeoutError:
                 return
             if isinstance(item, Exception):
@@ -127,13 +126,18 @@ class Inbox:
             is_whole |= item.HasField("finish")
             yield item
 
-    async def _take(self) -> Step | Exception | None:
+    async def _take(self, limit_s: float | None) -> Step | Exception | None:
+        """Raises `TimeoutError`."""
         while not self._items:
             if self._backlog is not None:
                 self._items, self._backlog = self._backlog.items, None
                 continue
             self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
+            if limit_s is None:
+                await self._wake
+            else:
+                async with asyncio.timeout(limit_s):
+                    await self._wake
         return self._items.popleft()
 
     def _fall_behind(self, item: Step | Exception | None) -> None:

@@ -44,6 +44,8 @@ class ChatTemplate:
             names = ", ".join(sorted(sources))
             raise NotFound(f"of the model's chat templates none is the default; it has {names}", field="model")
         self._special_tokens = dict(special_tokens)
+        for template in self._templates.values():
+            template.globals = dict(template.globals)  # rendering copies them: half its time where they are chained
 
     @classmethod
     def read(cls, model: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:

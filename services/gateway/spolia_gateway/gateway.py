@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from spolia.v1 import common_pb2, directory_pb2, gateway_pb2
@@ -24,7 +24,7 @@ from spolia_gateway.metrics import GatewayMetrics
 from spolia_gateway.request import CheckedRequest
 from spolia_gateway.requests_in_flight import RequestsInFlight
 from spolia_gateway.routing import Demand
-from spolia_gateway.served_models import Model, check_model_name, choose_model, models_of
+from spolia_gateway.served_models import Model, ServedModels, check_model_name, choose_model
 from spolia_gateway.shared_documents import SharedDocuments
 from spolia_gateway.splitting import read_splitting
 from spolia_gateway.tenant_use import TenantUse
@@ -70,6 +70,7 @@ class Gateway:
         self._tokenizer = tokenizer
         self._chats = chats
         self._cluster = cluster
+        self._served = ServedModels()
         self._metrics = metrics
         store = StoreClient.of(channels, cluster, config.directory)
         policy = config.retry_policy
@@ -90,7 +91,7 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether a request could be served now: a decode node serves the model this gateway tokenizes for."""
-        return any(model.key.name == self._config.served_name for model in models_of(self._decode_nodes()))
+        return any(model.key.name == self._config.served_name for model in self._models())
 
     async def generate(
         self, message: gateway_pb2.GenerateRequest, caller: Caller, deadline: Deadline
@@ -145,7 +146,7 @@ class Gateway:
             splitting = read_splitting(message.splitting, self._config.splitting)
             check_cache_salt(message.cache_salt)
             name = self._model(message.model).key.name
-            models = [model for model in models_of(self._decode_nodes()) if model.key.name == name]
+            models = [model for model in self._models() if model.key.name == name]
             chunk_ids: list[bytes] = []
             shared_ids: list[bytes] = []
             for model in models:
@@ -178,7 +179,7 @@ class Gateway:
 
     def list_models(self) -> gateway_pb2.ListModelsResponse:
         """See GatewayService.ListModels. Every model a decode node serves; this gateway takes requests for its own."""
-        return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in models_of(self._decode_nodes())])
+        return gateway_pb2.ListModelsResponse(models=[_model_info(model) for model in self._models()])
 
     def get_cluster(self) -> gateway_pb2.GetClusterResponse:
         """See GatewayService.GetCluster; for operators. Draining nodes are listed; those found dead are not."""
@@ -191,12 +192,12 @@ class Gateway:
             clock_ms=round(time.time() * 1000),
         )
 
-    def _decode_nodes(self) -> list[directory_pb2.NodeRecord]:
-        return self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE)
+    def _models(self) -> Sequence[Model]:
+        return self._served.of(self._cluster.nodes(directory_pb2.NODE_ROLE_DECODE))
 
     def _model(self, wanted: str) -> Model:
         check_model_name(wanted, self._config.served_name)
-        return choose_model(self._config.served_name, self._decode_nodes())
+        return choose_model(self._config.served_name, self._models())
 
     def _ids(self, model: Model, tenant_id: str, cache_salt: str = "") -> IdSpace:
         return model.key.id_space(self._config.cluster_secret, tenant_id, cache_salt)

@@ -11,6 +11,8 @@ from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.reuse import ReuseMode
 
 Phase = gateway_pb2.RequestPhase
+TOKENIZING, ROUTING = gateway_pb2.REQUEST_PHASE_TOKENIZING, gateway_pb2.REQUEST_PHASE_ROUTING
+PREPARING, DECODING = gateway_pb2.REQUEST_PHASE_PREPARING, gateway_pb2.REQUEST_PHASE_DECODING
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +23,7 @@ class RequestInFlight:
     tenant_id: str
     mode: ReuseMode
     arrived_s: float
-    phase: Phase.ValueType = Phase.REQUEST_PHASE_TOKENIZING
+    phase: Phase.ValueType = TOKENIZING
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     decode_node: str = ""
@@ -29,23 +31,23 @@ class RequestInFlight:
     def tokenized(self, num_prompt_tokens: int) -> None:
         """Its prompt is known; a decode node is being looked for."""
         self.num_prompt_tokens = num_prompt_tokens
-        self.phase = Phase.REQUEST_PHASE_ROUTING
+        self.phase = ROUTING
 
     def given_to(self, decode_node: str) -> None:
         """A decode node works on it."""
         self.decode_node = decode_node
-        self.phase = Phase.REQUEST_PHASE_PREPARING
+        self.phase = PREPARING
 
     def came_back(self) -> None:
         """The decode node did not, or does not any more."""
         self.decode_node = ""
-        self.phase = Phase.REQUEST_PHASE_ROUTING
+        self.phase = ROUTING
 
     def passed_on(self, num_tokens: int) -> None:
         """Tokens went to the client."""
         if num_tokens:
             self.num_generated_tokens += num_tokens
-            self.phase = Phase.REQUEST_PHASE_DECODING
+            self.phase = DECODING
 
 
 class RequestsInFlight:

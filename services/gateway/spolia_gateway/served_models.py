@@ -86,6 +86,20 @@ def models_of(decode_nodes: Sequence[pb.NodeRecord]) -> list[Model]:
     return sorted(models, key=_order)
 
 
+class ServedModels:
+    """`models_of`, made anew when the nodes are others: their records change once a second, and requests come often."""
+
+    def __init__(self) -> None:
+        self._nodes: Sequence[pb.NodeRecord] = ()
+        self._models: Sequence[Model] = ()
+
+    def of(self, decode_nodes: Sequence[pb.NodeRecord]) -> Sequence[Model]:
+        """Every model served. Records are not changed, but replaced."""
+        if [*map(id, decode_nodes)] != [*map(id, self._nodes)]:
+            self._nodes, self._models = decode_nodes, models_of(decode_nodes)
+        return self._models
+
+
 def _order(model: Model) -> tuple[str, int, bytes, str, int]:
     key = model.key
     return key.name, -model.num_nodes, key.fingerprint, key.compute_dtype, key.num_sink_tokens
@@ -117,9 +131,8 @@ def check_model_name(wanted: str, own: str) -> None:
         )
 
 
-def choose_model(name: str, decode_nodes: Sequence[pb.NodeRecord]) -> Model:
-    """The model of this name that most decode nodes serve. Raises `Unavailable` when none does now."""
-    models = models_of(decode_nodes)
+def choose_model(name: str, models: Sequence[Model]) -> Model:
+    """Of `models_of`, that of this name which most nodes serve. Raises `Unavailable` when none does now."""
     for model in models:
         if model.key.name == name:
             return model

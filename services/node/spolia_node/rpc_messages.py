@@ -191,6 +191,8 @@ def _as_written(single: float) -> float:
 
     The wire carries float32. Without this, a node would sample with other numbers than the caller's own process would.
     """
+    if single.is_integer():  # as 0 and 1, which most requests have
+        return single
     for num_digits in range(6, 10):
         shorter = float(f"{single:.{num_digits}g}")
         if struct.pack("f", shorter) == struct.pack("f", single):

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import SpoliaError
 from spolia_gateway.caller import Caller
-from spolia_gateway.http.event_stream import ChunkEvents, EventStream, event
+from spolia_gateway.http.event_stream import DONE, ChunkEvents, EventStream, event
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.gathered import Gathered, reason_of
 from spolia_gateway.http.logprob_tokens import tokens_of
@@ -59,8 +59,9 @@ class Answering:
     async def _chunks(
         self, events: AsyncGenerator[Numbered, None], *, tells_usage: bool
     ) -> AsyncGenerator[bytes, None]:
-        """The stream's events but for `[DONE]`. With usage, every chunk has the field, as OpenAI's has."""
+        """The stream's events, its end in one piece. With usage, every chunk has the field, as OpenAI's has."""
         finishes: dict[int, common_pb2.Finish] = {}
+        last = b""
         opened: set[int] = set()
         chunks = ChunkEvents(self.envelope.around_choices() | ({"usage": None} if tells_usage else {}))
         async with aclosing(events) as numbered:
@@ -71,11 +72,15 @@ class Answering:
                     choices = self._endings(first_choice, response.finish, opened)
                 else:
                     choices = self._pieces(first_choice + response.delta.sample_index, response.delta, opened)
-                if choices:
-                    yield b"".join([chunks.of(choice) for choice in choices])
+                events_of_choices = b"".join([chunks.of(choice) for choice in choices])
+                if len(finishes) == len(self.messages):
+                    last = events_of_choices
+                elif events_of_choices:
+                    yield events_of_choices
         if tells_usage:
             usage = usage_of([finishes[index] for index in sorted(finishes)])
-            yield event(self.envelope.chunk([]) | {"usage": usage})
+            last += event(self.envelope.chunk([]) | {"usage": usage})
+        yield last + DONE
 
     def _pieces(self, choice: int, delta: common_pb2.TokenDelta, opened: set[int]) -> list[dict[str, Any]]:
         """A delta's chunks. Tokens of which no text is final yet are told where they are asked for, else with it."""

@@ -17,6 +17,7 @@ from spolia_gateway.http.edge import Edge, HttpMetrics
 from spolia_gateway.http.errors import error_response, invalid_body, plain_error
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.request_body import BodyRefused
+from spolia_gateway.http.short_way import ShortWay
 from spolia_node.logs import get_log
 
 log = get_log(__name__)
@@ -34,7 +35,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
     app.add_exception_handler(UnicodeEncodeError, _no_text)
     app.add_exception_handler(Exception, _unexpected)
     return Edge(
-        app,
+        ShortWay(app, [*chat.router.routes, *completions.router.routes]),
         HttpMetrics(front.node.metrics),
         front.node.tracing,
         front.gateway.turnstile,

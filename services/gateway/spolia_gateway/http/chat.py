@@ -8,7 +8,7 @@ from starlette.responses import Response
 from spolia_core.tools import ToolMode
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
-from spolia_gateway.http.caller import AskedRoute, Asking
+from spolia_gateway.http.caller import Asking, KeyedRoute
 from spolia_gateway.http.chat_request import ChatRequest, told_of
 from spolia_gateway.http.fields import message_of
 from spolia_gateway.http.front_door import Front
@@ -18,7 +18,7 @@ from spolia_gateway.http.tool_shape import ToolShape
 
 PATH = "/v1/chat/completions"
 
-router = APIRouter(route_class=AskedRoute)
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post(PATH)

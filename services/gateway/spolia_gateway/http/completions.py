@@ -8,13 +8,13 @@ from starlette.responses import Response
 from spolia.v1 import gateway_pb2
 from spolia_gateway.http import refusals
 from spolia_gateway.http.answering import Answering
-from spolia_gateway.http.caller import AskedRoute, Asking
+from spolia_gateway.http.caller import Asking, KeyedRoute
 from spolia_gateway.http.completion_request import CompletionRequest
 from spolia_gateway.http.fields import message_of
 from spolia_gateway.http.front_door import Front
 from spolia_gateway.http.shapes import CompletionShape, Envelope
 
-router = APIRouter(route_class=AskedRoute)
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post("/v1/completions")

@@ -21,6 +21,23 @@ MAX_HEAD_BYTES = 64 << 10
 RETRY_S = 1
 
 
+class AnswerWriter(h11.Connection):
+    """Gives the head of an answer together with what follows it: they go in one packet, which wakes the client once."""
+
+    _head = b""
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # its overloads say which is None
+        """What there is to write now."""
+        data = super().send(event)
+        if isinstance(event, h11.Response):
+            self._head = data or b""
+            return b""
+        if data is None:
+            return None
+        head, self._head = self._head, b""
+        return head + data
+
+
 class Connection(H11Protocol):
     """uvicorn's, with a time limit for heads of requests, and a say in how it ends.
 
@@ -32,6 +49,7 @@ class Connection(H11Protocol):
         self, among: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
         super().__init__(config, server_state, app_state)
+        self.conn = AnswerWriter(h11.SERVER, MAX_HEAD_BYTES)
         self._among = among
         self._head_timer: asyncio.TimerHandle | None = None
 

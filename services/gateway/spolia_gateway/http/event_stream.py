@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,13 +19,10 @@ from spolia_node.stall_watch import StallWatch
 
 DONE = b"data: [DONE]\n\n"
 
-json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""As `json.dumps` says it; that makes an encoder for each value."""
-
 
 def event(value: Mapping[str, Any]) -> bytes:
     """One event."""
-    return _event(json_text(value))
+    return _event(to_json(value))
 
 
 class ChunkEvents:
@@ -33,20 +30,20 @@ class ChunkEvents:
 
     def __init__(self, around: Mapping[str, Any]) -> None:
         """`around` is a chunk without its `choices`, which follow it."""
-        self._before = json_text(around)[:-1] + ',"choices":['
+        self._before = to_json(around)[:-1] + b',"choices":['
 
     def of(self, choice: Mapping[str, Any]) -> bytes:
         """The event of a chunk with one choice."""
-        return _event(self._before + json_text(choice) + "]}")
+        return _event(self._before + to_json(choice) + b"]}")
 
 
-def _event(text: str) -> bytes:
-    return f"data: {text}\n\n".encode()
+def _event(text: bytes) -> bytes:
+    return b"data: " + text + b"\n\n"
 
 
 class EventStream(Response):
-    """Sends what a generator yields, and closes it. Headers go out with the first event: what fails before is an HTTP
-    error with a status of its own, what fails later the stream's last event, and no `[DONE]` follows.
+    """Sends what a generator yields, and closes it. Headers go out with the first events: what fails before is an HTTP
+    error with a status of its own, what fails later the stream's last event, in the place of `[DONE]`.
     """
 
     media_type = "text/event-stream"
@@ -61,27 +58,26 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the stream; returns when it has ended and nothing is held for it."""
-        try:
-            await self._calls.run(receive, self._send_all(send))
-            last = DONE
-        except SpoliaError as error:
-            if isinstance(error, Cancelled) and not isinstance(error, ReaderTooSlow):
-                return
-            if not self._begun:
-                raise
-            last = event(error_body(error))
         with closing(StallWatch(STALLED_READER_S)) as watch:
+            last = b""
+            try:
+                await self._calls.run(receive, self._send_all(watch, send))
+            except SpoliaError as error:
+                if isinstance(error, Cancelled) and not isinstance(error, ReaderTooSlow):
+                    return
+                if not self._begun:
+                    raise
+                last = event(error_body(error))
             await _written(watch, send, {"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _send_all(self, send: Send) -> None:
-        with closing(StallWatch(STALLED_READER_S)) as watch:
-            async with aclosing(self._events) as events:
-                async for data in events:
-                    if not self._begun:
-                        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                        await _written(watch, send, start)
-                        self._begun = True
-                    await _written(watch, send, {"type": "http.response.body", "body": data, "more_body": True})
+    async def _send_all(self, watch: StallWatch, send: Send) -> None:
+        async with aclosing(self._events) as events:
+            async for data in events:
+                if not self._begun:
+                    start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                    await _written(watch, send, start)
+                    self._begun = True
+                await _written(watch, send, {"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def _written(watch: StallWatch, send: Send, message: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from spolia_core.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from spolia_gateway.http.calls import Calls
-from spolia_gateway.http.connection import MAX_HEAD_BYTES, Connection
+from spolia_gateway.http.connection import Connection
 from spolia_gateway.http.connections import Connections
 from spolia_gateway.http.tls_door import TlsDoors
 from spolia_node.certificates import Certificates
@@ -55,7 +55,6 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 ws="none",
                 lifespan="off",
                 log_config=None,
