@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -319,3 +320,17 @@ def result_of(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     where = {"torch": "1", "transformers": "2", "commit": "0"}
     rated = {"copy_tb_per_s": 1.0, "matrix_tflop_per_s": 100.0}
     return {"device": "X", "environment": where, "rates": rated, name: rows}
+
+
+def test_the_page_has_a_place_for_every_table_and_empty_ones_say_that_nobody_measured() -> None:
+    """What a run writes there stays when another writes more."""
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    for name, layout in LAYOUTS.items():
+        before, _, rest = page.partition(f"<!-- table: {name} -->\n")
+        origin, _, header, _, *rows = rest.partition("\n\n<!-- end -->")[0].split("\n")
+        assert header == "| " + " | ".join(title for title, _ in layout.columns) + " |", name
+        figures = [row.split(" | ")[3:] for row in rows]
+        assert (origin == "Not measured yet.") == (not any(cell.strip(" |") for row in figures for cell in row)), name
+        page = written(page, result_of(name, [{layout.columns[0][1]: "new", "point": "1x2"}]))
+        assert page.startswith(before)
+        assert page.count("| new |") == list(LAYOUTS).index(name) + 1
