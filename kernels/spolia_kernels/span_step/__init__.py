@@ -1,8 +1,8 @@
 """Rows over ranges that stand elsewhere for each of them, a layer in two calls: `SpanStep` of one decode row each of
 many sequences, which also read slots of their own, and `SpanPass` of the rows of a pass, which also see each other.
 
-CPU, float32, with machine code of our own (`spolia_kernels.native`): `native_cpu.py` and `span_pass.py`. Elsewhere there
-is none, and either is put together from `attend`, `attend_private`, `attend_batch`, `rotate` and `merge`.
+CPU, float32, with machine code of our own (`spolia_kernels.native`): `native_cpu.py` and `span_pass.py`. Elsewhere
+there is none, and either is put together from `attend`, `attend_private`, `attend_batch`, `rotate` and `merge`.
 """
 
 from __future__ import annotations
