@@ -84,7 +84,7 @@ def test_an_autoscaler_alone_says_how_many(manifests: Manifests) -> None:
 
 def test_alerts_name_what_nodes_have_and_stand_in_the_runbook(production: Manifests) -> None:
     known = promql.documented()
-    runbook = (ROOT / "docs" / "deploy.md").read_text()
+    runbook = (ROOT / "docs" / "operate.md").read_text()
     (rules,) = production.of("PrometheusRule")
     names = []
     for group in rules["spec"]["groups"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from spolia_core.errors import Unavailable
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
 from spolia_kvstore.backend_news import BackendNews
-from spolia_kvstore.catalog import Lease
+from spolia_kvstore.catalog_leases import Lease
 from spolia_kvstore.objects import ObjectKey, Tier
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from kvstore_worlds import TENANT, make_record
 
-from spolia_kvstore.catalog import MAX_VARIABLES, Catalog, CatalogUnusable, Lease, Totals
+from spolia_kvstore.catalog import MAX_VARIABLES, Catalog, Totals
+from spolia_kvstore.catalog_file import CatalogUnusable
+from spolia_kvstore.catalog_leases import Lease
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.objects import ObjectKey, Tier
 from spolia_kvstore.usage import Usage
@@ -129,17 +131,17 @@ def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
 def test_leases_outlive_the_process_until_they_run_out(tmp_path: Path) -> None:
     path, key = str(tmp_path / "index.db"), ObjectKey(TENANT, bytes(32))
     catalog = Catalog(path)
-    catalog.put_leases("pins", [Lease(key, "a", 10.0), Lease(key, "b", 30.0)])
-    catalog.put_leases("claims", [Lease(key, "a", 10.0)])
-    catalog.put_leases("claims", [Lease(key, "b", 20.0)])
+    catalog.pins.put([Lease(key, "a", 10.0), Lease(key, "b", 30.0)])
+    catalog.claims.put([Lease(key, "a", 10.0)])
+    catalog.claims.put([Lease(key, "b", 20.0)])
     catalog.close()
     catalog = Catalog(path)
-    assert catalog.leases("claims", 5.0) == [Lease(key, "b", 20.0)], "one owner of a claim"
-    assert catalog.leases("pins", 10.0) == [Lease(key, "b", 30.0)]
-    catalog.remove_leases("pins", [(key, "nobody")])
-    assert catalog.leases("pins", 0.0) == [Lease(key, "b", 30.0)], "what ran out was forgotten for good"
-    catalog.remove_leases("pins", [(key, "b")])
-    assert catalog.leases("pins", 0.0) == []
+    assert catalog.claims.standing(5.0) == [Lease(key, "b", 20.0)], "one owner of a claim"
+    assert catalog.pins.standing(10.0) == [Lease(key, "b", 30.0)]
+    catalog.pins.remove([(key, "nobody")])
+    assert catalog.pins.standing(0.0) == [Lease(key, "b", 30.0)], "what ran out was forgotten for good"
+    catalog.pins.remove([(key, "b")])
+    assert catalog.pins.standing(0.0) == []
     catalog.close()
 
 
@@ -155,16 +157,16 @@ def test_numbers_never_come_twice_in_the_life_of_a_file(tmp_path: Path) -> None:
 def test_members_outlive_the_process(tmp_path: Path) -> None:
     path = str(tmp_path / "index.db")
     catalog = Catalog(path)
-    catalog.put_member("a", 1, b"old")
-    catalog.put_member("a", 2, b"new")
-    catalog.put_member("b", 1, b"gone")
-    catalog.put_member("c", 1, b"never had a lease")
+    catalog.members.put("a", 1, b"old")
+    catalog.members.put("a", 2, b"new")
+    catalog.members.put("b", 1, b"gone")
+    catalog.members.put("c", 1, b"never had a lease")
     for node_id, until in (("a", 5.0), ("b", 5.0), ("a", 6.0)):
-        catalog.renew_member(node_id, until)
-    catalog.remove_member("b")
+        catalog.members.renew(node_id, until)
+    catalog.members.remove("b")
     catalog.close()
     catalog = Catalog(path)
-    assert catalog.members() == [("a", 2, b"new", 6.0)]
+    assert catalog.members.all() == [("a", 2, b"new", 6.0)]
     catalog.close()
 
 

@@ -278,8 +278,9 @@ async def test_nodes_register_also_where_the_disk_takes_nothing(monkeypatch: pyt
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    for name in ("next_number", "put_member", "renew_member", "remove_member"):
-        monkeypatch.setattr(catalog, name, full)
+    monkeypatch.setattr(catalog, "next_number", full)
+    for name in ("put", "renew", "remove"):
+        monkeypatch.setattr(catalog.members, name, full)
     backend = EmbeddedBackend(catalog, HandClock())
     with captured_logs():
         sessions = [await backend.next_session() for _ in range(3)]

@@ -56,6 +56,6 @@ async def test_a_disk_that_cannot_read_a_file_loses_that_object_alone(
 async def test_a_kind_that_this_release_does_not_know_is_listed_and_never_served(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         await world.put_on_disk_only(CHUNK)
-        world.catalog._db.execute("UPDATE objects SET kind = 99")
+        world.catalog.db.execute("UPDATE objects SET kind = 99")
         assert [item.state for item in world.admin.list()] == [ObjectState.UNKNOWN_FORMAT]
         assert await world.get(CHUNK) == [MissReason.FORMAT_VERSION]

@@ -12,7 +12,8 @@ from tier_worlds import open_world
 
 from spolia_core.errors import InvalidRequest
 from spolia_kvstore import recovery
-from spolia_kvstore.catalog import Catalog, CatalogUnusable
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_file import CatalogUnusable
 from spolia_kvstore.recovery import open_folder
 
 CHUNKS = [make_chunk(number) for number in range(4)]

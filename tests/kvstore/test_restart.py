@@ -77,7 +77,7 @@ async def test_pins_keep_what_is_left_of_their_leases(tmp_path: Path, clock: Han
     async with open_world(tmp_path, clock=clock) as world:
         assert world.store.pins.of(KEY) == [("me", 35.0)]
         assert world.store.pins.num_live == 1, "what is there no more is pinned no more"
-        assert [lease.key for lease in world.catalog.leases("pins", 0.0)] == [KEY]
+        assert [lease.key for lease in world.catalog.pins.standing(0.0)] == [KEY]
         clock.now += 35.0
         assert world.store.pins.num_live == 0
 

@@ -227,8 +227,14 @@ async def test_an_index_that_fails_for_a_while_leaves_the_counts_true(
         await world.put(CHUNK, OTHER, durable=True)
         world.store.pin([KEY], "me", 60.0)
         with monkeypatch.context() as patched, captured_logs():
-            for method in ("lookup", "put_leases", "remove_leases", "set_usage"):
-                patched.setattr(world.catalog, method, fail)
+            catalog = world.catalog
+            for table, method in (
+                (catalog, "lookup"),
+                (catalog, "set_usage"),
+                (catalog.pins, "put"),
+                (catalog.pins, "remove"),
+            ):
+                patched.setattr(table, method, fail)
             world.drop_from_memory(KEY)
             assert await world.get(CHUNK, OTHER) == [MissReason.NOT_FOUND, (Tier.RAM, OTHER.data)]
             world.store.pin([key_of(OTHER)], "me", 60.0)
@@ -243,10 +249,10 @@ async def test_a_sweep_forgets_pins_that_ran_out_here_and_in_the_catalog(tmp_pat
     async with open_world(tmp_path) as world:
         await world.put(CHUNK, durable=True)
         world.store.pin([KEY], "me", 10.0)
-        assert [lease.owner for lease in world.catalog.leases("pins", world.clock.now)] == ["me"]
+        assert [lease.owner for lease in world.catalog.pins.standing(world.clock.now)] == ["me"]
         world.clock.now += 10.0
         await world.store.sweep()
-        assert world.catalog.leases("pins", 0.0) == []
+        assert world.catalog.pins.standing(0.0) == []
         assert world.store.tenants.held() == {TENANT: Totals(1, CHUNK_BYTES)}
 
 

@@ -12,7 +12,6 @@ the next `Way`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 
 from spolia.v1.kvstore_pb2 import LookupEntry
@@ -21,6 +20,7 @@ from spolia_core.chunk_object import parse_chunk_object
 from spolia_core.errors import Busy, DataCorrupt, NotSupported, SpoliaError
 from spolia_core.prompt import Part
 from spolia_core.reuse import ChunkKind, MissReason, ReuseReport, TokenSource
+from spolia_decode.fetch_batch import FetchBatch
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_metrics import Gate
 from spolia_decode.local_chunks import LocalChunks, Way
@@ -85,7 +85,7 @@ class _Bringing:
         self._report = report
         self._deadline = deadline
         self._ours: set[bytes] = set()
-        self._batches: dict[tuple[TokenSource, bool], _Batch] = {}
+        self._batches: dict[tuple[TokenSource, bool], FetchBatch] = {}
         self._not_worth_fetching: set[bytes] = set()
         self._busy: Busy | None = None
 
@@ -156,14 +156,14 @@ class _Bringing:
         chunk = ArrivingChunk(self._core, chunk_id, len(self._chunks.wanted[chunk_id].token_ids))
         # What was compiled for this request comes while others are computed: that says little of the way itself.
         is_measured = self._chunks.way(chunk_id) is Way.FETCH
-        batch = self._batches.setdefault((tier or source, is_measured), _Batch(is_measured=is_measured))
+        batch = self._batches.setdefault((tier or source, is_measured), FetchBatch(is_measured=is_measured))
         batch.begin()
         task = asyncio.get_running_loop().create_task(self._receive(chunk, batch), name="fetch")
         # Not in the task's own `finally`, which a task that is cancelled before it began never reaches.
         task.add_done_callback(lambda _: self._received(chunk, tier or source, batch))
         self._chunks.add_arriving(chunk, source, task)
 
-    async def _receive(self, chunk: ArrivingChunk, batch: _Batch) -> None:
+    async def _receive(self, chunk: ArrivingChunk, batch: FetchBatch) -> None:
         """Takes one chunk from the store. Whatever goes wrong makes it a miss."""
         share = self._deadline.share(self._parts.config.store_share)
         with span("get", chunk_id=chunk.chunk_id.hex(), num_tokens=chunk.run.num_tokens) as getting:
@@ -177,7 +177,7 @@ class _Bringing:
             way = Way.THROUGH_STORE if self._chunks.way(chunk.chunk_id) is Way.FETCH else Way.INLINE
             self._miss(chunk.chunk_id, fetched.miss, way)
 
-    def _received(self, chunk: ArrivingChunk, tier: TokenSource, batch: _Batch) -> None:
+    def _received(self, chunk: ArrivingChunk, tier: TokenSource, batch: FetchBatch) -> None:
         """The fetch has ended, one way or another."""
         if not chunk.is_complete:
             batch.spoil()
@@ -327,38 +327,5 @@ class _Bringing:
         )
 
 
-class _Batch:
-    """Fetches from one tier that run at once: what they take is measured together, where it is measured."""
-
-    def __init__(self, *, is_measured: bool) -> None:
-        self._is_measured = is_measured
-        self._is_spoilt = False
-        self._began_at = 0.0
-        self._num_open = 0
-        self.num_bytes = 0
-
-    def begin(self) -> None:
-        """One more."""
-        if self._num_open == 0:
-            self._began_at, self.num_bytes, self._is_spoilt = time.monotonic(), 0, False
-        self._num_open += 1
-
-    def spoil(self) -> None:
-        """One of them broke off: its time is in the measurement, its bytes are not."""
-        self._is_spoilt = True
-
-    def end(self) -> float | None:
-        """One less; how long all of them took, when it was the last and that says something."""
-        self._num_open -= 1
-        says_something = self._is_measured and not self._is_spoilt and self.num_bytes > 0
-        return time.monotonic() - self._began_at if says_something and not self._num_open else None
-
-
 _LOST = (MissReason.DIGEST, MissReason.UNREADABLE, MissReason.STORE_UNREACHABLE, MissReason.STORE_LATE)
 """Reasons for which a stored chunk could not be had: asking again would most likely end the same."""
-
-
-def chunk_id_of(part: Part) -> bytes:
-    """The id of a part that is a chunk."""
-    assert part.chunk_id is not None, "fragments are of chunks"
-    return part.chunk_id

@@ -12,11 +12,11 @@ from spolia.v1.prefill_pb2 import LinkWork, TokenRange
 from spolia_core.errors import SpoliaError
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ReuseReport
-from spolia_decode.chunk_gatherer import ChunkGatherer, chunk_id_of
+from spolia_decode.chunk_gatherer import ChunkGatherer
 from spolia_decode.held_runs import HeldRuns
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_place import LinkTask, Placed, place_link
-from spolia_decode.local_chunks import LocalChunks
+from spolia_decode.local_chunks import LocalChunks, chunk_id_of
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prefill_client import HandedOff
 from spolia_decode.prepared_context import PreparedContext

@@ -12,13 +12,12 @@ from dataclasses import replace
 from spolia_core.prompt import Prompt
 from spolia_core.reuse import ChunkKind, Miss, ReuseReport, SourceSpan
 from spolia_decode.answer_sealing import publish_resident
-from spolia_decode.chunk_gatherer import chunk_id_of
 from spolia_decode.composition import Composition, LinkTermsOfPrompt, num_blocks_before_documents, usable_prefix
 from spolia_decode.continuation import Continuation, ExactContinuation, LinkedContinuation
 from spolia_decode.held_runs import ChainFinder, HeldRuns
 from spolia_decode.job import GenerateJob
 from spolia_decode.link_pass import LinkPasses, ToLink
-from spolia_decode.local_chunks import LocalChunks
+from spolia_decode.local_chunks import LocalChunks, chunk_id_of
 from spolia_decode.node_parts import NodeParts
 from spolia_decode.prepared_context import PreparedContext
 from spolia_engine.link_plan import LinkPlan

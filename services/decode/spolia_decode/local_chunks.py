@@ -110,3 +110,9 @@ class LocalChunks:
         for run in self.runs.values():
             self.pool.release(run.extent)
         self.runs.clear()
+
+
+def chunk_id_of(part: Part) -> bytes:
+    """The id of a part that is a chunk."""
+    assert part.chunk_id is not None, "fragments are of chunks"
+    return part.chunk_id

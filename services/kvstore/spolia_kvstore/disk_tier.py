@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spolia_kvstore.catalog import LOG_BYTES, Catalog
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_file import LOG_BYTES
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FileName
 from spolia_kvstore.disk_rows import DiskRows, name_of

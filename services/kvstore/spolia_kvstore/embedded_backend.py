@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from spolia_kvstore.backend import ClaimAnswer, ClaimLease, MemberLease, Replica
 from spolia_kvstore.backend_news import BackendNews
-from spolia_kvstore.catalog import Catalog, Lease
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_leases import Lease
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.limits import MAX_LEFT_S
 from spolia_kvstore.objects import ObjectKey, Tier
@@ -46,10 +47,11 @@ class EmbeddedBackend(BackendNews):
         self._wall_clock = wall_clock
         self._claims = {
             lease.key: lease._replace(until=self._from_wall(lease.until))
-            for lease in catalog.leases("claims", wall_clock())
+            for lease in catalog.claims.standing(wall_clock())
         }
         self._members = {
-            node_id: (session, record, self._from_wall(until)) for node_id, session, record, until in catalog.members()
+            node_id: (session, record, self._from_wall(until))
+            for node_id, session, record, until in catalog.members.all()
         }
         self._next_sweep = 0.0
         self._last_session = 0
@@ -113,7 +115,7 @@ class EmbeddedBackend(BackendNews):
                 granted.append(standing)
             answers.append(ClaimAnswer(lease=ClaimLease(standing.owner, standing.until - now)))
         with self._persisting("claims", granted):
-            self.catalog.put_leases("claims", [each._replace(until=self._to_wall(each.until)) for each in granted])
+            self.catalog.claims.put([each._replace(until=self._to_wall(each.until)) for each in granted])
         return answers
 
     async def unclaim(self, keys: Sequence[ObjectKey], owner: str | None) -> list[bool]:
@@ -124,7 +126,7 @@ class EmbeddedBackend(BackendNews):
         for key in ended:
             del self._claims[key]
         with self._persisting("claims", ended):
-            self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in ended.values()])
+            self.catalog.claims.remove([(lease.key, lease.owner) for lease in ended.values()])
         self.tell_claims_ended(list(ended))
         return [key in ended for key in keys]
 
@@ -132,7 +134,7 @@ class EmbeddedBackend(BackendNews):
         """Forgets claims on which another backend decides now; nobody is told, since nothing ended."""
         known = [lease for key in keys if (lease := self._claims.pop(key, None)) is not None]
         with self._persisting("claims", known):
-            self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in known])
+            self.catalog.claims.remove([(lease.key, lease.owner) for lease in known])
 
     def claim_owners(self) -> list[tuple[ObjectKey, str]]:
         """Every claim that stands, and its owner."""
@@ -161,8 +163,8 @@ class EmbeddedBackend(BackendNews):
         self._members[node_id] = (session, record, until)
         with self._persisting("members", [node_id]):
             if known is None or known[:2] != (session, record):
-                self.catalog.put_member(node_id, session, record)
-            self.catalog.renew_member(node_id, self._to_wall(until))
+                self.catalog.members.put(node_id, session, record)
+            self.catalog.members.renew(node_id, self._to_wall(until))
         if known is None or known[1] != record:
             self.tell_members_changed()
         return True
@@ -212,13 +214,13 @@ class EmbeddedBackend(BackendNews):
             for lease in lapsed:
                 del self._claims[lease.key]
             with self._persisting("claims", lapsed):
-                self.catalog.remove_leases("claims", [(lease.key, lease.owner) for lease in lapsed])
+                self.catalog.claims.remove([(lease.key, lease.owner) for lease in lapsed])
 
     def _forget_members(self, node_ids: Sequence[str]) -> None:
         for node_id in node_ids:
             del self._members[node_id]
             with self._persisting("members", [node_id]):
-                self.catalog.remove_member(node_id)
+                self.catalog.members.remove(node_id)
         if node_ids:
             self.tell_members_changed()
 

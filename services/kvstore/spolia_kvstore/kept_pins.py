@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
 
-from spolia_kvstore.catalog import Catalog, Lease
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_leases import Lease
 from spolia_kvstore.limits import MAX_LEFT_S
 from spolia_kvstore.objects import ObjectKey
 from spolia_kvstore.pins import Pins
@@ -19,7 +20,7 @@ class KeptPins:
 
     def __init__(self, catalog: Catalog, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
         self._pins = Pins()
-        self._catalog = catalog
+        self._kept = catalog.pins
         self._clock = clock
         self._wall_clock = wall_clock
 
@@ -31,7 +32,7 @@ class KeptPins:
     def load(self, which_are_here: Callable[[Sequence[ObjectKey]], Collection[ObjectKey]]) -> None:
         """Takes up what is left of the pins of the last process, on objects that are still here."""
         now, wall = self._clock(), self._wall_clock()
-        leases = self._catalog.leases("pins", wall)
+        leases = self._kept.standing(wall)
         here = which_are_here([lease.key for lease in leases])
         for lease in leases:
             if lease.key in here:
@@ -51,7 +52,7 @@ class KeptPins:
         for key in keys:
             self._pins.pin(key, owner, self._clock() + lease_s)
         until = self._wall_clock() + lease_s
-        self._keep(lambda: self._catalog.put_leases("pins", [Lease(key, owner, until) for key in keys]))
+        self._keep(lambda: self._kept.put([Lease(key, owner, until) for key in keys]))
 
     def unpin(self, keys: Sequence[ObjectKey], owner: str) -> int:
         """Ends the owner's pins. Returns how many ended."""
@@ -76,7 +77,7 @@ class KeptPins:
 
     def _forget(self, pins: Collection[tuple[ObjectKey, str]]) -> None:
         if pins:
-            self._keep(lambda: self._catalog.remove_leases("pins", pins))
+            self._keep(lambda: self._kept.remove(pins))
 
     def _keep(self, write: Callable[[], None]) -> None:
         """What cannot be written costs a pin after a crash, no more."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spolia_core.errors import InvalidRequest, SpoliaError
-from spolia_kvstore.catalog import LOG_BYTES, Catalog, CatalogUnusable
+from spolia_kvstore.catalog import Catalog
+from spolia_kvstore.catalog_file import LOG_BYTES, CatalogUnusable
 from spolia_kvstore.catalog_row import Row
 from spolia_kvstore.disk_files import DiskFiles, FoundFile
 from spolia_kvstore.disk_rows import name_of
