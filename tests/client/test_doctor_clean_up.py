@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from fake_store import FakeStore
@@ -24,15 +25,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "LOOK_S", 0.1)
 
 
-def test_all_of_its_tenants_goes_also_what_comes_late_and_nothing_of_others(stores: Stores) -> None:
+def test_all_of_its_tenants_goes_also_what_comes_late_and_nothing_of_others(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = stores
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == cleaning.NUM_EMPTY_LOOKS:  # the first look found what there was, those behind it nothing
+            second.put("cc", tenant=OWN[1])
+
     for start in ("aa", "bb"):
         first.put(start, tenant=OWN[0])
         second.put(start, tenant="acme")
-    late = threading.Timer(0.15, second.put, ("cc",), {"tenant": OWN[1]})
-    late.start()
+    monkeypatch.setattr(cleaning, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     found = clean_up([store.address for store in stores], OWN, 100, 20.0)
-    late.join()
+    assert pauses == [cleaning.LOOK_S] * (2 * cleaning.NUM_EMPTY_LOOKS + 1)
     assert (found.state, found.facts["num_objects"]) == (State.OK, 3), found
     assert not first.objects
     assert {tenant for tenant, _ in second.objects} == {"acme"}
