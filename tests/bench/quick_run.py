@@ -14,7 +14,7 @@ DEMO = Path(__file__).parents[2] / "models" / "demo"
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
     """The record of `python -m` with these arguments, run in `folder`."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=170, check=False
+        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=570, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -20,7 +20,7 @@ OWNER = 10001
 
 CLIENT = "client"
 LOOK_S = 0.1
-START_WITHIN_S = 150.0
+START_WITHIN_S = 500.0
 
 
 class Topology:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not CHECKOV, reason="CHECKOV names no program; m
 
 def report_on(folder: Path) -> dict[str, Any]:
     command = [CHECKOV, "--framework", "kubernetes", "--output", "json", "--skip-download", "--directory", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=570)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

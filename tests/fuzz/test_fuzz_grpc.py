@@ -15,7 +15,7 @@ from messages import requests
 
 from spolia.v1 import decode_pb2, directory_pb2, gateway_pb2, kvstore_pb2, prefill_pb2
 
-pytestmark = pytest.mark.timeout(SECONDS * 2 + 180)
+pytestmark = pytest.mark.timeout(SECONDS * 2 + 600)
 
 SHARE = 0.1
 """Of the seconds asked for, for each of five services."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from messages import damaged
 from schemathesis.generation import GenerationMode
 
-pytestmark = pytest.mark.timeout(SECONDS * 2 + 180)
+pytestmark = pytest.mark.timeout(SECONDS * 2 + 600)
 
 TIMEOUT_S = 20.0
 FEW_TOKENS = 3

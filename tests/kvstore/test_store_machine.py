@@ -371,7 +371,6 @@ def test_a_store_alone_equals_a_dict() -> None:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.timeout(300)
 def test_a_store_that_shares_redis_equals_a_dict(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
         machine: Callable[[], StoreMachine] = type("SharedMachine", (StoreMachine,), {"redis_url": server.url})
