@@ -89,6 +89,7 @@ class FakeGateway(GatewayServiceServicer):
     more_nodes: list[directory_pb2.NodeRecord] = field(default_factory=list)
     in_flight: list[gateway_pb2.RequestInFlight] = field(default_factory=list)
     has_template: bool = True
+    may_link: bool = True
     directory_reachable: bool = True
     node_id: str = ""
     requests: list[Any] = field(default_factory=list)
@@ -101,6 +102,8 @@ class FakeGateway(GatewayServiceServicer):
         self._begin(request, context)
         if request.messages and not self.has_template:
             _abort(context, NotSupported("no chat template", field="messages"))
+        if request.mode == common_pb2.REUSE_MODE_LINKED and not self.may_link:
+            _abort(context, NotSupported("the profile forbids LINKED", field="profile"))
         for step in self.script:
             if isinstance(step, SpoliaError):
                 _abort(context, step)

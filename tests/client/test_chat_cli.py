@@ -118,6 +118,18 @@ def test_documents_stand_first_and_are_linked(chat: Chat, page: Path, tmp_path: 
     assert {request.mode for request in gateway.requests} == {common_pb2.REUSE_MODE_LINKED}
 
 
+def test_a_model_that_may_not_link_answers_exactly_and_that_is_said_once(
+    chat: Chat, page: Path, gateway: FakeGateway
+) -> None:
+    gateway.may_link = False
+    done = chat("Hi", "And you?", options=("-d", str(page)))
+    assert (done.code, done.out) == (0, "Héllo\nHéllo\n")
+    assert done.err.count("the profile forbids LINKED: exact instead") == 1
+    linked, exact = common_pb2.REUSE_MODE_LINKED, common_pb2.REUSE_MODE_EXACT
+    assert [request.mode for request in gateway.requests] == [linked, exact, exact]
+    assert chat("Hi", options=("-d", str(page), "--mode", "linked")).code == 1, "who asks for it is refused"
+
+
 def test_reset_forgets_the_turns_and_keeps_the_documents(chat: Chat, page: Path, gateway: FakeGateway) -> None:
     assert chat("Hi", "/reset", "Hi", options=("-d", str(page), "--mode", "exact")).code == 0
     first, second = chats(gateway)

@@ -218,6 +218,8 @@ BAD: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"logit_bias": {"5": 1}}, 400, "logit_bias", "not_supported"),
     ({"presence_penalty": 0.5}, 400, "presence_penalty", "not_supported"),
     ({"unheard_of": 1}, 400, "unheard_of", "unrecognised_field"),
+    ({"un-heard of": 1}, 400, "un-heard of", "unrecognised_field"),
+    ({"documents": [{"text": "x", "Id": 1}]}, 400, "documents[0].Id", "unrecognised_field"),
 ]
 
 

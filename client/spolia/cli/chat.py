@@ -28,6 +28,8 @@ HELP = """/document FILE  talk about this file too
 /help           this
 /quit           end, as Ctrl-D does; Ctrl-C ends an answer"""
 PROMPT = "> "
+LINKED_REFUSED = ("mode", "profile")
+"""Fields that a refusal of LINKED names: the model cannot, its profile forbids it."""
 USER_LABEL, ASSISTANT_LABEL = "Question:", "Answer:"
 
 
@@ -37,7 +39,10 @@ def chat(
     ] = None,
     mode: Annotated[
         ModeName | None,
-        typer.Option(help="linked reuses documents at any position; approximate. Default: linked with documents."),
+        typer.Option(
+            help="linked reuses documents at any position; approximate. Default: linked with documents, where the "
+            "model may."
+        ),
     ] = None,
     system: Annotated[str, typer.Option(help="Text before everything else.")] = "",
     as_plain: Annotated[
@@ -133,19 +138,26 @@ class _Talk:
         return True
 
     def _ask(self, question: str) -> None:
-        try:
-            result = self._answer(question)
-        except NotSupported as error:
-            if error.field != "messages":
-                raise
-            notes().print(f"{error.message}: plain text under labels instead", style="dim", markup=False)
-            self._writing = self._plain
-            result = self._answer(question)
+        result = self._answer_as_served(question)
         if result is None:
             notes().print("cut short, and not part of the conversation", style="dim")
             return
         self._conversation.answered(question, result)
         notes().print(reused(result), style="dim", markup=False)
+
+    def _answer_as_served(self, question: str) -> Result | None:
+        """`_answer`, in another way where the model does not serve one that nobody asked for."""
+        while True:
+            try:
+                return self._answer(question)
+            except NotSupported as error:
+                if error.field == "messages" and self._writing is not self._plain:
+                    self._writing, instead = self._plain, "plain text under labels instead"
+                elif error.field in LINKED_REFUSED and self._mode is None:
+                    self._mode, instead = ModeName.EXACT, "exact instead, which reuses a beginning that repeats"
+                else:
+                    raise
+                notes().print(f"{error.message}: {instead}", style="dim", markup=False)
 
     def _answer(self, question: str) -> Result | None:
         """Prints an answer as it comes; None when it was interrupted."""

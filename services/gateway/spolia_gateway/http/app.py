@@ -13,8 +13,9 @@ from starlette.types import ASGIApp
 from spolia.version import __version__
 from spolia_core.errors import InternalError, InvalidRequest, SpoliaError
 from spolia_gateway.http import chat, cluster, completions, models, operations, page_files, tokenize
+from spolia_gateway.http.body_errors import invalid_body
 from spolia_gateway.http.edge import Edge, HttpMetrics
-from spolia_gateway.http.errors import error_response, invalid_body, plain_error
+from spolia_gateway.http.errors import error_response, plain_error
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.request_body import BodyRefused
 from spolia_gateway.http.short_way import ShortWay

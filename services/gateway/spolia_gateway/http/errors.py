@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,29 +42,25 @@ class HttpError:
     """Whether Retry-After is told."""
 
 
-_REQUEST = "invalid_request_error"
+REQUEST = "invalid_request_error"
 _SERVER = "server_error"
 
 HTTP_ERRORS: dict[type[SpoliaError], HttpError] = {
-    InvalidRequest: HttpError(400, _REQUEST),
-    ContextTooLong: HttpError(400, _REQUEST, "context_length_exceeded"),
-    NotSupported: HttpError(400, _REQUEST, "not_supported"),
-    Unauthenticated: HttpError(401, _REQUEST, "invalid_api_key"),
-    Forbidden: HttpError(403, _REQUEST, "forbidden"),
-    NotFound: HttpError(404, _REQUEST, "not_found"),
-    AlreadyStored: HttpError(409, _REQUEST, "already_stored"),
+    InvalidRequest: HttpError(400, REQUEST),
+    ContextTooLong: HttpError(400, REQUEST, "context_length_exceeded"),
+    NotSupported: HttpError(400, REQUEST, "not_supported"),
+    Unauthenticated: HttpError(401, REQUEST, "invalid_api_key"),
+    Forbidden: HttpError(403, REQUEST, "forbidden"),
+    NotFound: HttpError(404, REQUEST, "not_found"),
+    AlreadyStored: HttpError(409, REQUEST, "already_stored"),
     Busy: HttpError(429, "rate_limit_error", "busy", comes_back=True),
-    Cancelled: HttpError(499, _REQUEST, "cancelled"),
+    Cancelled: HttpError(499, REQUEST, "cancelled"),
     DataCorrupt: HttpError(500, _SERVER, "data_corrupt"),
     InternalError: HttpError(500, _SERVER, "internal_error"),
     Unavailable: HttpError(503, _SERVER, "unavailable", comes_back=True),
     DeadlineExceeded: HttpError(504, _SERVER, "deadline_exceeded"),
 }
 """The nearest class of an error decides."""
-
-_FIELD = re.compile(r"(?!(str|int|float|bool|list|dict)$)[A-Za-z_]\w*")
-_OTHER_TYPE = ("_type", "_error")
-"""How kinds of errors end that say: the value is of another type, or none of the words that the type has."""
 
 _PARAMS = {
     "sampling.num_samples": "n",
@@ -110,45 +106,7 @@ def error_response(error: SpoliaError, prompt_field: str = "prompt") -> JSONResp
 
 def plain_error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An answer for what goes wrong in HTTP itself."""
-    return JSONResponse(body_of(message, _REQUEST if status < 500 else _SERVER, None, code), status, headers)
-
-
-def invalid_body(errors: Sequence[Mapping[str, Any]]) -> JSONResponse:
-    """The answer for a body that does not fit its schema; names the first field that does not."""
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        problem = dict(first.get("ctx") or {}).get("error", "")
-        return JSONResponse(body_of(f"the body is no JSON: {problem}", _REQUEST, None, "invalid_json"), 400)
-    if first["loc"] == ("body",):
-        message = "the body must be a JSON object, sent with content-type application/json"
-        return JSONResponse(body_of(message, _REQUEST, None, None), 400)
-    told = _first_field(errors)
-    param = path_of(told[0]["loc"])
-    if told[0]["type"] == "extra_forbidden":
-        message = f"unrecognised field {param}"
-        return JSONResponse(body_of(message, _REQUEST, param, "unrecognised_field"), 400)
-    problems = dict.fromkeys(str(error["msg"]) for error in told)
-    return JSONResponse(body_of(f"{param}: {'; or '.join(problems)}", _REQUEST, param, None), 400)
-
-
-def _first_field(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What is wrong with the first field that is. One of several types fails once for each of them: told is what keeps
-    the value from being of the type that it looks like, where it looks like one.
-    """
-    location = errors[0]["loc"]
-    at = next((index for index, step in enumerate(location) if _is_type(step)), None)
-    if at is None:
-        return [errors[0]]
-    tries = [error for error in errors if error["loc"][:at] == location[:at]]
-    likely = [error for error in tries if len(error["loc"]) > at + 1 or not error["type"].endswith(_OTHER_TYPE)]
-    if len({error["loc"][at] for error in likely}) == 1:
-        return _first_field([{**error, "loc": (*location[:at], *error["loc"][at + 1 :])} for error in likely])
-    return [{**error, "loc": location[:at]} for error in likely or tries]
-
-
-def _is_type(step: Any) -> bool:
-    """Whether a step of a location is the type that was tried: classes begin with a capital, fields with none."""
-    return isinstance(step, str) and (step[:1].isupper() or not _FIELD.fullmatch(step))
+    return JSONResponse(body_of(message, REQUEST if status < 500 else _SERVER, None, code), status, headers)
 
 
 def _headers(error: SpoliaError, told: HttpError) -> dict[str, str]:
@@ -174,16 +132,3 @@ def _in_words_of_http(error: SpoliaError, param: str | None) -> str:
     if param is None or not _INNER.match(error.field):
         return error.message
     return re.sub(rf"(?<![\w.]){re.escape(error.field)}(?!\w)", lambda _: param, error.message)
-
-
-def path_of(location: Sequence[Any]) -> str:
-    """The field a problem is in: messages[0].role of ("body", "messages", 0, "role").
-
-    What stands behind a field of several types is the type that was tried, and no field.
-    """
-    path = ""
-    for step in location[1:]:
-        if isinstance(step, str) and not _FIELD.fullmatch(step):
-            break
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
-    return path

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import Request
 
 from spolia_core.errors import InvalidRequest
-from spolia_gateway.http.errors import path_of
+from spolia_gateway.http.body_errors import path_of
 from spolia_gateway.http.front_door import FrontDoor
 from spolia_gateway.http.json_bounds import SMALL_BYTES, JsonBounds
 from spolia_gateway.http.request_body import BodyRefused
