@@ -71,17 +71,17 @@ class GatewayMetrics:
         self._replays = metrics.counter(
             "spolia_gateway_replays_total", "Times an answer that broke off went on at another decode node.", "tenant"
         )
-        self._answers = metrics.counter(
+        answers = metrics.counter(
             "spolia_gateway_answers_total",
             "Answers of decode nodes that ended, by the way they came and how their readers kept up.",
             "way",
             "reader",
         )
-        self._asked = metrics.counter(
+        asked = metrics.counter(
             "spolia_gateway_asked_total", "Requests given to decode nodes, replays too, by how they went.", "way"
         )
         self._generated = metrics.counter("spolia_generation_tokens_total", "Tokens passed on to clients.", "tenant")
-        self._sharing = metrics.counter(
+        sharing = metrics.counter(
             "spolia_gateway_shared_documents_total",
             "Documents of LINKED requests, each once a request, by whether the shared copy is reused.",
             "outcome",
@@ -98,12 +98,10 @@ class GatewayMetrics:
         self._latencies = Latencies(metrics, self.recent)
         self._reuse = _ReuseCounters(metrics)
         self._generated_by_tenant: dict[str, Counter] = {}
-        for sharing in Sharing:
-            self._sharing.labels(sharing.value)
-        for asked in Asked:
-            self._asked.labels(asked.value)
-        for way, pace in product(Way, Pace):
-            self._answers.labels(way.value, pace.value)
+        # Every series is there from the start; and labels are looked up under a lock: not for every request.
+        self._answers = {(way, pace): answers.labels(way.value, pace.value) for way, pace in product(Way, Pace)}
+        self._asked = {way: asked.labels(way.value) for way in Asked}
+        self._sharing = {outcome: sharing.labels(outcome.value) for outcome in Sharing}
         self.begin(tenant_id)
 
     def begin(self, tenant_id: str) -> None:
@@ -127,15 +125,15 @@ class GatewayMetrics:
 
     def count_asked(self, asked: Asked) -> None:
         """A request goes to a decode node."""
-        self._asked.labels(asked.value).inc()
+        self._asked[asked].inc()
 
     def count_answer(self, way: Way, pace: Pace) -> None:
         """A decode node's answer has ended, well or not."""
-        self._answers.labels(way.value, pace.value).inc()
+        self._answers[way, pace].inc()
 
     def count_sharing(self, sharing: Sharing, num_documents: int) -> None:
         """Documents of a request that may be stored under the tenant `shared` got their ids."""
-        self._sharing.labels(sharing.value).inc(num_documents)
+        self._sharing[sharing].inc(num_documents)
 
     def count_finish(self, tenant_id: str, mode: ReuseMode, finish: common_pb2.Finish) -> None:
         """A generation is complete."""

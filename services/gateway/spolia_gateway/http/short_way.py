@@ -3,9 +3,10 @@
     Edge ──▶ ShortWay ── POST of JSON to one of its routes ──▶ handler
                  └────── all else ──▶ FastAPI ─────────────────▶ handler
 
-FastAPI finds a route anew for each request, what its handler's arguments want, and has nine layers through which each
-piece of an answer goes. With reading and checking a body it takes 190 µs, of which this leaves 45. What is said
-of a request that cannot be answered is said by the same functions; a body that is no JSON goes FastAPI's way.
+FastAPI finds a route anew for each request, and what its handler's arguments want, and each piece of an answer goes
+through its layers. With a body read and checked it takes 126 µs of processor time in a loop of nothing else, this way
+18. What is said of a request that cannot be answered is said by the same functions, and a body that is no JSON goes
+FastAPI's way.
 """
 
 from __future__ import annotations
