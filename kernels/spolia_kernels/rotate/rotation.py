@@ -39,15 +39,14 @@ class Rotation:
         x is left unchanged; strides of the result are free.
         """
         half = self.cos.shape[-1]
-        found = each_row.rotate(x, self.cos, self.sin) if rows is None else None
+        if rows is not None:
+            x = x.index_select(1, rows)
+        found = each_row.rotate(x, self.cos, self.sin)
         if found is not None:
             return found
         if x.numel() > _FEW or x.shape[2] != 2 * half or x.dtype != self.cos.dtype:
-            return self._by_halves(x if rows is None else x.index_select(1, rows))
-        swapped = torch.roll(x, half, -1)
-        if rows is not None:
-            x, swapped = x.index_select(1, rows), swapped.index_select(1, rows)
-        return (x * self._both_cos).addcmul_(swapped, self._both_sin)
+            return self._by_halves(x)
+        return (x * self._both_cos).addcmul_(torch.roll(x, half, -1), self._both_sin)
 
     def of_groups(self, x: Tensor) -> Tensor:
         """All rows of x [num_heads, num_rows, head_dim] turned several times, row r in group g by the angles of row
