@@ -141,17 +141,19 @@ class NodeProcess:
         return failed(f"{self.name} {what}" + (f"; its log ends so:\n{tail}" if tail else ""))
 
     def log_tail(self) -> str:
-        """The last lines of its log; empty where that goes to the terminal, or is gone."""
+        """The last lines of its log, none of an earlier process; empty where that goes to the terminal, or is gone."""
         if self.log_path is None:
             return ""
         try:
-            with self.log_path.open(errors="replace") as log:
-                return "".join(deque(log, maxlen=TAIL_LINES)).rstrip()
+            with self.log_path.open("rb") as log:
+                log.seek(self._log_begin)
+                return b"".join(deque(log, maxlen=TAIL_LINES)).decode(errors="replace").rstrip()
         except OSError:
             return ""
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
         log = None if self.log_path is None else _opened(self.log_path)
+        self._log_begin = 0 if log is None else log.tell()
         try:
             return subprocess.Popen(
                 command,
