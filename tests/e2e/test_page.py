@@ -118,6 +118,27 @@ def test_an_exact_completion_is_shown_as_it_was_asked(page: Browser) -> None:
     assert [source for source, _ in runs(page)] == ["device", "computed"]
 
 
+REFUSING = """(() => {
+  const spolia = { profile: "p", modes: ["exact"], linked_refusal: "it loses 7.5 points" };
+  const told = { data: [{ id: "refusing", max_model_len: 64, spolia }] };
+  const real = window.fetch;
+  window.fetch = (path, options) => path === "/v1/models" ? Promise.resolve(Response.json(told)) : real(path, options);
+  const dialog = document.getElementById("key-dialog");
+  dialog.returnValue = "drop";
+  dialog.dispatchEvent(new Event("close"));
+})()"""
+"""Has the page look up its model anew, and find one that may not link."""
+
+
+def test_a_model_that_may_not_link_is_asked_exactly_and_the_page_says_why(page: Browser) -> None:
+    page.js(REFUSING)
+    page.wait("document.getElementById('model').textContent.startsWith('refusing')")
+    assert page.js("document.querySelector('[name=reuse]:checked').value") == "exact"
+    assert page.js("document.querySelector('[name=reuse][value=linked]').disabled")
+    told = page.js("document.getElementById('reuse-hint').textContent")
+    assert told.endswith("Linked is not served: it loses 7.5 points.")
+
+
 def test_documents_are_dragged_by_their_letter(page: Browser) -> None:
     order = page.js(ORDER)
     assert len(order) == 4

@@ -141,7 +141,10 @@ async function tellTokens(asked, usage) {
 }
 
 function hint() {
-  byId("reuse-hint").textContent = HINTS[reuse()];
+  const linked = document.querySelector('[name="reuse"][value="linked"]');
+  const why = linked.parentElement.title;
+  const refused = linked.disabled ? ` Linked is not served${why && `: ${why}`}.` : "";
+  byId("reuse-hint").textContent = HINTS[reuse()] + refused;
 }
 
 function busy(is) {
