@@ -77,10 +77,10 @@ def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_p
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process where Linux lists them")
 def test_what_a_section_started_ends_with_it(tmp_path: Path) -> None:
     run = Run({}, tmp_path / "gpu.json", time.monotonic() + 60)
-    assert not run.section("flashinfer", gpu_section_worlds.starts_another, 4)
+    assert not run.section("flashinfer", gpu_section_worlds.starts_another, 8)
     (row,) = run.result["attention"]
     stat = Path(f"/proc/{row['pid']}/stat")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -154,17 +154,17 @@ def test_all_checks_are_asked_for_and_what_takes_long_first(monkeypatch: pytest.
 
 def test_a_process_that_dies_loses_its_own_work_alone() -> None:
     began = time.monotonic()
-    found = crew.answers(gpu_section_worlds.halved, [2, 7, 4, 6, 8], 2, 60)
+    found = crew.answers(gpu_section_worlds.halved, [2, 7, 4, 6, 8], 2, 200)
     assert found == [1, crew.NoAnswer("its process ended by itself, status 3"), 2, 3, 4]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
 
 
 def test_a_process_that_hangs_is_ended_and_so_is_the_rest() -> None:
     began = time.monotonic()
-    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, 4)
-    late = crew.NoAnswer("not ended after 4 s")
+    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, 8)
+    late = crew.NoAnswer("not ended after 8 s")
     assert found == [1, late, late]
-    assert time.monotonic() - began < 4 + crew.END_S
+    assert time.monotonic() - began < 8 + 2 * crew.END_S
     assert not multiprocessing.active_children()
 
 
