@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +104,20 @@ def test_forced_answers_equal_one_process_with_the_same_sinks_and_name_the_profi
     assert (reuse.link_tokens_per_chunk, reuse.sink_tokens_per_chunk) == (2, 4)
     assert reuse.sources[TokenSource.LINK] == 2 * 2, "behind sinks the first document is linked too"
     assert any(node.startswith("prefill") for node in reuse.nodes), reuse
+    wait_until("the gateway knows who holds them", lambda: is_held_by_one_at_rest(asking, reuse.nodes))
     warm = linked(asking, force_linked=True)
     num_equal(expected, warm.token_ids)
-    # The same prompt again: its link tokens are known too.
+    # The same prompt again, at the same node: its link tokens are known too.
     assert warm.reuse.num_reused_tokens == len(FIRST) + len(SECOND)
+
+
+def is_held_by_one_at_rest(client: Client, node_ids: Sequence[str]) -> bool:
+    """Whether one of these decode nodes holds both documents, and none is listed as busy, which could send a request to
+    the other.
+    """
+    decodes = [node for node in client.cluster().nodes if node.role == "decode"]
+    held = [node.num_held_chunks for node in decodes if node.node_id in node_ids]
+    return max(held, default=0) >= 2 and not any(node.num_running for node in decodes)
 
 
 def test_warmed_documents_are_found_under_the_profiles_recipe(asking: Client) -> None:

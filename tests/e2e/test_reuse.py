@@ -21,8 +21,9 @@ async def test_documents_in_every_order_go_to_the_node_that_holds_them_and_answe
     async with a_cluster(tiny) as c:
         cold = await c.ask(TEXTS)
         holder, ids = c.served_by(cold), [await c.chunk_id(text) for text in TEXTS]
-        await c.sees(holder, lambda record: set(ids) <= set(record.held_chunks))
         for order in permutations(TEXTS):
+            # Listed as busy with the request before, it could be worse than a node that holds nothing.
+            await c.sees(holder, lambda record: set(ids) <= set(record.held_chunks) and not record.load.num_running)
             warm = await c.ask(order)
             assert c.served_by(warm) is holder, "each order has another rendezvous"
             assert warm.reuse.sources[TokenSource.DEVICE] >= num_reusable(TEXTS)
@@ -43,6 +44,7 @@ async def test_a_view_that_is_old_costs_time_and_no_answer(tiny: Path) -> None:
         warm = await c.ask([text])
         assert c.served_by(warm) is holder, "it goes where its bytes are"
         assert warm.reuse.sources[TokenSource.DEVICE] >= num_reusable([text])
+        await c.sees(holder, lambda record: chunk_id in record.held_chunks and not record.load.num_running)
         await c.gateway.cluster.stop()  # what the gateway knows stays as it is
         assert holder.engine.resident.drop(chunk_id)
         stale = await c.ask([text])
