@@ -35,7 +35,7 @@ def hangs() -> Iterator[dict[str, Any]]:
 
 
 def lacks_a_package() -> Iterator[dict[str, Any]]:
-    import not_there  # type: ignore[import-not-found]
+    import not_there  # type: ignore[import-not-found]  # that it is not there is the point
 
     yield {"found": str(not_there)}
 

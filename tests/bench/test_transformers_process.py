@@ -145,4 +145,4 @@ def test_each_of_transformers_steps_reads_what_those_before_it_wrote() -> None:
     step = decode.step()
     first, second = step(), step()
     assert decode._cache.get_seq_length() == WORK.prefix_tokens + 2
-    assert not torch.equal(first, second)  # type: ignore[arg-type]
+    assert not torch.equal(first, second)  # type: ignore[arg-type]  # both are there by now

@@ -136,7 +136,7 @@ def test_a_cancel_that_comes_while_the_next_call_begins_ends_that_call(gateway: 
             begun.append(begin())
             return begun[0]
 
-        stream._call._begin = begin_under_cancel  # type: ignore[attr-defined]
+        stream._call._begin = begin_under_cancel  # type: ignore[attr-defined]  # a private one is replaced
         with pytest.raises(Cancelled):
             stream.result()
         assert begun[0].cancelled()
@@ -169,11 +169,11 @@ def test_a_client_that_is_closed_as_the_next_try_begins_ends_its_calls_as_cancel
     gateway.failure = GONE
     with Client(gateway.address, retry_s=50) as client, client.stream("Hi") as stream:
         begin_stream = stream._call._begin  # type: ignore[attr-defined]  # the moment is inside it
-        stream._call._begin = lambda: (client.close(), begin_stream())[1]  # type: ignore[attr-defined]
+        stream._call._begin = lambda: (client.close(), begin_stream())[1]  # type: ignore[attr-defined]  # a private one is replaced
         with pytest.raises(Cancelled, match="closed"):
             stream.result()
     with Client(gateway.address, retry_s=50) as client:
-        client._stub.Tokenize = _closes_before_its_second(client._stub.Tokenize, client.close)  # type: ignore[method-assign]
+        client._stub.Tokenize = _closes_before_its_second(client._stub.Tokenize, client.close)  # type: ignore[method-assign]  # a stub's call is replaced
         with pytest.raises(Cancelled, match="closed"):
             client.tokenize("Hi")
 
@@ -190,7 +190,7 @@ async def test_an_async_client_that_is_closed_as_the_next_try_begins_ends_its_ca
             client._lifetime.close()
             return begin_stream()
 
-        stream._call._begin = begin_closed  # type: ignore[attr-defined]
+        stream._call._begin = begin_closed  # type: ignore[attr-defined]  # a private one is replaced
         with pytest.raises(Cancelled, match="closed"):
             await stream.result()
     async with AsyncClient(gateway.address, retry_s=50) as client:
@@ -203,7 +203,7 @@ async def test_an_async_client_that_is_closed_as_the_next_try_begins_ends_its_ca
                 await client.close()
             return await tokenize(*args, **options)
 
-        client._stub.Tokenize = closes_before_its_second  # type: ignore[assignment,method-assign]
+        client._stub.Tokenize = closes_before_its_second  # type: ignore[assignment,method-assign]  # a stub's call is replaced
         with pytest.raises(Cancelled, match="closed"):
             await client.tokenize("Hi")
 

@@ -55,7 +55,7 @@ async def test_what_a_reader_gets_at_once_is_bounded_and_the_rest_comes_next() -
 async def test_what_came_before_the_end_is_taken_before_it(why: Exception) -> None:
     inbox = Inbox()
     inbox.put(_delta(0))
-    inbox.put(why)  # type: ignore[arg-type]
+    inbox.put(why)  # type: ignore[arg-type]  # any error ends it, whatever the signature names
     assert await inbox.take() == _delta(0)
     with pytest.raises(type(why)):
         await inbox.take()

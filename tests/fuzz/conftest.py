@@ -13,8 +13,8 @@ for _folder in ("worker", "e2e"):
     sys.path.insert(0, str(Path(__file__).parents[1] / _folder))
 
 from fuzz_world import FuzzWorld  # noqa: E402 - what it imports is found by the lines above
-from fuzzed_calls import use_everything  # noqa: E402
-from tiny_cluster import write_model  # noqa: E402
+from fuzzed_calls import use_everything  # noqa: E402 - the same
+from tiny_cluster import write_model  # noqa: E402 - the same
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}:{{ message.content }}{% endfor %}"
 

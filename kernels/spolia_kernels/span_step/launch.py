@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from spolia_kernels.attend.native_cpu import Way, way_of
-from spolia_kernels.native.kernels import Kernels, step_kernels
+from spolia_kernels.native.kernels import Kernels, kernels, step_kernels
 from spolia_kernels.native.tasks import COMMON, MERGE, STEP, block_room, few_room
 from spolia_kernels.span_step.items import StepItems
 from spolia_kernels.span_step.spans import Heads, SpanRange
+
+
+def kernels_of(head_dim: int, v_dim: int) -> Kernels | None:
+    """The kernels, all that heads of these widths need being there; None where they are not to be had."""
+    found = kernels()
+    if not isinstance(found, Kernels):
+        return None
+    lanes = found.lanes_for(head_dim, v_dim)
+    if lanes is None or not found.has(*step_kernels(head_dim, v_dim, found.lanes), lanes=lanes):
+        return None
+    return found
 
 
 def block_way(here: Kernels, heads: Heads, ranges: Sequence[SpanRange]) -> Way:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spolia_kernels.native.kernels import Kernels, kernels, step_kernels
+from spolia_kernels.native.kernels import Kernels
 from spolia_kernels.native.tasks import SLOT
 from spolia_kernels.span_step.items import StepItems
-from spolia_kernels.span_step.launch import Launch, block_way
+from spolia_kernels.span_step.launch import Launch, block_way, kernels_of
 from spolia_kernels.span_step.spans import Heads, SlotRows, SpanRange
 
 
@@ -22,14 +22,7 @@ def span_kernels(slots: Sequence[SlotRows], ranges: Sequence[SpanRange]) -> Kern
         return None
     if not all(x.stride(3) == x.shape[4] for each in slots for x in (each.key, each.value)):
         return None
-    found = kernels()
-    if not isinstance(found, Kernels):
-        return None
-    head_dim, v_dim = (x.shape[-1] for x in memory[:2])
-    lanes = found.lanes_for(head_dim, v_dim)
-    if lanes is None or not found.has(*step_kernels(head_dim, v_dim, found.lanes), lanes=lanes):
-        return None
-    return found
+    return kernels_of(*(x.shape[-1] for x in memory[:2]))
 
 
 class SpanStep:

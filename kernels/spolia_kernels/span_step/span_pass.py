@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spolia_kernels.native.kernels import Kernels, kernels, step_kernels
+from spolia_kernels.native.kernels import Kernels
 from spolia_kernels.native.tasks import RANGE
 from spolia_kernels.partial import Partial
 from spolia_kernels.span_step.items import StepItems
-from spolia_kernels.span_step.launch import Launch, block_way
+from spolia_kernels.span_step.launch import Launch, block_way, kernels_of
 from spolia_kernels.span_step.spans import Heads, SpanRange
 
 _TRIANGLE_ROWS = 32
@@ -29,14 +29,10 @@ def pass_kernels(query: Tensor, heads: Heads, ranges: Sequence[SpanRange]) -> Ke
         return None
     if query.numel() == 0 or not all(x.stride(-1) == 1 and x.numel() for x in memory):
         return None
-    found = kernels()
-    if not isinstance(found, Kernels):
-        return None
-    lanes = found.lanes_for(heads.head_dim, heads.v_dim)
-    if lanes is None or not found.has(*step_kernels(heads.head_dim, heads.v_dim, found.lanes), lanes=lanes):
-        return None
     seen = 2 * query.shape[1] + sum(len(each.rows) for each in ranges)
-    return found if seen * heads.num_q_heads * heads.v_dim <= _MAX_PARTS else None
+    if seen * heads.num_q_heads * heads.v_dim > _MAX_PARTS:
+        return None
+    return kernels_of(heads.head_dim, heads.v_dim)
 
 
 class SpanPass:
