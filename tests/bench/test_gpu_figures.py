@@ -273,10 +273,12 @@ def test_the_engine_s_steps_have_every_figure_of_their_table() -> None:
 
 def test_draws_have_every_figure_of_their_table() -> None:
     rows = list(sampling.compare(RATES, vocabs=(50,), rows=(1, 3)))
-    assert [(row["vocab"], row["rows"]) for row in rows] == [(50, 1), (50, 3)]
+    assert [(row["vocab"], row["spread"], row["rows"]) for row in rows] == [
+        (50, spread, count) for spread in ("flat", "sure") for count in (1, 3)
+    ]
     assert all(columns_of("sampling") <= row.keys() for row in rows)
     assert table_of("sampling", [{**rows[1], **dict.fromkeys(TIMES, 0.25), "floor_ms": 0.1}])[2] == (
-        "| 50 | 3 | 250 | 250 | 250 | 250 | 100 |"
+        "| 50 | flat | 3 | 250 | 250 | 250 | 250 | 100 |"
     )
 
 

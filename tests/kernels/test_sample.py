@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from spolia_engine.sampler import sample
 from spolia_kernels.sample import Drawn, Draws, sample_ref
 
 launch = pytest.importorskip("spolia_kernels.sample.launch", reason="Triton has wheels for Linux only")
+sample_triton = pytest.importorskip("spolia_kernels.sample.sample_triton", reason="Triton has wheels for Linux only")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def draws_of(params: list[SamplingParams], token_index: int = 0) -> Draws:
@@ -93,11 +96,81 @@ def test_rows_of_different_parameters_draw_what_each_would_alone(vocab: int) -> 
     assert by_kernel(logits[only], one).token_ids.tolist() == together[only]
 
 
-def test_a_vocabulary_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "MAX_BLOCK", 256)
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Strips, blocks and lists so small that some hundred logits are many; whether each draw was of a list.
+
+    Compiled kernels call no Python: there the list stays empty."""
+    sizes = {"STRIP": 8, "STRIPS": 4, "FEW": 4, "CAPACITY": 128, "BLOCK": 256, "LIST_BLOCK": 64}
+    for name, size in sizes.items():
+        monkeypatch.setattr(launch, name, size)
+    listed: list[bool] = []
+    inner = sample_triton.drawn
+
+    def drawn(*args: object) -> object:
+        listed.append(bool(args[-2]))
+        return inner(*args)
+
+    if INTERPRETED:
+        monkeypatch.setattr(sample_triton, "drawn", drawn)
+    return listed
+
+
+@pytest.mark.parametrize("capacity", [0, 128])
+def test_the_likeliest_few_draw_what_all_would(
+    in_small_pieces: list[bool], monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    """With room for none, every row is walked; with room, those that the few decide are not."""
+    monkeypatch.setattr(launch, "CAPACITY", capacity)
     torch.manual_seed(1)
-    some = MIXED[7:10]
-    check(torch.randn(len(some), 1111) * 2, some, token_index=5)
+    some = MIXED[2:]
+    check(torch.randn(len(some), 411) * 2, some, token_index=5)
+    if INTERPRETED:
+        assert len(in_small_pieces) == len(some)
+        assert any(in_small_pieces) == (capacity > 0)
+        assert not all(in_small_pieces)
+
+
+def test_rows_of_a_sure_model_are_not_walked(in_small_pieces: list[bool]) -> None:
+    """The first few, the next, or top-k's: lists decide, wherever in the row the likely ones stand."""
+    torch.manual_seed(5)
+    some = [p for p in MIXED if 0 < p.temperature <= 2.0 and p.top_k <= 20]
+    logits = torch.randn(len(some), 511)
+    for row in range(len(some)):
+        logits[row, torch.randperm(511)[:20]] += 20.0
+    check(logits, some, token_index=3)
+    assert in_small_pieces == [True] * (len(some) * INTERPRETED)
+
+
+def test_a_number_beyond_the_likeliest_few_finds_its_token(in_small_pieces: list[bool]) -> None:
+    """A flat row: half of its mass lies behind every list, and each number falls where the sum of weights says."""
+    params = SamplingParams(temperature=1.0, seed=7)
+    torch.manual_seed(6)
+    drawn = check((torch.randn(1, 300) / 4).expand(8, 300), [params] * 8)
+    assert len(set(drawn)) > 5
+    if INTERPRETED:
+        assert False in in_small_pieces
+
+
+def test_what_is_masked_takes_no_room(in_small_pieces: list[bool]) -> None:
+    """Where few logits are above -inf, they are all that is looked at, and top-k may ask for more."""
+    logits = torch.full((4, 400), float("-inf"))
+    logits[:, [5, 300, 301, 399]] = torch.tensor([1.0, 0.5, 2.0, 0.1])
+    some = [
+        SamplingParams(temperature=t, top_k=k, top_p=p) for t, k, p in ((1, 0, 1), (1, 50, 1), (3, 0, 0.99), (9, 3, 1))
+    ]
+    assert set(check(logits, some)) <= {5, 300, 301, 399}
+    assert in_small_pieces == [True] * (len(some) * INTERPRETED)
+
+
+def test_more_equal_logits_than_a_list_holds_go_by_id(in_small_pieces: list[bool]) -> None:
+    logits = torch.zeros(6, 400)
+    logits[:, 200:] = 1.0
+    some = [
+        SamplingParams(),
+        *(SamplingParams(temperature=1.0, top_k=k, top_p=p) for k, p in ((1, 1), (2, 0.4), (250, 1), (0, 0.5), (0, 1))),
+    ]
+    check(logits, some)
 
 
 def test_equal_logits_go_by_id() -> None:
@@ -131,13 +204,14 @@ def test_tokens_of_no_probability_are_never_drawn() -> None:
 
 def test_rows_that_are_no_numbers_draw_nothing_and_disturb_nobody() -> None:
     torch.manual_seed(4)
-    logits = torch.randn(3, 40)
-    logits[0, 5], logits[1] = torch.nan, float("-inf")
-    draws = draws_of([SamplingParams(temperature=1.0), SamplingParams(), SamplingParams(temperature=1.0)])
+    logits = torch.randn(4, 40)
+    logits[0, 5], logits[1], logits[2, 7] = torch.nan, float("-inf"), float("inf")
+    warm = SamplingParams(temperature=1.0)
+    draws = draws_of([warm, SamplingParams(), warm, warm])
     for found in (by_kernel(logits, draws), sample_ref(logits.to(DEVICE), draws)):
-        assert found.token_ids.tolist()[:2] == [-1, -1]
-        assert bool(found.logprobs[:2].isnan().all())
-        assert found.token_ids[2] == sample(logits[2], SamplingParams(temperature=1.0), 0, 2)
+        assert found.token_ids.tolist()[:3] == [-1, -1, -1]
+        assert bool(found.logprobs[:3].isnan().all())
+        assert found.token_ids[3] == sample(logits[3], warm, 0, 3)
 
 
 def test_rows_past_the_count_are_left_alone() -> None:

@@ -25,13 +25,15 @@ from spolia_kernels.paged.attend_tails_triton import attend_tails_kernel
 from spolia_kernels.paged.tuning import span_tuning
 from spolia_kernels.sample.counter_triton import uniform_kernel
 from spolia_kernels.sample.sample_triton import sample_kernel
+from spolia_kernels.sample.summary_triton import summarize_kernel
 
 SHARED, RESERVED = 228 * 1024, 1024  # bytes of a multiprocessor, and what each program on it costs besides its own
 INTS = "items num_items rows offsets positions slots tail_pages tail_starts num_rows part_starts parts"
+INTS += " top_ks highest chosen_strips few_keys few_ids"
 POINTERS = {name: "*i32" for name in INTS.split()}
-POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse".split()}
+POINTERS |= {name: "*fp32" for name in "cos sin part_out part_lse part_tops part_sums part_masses logprobs".split()}
 POINTERS |= {name: "i32" for name in "num_slots stride_row max_pages width".split()}
-POINTERS |= {"sm_scale": "fp32", "eps": "fp32", "vocab": "i32", "count": "i32", "top_ks": "*i32"}
+POINTERS |= {"sm_scale": "fp32", "eps": "fp32", "vocab": "i32", "count": "i32", "num_parts": "i32"}
 POINTERS |= {name: "*fp64" for name in "temperatures top_ps numbers".split()}
 POINTERS |= {name: "*i64" for name in "seeds sample_indices token_indices token_ids".split()}
 
@@ -59,8 +61,11 @@ compiles(append_paged_kernel, HALF=64)
 compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)
 compiles(silu_mul_kernel, BLOCK=1024)
 for logits in ("*fp32", "*bf16"):
-    kind = {"logits": logits, "logprobs": "*fp32"}
-    compiles(sample_kernel, descriptors=kind, options={"num_warps": 16}, BLOCK=4096)
+    kind = {"logits": logits}
+    sizes = dict(STRIP=128, STRIPS=32)
+    compiles(summarize_kernel, descriptors=kind, **sizes)
+    sizes |= dict(NUM_STRIPS=1024, NUM_PARTS=32, FEW=64, CAPACITY=4096, LIST_BLOCK=1024, BLOCK=4096)
+    compiles(sample_kernel, descriptors=kind, options={"num_warps": 16}, **sizes)
 compiles(uniform_kernel, descriptors={"out": "*fp64"}, options={"num_warps": 1}, BLOCK=32)
 """
 

@@ -13,6 +13,7 @@ import torch
 
 from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.crew import NoAnswer, answers
+from spolia_bench.gpu.sampling import SPREADS, spread_logits
 from spolia_kernels import Partial, RotaryTable, attend, merge, rotate
 from spolia_kernels.paged import (
     Angles,
@@ -109,8 +110,8 @@ def attend_error(check: Check) -> float:
 def sample_error(check: Check) -> float:
     """The share of rows that draw another token than the reference does from the same logits."""
     rows, vocab = 24, 32_000
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(rows, vocab, generator=generator) * 3).to(check.dtype)
+    half = rows // 2
+    logits = torch.cat([spread_logits(half, vocab, spread) for spread in SPREADS]).to(check.dtype)
     rng = random.Random(0)
 
     def held(values: list[float], dtype: torch.dtype) -> torch.Tensor:

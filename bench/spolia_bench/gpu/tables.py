@@ -114,6 +114,7 @@ LAYOUTS = {
     "sampling": Layout(
         (
             ("vocabulary", "vocab"),
+            ("logits", "spread"),
             ("rows", "rows"),
             ("greedy µs", "greedy_ms"),
             ("temperature 1 µs", "temperature_ms"),

@@ -67,7 +67,7 @@ def sample_ref(logits: Tensor, draws: Draws) -> Drawn:
 
 
 def _draw(line: Tensor, draws: Draws, row: int) -> int:
-    if bool(line.isnan().any()) or bool((line == float("-inf")).all()):
+    if not bool(line.max().isfinite()):  # NaN counts as the largest
         return -1
     # Stable: of equal logits the smaller id comes first.
     values, ids = torch.sort(line, descending=True, stable=True)
