@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,3 +20,9 @@ def captured_logs() -> Iterator[list[MutableMapping[str, Any]]]:
             yield lines
     finally:
         structlog.configure(**before)
+
+
+def one(lines: Sequence[MutableMapping[str, Any]], event: str) -> MutableMapping[str, Any]:
+    """The only line of an event."""
+    [line] = [line for line in lines if line["event"] == event]
+    return line

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from e2e_world import DEMO_MODEL, Oracle, ask_exact, ledgers_are_empty, num_equal, prompts, wait_until
 
 from spolia import Client, Document, TokenIds
+from spolia.errors import Unavailable
 from spolia.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.slow
@@ -128,3 +132,36 @@ def test_killed_store_leaves_requests_running(frail: LocalCluster, frail_client:
     bos = oracle.engine.adapter.bos_token_id
     num_equal(oracle.answer([bos, *token_ids], NUM_TOKENS), exact.token_ids)
     assert not frail_client.cluster().directory_reachable
+
+
+def test_an_answer_that_nobody_goes_on_with_ends_without_an_address_in_its_error(
+    frail: LocalCluster, frail_client: Client
+) -> None:
+    """The last decode nodes die; the log knows where they were."""
+    body = {"prompt": "Who came?", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    nodes = [node for node in frail.nodes if node.role == "decode"]
+    with (
+        httpx2.stream("POST", f"http://{frail.http_address}/v1/completions", json=body, timeout=90.0) as answer,
+        frail_client.stream("Who came?", max_tokens=1500, ignore_eos=True) as stream,
+    ):
+        lines, deltas = answer.iter_lines(), iter(stream)
+        begun = [next(lines) for _ in range(4)]
+        next(deltas)
+        for node in nodes:
+            frail.kill(node)
+        with pytest.raises(Unavailable) as caught:
+            deque(deltas)
+        event = [line for line in (*begun, *lines) if line][-1]
+    error = json.loads(event.removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", "unavailable")
+    assert answer.headers["x-request-id"] in error["message"]
+    log = next(node.log_path for node in frail.nodes if node.role == "gateway")
+    assert log is not None
+    said = log.read_text()
+    for node in nodes:
+        address, port = node.address, f":{node.address.rpartition(':')[2]}"
+        for told in (caught.value.message, event, str(answer.headers)):
+            assert address not in told
+            assert port not in told
+            assert "ipv4" not in told
+        assert any("attempt failed" in line and address in line for line in said.splitlines())

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from captured_logs import captured_logs
+from captured_logs import captured_logs, one
 from gateway_fakes import (
     FINGERPRINT,
     UTF8_ANSWER,
@@ -208,17 +208,27 @@ async def test_a_request_that_kills_nodes_stops_at_max_attempts(model: Path) -> 
         assert sum(len(node.requests) for node in nodes) == 2
 
 
-@pytest.mark.parametrize("error", [InvalidRequest("no", field="parts"), NotSupported("no"), InternalError("bug")])
+@pytest.mark.parametrize("error", [InvalidRequest("no", field="parts"), NotSupported("no")])
 async def test_what_no_node_would_take_is_not_tried_twice(model: Path, error: SpoliaError) -> None:
     a, b = FakeDecode("a", fails_after(0, error)), FakeDecode("b")
     async with world(model, decodes=[a, b]) as w:
         with captured_logs() as lines:
             told = await failure(w, text_request("the stones"))
         assert (type(told), told.message, told.field) == (type(error), error.message, error.field)
-        levels = [line["log_level"] for line in lines if line["event"] == "attempt failed"]
-        assert levels == ["warning" if isinstance(error, InternalError) else "debug"], (
-            "a caller's mistake is no warning"
-        )
+        assert one(lines, "attempt failed")["log_level"] == "debug", "a caller's mistake is no warning"
+        assert not b.requests
+
+
+async def test_a_rule_that_broke_on_a_node_is_for_its_log_and_is_not_tried_twice(model: Path) -> None:
+    a, b = FakeDecode("a", fails_after(0, InternalError("bug"))), FakeDecode("b")
+    async with world(model, decodes=[a, b]) as w:
+        with captured_logs() as lines:
+            told = await failure(w, text_request("the stones", request_id="r-7"))
+        assert type(told) is InternalError
+        assert "request r-7 failed on node a" in told.message
+        assert "bug" not in told.message
+        line = one(lines, "attempt failed")
+        assert (line["log_level"], line["said"]) == ("warning", f"{a.address}: INTERNAL: bug")
         assert not b.requests
 
 

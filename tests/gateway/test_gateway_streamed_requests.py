@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from captured_logs import captured_logs, one
 from gateway_fakes import UTF8_ANSWER, WAIT_S, FakeDecode, answers, fails_after, hangs
 from gateway_worlds import Streamed, World, ids_part, parts_request, text_request, world
 from streamed_fakes import ManyDecode, known
@@ -192,9 +193,11 @@ async def test_a_node_that_refuses_this_one_is_as_good_as_away(model: Path) -> N
     a = ManyDecode("a", script=fails_after(0, Forbidden("not for you")))
     async with world(model, decodes=[a]) as w:
         await known(w, a)
-        told = await raised(w)
+        with captured_logs() as lines:
+            told = await raised(w)
         assert isinstance(told, Unavailable)
-        assert "refuses this node" in told.message
+        assert "refuses this gateway" in told.message
+        assert "refuses this node; look at its certificates: not for you" in one(lines, "attempt failed")["said"]
 
 
 async def test_a_client_that_goes_ends_its_request_and_no_other(model: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from captured_logs import captured_logs
 from gateway_fakes import FINGERPRINT, WAIT_S, FakeDecode, record
 from gateway_worlds import World, document_part, text_request, world
 
@@ -167,9 +168,15 @@ async def test_the_last_failure_is_told_when_all_prefill_nodes_fail(model: Path)
     async with world(model, decodes=[FakeDecode("a")], num_prefills=2) as w:
         for fake in w.prefills.values():
             fake.error = Unavailable("draining")
-        error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1])))
+        with captured_logs() as lines:
+            error = await failure(w, gateway_pb2.WarmRequest(documents=documents(TEXTS[:1]), request_id="w-1"))
         assert isinstance(error, Unavailable)
-        assert error.message == "draining"
+        said = [line for line in lines if line["event"] == "compile failed"]
+        assert [line["said"] for line in said] == [
+            f"{w.prefills[line['prefill_node']].address}: UNAVAILABLE: draining" for line in said
+        ]
+        assert len(said) == 2
+        assert error.message == f"node {said[-1]['prefill_node']} cannot go on with request w-1 now; try again"
 
 
 async def test_a_document_no_store_could_keep_is_not_called_warm(model: Path) -> None:

@@ -11,7 +11,7 @@ import grpc
 from spolia.v1 import directory_pb2, prefill_pb2, prefill_pb2_grpc
 from spolia_core.chunk_object import RAW_CODEC
 from spolia_gateway.documents import DocumentChunk
-from spolia_gateway.failures import NodeLost, failure_of
+from spolia_gateway.failures import failure_of, lost
 from spolia_gateway.served_models import ModelKey
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
@@ -46,7 +46,8 @@ async def compile_on(
 
     Raises what the node raised, `NodeLost` when it went away, `DeadlineExceeded` when it was late.
     """
-    deadline.check(f"request {request.request_id}")
+    work = f"request {request.request_id}"
+    deadline.check(work)
     stub = prefill_pb2_grpc.PrefillServiceStub(channels.get(node.address, "prefill"))
     done = asyncio.Event()
     call = stub.Prefill(
@@ -65,12 +66,12 @@ async def compile_on(
                 done.set()
     except grpc.RpcError as error:
         if ready is None:  # once it is in the store, how the connection ended changes nothing
-            raise failure_of(error, node.node_id, node.address) from error
+            raise failure_of(error, node, work) from error
     finally:
         call.cancel()  # a no-op once the call has ended
         done.set()  # and then it would leave the sender of requests waiting
     if ready is None:
-        raise NodeLost(f"node {node.node_id} at {node.address} ended its work without the chunk")
+        raise lost(node, work, "it ended its work without the chunk")
     return ready
 
 

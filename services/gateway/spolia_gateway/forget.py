@@ -18,10 +18,11 @@ from spolia.v1 import (
 )
 from spolia_core.errors import SpoliaError, Unavailable
 from spolia_gateway.config import MAX_IDS_PER_CALL
-from spolia_gateway.failures import failure_of
-from spolia_gateway.store_failures import store_away_in_words
+from spolia_gateway.failures import failure_of, said_inside
+from spolia_gateway.store_failures import store_failures_in_words
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.logs import get_log
 from spolia_node.membership import ClusterView
 from spolia_node.store_answers import sum_deleted
 from spolia_node.store_client import StoreClient
@@ -29,6 +30,8 @@ from spolia_node.store_client import StoreClient
 STORE = "store"
 STORE_SHARE = 0.5
 """Share of the caller's time that a store which does not answer may use up; the rest is for the nodes."""
+
+log = get_log(__name__)
 
 
 class Forgetter:
@@ -72,7 +75,7 @@ class Forgetter:
         try:
             for start in range(0, len(chunk_ids), MAX_IDS_PER_CALL):
                 ids = chunk_ids[start : start + MAX_IDS_PER_CALL]
-                with store_away_in_words():
+                with store_failures_in_words():
                     deleted.append(await self._store.delete(tenant_id, ids, deadline))
         except SpoliaError as error:
             return error
@@ -92,7 +95,9 @@ class Forgetter:
             request = decode_pb2.DropRequest(tenant_id=tenant_id, chunk_ids=chunk_ids)
             return (await decode_pb2_grpc.DecodeServiceStub(channel).Drop(request, timeout=timeout)).num_dropped
         except grpc.RpcError as error:
-            return failure_of(error, node.node_id, node.address)
+            failure = failure_of(error, node, "what is to be forgotten")
+            log.warning("node did not forget", node=node.node_id, error=repr(failure), said=said_inside(failure))
+            return failure
 
 
 def _raise_if_any_failed(results: Iterable[tuple[str, object]]) -> None:

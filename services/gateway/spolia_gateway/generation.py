@@ -14,7 +14,7 @@ from spolia_gateway.answer_streams import AnswerBroken, AnswerStreams
 from spolia_gateway.answer_terms import AnswerTerms
 from spolia_gateway.asking import asked
 from spolia_gateway.attempts import Attempts, RetryPolicy, may_succeed_elsewhere
-from spolia_gateway.failures import NodeLost, RequestFailed, failure_of
+from spolia_gateway.failures import NodeLost, RequestFailed, failure_of, lost, said_inside
 from spolia_gateway.generation_request import GenerationRequest
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.metrics import GatewayMetrics, Way
@@ -91,7 +91,8 @@ class Generator:
         deadline: Deadline,
     ) -> AsyncGenerator[decode_pb2.DecodeServiceGenerateResponse, None]:
         """One node's part of the answer, checked to continue what was received; `NodeLost` when it breaks off."""
-        deadline.check(f"request {request.request_id}")
+        work = f"request {request.request_id}"
+        deadline.check(work)
         channel = self._channels.get(node.address, "decode")
         resume, taken_over, finished = received.resume(), False, False
         with self._in_flight.hold(node.node_id), self._answers.inbox(node.address) as inbox:
@@ -110,16 +111,16 @@ class Generator:
                         yield event
             except AnswerBroken as error:
                 if not finished:
-                    raise NodeLost(f"node {node.node_id} at {node.address} was lost: {error.message}") from error
+                    raise lost(node, work, error.message) from error
             except RequestFailed as error:
-                raise error.of(node.node_id, node.address) from error
+                raise error.of(node, work) from error
             except grpc.RpcError as error:
                 if not finished:  # the answer is whole; how the connection ended changes nothing
-                    raise failure_of(error, node.node_id, node.address) from error
+                    raise failure_of(error, node, work) from error
             finally:
                 self._metrics.count_answer(Way.SHARED if inbox.stream else Way.OWN, inbox.pace)
         if not finished:
-            raise NodeLost(f"node {node.node_id} at {node.address} ended its answer without a finish")
+            raise lost(node, work, "it ended its answer without a finish")
 
     async def _next_node(
         self,
@@ -181,6 +182,7 @@ class Generator:
             decode_node=node.node_id,
             num_received_tokens=received.num_tokens,
             error=repr(error),
+            said=said_inside(error),
         )
 
 

@@ -1,4 +1,4 @@
-"""What to tell a client when a store is away, or is full."""
+"""What to tell a client when a store is away, fails, or is full."""
 
 from __future__ import annotations
 
@@ -6,30 +6,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spolia.v1 import kvstore_pb2
-from spolia_core.errors import Unavailable
+from spolia_core.errors import (
+    Cancelled,
+    DataCorrupt,
+    DeadlineExceeded,
+    InternalError,
+    SpoliaError,
+    Unavailable,
+)
 from spolia_node.logs import get_log
 
 RETRY_AFTER_MS = 1000
+
+_WORDS: dict[type[SpoliaError], str] = {
+    Cancelled: "the store ended the call; try again",
+    DataCorrupt: "the store answered what does not fit the question; try again",
+    DeadlineExceeded: "the store did not answer in time; give it more",
+    InternalError: "the store failed, and its log says why; tell those who run this gateway",
+}
 
 log = get_log(__name__)
 
 
 @contextmanager
-def store_away_in_words() -> Iterator[None]:
-    """Around calls to the store: what gRPC says of a connection goes to the log, and the client is told what it means.
+def store_failures_in_words() -> Iterator[None]:
+    """Around calls to the store: what gRPC or a store says of itself, with addresses, goes to the log, and the client
+    is told what it means.
 
-    Raises `Unavailable` for `Unavailable`.
+    Raises errors of the same classes. What a store says of the request itself passes as it is.
     """
     try:
         yield
     except Unavailable as error:
         log.warning("store not reached", error=error.message)
-        which = f"stores {error.actual}" if error.field == "stores" else "the store"
+        which = f"stores {error.actual}" if error.field == "stores" and error.actual else "the store"
         raise Unavailable(
             f"{which} cannot be reached now: is the kvstore process running?",
             field="store",
             retry_after_ms=RETRY_AFTER_MS,
         ) from error
+    except tuple(_WORDS) as error:
+        log.warning("store failed", error=repr(error))
+        kind = next(known for known in _WORDS if isinstance(error, known))
+        raise kind(_WORDS[kind], field="store", retry_after_ms=error.retry_after_ms) from error
 
 
 def not_kept(tenant_id: str, chunk_id: bytes, size_bytes: int, stats: kvstore_pb2.GetStatsResponse) -> Unavailable:

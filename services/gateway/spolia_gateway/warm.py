@@ -13,11 +13,11 @@ from spolia_core.errors import Busy, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_gateway.attempts import Attempts, RetryPolicy
 from spolia_gateway.compile_call import WarmRequest, compile_on
 from spolia_gateway.documents import DocumentChunk
-from spolia_gateway.failures import NodeLost
+from spolia_gateway.failures import NodeLost, said_inside
 from spolia_gateway.in_flight import InFlight
 from spolia_gateway.routing import order_prefill_nodes
 from spolia_gateway.served_models import ModelKey
-from spolia_gateway.store_failures import not_kept, store_away_in_words
+from spolia_gateway.store_failures import not_kept, store_failures_in_words
 from spolia_gateway.warm_progress import WarmedChunk, WarmProgress
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
@@ -67,7 +67,7 @@ class Warmer:
     ) -> AsyncGenerator[WarmedChunk, None]:
         started = time.monotonic()
         ids = [chunk.chunk_id for chunk in chunks]
-        with store_away_in_words():
+        with store_failures_in_words():
             # Also what is slow to read: it is stored.
             entries = await self._store.lookup(
                 request.tenant_id, ids, request.model.fingerprint, (), deadline, ignore_cost=True
@@ -107,10 +107,16 @@ class Warmer:
                 if isinstance(error, NodeLost):
                     self._cluster.mark_dead(node.node_id)
                 note = log.debug if isinstance(error, Busy) else log.warning
-                note("compile failed", request_id=request.request_id, prefill_node=node.node_id, error=repr(error))
+                note(
+                    "compile failed",
+                    request_id=request.request_id,
+                    prefill_node=node.node_id,
+                    error=repr(error),
+                    said=said_inside(error),
+                )
                 attempts.failed(error, refusals_cost=False)
         if ready.outcome == prefill_pb2.CHUNK_OUTCOME_INLINE:
-            with store_away_in_words():
+            with store_failures_in_words():
                 stats = await self._store.home_stats(chunk.chunk_id, deadline)
             raise not_kept(request.tenant_id, chunk.chunk_id, ready.info.size_bytes, stats)
         found = ready.outcome == prefill_pb2.CHUNK_OUTCOME_FOUND

@@ -75,7 +75,7 @@ class ChannelPool:
         `Unavailable` once the pool is closed.
         """
         if self._closed:
-            raise Unavailable(f"no new calls to {address}: this node is shutting down")
+            raise Unavailable("no new calls: this node is shutting down")
         self._take_new_certificate()
         channel = self._channels.get((address, role))
         if channel is None:

@@ -19,11 +19,14 @@ def some_of(answers: Mapping[StoreAddress, T | SpoliaError]) -> list[T]:
 
 
 def all_of(answers: Mapping[StoreAddress, T | SpoliaError]) -> list[T]:
-    """The answers of all stores. Raises `Unavailable` naming those that could not be asked."""
-    failed = {store.name: answer for store, answer in answers.items() if isinstance(answer, SpoliaError)}
+    """The answers of all stores. Raises `Unavailable` naming those that could not be asked: in `actual` by their node
+    ids, in its message, which is for logs and operators, by their addresses where there is no more.
+    """
+    failed = {store: answer for store, answer in answers.items() if isinstance(answer, SpoliaError)}
     if failed:
-        reasons = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
-        raise Unavailable(f"not every store could be asked: {reasons}", field="stores", actual=", ".join(failed))
+        reasons = "; ".join(f"{store.name}: {error.message}" for store, error in failed.items())
+        names = ", ".join(store.node_id for store in failed if store.node_id)
+        raise Unavailable(f"not every store could be asked: {reasons}", field="stores", actual=names)
     return [answer for answer in answers.values() if not isinstance(answer, SpoliaError)]
 
 
