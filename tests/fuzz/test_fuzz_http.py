@@ -119,7 +119,7 @@ def test_requests_that_the_schema_allows_or_forbids(world: FuzzWorld, capsys: py
 
 
 BODY = b'{"prompt": "ab", "max_tokens": 2, "documents": ["abcdef"], "reuse": "linked", "seed": 1, "stream": true}'
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 def nearly_http(key: bytes) -> st.SearchStrategy[bytes]:
@@ -137,9 +137,9 @@ def nearly_http(key: bytes) -> st.SearchStrategy[bytes]:
         signed + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         HEAD + b"content-length: 90000000\r\n\r\n" + b"{" * 100,
         b"GET /version HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        b"HEAD /page/main.js HTTP/1.1\r\nhost: x\r\nif-none-match: *\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"HEAD /page/main.js HTTP/1.1\r\nhost: localhost\r\nif-none-match: *\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n\r\n",
     ]
     one = st.sampled_from(good)
     return st.lists(st.one_of(one, one.flatmap(damaged)), min_size=1, max_size=3).map(b"".join)

@@ -30,10 +30,8 @@ async def sent(met: HttpWorld, body: dict[str, Any]) -> asyncio.StreamWriter:
     host, port = met.world.node.http_address.split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     content = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-    )
-    writer.write(head.encode() + b"\r\n\r\n" + content)
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
     await writer.drain()
     return writer
 

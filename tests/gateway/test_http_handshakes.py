@@ -22,7 +22,7 @@ from http_worlds import HttpWorld, http_world, says
 from spolia.local_authority import init_authority
 from spolia_gateway.http import connections, tls_door
 
-ASK = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
+ASK = b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 @dataclass

@@ -21,7 +21,7 @@ from spolia_core.key_book import new_key
 from spolia_core.key_file import KeyFile
 from spolia_gateway.http import connection, connections, request_body, server
 
-ASK = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
+ASK = b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"
 JSON = {"content-type": "application/json"}
 
 
@@ -96,14 +96,14 @@ async def test_a_head_that_does_not_come_is_not_waited_for(met: HttpWorld, monke
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 15_000, b" 431 "),
-        (b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"b" * 100_000, b" 431 "),
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 15_000, b" 431 "),
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 100_000, b" 431 "),
         (b"GET /" + b"a" * 100_000, b" 431 "),
         (b"\x16\x03\x01\x02\x00\x01\x00", b" 400 "),
         (b"GET / HTTP/1.1\r\n\r\n", b" 400 "),
-        (b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", b" 400 "),
-        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b" 400 "),
-        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", b" 400 "),
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: y\r\n\r\n", b" 400 "),
+        (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n", b" 400 "),
+        (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", b" 400 "),
     ],
 )
 async def test_a_head_that_is_none_is_refused_counted_and_logged(met: HttpWorld, head: bytes, status: bytes) -> None:
@@ -118,7 +118,9 @@ async def test_a_head_that_is_none_is_refused_counted_and_logged(met: HttpWorld,
 
 
 async def test_a_body_of_two_lengths_is_refused_as_a_smuggler_would_send_it(met: HttpWorld) -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     async with connected(met) as raw:
         raw.writer.write(head + b"0\r\n\r\n" + ASK)
         answer = await raw.rest()
@@ -130,7 +132,7 @@ async def test_a_body_of_two_lengths_is_refused_as_a_smuggler_would_send_it(met:
 async def test_a_chunk_that_is_none_ends_the_connection_before_and_under_an_answer(met: HttpWorld) -> None:
     for path, status in ((b"/v1/completions", b" 400 "), (b"/nothing", b" 404 ")):
         async with connected(met) as raw:
-            head = b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
+            head = b"POST " + path + b" HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
             raw.writer.write(head)
             await asyncio.sleep(0.05)
             raw.writer.write(b"no length\r\n")
@@ -142,7 +144,9 @@ async def test_a_handler_whose_request_breaks_off_is_told_so_and_answers_nobody(
 ) -> None:
     """All in one packet, so that the handler begins when the refusal has been sent."""
     async with connected(met) as raw:
-        raw.writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n")
+        raw.writer.write(
+            b"POST /nothing HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n"
+        )
         assert b" 400 " in (await raw.rest()).split(b"\r\n")[0]
     async with asyncio.timeout(WAIT_S):
         while tasks := met.world.node._http._uvicorn.server_state.tasks:  # type: ignore[union-attr]  # HTTP is on
@@ -161,7 +165,7 @@ async def test_what_tls_hands_over_after_the_end_is_dropped(met: HttpWorld) -> N
 
 async def test_requests_sent_ahead_are_answered_in_their_order(met: HttpWorld) -> None:
     async with connected(met) as raw:
-        raw.writer.write(ASK * 50 + b"GET /nothing HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        raw.writer.write(ASK * 50 + b"GET /nothing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         answers = await raw.rest()
     assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"200"] * 50 + [b"404"]
 
@@ -178,7 +182,7 @@ async def test_the_key_is_asked_for_before_the_body_is_read(
         for path in (b"/v1/completions", b"/v1/chat/completions", b"/tokenize"):
             for shown, status in ((b"Bearer wrong", b" 401 "), (b"Bearer " + key.encode(), b" 413 ")):
                 async with connected(met) as raw:
-                    lines = (b"POST " + path + b" HTTP/1.1", b"host: x", b"authorization: " + shown)
+                    lines = (b"POST " + path + b" HTTP/1.1", b"host: localhost", b"authorization: " + shown)
                     raw.writer.write(b"\r\n".join((*lines, b"content-length: 5000", b"", b"")))
                     began = time.monotonic()
                     answer = await raw.rest()
@@ -199,7 +203,7 @@ async def test_who_sends_all_before_reading_hears_why_it_was_refused(met: HttpWo
 
 async def test_a_body_without_end_is_not_taken_for_ever(met: HttpWorld) -> None:
     async with connected(met) as raw:
-        raw.writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        raw.writer.write(b"POST /nothing HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
 
         async def send_on() -> None:
             while True:
@@ -235,7 +239,9 @@ async def test_among_too_many_connections_the_one_that_waited_longest_goes(
         connected(met) as third,
     ):
         for raw in (first, second, third, first):
-            assert await raw.is_answered(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"" if raw is first else b" 200 ")
+            assert await raw.is_answered(
+                b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", b"" if raw is first else b" 200 "
+            )
             await until(lambda: num_connections(met) == 3)
         async with connected(met) as fourth:
             assert await fourth.is_answered()
@@ -249,9 +255,8 @@ async def test_where_every_connection_is_being_answered_a_new_one_is_told_to_com
     decode = FakeDecode("a", hangs)
     async with http_world(model, [decode], max_connections=2) as met:
         body = b'{"prompt": "x"}'
-        ask = (
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n"
-        )
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        ask = head + b"content-length: 15\r\n\r\n"
         async with connected(met) as one, connected(met) as other:
             for raw in (one, other):
                 raw.writer.write(ask + body)
@@ -284,7 +289,7 @@ async def test_who_asks_and_reads_nothing_is_let_go(model: Path, monkeypatch: py
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect((host, int(port)))
-            deaf.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 200)
+            deaf.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n" * 200)
             await until(lambda: num_connections(met) == 1)
             await until(lambda: num_connections(met) == 0)
 

@@ -13,6 +13,7 @@ from spolia_core.splitting import DEFAULT_SPLIT_TOKENS, MAX_SPLIT_TOKENS, MIN_SP
 from spolia_gateway.attempts import RetryPolicy
 from spolia_gateway.caller import Caller
 from spolia_gateway.limits import RequestLimits
+from spolia_gateway.own_names import OwnNames, is_host_name
 from spolia_node.config import NodeConfig, at_least, between, one_of, setting
 
 DEFAULT_PORT = 7300
@@ -40,6 +41,13 @@ class GatewayConfig(NodeConfig):
     )
     http_max_body_bytes: int = setting(
         32 << 20, "Largest body of an HTTP request, in bytes; raise it with max_prompt_bytes.", check=at_least(1)
+    )
+    http_allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Further host names, without ports and with commas between, for whom HTTP is served where host is loopback and "
+        "callers need no key: of a proxy before the gateway, or of pages and extensions of browsers that call it; "
+        "*: for all, and any page that a browser of this machine shows can use the gateway.",
+        check=lambda names: None if all(map(is_host_name, names)) else "host names or addresses without ports, or *",
     )
     max_connections: int = setting(
         4096,
@@ -131,6 +139,15 @@ class GatewayConfig(NodeConfig):
         if self.is_local and not self.keys:
             return Caller(self.tenant, frozenset(Role))
         return Caller(self.tenant) if self.allow_anonymous else None
+
+    @property
+    def own_names(self) -> OwnNames | None:
+        """Where only this machine can connect and need show nothing: the names it has. None where others come too, or
+        all show keys: a browser has no key to give away, and a proxy's names are its own matter.
+        """
+        if not self.is_local or self.anonymous is None:
+            return None
+        return OwnNames((self.advertise_host, *self.http_allowed_hosts))
 
     @property
     def max_client_files(self) -> int:

@@ -38,6 +38,10 @@ class Refusal(Enum):
     UNKNOWN_KEY = "unknown_key"
     EXPIRED_KEY = "expired_key"
     ROLE = "role"
+    HOST = "host"
+    """Over HTTP, where nobody shows a key: under a name that is not this machine's."""
+    ORIGIN = "origin"
+    """Likewise: for a page that is not."""
 
 
 class Identities:
@@ -95,13 +99,14 @@ class Identities:
         try:
             caller.check_may(call, NEEDS[call])
         except Forbidden as error:
-            self._note(Refusal.ROLE, error.message, caller.key_id)
+            self.note(Refusal.ROLE, error.message, caller.key_id)
             raise
 
     def _refusal(self, why: Refusal, message: str, key_id: str = "") -> Unauthenticated:
-        self._note(why, message, key_id)
+        self.note(why, message, key_id)
         return Unauthenticated(message, field="authorization")
 
-    def _note(self, why: Refusal, message: str, key_id: str) -> None:
+    def note(self, why: Refusal, message: str, key_id: str = "") -> None:
+        """Counts and logs that somebody was not let in."""
         self._refused[why].inc()
         log.warning("caller refused", reason=why.value, key_id=key_id, error=message)

@@ -148,6 +148,8 @@ class GatewayNode:
 
     def _say_who_may(self) -> None:
         config = self.config
+        if config.http_allowed_hosts and config.own_names is None:
+            log.warning("http_allowed_hosts counts for nothing: host is not loopback, or callers show keys")
         if self._keys is not None and not self._keys.book.keys:
             log.warning("no API key is known; spolia keys create makes one")
         if config.allow_anonymous and (config.keys or not config.is_local):

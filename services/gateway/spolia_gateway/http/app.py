@@ -17,6 +17,7 @@ from spolia_gateway.http.body_errors import invalid_body
 from spolia_gateway.http.edge import Edge, HttpMetrics
 from spolia_gateway.http.errors import error_response, plain_error
 from spolia_gateway.http.front_door import FrontDoor
+from spolia_gateway.http.pages_elsewhere import PagesElsewhere
 from spolia_gateway.http.request_body import BodyRefused
 from spolia_gateway.http.short_way import ShortWay
 from spolia_node.logs import get_log
@@ -43,6 +44,7 @@ def make_app(front: FrontDoor) -> ASGIApp:
         max_body_bytes=front.config.http_max_body_bytes,
         body_timeout_s=front.config.rpc_timeout_s,
         leaving=lambda: front.node.leaving,
+        refusal=PagesElsewhere(front.config.own_names, front.identities).refusal,
     )
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 import structlog
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spolia_core.errors import InvalidRequest
@@ -48,8 +50,11 @@ class Edge:
         max_body_bytes: int,
         body_timeout_s: float,
         leaving: Callable[[], bool],
+        refusal: Callable[[Headers], Response | None],
     ) -> None:
-        """`leaving` says that the node drains: then each answer ends its connection, and the next goes elsewhere."""
+        """`leaving` says that the node drains: then each answer ends its connection, and the next goes elsewhere.
+        `refusal` is the answer to who is not let in for what its headers say, before anything is done for it.
+        """
         self._app = app
         self._leaving = leaving
         self._metrics = metrics
@@ -57,6 +62,7 @@ class Edge:
         self._turnstile = turnstile
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -67,6 +73,10 @@ class Edge:
             body = sent.body = RequestBody(receive, scope["headers"], self._max_body_bytes, self._body_timeout_s)
             sent.request_id = scope.setdefault("state", {})["request_id"] = request_id_of(_header(scope, REQUEST_ID))
             structlog.contextvars.bind_contextvars(request_id=sent.request_id)
+            refusal = self._refusal(Headers(scope=scope))
+            if refusal is not None:
+                await refusal(scope, receive, sent)
+                return
             if scope["path"] in TRACED:
                 await self._turnstile.through()
             with self._span(scope):
