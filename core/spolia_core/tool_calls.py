@@ -2,14 +2,15 @@
 
     text ──<tool_call>──▶ head ──"arguments": {──▶ arguments ──}──▶ tail ──</tool_call>──▶ text
 
-What stands between tags and is no call is given back as text: an answer without a constraint may hold anything.
+What stands between tags and is no call is given back as text: an answer without a constraint may hold anything. What a
+limit cut while it could still become a call is no text: of a call whose name is known that is told, of another nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -61,12 +62,23 @@ class AnswerWithCalls:
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([\w.-]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
+_BEFORE_NAME = ("{", '"name"', ":", '"')
+_NAME = re.compile(r"[\w.-]+")
+_AFTER_NAME = (",", '"arguments"', ":", "{")
+"""The same, part by part, for a head that ends early."""
+
+_SURELY_A_TAG = "<tool_"
+"""Where an answer was cut in a tag: shorter beginnings may be text, as of HTML."""
+
+
 class ToolCallParser:
-    """Reads one answer. `feed` its text piece by piece, then `finish`; how it was cut changes nothing but the events'
-    number.
+    """Reads one answer. `feed` its text piece by piece, then `finish`; how it was cut into pieces changes nothing but
+    the events' number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_calls: bool = False) -> None:
+        """`only_calls`: the answer was held to calls, and has no text."""
+        self._only_calls = only_calls
         self.num_calls = 0
         """Calls that began."""
         self._held = ""
@@ -84,14 +96,30 @@ class ToolCallParser:
             events += read
         return events
 
-    def finish(self) -> list[CallEvent]:
-        """What was held back, at the end of the answer. Of a call that was cut the arguments stand as they came."""
+    def finish(self, *, was_cut: bool = False) -> list[CallEvent]:
+        """What was held back, at the end of the answer. Of a call that was cut the arguments stand as they came.
+
+        `was_cut`: it did not end by itself, but at a limit or a stop string, maybe where a call begins.
+        """
         held, self._held = self._held, ""
         if self._read == self._read_head:
+            begun = _name_so_far(held) if was_cut else None
+            if begun is not None:
+                return [self._begin(begun)] if begun else []
             held = OPEN_TAG + held
-        if self._read not in (self._read_head, self._read_text):
+        elif self._read == self._read_text:
+            held = held[: self._end_of_text(held)] if was_cut else held
+        else:
             return []
         return [Content(held)] if held else []
+
+    def _end_of_text(self, held: str) -> int:
+        """Where the text ends of an answer that was cut: before what was to be a tag, and the space before that."""
+        if self._only_calls:
+            return 0
+        start = _start_of_tag(held)
+        is_tag = self.num_calls > 0 or len(held) - start >= len(_SURELY_A_TAG)
+        return len(held[:start].rstrip()) if start < len(held) and is_tag else len(held)
 
     # Each reader takes what it can of what is held, and returns its events; None where it must wait for more.
 
@@ -163,13 +191,13 @@ class ToolCallParser:
         return None
 
 
-def parse_tool_calls(text: str) -> AnswerWithCalls:
+def parse_tool_calls(text: str, *, only_calls: bool = False, was_cut: bool = False) -> AnswerWithCalls:
     """A whole answer."""
-    parser = ToolCallParser()
+    parser = ToolCallParser(only_calls=only_calls)
     content: list[str] = []
     names: list[str] = []
     arguments: list[str] = []
-    for event in [*parser.feed(text), *parser.finish()]:
+    for event in [*parser.feed(text), *parser.finish(was_cut=was_cut)]:
         match event:
             case Content():
                 content.append(event.text)
@@ -188,6 +216,29 @@ def _start_of_tag(text: str) -> int:
         if text.endswith(OPEN_TAG[:size]):
             return len(text) - size
     return len(text)
+
+
+def _name_so_far(head: str) -> str | None:
+    """The name in a call's head that ends early, empty where it is not whole; None where this never becomes a call."""
+    left = _behind(head, _BEFORE_NAME)
+    if not left:
+        return left
+    name, quote, left = left.partition('"')
+    if not quote:
+        return "" if _NAME.fullmatch(name) else None
+    return name if _NAME.fullmatch(name) and _behind(left, _AFTER_NAME) is not None else None
+
+
+def _behind(text: str, parts: Sequence[str]) -> str | None:
+    """What stands behind all parts, with space before each or none; empty where the text ends among them, None where it
+    is another.
+    """
+    for part in parts:
+        text = text.lstrip()
+        if not text.startswith(part):
+            return "" if part.startswith(text) else None
+        text = text[len(part) :]
+    return text
 
 
 def _as_call(body: str) -> ToolCall | None:

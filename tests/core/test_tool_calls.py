@@ -68,10 +68,61 @@ def test_a_call_that_is_no_json_is_text() -> None:
     assert parse_tool_calls(f"<tool_call>{deep}</tool_call>").content == f"<tool_call>{deep}</tool_call>"
 
 
-def _in_pieces(text: str, size: int) -> AnswerWithCalls:
-    parser = ToolCallParser()
+CUT = {
+    "": "",
+    "Text. ": "Text. ",
+    "Text. <": "Text. <",
+    "Text. <tool": "Text. <tool",
+    "Text. <tool_": "Text.",
+    "Text.\n<tool_call": "Text.",
+    "Text.\n<tool_call>": "Text.",
+    'Text. <tool_call>\n{"na': "Text.",
+    'Text. <tool_call> { "name" : "f': "Text.",
+    "Text. <tool_call>nothing": "Text.<tool_call>nothing",
+    '<tool_call>{"nome": "f"': '<tool_call>{"nome": "f"',
+    '<tool_call>{"name": "f g': '<tool_call>{"name": "f g',
+    '<tool_call>{"name": "", "argu': '<tool_call>{"name": "", "argu',
+    '<tool_call>{"name": "f", "a": 1': '<tool_call>{"name": "f", "a": 1',
+    '<tool_call>{"name": "f", "arguments": 3': '<tool_call>{"name": "f", "arguments": 3',
+}
+
+
+@pytest.mark.parametrize(("text", "content"), CUT.items(), ids=range(len(CUT)))
+def test_what_may_be_the_beginning_of_a_call_is_no_text_where_it_was_cut(text: str, content: str) -> None:
+    assert parse_tool_calls(text, was_cut=True) == AnswerWithCalls(content, ())
+    assert _in_pieces(text, 1, was_cut=True) == AnswerWithCalls(content, ())
+    behind = AnswerWithCalls("", (ToolCall("weather", ARGUMENTS),))
+    if text.startswith("Text.") and content == "Text.":
+        assert parse_tool_calls(CALL + text.removeprefix("Text."), was_cut=True) == behind
+
+
+@pytest.mark.parametrize("held", ["<", "\n<to", "\n<tool_call"])
+def test_behind_a_call_and_where_there_are_only_calls_a_tag_is_a_tag_from_its_first_character(held: str) -> None:
+    whole = (ToolCall("weather", ARGUMENTS),)
+    assert parse_tool_calls(CALL + held, was_cut=True) == AnswerWithCalls("", whole)
+    assert parse_tool_calls(held.strip(), was_cut=True, only_calls=True) == AnswerWithCalls("", ())
+
+
+def test_a_call_is_no_text_wherever_it_is_cut() -> None:
+    for size in range(len(CALL) + 1):
+        answer = parse_tool_calls(CALL[:size], was_cut=True, only_calls=True)
+        assert answer == _in_pieces(CALL[:size], 1, was_cut=True, only_calls=True)
+        assert not answer.content
+        assert [call.name for call in answer.calls] == (["weather"] if size >= CALL.index(", ") else [])
+        assert all(ARGUMENTS.startswith(call.arguments) for call in answer.calls)
+
+
+def test_a_call_whose_name_is_whole_is_told_without_arguments() -> None:
+    for behind in ("", ",", ' , "argu', ', "arguments"', ', "arguments": '):
+        text = f'<tool_call>\n{{"name": "f"{behind}'
+        assert parse_tool_calls(text, was_cut=True) == AnswerWithCalls("", (ToolCall("f", ""),))
+        assert _in_pieces(text, 1, was_cut=True) == AnswerWithCalls("", (ToolCall("f", ""),))
+
+
+def _in_pieces(text: str, size: int, *, was_cut: bool = False, only_calls: bool = False) -> AnswerWithCalls:
+    parser = ToolCallParser(only_calls=only_calls)
     events = [event for start in range(0, len(text), size) for event in parser.feed(text[start : start + size])]
-    events += parser.finish()
+    events += parser.finish(was_cut=was_cut)
     names = [event.name for event in events if isinstance(event, CallBegins)]
     said = [
         "".join(event.text for event in events if isinstance(event, CallArguments) and event.index == index)

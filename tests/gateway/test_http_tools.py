@@ -195,22 +195,76 @@ async def test_logprobs_tell_the_tokens_of_calls_too(met: HttpWorld, speaker: Sp
     assert calls_of(answer.choices[0]) == calls_of(choice)
 
 
-@pytest.mark.parametrize(
-    ("reason", "text", "told"),
-    [
-        (common_pb2.FINISH_REASON_LENGTH, CALL[:50], "length"),
-        (common_pb2.FINISH_REASON_STOP, CALL[:50], "stop"),
-        (common_pb2.FINISH_REASON_LENGTH, CALL[:15], "length"),
-    ],
-)
-async def test_what_cuts_a_call_is_told(met: HttpWorld, speaker: Speaker, reason: Any, text: str, told: str) -> None:
-    speaker.texts, speaker.reason = [text], reason
-    [whole] = (await ask(met)).choices
-    _, answer = await ask_streaming(met)
-    for choice in (whole, answer.choices[0]):
-        assert choice.finish_reason == told
-        arguments = [call.function.arguments for call in choice.message.tool_calls or []]
-        assert (arguments, choice.message.content) in ((['{"cit'], None), ([], text))
+REASONS = [(common_pb2.FINISH_REASON_LENGTH, "length"), (common_pb2.FINISH_REASON_STOP, "stop")]
+
+
+def told_of(choice: Any) -> tuple[str | None, list[tuple[str, str]]]:
+    """Content, and calls as they came."""
+    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+    return choice.message.content, calls
+
+
+async def both_ways(met: HttpWorld, **changes: Any) -> list[Any]:
+    """The choice of the whole answer, and of the streamed one."""
+    [whole] = (await ask(met, **changes)).choices
+    _, answer = await ask_streaming(met, **changes)
+    return [whole, answer.choices[0]]
+
+
+def cut_call(size: int) -> list[tuple[str, str]]:
+    """What is known of `CALL` when it is cut: its name once that is whole, and then the arguments so far."""
+    if size < CALL.index(", "):
+        return []
+    begin, end = CALL.index('{"city'), CALL.index("}}") + 1
+    return [("weather", CALL[begin : max(begin, min(size, end))])]
+
+
+@pytest.mark.parametrize(("reason", "told"), REASONS)
+async def test_a_required_call_is_never_content_wherever_it_is_cut(
+    met: HttpWorld, speaker: Speaker, reason: Any, told: str
+) -> None:
+    speaker.reason = reason
+    name_ends = CALL.index(", ")
+    for size in sorted({*range(0, len(CALL) + 1, 8), 11, name_ends - 1, name_ends, CALL.index("{", 13), len(CALL)}):
+        speaker.texts = [CALL[:size]]
+        for choice in await both_ways(met, tool_choice="required"):
+            assert (*told_of(choice), choice.finish_reason) == (None, cut_call(size), told), CALL[:size]
+
+
+@pytest.mark.parametrize(("reason", "told"), REASONS)
+async def test_behind_text_or_a_call_a_call_that_is_cut_is_no_content(
+    met: HttpWorld, speaker: Speaker, reason: Any, told: str
+) -> None:
+    speaker.reason = reason
+    for size in (*range(len("<tool_"), 16), CALL.index(", "), 50, len(CALL)):
+        speaker.texts = [f"Let me see.\n{CALL[:size]}"]
+        for choice in await both_ways(met):
+            assert (*told_of(choice), choice.finish_reason) == ("Let me see.", cut_call(size), told), CALL[:size]
+        speaker.texts = [f"{CALL}\n{CALL[:size]}"]
+        for choice in await both_ways(met):
+            whole = ("weather", '{"city": "Oslo"}')
+            assert (*told_of(choice), choice.finish_reason) == (None, [whole, *cut_call(size)], told), CALL[:size]
+
+
+@pytest.mark.parametrize("text", ["1 < 2 <", "a list: <to", "One <tool> two", "<tool_call> no JSON", "Just text. "])
+async def test_text_that_is_cut_stays_text_where_tools_may_be_called(
+    met: HttpWorld, speaker: Speaker, text: str
+) -> None:
+    speaker.texts, speaker.reason = [text], common_pb2.FINISH_REASON_LENGTH
+    for choice in await both_ways(met):
+        assert told_of(choice) == (text, [])
+        assert choice.finish_reason == "length"
+
+
+async def test_tokens_of_a_call_that_is_not_told_are_counted_and_have_logprobs(
+    met: HttpWorld, speaker: Speaker
+) -> None:
+    speaker.texts, speaker.reason = [CALL[:20]], common_pb2.FINISH_REASON_LENGTH
+    answer = await ask(met, tool_choice="required", logprobs=True)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 20
+    assert answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.content or []) == 20
 
 
 async def test_the_choice_becomes_the_nodes_constraint(met: HttpWorld, decode: FakeDecode) -> None:

@@ -39,7 +39,8 @@ async def chat(body: ChatRequest, request: Request, front: Front, caller: Asking
     num_samples, has_logprobs = body.n or 1, bool(body.logprobs)
     shape: ChatShape
     if may_call:
-        shape = ToolShape(front.texts, num_samples, has_logprobs=has_logprobs)
+        only_calls = choice.mode is ToolMode.REQUIRED
+        shape = ToolShape(front.texts, num_samples, only_calls=only_calls, has_logprobs=has_logprobs)
     else:
         shape = ChatShape(front.texts, has_logprobs=has_logprobs)
     envelope = Envelope(shape, request_id, front.config.served_name)

@@ -30,9 +30,11 @@ _ID_LENGTH = 9
 class ToolShape(ChatShape):
     """Chat completions whose text is read for calls."""
 
-    def __init__(self, texts: TokenTexts, num_choices: int, *, has_logprobs: bool) -> None:
+    def __init__(self, texts: TokenTexts, num_choices: int, *, only_calls: bool, has_logprobs: bool) -> None:
+        """`only_calls`: answers are held to calls, and have no text."""
         super().__init__(texts, has_logprobs=has_logprobs)
-        self._parsers = [ToolCallParser() for _ in range(num_choices)]
+        self._only_calls = only_calls
+        self._parsers = [ToolCallParser(only_calls=only_calls) for _ in range(num_choices)]
 
     def opening(self, choice: int) -> dict[str, Any] | None:
         """Says who speaks; whether there will be text is not known."""
@@ -44,24 +46,29 @@ class ToolShape(ChatShape):
         return self._chunk(choice, delta, self._logprobs(tokens)) if delta or tokens else None
 
     def ending(self, choice: int, reason: int) -> dict[str, Any]:
-        """Says why it ended, and the text that was held back as it might have begun a call."""
+        """Says why it ended, and what was held back: text that might have begun a call, or a call that hardly began."""
         parser = self._parsers[choice]
-        delta = _delta(parser.finish())
+        delta = _delta(parser.finish(was_cut=_was_cut(reason)))
         return self._chunk(choice, delta) | {"finish_reason": _finish_reason(reason, parser.num_calls)}
 
     def whole(self, choice: int, sample: Sample) -> dict[str, Any]:
         """The message."""
-        answer = parse_tool_calls(sample.text)
+        answer = parse_tool_calls(sample.text, only_calls=self._only_calls, was_cut=_was_cut(sample.reason))
         told = super().whole(choice, sample) | {"finish_reason": _finish_reason(sample.reason, len(answer.calls))}
-        told["message"]["content"] = answer.content
+        told["message"]["content"] = answer.content or None
         if answer.calls:
-            told["message"] |= {"content": answer.content or None, "tool_calls": [_call(call) for call in answer.calls]}
+            told["message"]["tool_calls"] = [_call(call) for call in answer.calls]
         return told
 
 
+def _was_cut(reason: int) -> bool:
+    """Whether it may have ended inside a call: by `max_tokens`, a stop string, or what this release does not know."""
+    return reason != common_pb2.FINISH_REASON_EOS
+
+
 def _finish_reason(reason: int, num_calls: int) -> str:
-    """A text cut by `max_tokens` or a stop string may end inside a call, so that says what cut it."""
-    return "tool_calls" if num_calls and reason == common_pb2.FINISH_REASON_EOS else finish_reason(reason)
+    """That calls are whole, where they are; else what cut the last."""
+    return "tool_calls" if num_calls and not _was_cut(reason) else finish_reason(reason)
 
 
 def _delta(events: Sequence[CallEvent]) -> dict[str, Any]:
