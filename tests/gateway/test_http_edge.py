@@ -55,8 +55,9 @@ async def test_models_are_listed_as_openai_lists_them(met: HttpWorld) -> None:
     [model] = (await met.openai.models.list()).data
     assert (model.id, model.object) == ("tiny", "model")
     assert (await met.openai.models.retrieve("tiny")).id == "tiny"
-    missing = await met.http.get("/v1/models/none")
-    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    for name in ("none", "tiny/"):
+        missing = await met.http.get(f"/v1/models/{name}")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_unknown_urls_and_methods_get_errors_of_the_same_form(met: HttpWorld) -> None:
@@ -69,6 +70,48 @@ async def test_unknown_urls_and_methods_get_errors_of_the_same_form(met: HttpWor
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         assert answer.headers["x-request-id"]
     assert "unmatched" in await met.metric('spolia_http_requests_total{route="unmatched"')
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "served"),
+    [
+        ("POST", "/v1/chat/completions/", "/v1/chat/completions"),
+        ("POST", "/v1/completions/", "/v1/completions"),
+        ("POST", "/v1//completions", "/v1/completions"),
+        ("POST", "//v1/completions//", "/v1/completions"),
+        ("POST", "/tokenize/", "/tokenize"),
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "/health/", "/health"),
+        ("HEAD", "/health/", "/health"),
+        ("GET", "/metrics/", "/metrics"),
+        ("GET", "/cluster/", "/cluster"),
+        ("GET", "/page/main.js/", "/page/main.js"),
+        ("GET", "/openapi.json/", "/openapi.json"),
+        ("GET", "//", "/"),
+        ("GET", "/nothing/", None),
+        ("GET", "/v1/", None),
+    ],
+)
+async def test_a_slash_too_many_is_no_redirect_and_the_path_that_is_served_is_named(
+    met: HttpWorld, method: str, asked: str, served: str | None
+) -> None:
+    """A redirect names the host of whoever asked, a proxy's inner one maybe, and clients follow it without the body or
+    the key.
+    """
+    body = json.dumps({"prompt": "x"}).encode() if method == "POST" else b""
+    head = f"{method} {asked} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    answer = await raw(met, head.encode() + body)
+    told, _, content = answer.partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 404 "), told
+    assert b"\r\nlocation:" not in told.lower()
+    if method == "HEAD":
+        assert not content
+        return
+    error = json.loads(content)["error"]
+    assert error["code"] == "unknown_url"
+    named = f"; {served} is" if served else ""
+    assert error["message"] == f"{method} {asked} is not served: Not Found{named}"
 
 
 async def test_bodies_that_are_none_are_told_so(met: HttpWorld) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from spolia.version import __version__
@@ -27,7 +29,9 @@ log = get_log(__name__)
 
 def make_app(front: FrontDoor) -> ASGIApp:
     """The application over one gateway. Its schema is at /openapi.json; no page needs the internet."""
-    app = FastAPI(title="Spolia", version=__version__, docs_url=None, redoc_url=None)
+    # A redirect to where there is no slash would name the host that a proxy asked for, and cost some clients their body
+    # or key.
+    app = FastAPI(title="Spolia", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.front = front
     for part in (chat, completions, models, tokenize, cluster, operations, page_files):
         app.include_router(part.router)
@@ -72,7 +76,18 @@ async def _not_served(request: Request, error: Exception) -> Response:
         return await _refused(request, told.__cause__)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(told.status_code, "http_error")
     message = f"{request.method} {request.url.path} is not served: {told.detail}"
+    if told.status_code == 404 and (served := _path_meant(request)):
+        message += f"; {served} is"
     return plain_error(told.status_code, message, code, told.headers)
+
+
+def _path_meant(request: Request) -> str | None:
+    """The path that is served and differs from the request's in slashes alone; None where there is none."""
+    asked = request.url.path
+    path = re.sub("/+", "/", asked).rstrip("/") or "/"
+    scope = {**request.scope, "path": path, "raw_path": path.encode()}
+    is_served = path != asked and any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
+    return path if is_served else None
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 
 from spolia.v1 import common_pb2, gateway_pb2
 from spolia_core.errors import NotFound
@@ -23,6 +24,8 @@ async def list_models(front: Front, caller: Asking) -> dict[str, Any]:
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, front: Front, caller: Asking) -> dict[str, Any]:
     """One of them."""
+    if not model:
+        raise HTTPException(404)  # the list's path, with a slash too many
     for served in _served(front):
         if served.name == model:
             return _entry(served)
