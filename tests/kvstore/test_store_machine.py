@@ -205,7 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
                     if entry.record is None:
                         results.append(None)
                         continue
-                    results.append(b"".join([frame.data async for frame in reading.frames()]))
+                    results.append(b"".join([b"".join(frame.pieces) async for frame in reading.frames()]))
             return results
 
         expected = [number in self.held for number in numbers]

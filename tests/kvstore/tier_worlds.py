@@ -106,7 +106,7 @@ class World:
                     assert entry.miss is not None
                     answers.append(entry.miss)
                 else:
-                    answers.append((entry.tier, b"".join([frame.data async for frame in reading.frames()])))
+                    answers.append((entry.tier, b"".join([b"".join(frame.pieces) async for frame in reading.frames()])))
         return answers
 
     def where(self, *chunks: Chunk, tenant_id: str = TENANT) -> list[str]:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from spolia_core.digests import FRAME_BYTES, digest
+import xxhash
+
+from spolia_core.digests import FRAME_BYTES
 from spolia_core.errors import AlreadyStored, Busy
 from spolia_kvstore.arena import BLOCK_BYTES, Arena, Extent
 from spolia_kvstore.objects import ObjectKey, ObjectRecord
@@ -66,13 +68,16 @@ class StoredObject:
         """Its bytes."""
         return self.extent.size
 
-    def frame(self, index: int) -> bytes:
-        """A copy of frame `index`; only while the object is open."""
-        return self.extent.read(index * FRAME_BYTES, (index + 1) * FRAME_BYTES)
+    def frame(self, index: int) -> list[memoryview]:
+        """Frame `index` where it lies, in pieces one behind the other; good while the object is open."""
+        return list(self.extent.pieces(index * FRAME_BYTES, (index + 1) * FRAME_BYTES))
 
-    def is_intact(self, index: int, data: bytes) -> bool:
-        """Whether `data`, read as frame `index`, still has the digest with which it arrived."""
-        return digest(data) == self.frame_digests[index]
+    def is_intact(self, index: int, pieces: Iterable[memoryview]) -> bool:
+        """Whether `pieces`, frame `index`, still have the digest with which they arrived."""
+        found = xxhash.xxh3_128()
+        for piece in pieces:
+            found.update(piece)
+        return found.digest() == self.frame_digests[index]
 
 
 class RamTier:

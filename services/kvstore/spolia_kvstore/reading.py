@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from spolia_core.digests import FRAME_BYTES, digest
@@ -24,10 +24,13 @@ log = get_log(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReadFrame:
-    """A piece of an object. `digest` is the one with which it arrived: where `data` is damaged, the two differ."""
+    """A part of an object: `pieces`, one behind the other, good until the next frame is asked for.
+
+    `digest` is the one with which it arrived: where the bytes are damaged, the two differ.
+    """
 
     offset: int
-    data: bytes
+    pieces: Sequence[bytes | memoryview]
     digest: bytes
 
 
@@ -65,8 +68,8 @@ class MemoryReading(Reading):
         stored, spent = self._stored, 0.0
         for index, frame_digest in enumerate(stored.frame_digests):
             started = time.perf_counter()
-            data = stored.frame(index)
-            if not stored.is_intact(index, data):
+            pieces = stored.frame(index)
+            if not stored.is_intact(index, pieces):
                 key, is_dropped = stored.record.key, self._tiers.discard(stored)
                 log.warning(
                     "bytes changed in memory",
@@ -78,7 +81,7 @@ class MemoryReading(Reading):
                 )
                 self._on_damage()
             spent += time.perf_counter() - started
-            yield ReadFrame(index * FRAME_BYTES, data, frame_digest)
+            yield ReadFrame(index * FRAME_BYTES, pieces, frame_digest)
         self._tiers.gate.observe(Tier.RAM, stored.size, spent)
 
     def close(self) -> None:
@@ -125,15 +128,16 @@ class DiskReading(Reading):
                 return
             if index + 1 < num_frames:
                 self._read_ahead(index + 1)
-            if digest(frame.data) != frame.digest:
+            (data,) = frame.pieces  # as it was read from the file
+            if digest(data) != frame.digest:
                 self._on_damage()
                 await self._disk.take_out(self._row, f"digest of frame {index} does not match")
                 yield frame
                 return
             if self._upload is None:
-                verifier.feed(frame.data)
+                verifier.feed(data)
             else:
-                self._tiers.ram.append(self._upload, frame.data)
+                self._tiers.ram.append(self._upload, data)
             yield frame
         self._tiers.gate.observe(Tier.DISK, self._row.record.size_bytes, self._read_s)
         await self._finish(verifier)
@@ -171,7 +175,7 @@ class DiskReading(Reading):
             await self._disk.note_read_error(self._row, error)
             return None
         self._read_s += time.perf_counter() - started
-        return ReadFrame(start, data, self._row.frame_digests[index])
+        return ReadFrame(start, (data,), self._row.frame_digests[index])
 
     async def _finish(self, verifier: ObjectVerifier) -> None:
         """Checks layers and the whole, and lets the copy in memory be found."""

@@ -23,6 +23,7 @@ from spolia_kvstore.reading import Reading
 from spolia_kvstore.stats import stats_message
 from spolia_kvstore.store import KVStore
 from spolia_node.deadline import Deadline
+from spolia_node.get_messages import frame_message, serialized
 from spolia_node.tracing import current_span
 
 SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
@@ -66,6 +67,9 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not started."""
         kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server(self, server)
+        # In place of the generated handler of Get, which makes every frame a message first. The last one counts.
+        get = grpc.unary_stream_rpc_method_handler(self.Get, kvstore_pb2.GetRequest.FromString, serialized)
+        server.add_registered_method_handlers(SERVICE, {"Get": get})
 
     async def close(self) -> None:
         """Ends every waiting Claim with `Unavailable`."""
@@ -79,8 +83,8 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         current_span().set(num_chunks=len(entries), num_hits=num_hits)
         return kvstore_pb2.LookupResponse(entries=[wire.entry_message(entry) for entry in entries])
 
-    async def Get(self, request: kvstore_pb2.GetRequest, context: Any) -> AsyncIterator[kvstore_pb2.GetResponse]:
-        """Streams objects. All that are here stay open until the stream ends, however it ends."""
+    async def Get(self, request: kvstore_pb2.GetRequest, context: Any) -> AsyncIterator[Any]:
+        """Streams objects, for `serialized`. All that are here stay open until the stream ends, however it ends."""
         keys = wire.keys_of(request.tenant_id, request.chunk_ids)
         reader = wire.reader_of(request)
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
@@ -187,14 +191,13 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         )
 
 
-async def _responses(store: KVStore, readings: Sequence[Reading]) -> AsyncIterator[kvstore_pb2.GetResponse]:
+async def _responses(store: KVStore, readings: Sequence[Reading]) -> AsyncIterator[kvstore_pb2.GetResponse | bytes]:
     for index, reading in enumerate(readings):
         entry = await store.begin(reading)
         yield kvstore_pb2.GetResponse(header=kvstore_pb2.GetHeader(index=index, entry=wire.entry_message(entry)))
         if entry.record is not None:
             async for frame in reading.frames():
-                message = common_pb2.Frame(offset=frame.offset, data=frame.data, digest=frame.digest)
-                yield kvstore_pb2.GetResponse(frame=message)
+                yield frame_message(frame.offset, frame.pieces, frame.digest)
 
 
 async def _let_sender_end(requests: AsyncIterator[kvstore_pb2.PutRequest]) -> None:
