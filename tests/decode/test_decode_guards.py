@@ -115,12 +115,12 @@ async def test_an_object_that_is_another_chunk_is_a_digest_miss(world: World, ki
             return [entry_of(data) for _ in chunk_ids]
 
         async def get(
-            self, _tenant: str, chunk_ids: list[bytes], *_: Any, on_progress: Any
+            self, _tenant: str, chunk_ids: list[bytes], *_: Any, on_bytes: Any
         ) -> AsyncIterator[FetchedChunk]:
             for index, chunk_id in enumerate(chunk_ids):
-                for num_received in (0, len(data)) if on_progress else ():
-                    on_progress(index, entry_of(data).info, data, num_received)
-                yield FetchedChunk(index, chunk_id, entry_of(data), bytearray(data), None)
+                for num_bytes in (0, len(data)) if on_bytes else ():
+                    on_bytes(index, entry_of(data).info, 0, memoryview(data)[:num_bytes])
+                yield FetchedChunk(index, chunk_id, entry_of(data), None if on_bytes else bytearray(data), None)
 
     fetcher = ChunkFetcher(core, LyingStore())  # type: ignore[arg-type]  # has the methods that are called
     if kind is ChunkKind.LOCAL:

@@ -111,15 +111,23 @@ class LastLayerLater:
     async def lookup(self, *args: Any) -> Any:
         return await self._behind.lookup(*args)
 
-    async def get(self, *args: Any, on_progress: Any) -> AsyncIterator[FetchedChunk]:
-        def without_the_last(index: int, info: Any, data: bytearray, num_received: int) -> None:
-            on_progress(index, info, data, min(num_received, len(data) - self._layer_bytes))
+    async def get(self, *args: Any, on_bytes: Any) -> AsyncIterator[FetchedChunk]:
+        later: list[tuple[int, Any, int, memoryview]] = []
 
-        async for chunk in self._behind.get(*args, on_progress=without_the_last):
+        def without_the_last(index: int, info: Any, offset: int, data: memoryview) -> None:
+            num_now = min(len(data), max(0, info.size_bytes - self._layer_bytes - offset))
+            if num_now or not data:
+                on_bytes(index, info, offset, data[:num_now])
+            if data[num_now:]:
+                later.append((index, info, offset + num_now, memoryview(bytes(data[num_now:]))))
+
+        async for chunk in self._behind.get(*args, on_bytes=without_the_last):
             await self.gate.wait()
             if self.lost:
                 raise Unavailable("killed in mid-fetch")
-            on_progress(chunk.index, chunk.entry.info, chunk.data, len(chunk.data))
+            for came in later:
+                on_bytes(*came)
+            later.clear()
             yield chunk
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
+import grpc
 import pytest
 from store_worlds import (
     CODECS,
@@ -155,7 +156,7 @@ FRAMES = frames_of(CHUNK.data)
 REHASHED = bytes(len(CHUNK.data))
 
 
-@pytest.mark.parametrize(
+LIES = pytest.mark.parametrize(
     ("lie", "responses"),
     [
         ("a frame is missing", [answer(CHUNK), *FRAMES[:1], *FRAMES[2:]]),
@@ -170,6 +171,9 @@ REHASHED = bytes(len(CHUNK.data))
         ("more bytes than any machine has", [answer(CHUNK, size_bytes=2**63), *FRAMES]),
     ],
 )
+
+
+@LIES
 async def test_bytes_that_are_not_what_was_announced_are_a_miss_never_data(
     channels: ChannelPool, lie: str, responses: list[GetResponse]
 ) -> None:
@@ -179,6 +183,43 @@ async def test_bytes_that_are_not_what_was_announced_are_a_miss_never_data(
         first, second = await fetch(client, CHUNK.chunk_id, OTHER.chunk_id)
     assert (first.data, first.miss) == (None, MissReason.DIGEST), lie
     assert second.data == OTHER.data
+
+
+@LIES
+async def test_bytes_that_somebody_takes_as_they_come_are_checked_frame_by_frame_and_at_the_end(
+    channels: ChannelPool, lie: str, responses: list[GetResponse]
+) -> None:
+    honest = [answer(OTHER, index=1), *frames_of(OTHER.data)]
+    came: dict[int, bytearray] = {0: bytearray(), 1: bytearray()}
+
+    def take(index: int, info: ObjectInfo, offset: int, data: memoryview) -> None:
+        assert offset == len(came[index]), "in order and without a gap"
+        came[index] += data
+
+    async with lying_store([*responses, *honest]) as server:
+        client = StoreClient(channels, lambda: stores_at(server.address))
+        ids = (CHUNK.chunk_id, OTHER.chunk_id)
+        got = client.get(TENANT, ids, FINGERPRINT, CODECS, soon(), on_bytes=take)
+        first, second = [chunk async for chunk in got]
+    assert (first.data, first.miss) == (None, MissReason.DIGEST), lie
+    assert CHUNK.data.startswith(came[0]) or came[0] == REHASHED, "no byte of a frame that was damaged"
+    assert (second.data, second.miss, came[1]) == (None, None, OTHER.data), "nobody else keeps them"
+
+
+async def test_bytes_that_are_no_message_are_an_error(channels: ChannelPool) -> None:
+    async def garbage(request: bytes, context: object) -> AsyncIterator[bytes]:
+        yield b"\x12\xff"
+
+    server = grpc.aio.server()
+    get = {"Get": grpc.unary_stream_rpc_method_handler(garbage)}
+    server.add_registered_method_handlers("spolia.v1.KVStoreService", get)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        with pytest.raises(DataCorrupt, match="no GetResponse"):
+            await fetch(StoreClient(channels, lambda: stores_at(f"127.0.0.1:{port}")), CHUNK.chunk_id)
+    finally:
+        await server.stop(None)
 
 
 @pytest.mark.parametrize(

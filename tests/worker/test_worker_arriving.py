@@ -10,7 +10,7 @@ from tiny_cluster import TENANT, World, ids_of, is_idle, tokens
 
 from spolia.v1.common_pb2 import ObjectInfo, Tier
 from spolia.v1.kvstore_pb2 import LookupEntry
-from spolia_core.errors import DeadlineExceeded
+from spolia_core.errors import DataCorrupt, DeadlineExceeded
 from spolia_core.reuse import ChunkKind, MissReason
 from spolia_decode.node import DecodeNode
 from spolia_engine.kv_bytes import layer_of_run, run_to_object
@@ -41,11 +41,11 @@ class TwoReplicas:
         self._first = first
         self._end = end
 
-    async def get(self, _tenant: str, ids: list[bytes], *_: Any, on_progress: Any) -> AsyncIterator[FetchedChunk]:
+    async def get(self, _tenant: str, ids: list[bytes], *_: Any, on_bytes: Any) -> AsyncIterator[FetchedChunk]:
         entry = LookupEntry(info=ObjectInfo(size_bytes=len(self._data)), tier=Tier.TIER_RAM)
-        for num_received in (0, self._first, 0, len(self._data)):
-            on_progress(0, entry.info, self._data, num_received)
-        yield FetchedChunk(0, ids[0], entry, self._data, None)
+        for num_bytes in (0, self._first, 0, len(self._data)):
+            on_bytes(0, entry.info, 0, memoryview(self._data)[:num_bytes])
+        yield FetchedChunk(0, ids[0], entry, None, None)
         if self._end is not None:
             raise self._end
 
@@ -77,6 +77,46 @@ async def test_bytes_of_two_replicas_are_never_read_together(world: World) -> No
         chunk.has(0)
     chunk.release()
     assert is_idle(node.engine.pool)
+
+
+@pytest.mark.parametrize("damaged_layer", [0, 1, 2])
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+async def test_a_damaged_layer_is_never_to_be_read_and_those_before_it_were(
+    world: World, damaged_layer: int, at_once: int
+) -> None:
+    """Frames may be right where the object was wrong before it was cut into them."""
+    node = await world.decode()
+    chunk_id, data, layers = an_object(node)
+    num_bytes = [len(key) + len(value) for key, value in layers]
+    data[-sum(num_bytes[damaged_layer:]) + 5] ^= 1
+    chunk, info, read = ArrivingChunk(node.engine, chunk_id, 40), ObjectInfo(size_bytes=len(data)), 0
+    chunk.take(info, 0, memoryview(b""))
+    for start in range(0, len(data), at_once):
+        if chunk.take(info, start, memoryview(data)[start : start + at_once]):
+            assert chunk.has(read)
+            read += 1
+    assert read == (damaged_layer if at_once < min(num_bytes) else 0), "what came in one piece with the damage is lost"
+    assert isinstance(chunk.failure, DataCorrupt)
+    assert f"layer {damaged_layer}" in chunk.failure.message
+    with pytest.raises(ChunkLost):
+        chunk.has(0)
+    chunk.release()
+    assert is_idle(node.engine.pool)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 999, 4096])
+async def test_a_chunk_is_the_same_in_whatever_pieces_it_came(world: World, at_once: int) -> None:
+    node = await world.decode()
+    chunk_id, data, layers = an_object(node)
+    chunk, info, num_whole = ArrivingChunk(node.engine, chunk_id, 40), ObjectInfo(size_bytes=len(data)), 0
+    chunk.take(info, 0, memoryview(b""))
+    for start in range(0, len(data), at_once):
+        num_whole += chunk.take(info, start, memoryview(data)[start : start + at_once])
+    assert num_whole == len(layers)
+    assert [layer_of_run(chunk.run, layer) for layer in range(len(layers))] == layers
+    chunk.arrive()
+    chunk.release()
+    assert chunk_id in node.engine.resident
 
 
 async def test_a_chunk_that_is_whole_stays_however_its_stream_ends(world: World) -> None:

@@ -37,7 +37,7 @@ from spolia_node.store_claims import claim_at_several
 from spolia_node.store_pins import pin_at_holders
 from spolia_node.store_reader import StoreReader
 from spolia_node.store_routes import OnLost, StoreRoutes
-from spolia_node.store_stream import FetchedChunk, OnProgress
+from spolia_node.store_stream import FetchedChunk, OnBytes
 from spolia_node.tracing import trace_metadata
 
 if TYPE_CHECKING:
@@ -100,13 +100,13 @@ class StoreClient:
         deadline: Deadline,
         *,
         ignore_cost: bool = False,
-        on_progress: OnProgress | None = None,
+        on_bytes: OnBytes | None = None,
     ) -> AsyncGenerator[FetchedChunk, None]:
         """Yields one item per id, in order, each as soon as it is whole. Closing the iterator ends every call.
 
         An object that is damaged, or whose store dies, is had from another store where one has it; else bytes that do
-        not match a digest, an offset or the announced length are a DIGEST miss, and the others go on. `on_progress` is
-        told of objects on their way.
+        not match a digest, an offset or the announced length are a DIGEST miss, and the others go on. With
+        `on_bytes` that takes the objects as they come, and the items have none.
         """
 
         def request_for(some: Sequence[bytes]) -> GetRequest:
@@ -118,7 +118,7 @@ class StoreClient:
                 ignore_cost=ignore_cost,
             )
 
-        reader = StoreReader(self._routes, ids, request_for, deadline, on_progress)
+        reader = StoreReader(self._routes, ids, request_for, deadline, on_bytes)
         async with aclosing(reader.read()) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -18,10 +18,11 @@ from spolia.v1.kvstore_pb2 import GetRequest
 from spolia_core.errors import DataCorrupt, SpoliaError, Unavailable
 from spolia_core.reuse import MissReason
 from spolia_node.deadline import Deadline
+from spolia_node.get_messages import GetCall, open_get
 from spolia_node.store_address import StoreAddress
 from spolia_node.store_placement import in_order, open_stores
 from spolia_node.store_routes import StoreRoutes
-from spolia_node.store_stream import FetchedChunk, GetCall, OnProgress, fetched
+from spolia_node.store_stream import FetchedChunk, OnBytes, fetched
 from spolia_node.tracing import trace_metadata
 
 _SPOILED = (MissReason.DIGEST, MissReason.UNREADABLE)
@@ -37,12 +38,12 @@ class StoreReader:
         ids: Sequence[bytes],
         request_for: Callable[[Sequence[bytes]], GetRequest],
         deadline: Deadline,
-        on_progress: OnProgress | None = None,
+        on_bytes: OnBytes | None = None,
     ) -> None:
         self._routes = routes
         self._request_for = request_for
         self._deadline = deadline
-        self._on_progress = on_progress
+        self._on_bytes = on_bytes
         stores = routes.everyone()
         to_try = open_stores(stores)
         self._is_sole = len(stores) == 1
@@ -73,7 +74,7 @@ class StoreReader:
             except (Unavailable, DataCorrupt) as error:
                 await self._leave(stream, error)
                 continue
-            if chunk.data is not None:
+            if chunk.miss is None:
                 return chunk
             wanted.missed(chunk, self._routes.holders(chunk.entry))
             wanted.stream = None
@@ -110,9 +111,9 @@ class StoreReader:
 
     def _open(self, store: StoreAddress, indices: Sequence[int]) -> _Stream:
         ids = [self._wanted[index].chunk_id for index in indices]
-        with self._routes.calling(store, self._deadline) as stub:
-            call = stub.Get(self._request_for(ids), timeout=self._deadline.remaining(), metadata=trace_metadata())
-        return _Stream(store, indices, ids, call, self._on_progress)
+        with self._routes.reaching(store, self._deadline) as channel:
+            call = open_get(channel, self._request_for(ids), self._deadline.remaining(), trace_metadata())
+        return _Stream(store, indices, ids, call, self._on_bytes)
 
     async def _finish(self, stream: _Stream) -> None:
         """Sees a stream end that has given all it was asked for. What is wrong with its end hurts nobody any more, and
@@ -167,15 +168,13 @@ class _Stream:
         indices: Sequence[int],
         ids: Sequence[bytes],
         call: GetCall,
-        on_progress: OnProgress | None,
+        on_bytes: OnBytes | None,
     ) -> None:
         self.store = store
         self.owed = deque(indices)
         """What has not come yet."""
         self._call = call
-        self._chunks = fetched(
-            call, ids, None if on_progress is None else lambda *said: on_progress(self.owed[0], *said)
-        )
+        self._chunks = fetched(call, ids, None if on_bytes is None else lambda *came: on_bytes(self.owed[0], *came))
 
     async def next(self) -> FetchedChunk:
         """The next item, its index that of the whole Get."""

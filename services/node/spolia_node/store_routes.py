@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
+
 from spolia.v1.kvstore_pb2 import LookupEntry
 from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import DataCorrupt, DeadlineExceeded, SpoliaError, Unavailable
@@ -50,10 +52,16 @@ class StoreRoutes:
 
     @contextmanager
     def calling(self, store: StoreAddress, deadline: Deadline) -> Iterator[KVStoreServiceAsyncStub]:
+        """As `reaching`, with what calls the store's methods."""
+        with self.reaching(store, deadline) as channel:
+            yield KVStoreServiceStub(channel)
+
+    @contextmanager
+    def reaching(self, store: StoreAddress, deadline: Deadline) -> Iterator[grpc.aio.Channel]:
         """Around a call to one store: raises as `watching` does, and `DeadlineExceeded` when no time is left."""
         deadline.check("the call to the store")
         with self.watching(store):
-            yield KVStoreServiceStub(self._channels.get(store.address, "kvstore"))
+            yield self._channels.get(store.address, "kvstore")
 
     @contextmanager
     def watching(self, store: StoreAddress) -> Iterator[None]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
-import grpc
+import xxhash
 
-from spolia.v1.common_pb2 import Frame, ObjectInfo
-from spolia.v1.kvstore_pb2 import GetHeader, GetRequest, GetResponse, LookupEntry
+from spolia.v1.common_pb2 import ObjectInfo
+from spolia.v1.kvstore_pb2 import GetHeader, LookupEntry
 from spolia_core.digests import digest
 from spolia_core.errors import DataCorrupt
 from spolia_core.reuse import MissReason
-
-GetCall = grpc.aio.UnaryStreamCall[GetRequest, GetResponse]
+from spolia_node.get_messages import GetCall, ReceivedFrame, read_message
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedChunk:
-    """One chunk of a Get: its checked bytes, which the caller owns, or why it is missed. Exactly one of the two is set.
+    """One chunk of a Get: its checked bytes, which the caller owns, or why it is missed.
 
-    `index` counts in the ids asked for. After a DIGEST miss `entry.info` still says what was announced.
+    `data` is None for a miss, and where the bytes went to an `OnBytes`. `index` counts in the ids asked for. After a
+    DIGEST miss `entry.info` still says what was announced.
     """
 
     index: int
@@ -30,42 +30,40 @@ class FetchedChunk:
     miss: MissReason | None
 
     def __post_init__(self) -> None:
-        assert (self.data is None) != (self.miss is None)
+        assert self.data is None or self.miss is None
 
 
-OnProgress = Callable[[int, ObjectInfo, bytearray, int], None]
-"""Told of an object on its way: its index in the Get, what was announced, its buffer, and how many bytes from the start
-have come, each frame checked. 0 says that an object begins; the same index may begin anew, at another replica, whose
-bytes need not be those of the first. The buffer is good until the object is whole and may be read only."""
+OnBytes = Callable[[int, ObjectInfo, int, memoryview], None]
+"""Takes an object as it comes: its index in the Get, what was announced, where the next bytes belong, and the bytes,
+whose frame was checked and which are good during the call only. The first call for an object has none; the same index
+may begin anew, at another replica, whose bytes need not be those of the first."""
 
 
 async def fetched(
-    call: GetCall, ids: Sequence[bytes], on_progress: Callable[[ObjectInfo, bytearray, int], None] | None = None
+    call: GetCall, ids: Sequence[bytes], on_bytes: Callable[[ObjectInfo, int, memoryview], None] | None = None
 ) -> AsyncGenerator[FetchedChunk, None]:
     """One item per id, in order, each as soon as it is whole. Leaves the call to the caller.
 
-    `on_progress` is told of the object that is due as its bytes come. Bytes that do not match a digest, an offset or
-    the announced length are a DIGEST miss; the others go on. Raises `DataCorrupt` for an answer to another question.
+    The bytes of the object that is due go to `on_bytes`, where there is one, and nowhere else. Bytes that do not match
+    a digest, an offset or the announced length are a DIGEST miss; the others go on. Raises `DataCorrupt` for an answer
+    to another question, and for one that is none.
     """
     arrival: _Arrival | None = None
     num_headers = 0
-    async for response in call:
-        if response.HasField("frame"):
+    async for message in call:
+        received = read_message(message)
+        if isinstance(received, ReceivedFrame):
             if arrival is None:
                 raise DataCorrupt("the store sent a frame that belongs to no object")
-            arrival.take(response.frame)
-            if on_progress is not None:
-                arrival.report(on_progress)
+            arrival.take(received)
         else:
             if arrival is not None:
                 yield arrival.finished()  # cut short
-            index = _checked_index(response.header, num_headers, len(ids))
+            index = _checked_index(received, num_headers, len(ids))
             num_headers += 1
-            arrival = _Arrival(response.header, ids[index]) if response.header.entry.HasField("info") else None
+            arrival = _Arrival(received, ids[index], on_bytes) if received.entry.HasField("info") else None
             if arrival is None:
-                yield _missed(response.header, ids[index])
-            elif on_progress is not None:
-                arrival.report(on_progress)
+                yield _missed(received, ids[index])
         if arrival is not None and arrival.is_whole:
             yield arrival.finished()
             arrival = None
@@ -78,42 +76,49 @@ async def fetched(
 class _Arrival:
     """An object on its way in. Keeps taking frames after damage, so that the objects behind it are still read."""
 
-    def __init__(self, header: GetHeader, chunk_id: bytes) -> None:
+    def __init__(
+        self, header: GetHeader, chunk_id: bytes, on_bytes: Callable[[ObjectInfo, int, memoryview], None] | None
+    ) -> None:
         info = header.entry.info
         self._header = header
+        self._info = info
         self._chunk_id = chunk_id
+        self._on_bytes = on_bytes
         self._is_intact = info.chunk_id == chunk_id
         self._num_received = 0
-        self._data = bytearray()
-        try:
-            self._data = bytearray(info.size_bytes)
-        except (MemoryError, OverflowError):
-            self._is_intact = False  # no object is that large
+        self._whole = xxhash.xxh3_128()
+        self._data: bytearray | None = None
+        if on_bytes is None:
+            try:
+                self._data = bytearray(info.size_bytes)
+            except (MemoryError, OverflowError):
+                self._is_intact = False  # no object is that large
+        elif self._is_intact:
+            on_bytes(info, 0, memoryview(b""))
 
     @property
     def is_whole(self) -> bool:
         """Whether every announced byte has come, undamaged as far as frames tell."""
-        return self._is_intact and self._num_received == len(self._data)
+        return self._is_intact and self._num_received == self._info.size_bytes
 
-    def take(self, frame: Frame) -> None:
-        """Copies a frame into place, or notes that the object is damaged."""
-        end = self._num_received + len(frame.data)
-        fits = self._is_intact and frame.offset == self._num_received and end <= len(self._data)
-        if fits and digest(frame.data) == frame.digest:
-            memoryview(self._data)[self._num_received : end] = frame.data
-            self._num_received = end
-        else:
+    def take(self, frame: ReceivedFrame) -> None:
+        """Hands a frame on, or notes that the object is damaged."""
+        start, end = self._num_received, self._num_received + len(frame.data)
+        fits = self._is_intact and frame.offset == start and end <= self._info.size_bytes
+        if not fits or digest(frame.data) != frame.digest:
             self._is_intact = False
-
-    def report(self, on_progress: Callable[[ObjectInfo, bytearray, int], None]) -> None:
-        """Says how far it has come; nothing of one that is damaged."""
-        if self._is_intact:
-            on_progress(self._header.entry.info, self._data, self._num_received)
+            return
+        self._whole.update(frame.data)  # while it is in cache
+        self._num_received = end
+        if self._data is not None:
+            memoryview(self._data)[start:end] = frame.data
+        elif self._on_bytes is not None:
+            self._on_bytes(self._info, start, frame.data)
 
     def finished(self) -> FetchedChunk:
         """The chunk, whole and checked, or a miss."""
         index, entry = self._header.index, self._header.entry
-        if self.is_whole and digest(self._data) == entry.info.digest:
+        if self.is_whole and self._whole.digest() == self._info.digest:
             return FetchedChunk(index, self._chunk_id, entry, self._data, None)
         return FetchedChunk(index, self._chunk_id, entry, None, MissReason.DIGEST)
 

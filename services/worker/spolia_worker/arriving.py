@@ -1,6 +1,6 @@
 """A local chunk on its way into the pool, to be attended layer by layer as it comes.
 
-    store ──frames──▶ event loop: layer l is whole, its digest matches ──copy──▶ extent ──▶ a link pass reads layer l
+    store ──frames──▶ event loop ──copy──▶ extent: layer l is whole, its digest matches ──▶ a link pass reads layer l
 
 An object lies layer after layer (chunk object, format 1), so the first layers can be used while the last are on the
 wire. The extent stays *in transfer* until all of it has come; what reads it holds a reference of its own.
@@ -12,11 +12,10 @@ import threading
 
 from spolia.v1.common_pb2 import ObjectInfo
 from spolia_core.chunk_object import ChunkHead, ChunkMeta, check_layer, head_bytes, parse_head
-from spolia_core.digests import digest
 from spolia_core.errors import DataCorrupt, NotSupported, SpoliaError, Unavailable
 from spolia_core.reuse import ChunkKind
 from spolia_engine.core import EngineCore
-from spolia_engine.kv_bytes import write_layer
+from spolia_engine.layer_filling import LayerFilling
 from spolia_engine.run import Run
 
 LENGTH_BYTES = 8
@@ -38,7 +37,9 @@ class ArrivingChunk:
         self.run = Run(core.pool.allocate(num_tokens, in_transfer=True), 0, num_tokens, 0)
         self._core = core
         self._expected = core.meta(chunk_id, ChunkKind.LOCAL, self.run)
+        self._start = bytearray()
         self._head: ChunkHead | None = None
+        self._filling: LayerFilling | None = None
         self._num_layers = 0
         self._was_read = False
         self._lock = threading.Lock()
@@ -63,19 +64,19 @@ class ArrivingChunk:
         """Why it will not come."""
         return self._failure
 
-    def on_progress(self, info: ObjectInfo, data: bytearray, num_received: int) -> bool:
-        """Takes over the layers that became whole; whether there was one. Fit for a Get's progress.
+    def take(self, info: ObjectInfo, offset: int, data: memoryview) -> bool:
+        """Takes the object's next bytes over; whether a layer became whole with them. Fit for a Get's `OnBytes`.
 
         Whatever is wrong with the object fails the chunk. Another replica starts it anew, unless layers of the first
         were read already: bytes of two are never joined.
         """
         if self._failure is not None:
             return False
-        if num_received == 0:
+        if offset == 0 and not data:
             self._begin_anew()
             return False
         try:
-            return self._take(memoryview(data), num_received)
+            return self._take(data, info.size_bytes)
         except (DataCorrupt, NotSupported) as error:
             self.fail(error)
             return False
@@ -101,38 +102,47 @@ class ArrivingChunk:
     def _begin_anew(self) -> None:
         """An object begins: the first, or another replica."""
         with self._lock:
-            self._head = None
+            self._start, self._head, self._filling = bytearray(), None, None
             if self._was_read:
                 self._failure = Unavailable("the store it was read from broke off")
             self._num_layers = 0
 
-    def _take(self, data: memoryview, num_received: int) -> bool:
-        head = self._head or self._parsed_head(data, num_received)
-        if head is None:
-            return False
-        self._head = head
-        shape, num_tokens = head.meta.shape, head.meta.num_tokens
-        key_bytes, layer_bytes = shape.key_bytes(num_tokens), shape.layer_bytes(num_tokens)
-        num_whole = (num_received - head.size_bytes) // layer_bytes
+    def _take(self, data: memoryview, total_bytes: int) -> bool:
+        if self._head is None:
+            data = self._take_head(data, total_bytes)
         before = self._num_layers
-        for layer in range(before, num_whole):
-            start = head.size_bytes + layer * layer_bytes
-            part = data[start : start + layer_bytes]
-            check_layer(head, layer, digest(part))
-            write_layer(self.run.extent, 0, layer, num_tokens, part[:key_bytes], part[key_bytes:])
-            self._num_layers = layer + 1  # last: the engine's thread may read the layer from here on
+        while data and self._head is not None:
+            filling = self._filling or self._next_layer()
+            data = data[filling.take(data) :]
+            if filling.is_full:
+                check_layer(self._head, self._num_layers, filling.digest)
+                filling.finish()
+                self._filling = None
+                self._num_layers += 1  # last: the engine's thread may read the layer from here on
         return self._num_layers > before
 
-    def _parsed_head(self, data: memoryview, num_received: int) -> ChunkHead | None:
-        """The head, once it is all here. Raises `DataCorrupt` or `NotSupported` for another object than is expected."""
-        if num_received < LENGTH_BYTES:
-            return None
-        size = head_bytes(data[:num_received], len(data))
-        if num_received < size:
-            return None
-        head = parse_head(data[:size], len(data))
+    def _take_head(self, data: memoryview, total_bytes: int) -> memoryview:
+        """Collects the head, and opens it once it is all here; what of `data` comes behind it.
+
+        Raises `DataCorrupt` or `NotSupported` for another object than is expected.
+        """
+        start = self._start
+        start += data
+        if len(start) < LENGTH_BYTES:
+            return data[:0]
+        size = head_bytes(start, total_bytes)
+        if len(start) < size:
+            return data[:0]
+        head = parse_head(start[:size], total_bytes)
         self._check(head.meta)
-        return head
+        self._head, self._start = head, bytearray()
+        return data[len(data) - (len(start) - size) :]
+
+    def _next_layer(self) -> LayerFilling:
+        if self._num_layers == self._expected.shape.num_layers:
+            raise DataCorrupt("the object goes on behind its last layer", field="size")
+        self._filling = LayerFilling(self.run.extent, self._num_layers, self.run.num_tokens)
+        return self._filling
 
     def _check(self, meta: ChunkMeta) -> None:
         if meta != self._expected:

@@ -19,7 +19,7 @@ from spolia_engine.sealing import SealedBlock
 from spolia_node.deadline import Deadline
 from spolia_node.logs import get_log
 from spolia_node.store_client import StoreClient
-from spolia_node.store_stream import FetchedChunk, OnProgress
+from spolia_node.store_stream import FetchedChunk, OnBytes
 from spolia_node.tracing import span
 from spolia_worker.arriving import ArrivingChunk, ChunkLost
 
@@ -67,18 +67,18 @@ class ChunkFetcher:
         """
         num_bytes, is_whole, miss, error = 0, False, None, None
 
-        def on_progress(index: int, info: ObjectInfo, data: bytearray, num_received: int) -> None:
+        def on_bytes(index: int, info: ObjectInfo, offset: int, data: memoryview) -> None:
             nonlocal num_bytes
-            num_bytes = max(num_bytes, num_received)  # also of what breaks off
-            if chunk.on_progress(info, data, num_received):
+            num_bytes = max(num_bytes, offset + len(data))  # also of what breaks off
+            if chunk.take(info, offset, data):
                 on_layer()
             if chunk.failure is not None:
                 raise ChunkLost(chunk.failure.message)  # the rest of it is not worth having
 
         try:
-            async with self._get(tenant_id, [chunk.chunk_id], deadline, on_progress) as found:
+            async with self._get(tenant_id, [chunk.chunk_id], deadline, on_bytes) as found:
                 async for item in found:
-                    miss, is_whole = item.miss, item.data is not None
+                    miss, is_whole = item.miss, item.miss is None
         except SpoliaError as caught:
             miss, error = reason_of(caught), caught
         if is_whole and chunk.is_complete:
@@ -150,21 +150,19 @@ class ChunkFetcher:
             pool.release(extent)
 
     def _get(
-        self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline, on_progress: OnProgress | None = None
+        self, tenant_id: str, ids: Sequence[bytes], deadline: Deadline, on_bytes: OnBytes | None = None
     ) -> aclosing[AsyncGenerator[FetchedChunk, None]]:
         fingerprint = self._core.adapter.fingerprint
-        return aclosing(
-            self._store.get(tenant_id, ids, fingerprint, ACCEPTED_CODECS, deadline, on_progress=on_progress)
-        )
+        return aclosing(self._store.get(tenant_id, ids, fingerprint, ACCEPTED_CODECS, deadline, on_bytes=on_bytes))
 
     def _open(self, chunk: FetchedChunk, block: SealedBlock, result: Fetched) -> ParsedChunk | None:
         """The chunk, when it is what was asked for; its bytes are verified against their digest by the client."""
-        if chunk.data is None:
+        if chunk.miss is not None:
             if chunk.miss is MissReason.DIGEST:
                 log.warning("chunk damaged on arrival", chunk_id=chunk.chunk_id.hex())
-            assert chunk.miss is not None
             result.misses[chunk.chunk_id] = chunk.miss
             return None
+        assert chunk.data is not None, "nothing else takes its bytes"
         result.num_bytes += len(chunk.data)
         try:
             parsed = parse_chunk_object(chunk.data, verify=False)
