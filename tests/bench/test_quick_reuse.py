@@ -20,6 +20,8 @@ def test_a_quick_reuse_run_has_every_figure(tmp_path: Path) -> None:
         "ratio_full_over_linked_disk",
         "floor_ms",
         "ttft_over_floor",
+        "floor_wire_mb_per_s",
+        "linked_remote_over_linked_and_wire",
         "growth_8_to_12",
         "throughput_ratio_vs_prefix",
         "loop_linked_ttft_p99_ms",
@@ -29,6 +31,7 @@ def test_a_quick_reuse_run_has_every_figure(tmp_path: Path) -> None:
     }
     assert expected <= record.keys()
     assert record["floor_ms"] > 0
+    assert record["floor_wire_ms"] > 0
     assert record["setup"]["quick"] is True
     assert {"cpu", "commit"} <= record["environment"].keys()
     assert json.loads((tmp_path / "out.json").read_text()) == record

@@ -2,12 +2,13 @@
 
 Each round: fresh documents, asked EXACT (unseen), EXACT again, LINKED (unknown), and then LINKED in a new order behind
 another document each time, from the linking node, from the store's memory, and from its disk. Rates of the floor are
-measured in each round, right behind the answers from the linking node; transformers' own prefill of the same prompt
-between the rounds.
+measured in each round, right behind the answers from the linking node, and what gRPC alone takes for the bytes right
+behind those from the store's memory; transformers' own prefill of the same prompt between the rounds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import statistics
 import tempfile
@@ -39,12 +40,15 @@ from spolia_bench.reuse.ways import (
     WrongPath,
     check,
 )
+from spolia_bench.store import grpc_floor
 
 ANSWER_TOKENS = 2
 MAX_DISK_TRIES = 3
 RESIDENT_PER_ROUND = 3
 """Orders asked per round of what is cheap to ask and quoted first."""
 OBJECT_OVERHEAD_BYTES = 1 << 16
+WIRE_REPEATS = 3
+"""Times a round that the bytes of its documents are moved by gRPC alone; the best counts."""
 HEADER = ("way", "KV from", "TTFT ms: median (min … max)", "computed", "link", "reused", "MB moved", "full ÷ this")
 
 
@@ -91,6 +95,7 @@ class Rounds:
         self._rng = random.Random(options.seed)
         self._results: dict[str, list[Result]] = {}
         self._over_floor: list[float] = []
+        self._wire_ms: list[float] = []
         self._long: list[Result] = []
         self._num_long = 0
         self._transformers_ms: list[float] = []
@@ -136,7 +141,10 @@ class Rounds:
         yield from ((LINKED, result) for result in linked)
         ids = self._residency.ids_of(asked.documents)
         self._residency.to_store(ids)
-        yield LINKED_REMOTE, self._ask(LINKED_REMOTE, next(orders))
+        remote = self._ask(LINKED_REMOTE, next(orders))
+        if not is_warmup:
+            self._wire_ms.append(self._wire_now(remote))
+        yield LINKED_REMOTE, remote
         yield LINKED_DISK, self._ask_from_disk(ids, orders)
         self._residency.make_room()
         self._residency.forget_stored(ids)
@@ -161,6 +169,12 @@ class Rounds:
         self._machine.observe(self._passes(linked[-1]))
         floor = self._machine.floor_now(self._link_pass(self._options.documents, linked[-1]))
         self._over_floor.append(Sample(tuple(result.ttft_ms for result in linked)).median_ms / floor.total_ms)
+
+    def _wire_now(self, remote: Result) -> float:
+        """What gRPC alone takes for the bytes of an answer, in as many streams at once."""
+        num_bytes, num_streams = remote.reuse.bytes_moved, self._options.documents
+        rate = asyncio.run(grpc_floor.get_rate(num_bytes // num_streams, num_streams, WIRE_REPEATS))
+        return num_bytes / rate / 1e3
 
     def _ask_long(self, *, is_first: bool) -> Result:
         assert self._long_prompt is not None
@@ -225,9 +239,24 @@ class Rounds:
             "ttft_over_floor": round(statistics.median(self._over_floor), 3),
             "ttft_over_best_floor": round(ttft["linked"].median_ms / floor.total_ms, 3),
         }
+        self._report_wire(report, ttft["linked"], ttft["linked_remote"])
         if not report.figures["floor_is_sound"]:
             progress("an answer came faster than the floor: rates were measured on a busy machine; the floor is void")
             report.figures |= {"ttft_over_floor": None, "ttft_over_best_floor": None}
+
+    def _report_wire(self, report: Report, linked: Sample, remote: Sample) -> None:
+        """Beside what the store's memory costs: what moving the bytes alone does."""
+        wire = Sample(tuple(self._wire_ms))
+        num_bytes = self._results["linked_remote"][-1].reuse.bytes_moved
+        report.figures |= {
+            "floor_wire_ms": round(wire.median_ms, 2),
+            "floor_wire_mb_per_s": round(num_bytes / wire.median_ms / 1e3, 1),
+            "linked_remote_over_linked_and_wire": round(remote.median_ms / (linked.median_ms + wire.median_ms), 3),
+        }
+        table = Table(("MB from the store's memory", "gRPC alone ms", "linked + that ms", "linked, remote ms"))
+        both = f"{linked.median_ms + wire.median_ms:.0f}"
+        table.rows.append((f"{num_bytes / 1e6:.0f}", str(wire), both, str(remote)))
+        report.tables.append(table)
 
     def _report_growth(self, report: Report) -> None:
         options, linked = self._options, self._results["linked"]
