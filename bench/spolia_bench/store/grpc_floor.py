@@ -26,7 +26,7 @@ from spolia.v1.kvstore_pb2_grpc import (
 )
 from spolia_core.digests import DIGEST_BYTES, FRAME_BYTES
 from spolia_node.channels import channel_options, connection_options
-from spolia_node.get_messages import frame_message, open_get
+from spolia_node.frame_messages import frame_message, open_get
 
 SERVICE = DESCRIPTOR.services_by_name["KVStoreService"].full_name
 MAX_MESSAGE_BYTES = 16 << 20

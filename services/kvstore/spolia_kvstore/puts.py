@@ -72,7 +72,7 @@ class Puts:
         upload.skipped_file_id = skipped_file_id
         return upload
 
-    def append_frame(self, upload: Upload, offset: int, data: bytes, frame_digest: bytes) -> None:
+    def append_frame(self, upload: Upload, offset: int, data: bytes | memoryview, frame_digest: bytes) -> None:
         """Checks and keeps the next frame. Raises `InvalidRequest` or `DataCorrupt`."""
         with self._noting_damage(upload.record):
             check_frame(upload.record, upload.num_received, offset, data, frame_digest)

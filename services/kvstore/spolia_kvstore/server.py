@@ -23,7 +23,7 @@ from spolia_kvstore.reading import Reading
 from spolia_kvstore.stats import stats_message
 from spolia_kvstore.store import KVStore
 from spolia_node.deadline import Deadline
-from spolia_node.get_messages import frame_message, serialized
+from spolia_node.frame_messages import ReceivedFrame, frame_message, read_put, serialized
 from spolia_node.tracing import current_span
 
 SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
@@ -67,9 +67,10 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not started."""
         kvstore_pb2_grpc.add_KVStoreServiceServicer_to_server(self, server)
-        # In place of the generated handler of Get, which makes every frame a message first. The last one counts.
+        # In place of the generated handlers of what moves frames, which make each a message. The last ones count.
         get = grpc.unary_stream_rpc_method_handler(self.Get, kvstore_pb2.GetRequest.FromString, serialized)
-        server.add_registered_method_handlers(SERVICE, {"Get": get})
+        put = grpc.stream_unary_rpc_method_handler(self.Put, read_put, kvstore_pb2.PutResponse.SerializeToString)
+        server.add_registered_method_handlers(SERVICE, {"Get": get, "Put": put})
 
     async def close(self) -> None:
         """Ends every waiting Claim with `Unavailable`."""
@@ -94,7 +95,7 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
                     yield response
 
     async def Put(
-        self, request_iterator: AsyncIterator[kvstore_pb2.PutRequest], context: Any
+        self, request_iterator: AsyncIterator[ReceivedFrame | kvstore_pb2.PutRequest], context: Any
     ) -> kvstore_pb2.PutResponse:
         """Takes one object; frees what came of it when it is not kept."""
         deadline = Deadline.of(context, self._defaults.rpc_timeout_s)
@@ -174,13 +175,15 @@ class KVStoreServer(kvstore_pb2_grpc.KVStoreServiceServicer):
         )
         return wire.collected_message(await deadline.wait(work, "the collection"))
 
-    async def _receive(self, requests: AsyncIterator[kvstore_pb2.PutRequest]) -> kvstore_pb2.PutResponse:
+    async def _receive(
+        self, requests: AsyncIterator[ReceivedFrame | kvstore_pb2.PutRequest]
+    ) -> kvstore_pb2.PutResponse:
         header = _header_of(await anext(requests, None))
         record, durable = wire.record_of(header), wire.is_durable(header)
         upload = await self._store.puts.begin(record, header.claim_owner, durable=durable)
         try:
             async for request in requests:
-                frame = _frame_of(request)
+                frame = _checked_frame(request)
                 self._store.puts.append_frame(upload, frame.offset, frame.data, frame.digest)
             kept: ObjectRecord = await self._store.puts.finish(upload, durable=durable)
         finally:
@@ -200,7 +203,7 @@ async def _responses(store: KVStore, readings: Sequence[Reading]) -> AsyncIterat
                 yield frame_message(frame.offset, frame.pieces, frame.digest)
 
 
-async def _let_sender_end(requests: AsyncIterator[kvstore_pb2.PutRequest]) -> None:
+async def _let_sender_end(requests: AsyncIterator[ReceivedFrame | kvstore_pb2.PutRequest]) -> None:
     """Reads what is still on its way and drops it, while it comes without a pause.
 
     An answer given in the middle of an upload can be lost: the sender's next write fails, and gRPC reports that failure
@@ -214,16 +217,16 @@ async def _let_sender_end(requests: AsyncIterator[kvstore_pb2.PutRequest]) -> No
                         return
 
 
-def _header_of(request: kvstore_pb2.PutRequest | None) -> kvstore_pb2.PutHeader:
-    if request is None or not request.HasField("header"):
+def _header_of(request: ReceivedFrame | kvstore_pb2.PutRequest | None) -> kvstore_pb2.PutHeader:
+    if not isinstance(request, kvstore_pb2.PutRequest) or not request.HasField("header"):
         raise InvalidRequest("the first message of Put must be the header", field="header", limit="first message")
     return request.header
 
 
-def _frame_of(request: kvstore_pb2.PutRequest) -> common_pb2.Frame:
-    if not request.HasField("frame"):
+def _checked_frame(request: ReceivedFrame | kvstore_pb2.PutRequest) -> ReceivedFrame:
+    if not isinstance(request, ReceivedFrame):
         raise InvalidRequest("after its header, Put takes frames only", field="frame", limit="every later message")
-    return request.frame
+    return request
 
 
 @contextmanager

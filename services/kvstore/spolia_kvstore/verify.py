@@ -34,7 +34,9 @@ def check_record(record: ObjectRecord, max_object_bytes: int) -> None:
     )
 
 
-def check_frame(record: ObjectRecord, num_received: int, offset: int, data: bytes, frame_digest: bytes) -> None:
+def check_frame(
+    record: ObjectRecord, num_received: int, offset: int, data: bytes | memoryview, frame_digest: bytes
+) -> None:
     """Raises `InvalidRequest` for a frame out of order or of wrong length, `DataCorrupt` for one that was damaged."""
     check_field(offset == num_received, "frame.offset", str(num_received), offset)
     check_field(1 <= len(data) <= MAX_FRAME_BYTES, "frame.data", f"1 … {MAX_FRAME_BYTES} bytes", len(data))

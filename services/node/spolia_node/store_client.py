@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from spolia.v1.common_pb2 import Frame, ObjectInfo
+from spolia.v1.common_pb2 import ObjectInfo
 from spolia.v1.kvstore_pb2 import (
     DURABILITY_RAM,
     ClaimRequest,
@@ -27,9 +27,10 @@ from spolia.v1.kvstore_pb2 import (
     UnclaimRequest,
     UnpinRequest,
 )
-from spolia_core.digests import frames
+from spolia_core.digests import FRAME_BYTES, digest
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.frame_messages import frame_message
 from spolia_node.membership import ClusterView
 from spolia_node.store_address import StoreAddress, Stores, known_stores
 from spolia_node.store_answers import all_of, some_of, sum_deleted
@@ -245,7 +246,9 @@ class StoreClient:
         return response
 
 
-async def _put_requests(header: PutHeader, data: Data) -> AsyncIterator[PutRequest]:
+async def _put_requests(header: PutHeader, data: Data) -> AsyncIterator[Any]:
     yield PutRequest(header=header)
-    for offset, piece, piece_digest in frames(data):
-        yield PutRequest(frame=Frame(offset=offset, data=piece, digest=piece_digest))
+    view = memoryview(data).cast("B")
+    for offset in range(0, len(view), FRAME_BYTES):
+        piece = view[offset : offset + FRAME_BYTES]
+        yield frame_message(offset, [piece], digest(piece))

@@ -18,7 +18,7 @@ from spolia.v1.kvstore_pb2 import GetRequest
 from spolia_core.errors import DataCorrupt, SpoliaError, Unavailable
 from spolia_core.reuse import MissReason
 from spolia_node.deadline import Deadline
-from spolia_node.get_messages import GetCall, open_get
+from spolia_node.frame_messages import GetCall, open_get
 from spolia_node.store_address import StoreAddress
 from spolia_node.store_placement import in_order, open_stores
 from spolia_node.store_routes import StoreRoutes

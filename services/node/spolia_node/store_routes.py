@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from spolia.v1.kvstore_pb2 import LookupEntry
-from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.errors import DataCorrupt, DeadlineExceeded, SpoliaError, Unavailable
 from spolia_node.calls import call_errors
 from spolia_node.channels import ChannelPool
 from spolia_node.deadline import Deadline
+from spolia_node.frame_messages import stub_of
 from spolia_node.store_address import StoreAddress, Stores
 from spolia_node.store_placement import in_order, open_stores
 
@@ -54,7 +54,7 @@ class StoreRoutes:
     def calling(self, store: StoreAddress, deadline: Deadline) -> Iterator[KVStoreServiceAsyncStub]:
         """As `reaching`, with what calls the store's methods."""
         with self.reaching(store, deadline) as channel:
-            yield KVStoreServiceStub(channel)
+            yield stub_of(channel)
 
     @contextmanager
     def reaching(self, store: StoreAddress, deadline: Deadline) -> Iterator[grpc.aio.Channel]:

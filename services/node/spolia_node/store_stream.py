@@ -12,7 +12,7 @@ from spolia.v1.kvstore_pb2 import GetHeader, LookupEntry
 from spolia_core.digests import digest
 from spolia_core.errors import DataCorrupt
 from spolia_core.reuse import MissReason
-from spolia_node.get_messages import GetCall, ReceivedFrame, read_message
+from spolia_node.frame_messages import GetCall, ReceivedFrame, read_get
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ async def fetched(
     arrival: _Arrival | None = None
     num_headers = 0
     async for message in call:
-        received = read_message(message)
+        received = read_get(message)
         if isinstance(received, ReceivedFrame):
             if arrival is None:
                 raise DataCorrupt("the store sent a frame that belongs to no object")

@@ -1,28 +1,33 @@
-"""Messages of a Get whose bytes are copied once each way: written from where they lie, read where they arrived.
+"""Messages of Get and Put whose bytes are copied once each way: written from where they lie, read where they arrived.
 
 A frame is nearly all data, and protobuf's classes copy that into a message, out of it, and once more where it is read:
 as much time as the sockets take. So frames are written and read here, by the encoding of protobuf, which any other
-reader and writer of `GetResponse` understands; whatever is not laid out as this release lays a frame out is left to
-the generated classes.
+reader and writer of `GetResponse` and `PutRequest` understands; whatever is not laid out as this release lays a frame
+out is left to the generated classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from spolia.v1 import kvstore_pb2
 from spolia.v1.common_pb2 import Frame
-from spolia.v1.kvstore_pb2 import GetHeader, GetRequest, GetResponse
+from spolia.v1.kvstore_pb2 import GetHeader, GetRequest, GetResponse, PutRequest, PutResponse
+from spolia.v1.kvstore_pb2_grpc import KVStoreServiceStub
 from spolia_core.digests import DIGEST_BYTES
-from spolia_core.errors import DataCorrupt
+from spolia_core.errors import DataCorrupt, InvalidRequest
+
+if TYPE_CHECKING:
+    from spolia.v1.kvstore_pb2_grpc import KVStoreServiceAsyncStub  # a name for types, absent at run time
 
 GetCall = grpc.aio.UnaryStreamCall[GetRequest, bytes]
 
-METHOD = f"/{kvstore_pb2.DESCRIPTOR.services_by_name['KVStoreService'].full_name}/Get"
+SERVICE = kvstore_pb2.DESCRIPTOR.services_by_name["KVStoreService"].full_name
 _VARINT, _LENGTH = 0, 2
 """Wire types: a number, and bytes behind their length."""
 
@@ -43,27 +48,49 @@ def open_get(
 ) -> GetCall:
     """Calls Get; what comes is for `read_message`."""
     get: grpc.aio.UnaryStreamMultiCallable[GetRequest, bytes] = channel.unary_stream(
-        METHOD, request_serializer=GetRequest.SerializeToString, response_deserializer=None
+        f"/{SERVICE}/Get", request_serializer=GetRequest.SerializeToString, response_deserializer=None
     )
     return get(request, timeout=timeout_s, metadata=metadata)
 
 
+def stub_of(channel: grpc.aio.Channel) -> KVStoreServiceAsyncStub:
+    """The generated stub, but that its Put takes requests as `serialized` does."""
+    stub: KVStoreServiceAsyncStub = KVStoreServiceStub(channel)
+    stub.Put = channel.stream_unary(
+        f"/{SERVICE}/Put", request_serializer=serialized, response_deserializer=PutResponse.FromString
+    )
+    return stub
+
+
 def frame_message(offset: int, pieces: Sequence[Bytes], digest: bytes) -> bytes:
-    """A serialised `GetResponse` with a frame whose data are `pieces`, one behind the other."""
+    """A serialised `GetResponse`, or `PutRequest`, with a frame whose data are `pieces`, one behind the other."""
     size = sum(map(len, pieces))
     start = b"" if offset == 0 else _key(Frame.OFFSET_FIELD_NUMBER, _VARINT) + _varint(offset)
     start += _key(Frame.DATA_FIELD_NUMBER, _LENGTH) + _varint(size)
     end = _key(Frame.DIGEST_FIELD_NUMBER, _LENGTH) + _varint(len(digest)) + digest
-    head = _key(GetResponse.FRAME_FIELD_NUMBER, _LENGTH) + _varint(len(start) + size + len(end))
+    head = _FRAME_START + _varint(len(start) + size + len(end))
     return b"".join((head, start, *pieces, end))
 
 
-def serialized(response: GetResponse | bytes) -> bytes:
+def serialized(message: GetResponse | PutRequest | bytes) -> bytes:
     """As gRPC is to send it; what is bytes was made by `frame_message`."""
-    return response if isinstance(response, bytes) else response.SerializeToString()
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def read_message(message: bytes) -> ReceivedFrame | GetHeader:
+def read_put(message: bytes) -> ReceivedFrame | PutRequest:
+    """The frame that a `PutRequest` holds; any other as it is. Raises `InvalidRequest` for bytes that are none."""
+    frame = _frame_of(message)
+    if frame is not None:
+        return frame
+    try:
+        request = PutRequest.FromString(message)
+    except DecodeError as error:
+        name = PutRequest.DESCRIPTOR.full_name
+        raise InvalidRequest(f"{len(message)} bytes are no {name}: {error}", limit=name) from error
+    return _received(request.frame) if request.HasField("frame") else request
+
+
+def read_get(message: bytes) -> ReceivedFrame | GetHeader:
     """What a `GetResponse` holds. Raises `DataCorrupt` for bytes that are none."""
     frame = _frame_of(message)
     if frame is not None:
@@ -72,16 +99,17 @@ def read_message(message: bytes) -> ReceivedFrame | GetHeader:
         response = GetResponse.FromString(message)
     except DecodeError as error:
         raise DataCorrupt(f"{len(message)} bytes of the store's are no GetResponse: {error}") from error
-    if response.HasField("frame"):
-        found = response.frame
-        return ReceivedFrame(found.offset, memoryview(found.data), found.digest)
-    return response.header
+    return _received(response.frame) if response.HasField("frame") else response.header
+
+
+def _received(frame: Frame) -> ReceivedFrame:
+    return ReceivedFrame(frame.offset, memoryview(frame.data), frame.digest)
 
 
 def _frame_of(message: bytes) -> ReceivedFrame | None:
     """The frame of a message that `frame_message` could have made; None for any other."""
     try:
-        if message[0] != _FRAME_KEY:
+        if message[:1] != _FRAME_START:
             return None
         size, at = _read_varint(message, 1)
         if at + size != len(message):
@@ -127,7 +155,8 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
     raise IndexError
 
 
-_FRAME_KEY = _key(GetResponse.FRAME_FIELD_NUMBER, _LENGTH)[0]
+_FRAME_START = _key(GetResponse.FRAME_FIELD_NUMBER, _LENGTH)
+assert GetResponse.FRAME_FIELD_NUMBER == PutRequest.FRAME_FIELD_NUMBER, "a frame is the same message both ways"
 _OFFSET_KEY = _key(Frame.OFFSET_FIELD_NUMBER, _VARINT)[0]
 _DATA_KEY = _key(Frame.DATA_FIELD_NUMBER, _LENGTH)[0]
 _DIGEST_START = _key(Frame.DIGEST_FIELD_NUMBER, _LENGTH) + _varint(DIGEST_BYTES)
