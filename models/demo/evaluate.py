@@ -82,17 +82,24 @@ def right_answers(
     asked = encode_parts(tokenizer, [question.text for question in questions])
     answers = [[*ids, eos] for ids in encode_parts(tokenizer, [f" {question.answer}" for question in questions])]
     tails = [[*ask, *answer[:-1]] for ask, answer in zip(asked, answers, strict=True)]
-    longest = max(len(tail) for tail in tails)
     cache = model.model(torch.tensor([context]), use_cache=True).past_key_values
-    cache.batch_repeat_interleave(len(tails))
-    ids = torch.full((len(tails), longest), eos)
-    for row, tail in enumerate(tails):
-        ids[row, : len(tail)] = torch.tensor(tail)
-    likeliest: Tensor = model(ids, past_key_values=cache).logits.argmax(-1)
-    return [
-        likeliest[row, len(ask) - 1 : len(ask) - 1 + len(answer)].tolist() == answer
-        for row, (ask, answer) in enumerate(zip(asked, answers, strict=True))
-    ]
+    # All behind one copy of the context: a row of each question would read a copy of its own.
+    asker = torch.tensor([row for row, tail in enumerate(tails) for _ in tail])
+    own_and_before = (asker[:, None] == asker).tril()
+    sees = torch.cat([torch.ones(len(asker), len(context), dtype=torch.bool), own_and_before], 1)
+    positions = [len(context) + index for tail in tails for index in range(len(tail))]
+    likeliest: Tensor = (
+        model(
+            torch.tensor([[token for tail in tails for token in tail]]),
+            past_key_values=cache,
+            position_ids=torch.tensor([positions]),
+            attention_mask=torch.zeros(sees.shape).masked_fill(~sees, -torch.inf)[None, None],
+        )
+        .logits[0]
+        .argmax(-1)
+    )
+    said = [likeliest[asker == row].tolist() for row in range(len(tails))]
+    return [row[len(ask) - 1 :] == answer for row, ask, answer in zip(said, asked, answers, strict=True)]
 
 
 def score_tasks(model: LlamaForCausalLM, tokenizer: Tokenizer, corpora: Iterator[Corpus]) -> dict[str, Score]:
