@@ -11,14 +11,17 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_section_worlds
 import pytest
 import torch
 
 from spolia_bench.gpu import __main__ as gpu_main
-from spolia_bench.gpu import crew, kernels
+from spolia_bench.gpu import crew, kernels, watched
 from spolia_bench.gpu.__main__ import SECTIONS_S, main
 from spolia_bench.gpu.batches import DEVICE
 from spolia_bench.gpu.kernels import Check, check_one
@@ -40,7 +43,16 @@ PAGE = """before
 <!-- end -->
 behind
 """
+LIMIT_S = 120
+"""Of what hangs: more than a start of its process ever takes. Nobody waits for most of it."""
+LAST_S = 0.5
+"""Of the limit, which passes as it does."""
 without_device = pytest.mark.skipif(DEVICE == "cuda", reason="what a machine without a device does")
+
+
+def clock(is_late: Callable[[], bool]) -> SimpleNamespace:
+    """In the place of a module's `time`: real seconds, and all but the last of `LIMIT_S` more once `is_late()`."""
+    return SimpleNamespace(monotonic=lambda: time.monotonic() + (LIMIT_S - LAST_S if is_late() else 0.0))
 
 
 @without_device
@@ -51,12 +63,15 @@ def test_without_a_device_it_says_so_and_fails_nobody(capsys: pytest.CaptureFixt
     assert json.loads(said[-1])["device"] is None
 
 
-def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_path: Path) -> None:
-    run = Run({"device": "x"}, tmp_path / "results" / "gpu.json", time.monotonic() + 150)
+def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run({"device": "x"}, tmp_path / "results" / "gpu.json", time.monotonic() + 3 * LIMIT_S)
+    monkeypatch.setattr(watched, "time", clock(lambda: "rates" in run.result))
     ended = [
         run.section("steps", gpu_section_worlds.raises, 60),
         run.section("linked", gpu_section_worlds.dies, 60),
-        run.section("rates", gpu_section_worlds.hangs, 6.0),
+        run.section("rates", gpu_section_worlds.hangs, LIMIT_S),
         run.section("attention", gpu_section_worlds.ends, 60),
         run.section("flex", gpu_section_worlds.flex, 60),
     ]
@@ -65,7 +80,7 @@ def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_p
     assert saved["errors"] == {
         "steps": "RuntimeError: CUDA error: an illegal memory access was encountered",
         "linked": "its process ended by itself, status 7",
-        "rates": "not ended after 6 s",
+        "rates": f"not ended after {LIMIT_S} s",
     }
     assert saved["steps"] == saved["linked"] == saved["rates"] == [{"point": "1x2"}]
     assert [row.get("flex_ms") for row in saved["attention"]] == [None, 9.0]
@@ -75,9 +90,11 @@ def test_a_section_that_fails_leaves_the_others_their_results_and_says_why(tmp_p
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process where Linux lists them")
-def test_what_a_section_started_ends_with_it(tmp_path: Path) -> None:
-    run = Run({}, tmp_path / "gpu.json", time.monotonic() + 60)
-    assert not run.section("flashinfer", gpu_section_worlds.starts_another, 8)
+def test_what_a_section_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run({}, tmp_path / "gpu.json", time.monotonic() + 2 * LIMIT_S)
+    monkeypatch.setattr(watched, "time", clock(lambda: "attention" in run.result))
+    assert not run.section("flashinfer", gpu_section_worlds.starts_another, LIMIT_S)
+    assert run.result["errors"] == {"flashinfer": f"not ended after {LIMIT_S} s"}
     (row,) = run.result["attention"]
     stat = Path(f"/proc/{row['pid']}/stat")
     deadline = time.monotonic() + 60
@@ -159,12 +176,14 @@ def test_a_process_that_dies_loses_its_own_work_alone() -> None:
     assert time.monotonic() - began < 100
 
 
-def test_a_process_that_hangs_is_ended_and_so_is_the_rest() -> None:
-    began = time.monotonic()
-    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, 8)
-    late = crew.NoAnswer("not ended after 8 s")
+def test_a_process_that_hangs_is_ended_and_so_is_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, looks = time.monotonic(), count(1)
+    # It looks as it begins, and before each wait: the third time behind the first answer, when the next item is given.
+    monkeypatch.setattr(crew, "time", clock(lambda: next(looks) >= 3))
+    found = crew.answers(gpu_section_worlds.halved, [2, 9, 4], 1, LIMIT_S)
+    late = crew.NoAnswer(f"not ended after {LIMIT_S} s")
     assert found == [1, late, late]
-    assert time.monotonic() - began < 8 + 2 * crew.END_S
+    assert time.monotonic() - began < PYTHON_S + LAST_S + 2 * crew.END_S
     assert not multiprocessing.active_children()
 
 
