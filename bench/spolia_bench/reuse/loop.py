@@ -4,7 +4,7 @@ Both modes get a cluster of their own with the same settings, the same pool of d
 choices. Before the loop each gets what its steady state has: LINKED every document on the linking node; EXACT every
 document as the first of a prompt, the prefix that is found most often. The window opens when every client has had an
 answer, and counts what completes inside it. A client that is told to come back does so, its time to first token running
-on.
+on. A quick run, which says nothing of how fast they are, has one cluster for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spolia import AsyncClient, Client, Document, Result, ReuseMode
 from spolia.errors import Busy
 from spolia_bench.frame import Report, Sample, Table, progress
 from spolia_bench.reuse.options import Options
-from spolia_bench.reuse.system import TIMEOUT_S, running
+from spolia_bench.reuse.system import TIMEOUT_S, System, running
 from spolia_bench.reuse.zipf import choices
 from spolia_bench.texts import text_of
 
@@ -82,22 +82,19 @@ def measure(report: Report, model: Path, options: Options) -> None:
     pool = [Document(text_of(options.document_bytes, rng)) for _ in range(options.pool_documents)]
     table = Table(HEADER)
     windows: dict[ReuseMode, Window] = {}
-    for mode, length_s in ((ReuseMode.LINKED, options.loop_s), (ReuseMode.EXACT, options.prefix_loop_s)):
-        size = str(options.pool_bytes)
-        settings = ["--prefill.pool-bytes", size, "--decode.pool-bytes", size, "--kvstore.budget-bytes", size]
+    size = str(options.pool_bytes)
+    settings = ["--prefill.pool-bytes", size, "--decode.pool-bytes", size, "--kvstore.budget-bytes", size]
+    for modes in _by_cluster(options):
         with running(model, options.threads, settings) as system:
-            progress(f"loop, {mode.name}: bringing {len(pool)} documents in")
-            _bring_in(system.client, pool, mode, options)
-            progress(f"loop, {mode.name}: {options.clients} clients, {length_s:g} s")
-            window = windows[mode] = asyncio.run(_run(system.cluster.address, pool, mode, length_s, options))
-        if not window.answers:
-            raise RuntimeError(f"no {mode.name} request completed in {length_s:g} s: choose a longer window")
+            for mode, length_s in modes:
+                windows[mode] = _window(system, pool, mode, length_s, options)
+    for mode, window in windows.items():
         table.rows.append(_row(mode, window))
         name = "linked" if mode is ReuseMode.LINKED else "prefix"
         report.figures |= {
             f"loop_{name}_requests_per_s": round(window.requests_per_s, 4),
             f"loop_{name}_completed": len(window.answers),
-            f"loop_{name}_window_s": length_s,
+            f"loop_{name}_window_s": window.length_s,
             f"loop_{name}_told_to_come_back": window.num_busy,
             f"loop_{name}_ttft_p50_ms": round(window.ttft.percentile_ms(0.5), 1),
             f"loop_{name}_ttft_p99_ms": round(window.ttft.percentile_ms(0.99), 1),
@@ -106,6 +103,22 @@ def measure(report: Report, model: Path, options: Options) -> None:
     ratio = windows[ReuseMode.LINKED].requests_per_s / windows[ReuseMode.EXACT].requests_per_s
     report.figures["throughput_ratio_vs_prefix"] = round(ratio, 2)
     report.tables.append(table)
+
+
+def _by_cluster(options: Options) -> list[list[tuple[ReuseMode, float]]]:
+    """The modes that each cluster is asked in, one after another, and for how long."""
+    linked, exact = (ReuseMode.LINKED, options.loop_s), (ReuseMode.EXACT, options.prefix_loop_s)
+    return [[linked, exact]] if options.quick else [[linked], [exact]]
+
+
+def _window(system: System, pool: Sequence[Document], mode: ReuseMode, length_s: float, options: Options) -> Window:
+    progress(f"loop, {mode.name}: bringing {len(pool)} documents in")
+    _bring_in(system.client, pool, mode, options)
+    progress(f"loop, {mode.name}: {options.clients} clients, {length_s:g} s")
+    window = asyncio.run(_run(system.cluster.address, pool, mode, length_s, options))
+    if not window.answers:
+        raise RuntimeError(f"no {mode.name} request completed in {length_s:g} s: choose a longer window")
+    return window
 
 
 def _bring_in(client: Client, pool: Sequence[Document], mode: ReuseMode, options: Options) -> None:
