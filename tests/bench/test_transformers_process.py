@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,9 @@ def test_the_process_is_transformers_as_it_comes_and_waits_have_deadlines(monkey
         turns = {"theirs": process.turn_ms, "ours": lambda: second_ms(lambda: None)}
         times = measured_by_turns(turns, 3)
         assert all(0.1 < ms < 5000.0 for ms in times["theirs"])
+        process.begin(replace(WORK, num_rows=1, prefix_tokens=7))  # other rows of the same model
+        assert process.weights == weights_digest(random_model(WORK.model, WORK.seed))
+        assert 0.1 < process.turn_ms() < 5000.0
         before_s = process.cpu_s()
         process.turn_ms()
         assert process.cpu_s() > before_s > 0.0
@@ -107,6 +111,9 @@ def test_the_process_is_transformers_as_it_comes_and_waits_have_deadlines(monkey
         with pytest.raises(DeadlineExceeded):
             process.turn_ms(0.2)
         os.kill(process.pid, signal.SIGCONT)
+        process._pipe.receive(60.0)  # the turn that was late
+        with pytest.raises(Unavailable):  # it says why and ends
+            process.begin(replace(WORK, seed=WORK.seed + 1))
         pid = process.pid
     assert not Path(f"/proc/{pid}").exists()
     monkeypatch.setattr("spolia_bench.shared.transformers_process.NOT_INHERITED", ())

@@ -17,6 +17,7 @@ from spolia_bench.frame import Table
 from spolia_bench.shared.batches import QUESTION_TOKENS, prefix_batch
 from spolia_bench.shared.message_pipe import Begin
 from spolia_bench.shared.models import weights_digest
+from spolia_bench.shared.options import Options
 from spolia_bench.shared.pairs import Turn, by_turns, measured_by_turns, ratio, second_ms
 from spolia_bench.shared.sections import World
 from spolia_bench.shared.transformers_decode import TransformersDecode
@@ -30,32 +31,37 @@ def against_transformers(world: World, model: Any) -> None:
     """As transformers comes, and with the huge pages that our kernels ask torch for in this process."""
     rows: list[Sequence[str]] = []
     weights = weights_digest(model)
-    for num_rows in (1, world.options.rows):
-        own, same = _own_process(world, num_rows, weights), _same_process(world, num_rows, model)
-        for name, times in (("", own), ("_same_process", same)):
-            found = ratio(times["transformers"], times["ours"])
-            world.ratio(f"ratio_vs_transformers{name}_{num_rows}", found)
-            medians = (f"{statistics.median(times[way]):.1f}" for way in ("ours", "transformers"))
-            rows.append([str(num_rows), "same" if name else "own", *medians, str(found)])
+    with TransformersProcess(_begin(world.options, 1)) as process:
+        if process.weights != weights:
+            raise InternalError("the two processes made different weights of one seed")
+        for num_rows in (1, world.options.rows):
+            own, same = _own_process(world, num_rows, process), _same_process(world, num_rows, model)
+            for name, times in (("", own), ("_same_process", same)):
+                found = ratio(times["transformers"], times["ours"])
+                world.ratio(f"ratio_vs_transformers{name}_{num_rows}", found)
+                medians = (f"{statistics.median(times[way]):.1f}" for way in ("ours", "transformers"))
+                rows.append([str(num_rows), "same" if name else "own", *medians, str(found)])
     header = ("rows", "transformers' process", "ours ms", "transformers ms", "transformers ÷ ours")
     world.report.tables.append(Table(header, rows))
 
 
-def _own_process(world: World, num_rows: int, weights: str) -> dict[str, list[float]]:
-    options = world.options
+def _begin(options: Options, num_rows: int) -> Begin:
     # transformers' rows have a question too, of the same length, in their cache.
     cached = options.baseline_tokens + QUESTION_TOKENS
+    return Begin(options.model, options.seed, num_rows, cached, options.threads)
+
+
+def _own_process(world: World, num_rows: int, process: TransformersProcess) -> dict[str, list[float]]:
+    options = world.options
     shares: list[float] = []
-    with TransformersProcess(Begin(options.model, options.seed, num_rows, cached, options.threads)) as process:
-        if process.weights != weights:
-            raise InternalError("the two processes made different weights of one seed")
-        with world.batch(prefix_batch(world.core, num_rows, options.baseline_tokens)) as batch:
-            step = batch.step(world.table)
-            turns = {
-                "ours": _settled(lambda: second_ms(step), process.cpu_s, shares),
-                "transformers": _settled(process.turn_ms, time.process_time, shares),
-            }
-            times = measured_by_turns(turns, options.rounds)
+    process.begin(_begin(options, num_rows))
+    with world.batch(prefix_batch(world.core, num_rows, options.baseline_tokens)) as batch:
+        step = batch.step(world.table)
+        turns = {
+            "ours": _settled(lambda: second_ms(step), process.cpu_s, shares),
+            "transformers": _settled(process.turn_ms, time.process_time, shares),
+        }
+        times = measured_by_turns(turns, options.rounds)
     world.figure(f"idle_process_cpu_share_{num_rows}", max(shares))
     return times
 

@@ -17,7 +17,7 @@ MAX_LINE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """What to decode, and with how many of torch's threads. Comes first, once."""
+    """What to decode, and with how many of torch's threads. Comes first, and again for other rows of the same model."""
 
     model: str
     seed: int
@@ -28,7 +28,9 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Steps may be asked for. `weights` is a digest of the model's; `has_kernels` whether ours were imported."""
+    """Steps of what was begun may be asked for. `weights` is a digest of the model's; `has_kernels` whether ours were
+    imported.
+    """
 
     weights: str
     has_kernels: bool

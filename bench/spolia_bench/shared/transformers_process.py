@@ -39,13 +39,7 @@ class TransformersProcess:
         assert self._process.stdout is not None
         self._pipe = MessagePipe(self._process.stdout.fileno(), self._process.stdin.fileno())
         try:
-            self._pipe.send(self._work)
-            ready = self._pipe.receive(START_S)
-            if not isinstance(ready, Ready):
-                raise InternalError(f"{type(ready).__name__} was not expected here")
-            if ready.has_kernels:
-                raise InternalError("our kernels were imported there: this is not transformers as it comes")
-            self.weights = ready.weights
+            self.begin(self._work)
         except BaseException:
             self._end()
             raise
@@ -53,6 +47,16 @@ class TransformersProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end()
+
+    def begin(self, work: Begin) -> None:
+        """From now on steps are those of `work`, which must be of the same model, seed and threads as before."""
+        self._pipe.send(work)
+        ready = self._pipe.receive(START_S)
+        if not isinstance(ready, Ready):
+            raise InternalError(f"{type(ready).__name__} was not expected here")
+        if ready.has_kernels:
+            raise InternalError("our kernels were imported there: this is not transformers as it comes")
+        self.weights = ready.weights
 
     @property
     def pid(self) -> int:

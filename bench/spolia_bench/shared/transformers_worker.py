@@ -40,9 +40,7 @@ def serve(pipe: MessagePipe) -> None:
     """
     if HUGE_PAGES in os.environ:
         raise InternalError(f"{HUGE_PAGES} is set: this is not torch as it comes")
-    work = pipe.receive(PATIENCE_S)
-    if not isinstance(work, Begin):
-        raise _unexpected(work)
+    first = work = _begun(pipe.receive(PATIENCE_S))
     # Torch reads its environment as it is imported, and it takes seconds: not before there is work.
     import torch
 
@@ -52,18 +50,21 @@ def serve(pipe: MessagePipe) -> None:
 
     torch.set_num_threads(work.threads)
     model: Any = random_model(work.model, work.seed)
-    step = TransformersDecode(model, work.num_rows, work.prefix_tokens).step()
-    has_kernels = "spolia_kernels" in sys.modules or "spolia_engine" in sys.modules
-    pipe.send(Ready(weights_digest(model), has_kernels))
     while True:
-        asked = pipe.receive(PATIENCE_S)
-        if not isinstance(asked, TakeTurn):
-            raise _unexpected(asked)
-        pipe.send(Took(second_ms(step)))
+        if (work.model, work.seed, work.threads) != (first.model, first.seed, first.threads):
+            raise InternalError(f"a process has one model, seed and number of threads: {first}, then {work}")
+        step = TransformersDecode(model, work.num_rows, work.prefix_tokens).step()
+        has_kernels = "spolia_kernels" in sys.modules or "spolia_engine" in sys.modules
+        pipe.send(Ready(weights_digest(model), has_kernels))
+        while isinstance(asked := pipe.receive(PATIENCE_S), TakeTurn):
+            pipe.send(Took(second_ms(step)))
+        work = _begun(asked)
 
 
-def _unexpected(message: Message) -> InternalError:
-    return InternalError(f"{type(message).__name__} was not expected here")
+def _begun(message: Message) -> Begin:
+    if not isinstance(message, Begin):
+        raise InternalError(f"{type(message).__name__} was not expected here")
+    return message
 
 
 if __name__ == "__main__":
