@@ -31,8 +31,9 @@ demo: $(VENV)/run.stamp  ## The whole cluster on this machine, answering questio
 	$(BIN)/spolia demo --model $(MODEL) $(ARGS)
 
 # A file's tests run in one process: they share what its fixtures start. Files go out in the order of tests/conftest.py.
+# There are more processes than cores, since tests wait as much as they compute (tests/file_scheduling.py).
 # A run starts hundreds of processes of Spolia's: its modules are compiled once, whatever the environment wants.
-test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, a process per core (WORKERS).
+test: $(VENV)/dev.stamp  ## Everything that runs without a GPU, in WORKERS processes.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 SECONDS ?= 600

@@ -1,11 +1,14 @@
-"""What has to be set before any test imports anything, what tests draw, and which files' tests begin."""
+"""What has to be set before any test imports anything, what tests draw, and how processes share the files."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from file_scheduling import OneClusterScheduling, num_processes
 from hypothesis import HealthCheck, settings
 
 # Torch reads it when it is loaded. Processes of a run share the cores: threads that wait must not spin meanwhile.
@@ -27,6 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a slow test come first: what is left at the end is short, and every process has something to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)  # not there without xdist
+def pytest_xdist_auto_num_workers() -> Iterator[None]:
+    """What `-n auto` means, unless xdist is told a number by its variable of the environment."""
+    cores: Any = yield
+    return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else num_processes(cores)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterScheduling | None:
+    """Of `--dist loadfile`; every other way is xdist's own."""
+    return OneClusterScheduling(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.hookimpl(tryfirst=True)
