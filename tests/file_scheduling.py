@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from xdist.scheduler import LoadFileScheduling
 
-ONE_CLUSTER = frozenset(f"tests/e2e/test_{name}.py" for name in ("chat", "frees", "http", "page", "same_answer", "up"))
+ONE_CLUSTER = frozenset(
+    f"tests/e2e/test_{name}.py" for name in ("chat", "frees", "http", "page", "same_answer", "sdk_docs", "up")
+)
 """Files whose tests use the session's cluster. One that is missing here costs a start, nothing else."""
 
 

@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_world import DEMO_MODEL, ledgers_are_empty, wait_until
+from e2e_world import ledgers_are_empty, wait_until
 
 from spolia import Busy, Client, InternalError, SpoliaError, Unavailable
 from spolia.local_cluster import LocalCluster
@@ -45,15 +44,6 @@ def examples() -> list[Example]:
     return found
 
 
-@pytest.fixture(scope="module")
-def fresh_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """As `spolia up` starts it, and without knowledge of its own speed: on a busy machine a node may rather compute a
-    stored document than fetch it, and the answer then rightly says so."""
-    settings = ["--decode.cost-gate", "false", "--kvstore.cost-gate", "false"]
-    with LocalCluster(DEMO_MODEL, log_dir=tmp_path_factory.mktemp("cluster"), settings=settings) as running:
-        yield running
-
-
 def test_every_block_of_the_document_is_an_example_on_the_default_address() -> None:
     found = examples()
     assert len(found) == DOCUMENT.count("```python") >= 7
@@ -62,9 +52,10 @@ def test_every_block_of_the_document_is_an_example_on_the_default_address() -> N
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.title.replace(" ", "-"))
-def test_an_example_prints_what_stands_below_it(example: Example, fresh_cluster: LocalCluster) -> None:
-    """The address is the one thing changed. Examples share no document, so none meets what another left."""
-    code = example.code.replace(ADDRESS, fresh_cluster.address)
+def test_an_example_prints_what_stands_below_it(example: Example, cluster: LocalCluster) -> None:
+    """The address is the one thing changed. No example shares a document with another, or with a test of this cluster:
+    none meets what another left."""
+    code = example.code.replace(ADDRESS, cluster.address)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
@@ -74,8 +65,8 @@ def test_an_example_prints_what_stands_below_it(example: Example, fresh_cluster:
         assert ran.stdout == example.printed
 
 
-def test_what_an_example_began_and_left_holds_nothing(fresh_cluster: LocalCluster) -> None:
-    with Client(fresh_cluster.address) as client:
+def test_what_an_example_began_and_left_holds_nothing(cluster: LocalCluster) -> None:
+    with Client(cluster.address) as client:
         wait_until("no request is under way", lambda: client.cluster().requests == ())
         wait_until("every ledger is empty", lambda: ledgers_are_empty(client))
 
