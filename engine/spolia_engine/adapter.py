@@ -1,4 +1,5 @@
-"""The one place that knows transformers: loads a model, takes its weights, and runs passes over them.
+"""The one place that knows transformers, with `model_configs` and `plain_checkpoint`: loads a model, takes its weights,
+and runs passes over them.
 
 Layers run one by one, each calling the `LayerAttention` of the pass, so a layer's KV can leave the node while the next
 one runs.
@@ -14,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import DataCorrupt, NotFound, NotSupported
 from spolia_engine.fingerprint import fingerprint_model
 from spolia_engine.kv_bytes import hidden_from_bytes
+from spolia_engine.model_configs import CONFIG_MAPPING, AutoConfig, known_activation
 from spolia_engine.model_layers import Decoder, LayerAttention
+from spolia_engine.plain_checkpoint import read_plain
 from spolia_engine.steps import Pause, Steps, finish
 from spolia_engine.support import check_supported, unknown_architecture
 from spolia_kernels import RotaryTable, Rotation
@@ -41,7 +44,8 @@ class ModelAdapter:
         max_context_tokens: int | None = None,
         takes_weights: bool = False,
     ) -> None:
-        """Of a transformers `…ForCausalLM`, whose weights are copied where this device wants another layout.
+        """Of a transformers `…ForCausalLM`, or what has the same weights (`plain_checkpoint`), whose weights are copied
+        where this device wants another layout.
 
         `takes_weights`: the model is of no use afterwards, and never twice in memory. Raises `NotSupported` for models
         that cannot be served.
@@ -171,6 +175,9 @@ def _read_config(path: Path) -> Any:
         # A token that the file does not name would be the class's default, which in this vocabulary may be any other.
         bos = said.get("bos_token_id")
         config.bos_token_id = bos if type(bos) is int else None
+        activation = getattr(config, "hidden_act", None)
+        if activation is not None and not known_activation(activation):
+            raise ValueError(f"there is no activation {activation!r}")
         return config
     except NotSupported:
         raise
@@ -182,6 +189,9 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
     if not any(path.glob("*.safetensors")):
         raise NotFound(f"no *.safetensors in {path}", field="model", actual=str(path))
     try:
+        plain = read_plain(path, config, dtype)
+        if plain is not None:
+            return plain
         model, loading = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
