@@ -1,7 +1,7 @@
 """How a run's processes share its files: one takes all tests of a file, and all files of one cluster.
 
-Each process that meets the session's cluster of `tests/e2e` starts one of its own: nine seconds of processor time, and
-more than a gigabyte as long as the run goes on.
+Each process that meets the session's cluster of `tests/e2e` starts one of its own: six seconds of processor time, and
+most of a gigabyte as long as the run goes on.
 """
 
 from __future__ import annotations
