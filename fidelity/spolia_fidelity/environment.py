@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from typing import Any
 def environment() -> dict[str, Any]:
     """Where this process runs, as plain JSON values."""
     import torch
-    import transformers
 
     return {
         "cpu": cpu_name(),
@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "commit": commit(),
     }
 
