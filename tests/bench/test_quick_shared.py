@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from quick_run import run
+
+from spolia_bench.shared.__main__ import main
 
 
 @pytest.mark.slow
@@ -29,7 +32,11 @@ def test_a_quick_run_of_shared_steps_has_every_figure(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text()) == record
 
 
-def test_the_measured_switch_is_printed(tmp_path: Path) -> None:
-    record = run(tmp_path, "spolia_bench.shared", "--quick", "--table", "--json")
+def test_the_measured_switch_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, which has loaded torch."""
+    num_threads = torch.get_num_threads()
+    assert main(["--quick", "--table", "--json"]) == 0
+    torch.set_num_threads(num_threads)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"2x16", "64x1024"} <= record["llama-tiny"].keys()
     assert all(min(times) > 0 for times in record["qwen-tiny"].values())
