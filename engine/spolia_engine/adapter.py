@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from spolia_core.chunk_object import KvShape
-from spolia_core.errors import DataCorrupt, NotFound, NotSupported
+from spolia_core.errors import DataCorrupt, NotFound, NotSupported, SpoliaError
 from spolia_engine.fingerprint import fingerprint_model
 from spolia_engine.kv_bytes import hidden_from_bytes
 from spolia_engine.model_configs import CONFIG_MAPPING, AutoConfig, known_activation
@@ -190,19 +189,25 @@ def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> Any:
         raise NotFound(f"no *.safetensors in {path}", field="model", actual=str(path))
     try:
         plain = read_plain(path, config, dtype)
-        if plain is not None:
-            return plain
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
+        return _read_as_transformers_does(path, config, dtype) if plain is None else plain
+    except SpoliaError:
+        raise
     except Exception as error:  # whatever a reader meets in a broken file
         raise DataCorrupt(f"the weights in {path} cannot be read: {error}", field="model", actual=str(path)) from error
+
+
+def _read_as_transformers_does(path: Path, config: Any, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM  # a second of processor time, which most models do without
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        str(path),
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
     # transformers would run with random numbers in the place of missing weights.
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spolia_engine.adapter import ModelAdapter
 from spolia_engine.engine import Engine
 from spolia_engine.plain_checkpoint import read_plain
 
+RELEASE = tuple(int(number) for number in version("transformers").split(".")[:2])
 NAMES = [
     "llama",
     "llama-mha",
@@ -188,5 +190,7 @@ except DataCorrupt as error:
     expected = ModelAdapter(theirs(tmp_path)).fingerprint.hex()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     fingerprint, heavy, refusal = done.stdout.splitlines()
-    assert (fingerprint, heavy) == (expected, "[]")
+    assert fingerprint == expected
+    if RELEASE >= (5, 23):  # 5.17 imports its models with any configuration, to write its documentation
+        assert heavy == "[]"
     assert "there is no activation" in refusal
