@@ -36,6 +36,9 @@ DEFAULT_BLOCK_SIZE = 8
 memory, however many blocks it counts for."""
 KEPT_SHARE = 1 / 8
 """Of the pool's memory: how much of what is free is kept for the next extents. Of the default pool that is 128 MiB."""
+MAX_WARM_SHARE = 1 / 16
+"""Of a pool: free memory that stays in pages for the next tails, as far as so many blocks are free. Of a pool of 1 GiB
+that is 64 MiB: 64 sequences of 128 tokens (4 layers, 4 KV heads of 64)."""
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 ALLOWED_MOVES = {
@@ -62,8 +65,13 @@ class Pool:
         device: torch.device | str = "cpu",
         on_evict: Callable[[Extent], None] | None = None,
         slots: SlotMemory | None = None,
+        max_warm_bytes: int | None = None,
     ) -> None:
-        """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own."""
+        """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own.
+
+        `max_warm_bytes` of free memory stay in pages for the next tails (`slab`), fewer where fewer are free; None:
+        `MAX_WARM_SHARE` of the pool.
+        """
         assert slots is None or (slots.arena.num_pages, slots.page_size) == (num_blocks, block_size)
         self.shape = shape
         self.num_blocks = num_blocks
@@ -79,9 +87,15 @@ class Pool:
         self._cached: OrderedDict[Extent, None] = OrderedDict()  # by `used_at`
         self._uses = count(1)
         self._sparing = threading.local()
-        self._slabs = Slabs(shape, self.dtype, self.device)
         self._slots = slots
         self._kept = KeptMemory() if self.device.type == "cpu" else None
+        self._slabs = Slabs(shape, self.dtype, self.device)
+        self._block_bytes = block_size * shape.bytes_per_token
+        self._max_kept_bytes = int(num_blocks * KEPT_SHARE) * self._block_bytes
+        self._max_warm_bytes = int(num_blocks * self._block_bytes * MAX_WARM_SHARE)
+        if max_warm_bytes is not None:
+            self._max_warm_bytes = max_warm_bytes
+        self._limit_idle()
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -152,7 +166,6 @@ class Pool:
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
-            self._trim_kept()
             return extent
 
     def open_tail(self, num_tokens: int, head: Extent | None = None) -> Extent:
@@ -171,13 +184,15 @@ class Pool:
             if self._slots is not None:
                 return self._open_in_slots(self._slots, num_tokens, head)
             num_before = 0 if head is None else head.capacity
+            num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
             slot = self._slabs.take(num_before + num_tokens)
+            slot.num_written = num_before + num_spare
             if head is not None:
                 self._move_into(head, slot)
             end = num_before + num_tokens
             piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
             extent = Extent((piece,), 0, slot)
-            extent.num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
+            extent.num_spare = num_spare
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.REFERENCED)
@@ -205,7 +220,9 @@ class Pool:
             extent.num_blocks += lacking
             self._counts[BlockState.FREE] -= lacking
             self._counts[extent.state] += lacking
-            self._trim_kept()
+            if extent.slot is not None:
+                extent.slot.num_written += lacking * self.block_size
+            self._limit_idle()
 
     def lacking_blocks(self, extent: Extent, num_tokens: int) -> int:
         """Blocks that a tail of `num_tokens` tokens needs and has not."""
@@ -271,6 +288,8 @@ class Pool:
             assert all(seen[state] == self._counts[state] for state in BlockState), (seen, self._counts)
             uses = [extent.used_at for extent in self._cached]
             assert uses == sorted(uses)
+            self._slabs.check_invariants()
+            assert self._slabs.warm_bytes <= seen[BlockState.FREE] * self._block_bytes, "what is warm is free"
             if self._slots is not None:
                 self._slots.arena.check_invariants()
                 assert self._slots.arena.num_free == seen[BlockState.FREE], "every block is a page"
@@ -333,12 +352,6 @@ class Pool:
             return torch.empty(size, dtype=self.dtype, device=self.device)
         return self._kept.take(size, self.dtype)
 
-    def _trim_kept(self) -> None:
-        """What is kept never makes more of what is taken than the pool has."""
-        if self._kept is not None:
-            num_blocks = min(int(self.num_blocks * KEPT_SHARE), self._counts[BlockState.FREE])
-            self._kept.trim(num_blocks * self.block_size * self.shape.bytes_per_token)
-
     def _evict(self, extent: Extent) -> None:
         del self._cached[extent]
         if self.on_evict:
@@ -353,7 +366,7 @@ class Pool:
         if self._slots is not None:
             self._slots.give_back(extent.pieces)
         extent.pieces = ()  # the memory goes now, whoever still holds the handle
-        self._trim_kept()
+        self._limit_idle()
 
     def _say_room(self) -> None:
         if self.on_room is not None:
@@ -365,3 +378,13 @@ class Pool:
         self._counts[extent.state] -= extent.num_blocks
         self._counts[state] += extent.num_blocks
         extent.state = state
+        self._limit_idle()
+
+    def _limit_idle(self) -> None:
+        """What is warm, or kept, lies in free memory: who takes that gets it, and with it the pool's memory never makes
+        more than its budget.
+        """
+        free_bytes = self._counts[BlockState.FREE] * self._block_bytes
+        self._slabs.limit_warm(min(self._max_warm_bytes, free_bytes))
+        if self._kept is not None:
+            self._kept.trim(min(self._max_kept_bytes, free_bytes - self._slabs.warm_bytes))
