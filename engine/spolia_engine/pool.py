@@ -180,23 +180,25 @@ class Pool:
         """
         if num_tokens < 1:
             raise ValueError(f"a tail holds at least one token, not {num_tokens}")
-        with self.lock:
-            if self._slots is not None:
+        if self._slots is not None:
+            with self.lock:
                 return self._open_in_slots(self._slots, num_tokens, head)
-            num_before = 0 if head is None else head.capacity
-            num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
+        num_before = 0 if head is None else head.capacity
+        num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
+        with self.lock:
             slot = self._slabs.take(num_before + num_tokens)
-            slot.num_written = num_before + num_spare
-            if head is not None:
-                self._move_into(head, slot)
-            end = num_before + num_tokens
-            piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
-            extent = Extent((piece,), 0, slot)
-            extent.num_spare = num_spare
-            extent.ref_count = 1
+        slot.num_written = num_before + num_spare
+        if head is not None:
+            self._move_into(head, slot)
+        end = num_before + num_tokens
+        piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
+        extent = Extent((piece,), 0, slot)
+        extent.num_spare = num_spare
+        extent.ref_count = 1
+        with self.lock:
             self._extents.add(extent)
             self._move(extent, BlockState.REFERENCED)
-            return extent
+        return extent
 
     def blocks_to_open(self, num_tokens: int) -> int:
         """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most.
@@ -331,14 +333,24 @@ class Pool:
         return extent
 
     def _move_into(self, extent: Extent, slot: Slot) -> None:
-        """Moves an extent's KV to the beginning of a slot. Those who read where it was may go on: it stays as it is."""
-        assert extent.slot is None
-        assert extent.state is BlockState.REFERENCED
+        """Moves an extent's KV to the beginning of a slot that was just taken, and leaves that when it raises.
+
+        Those who read where it was may go on: it stays as it is. Copies without the lock, which may take as long as
+        others' step: the caller's reference keeps the extent, and nobody else moves it.
+        """
         key, value = slot.key[:, :, : extent.capacity], slot.value[:, :, : extent.capacity]
-        key.copy_(extent.key)
-        value.copy_(extent.value)
-        extent.pieces, extent.slot = (Piece(0, key, value),), slot
-        slot.users += 1
+        try:
+            assert extent.slot is None
+            assert extent.state is BlockState.REFERENCED
+            key.copy_(extent.key)
+            value.copy_(extent.value)
+        except BaseException:
+            with self.lock:
+                self._slabs.leave(slot)
+            raise
+        with self.lock:
+            extent.pieces, extent.slot = (Piece(0, key, value),), slot
+            slot.users += 1
 
     def _leave_slot(self, extent: Extent) -> None:
         if extent.slot is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,6 +289,70 @@ def test_of_a_pool_a_sixteenth_stays_warm() -> None:
     for tail in tails:
         pool.release(tail)
     assert pool._slabs.warm_bytes == 2 * SLOT_BYTES
+
+
+def test_a_head_that_cannot_be_copied_stays_where_it_is_and_its_slot_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    head = filled(pool, 6, 1.0)
+
+    class Broken(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.copy_:
+                raise MemoryError("no page for it")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    before = head.pieces
+    with monkeypatch.context() as patched:
+        patched.setattr(Slot, "value", property(lambda slot: slot.slab.value[:, slot.index].as_subclass(Broken)))
+        with pytest.raises(MemoryError):
+            pool.open_tail(5, head)
+    assert (head.pieces, head.slot) == (before, None)
+    assert pool._slabs.num_slabs == 0
+    pool.check_invariants()
+    tail = pool.open_tail(5)
+    assert tail.slot is not None
+    assert not tail.slot.key.any(), "the keys had been copied"
+    for extent in (head, tail):
+        pool.release(extent)
+    assert pool.counts()[BlockState.FREE] == 64
+
+
+def test_a_head_is_copied_while_others_use_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    head = filled(pool, 6, 1.0)
+    copying, used = threading.Event(), threading.Event()
+
+    class Slow(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.copy_:
+                copying.set()
+                assert used.wait(20), "the pool is held while a head is copied"
+            return super().__torch_function__(func, types, args, kwargs)
+
+    others: list[Extent] = []
+
+    def uses() -> None:
+        assert copying.wait(20)
+        others.extend((pool.allocate(4), pool.open_tail(5)))
+        pool.check_invariants()
+        used.set()
+
+    monkeypatch.setattr(Slot, "key", property(lambda slot: slot.slab.key[:, slot.index].as_subclass(Slow)))
+    thread = threading.Thread(target=uses)
+    thread.start()
+    tail = pool.open_tail(5, head)
+    thread.join(20)
+    assert used.is_set()
+    assert tail.slot is head.slot
+    assert others[1].slot is not None
+    assert others[1].slot.index != tail.slot.index, "a slot belongs to one"
+    assert bool((head.key == 1.0).all())
+    for extent in (head, tail, *others):
+        pool.release(extent)
+    pool.check_invariants()
+    assert pool.counts()[BlockState.FREE] == 64
 
 
 class WarmTails(RuleBasedStateMachine):
