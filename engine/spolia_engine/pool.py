@@ -261,8 +261,9 @@ class Pool:
                     self._leave_slot(extent)
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
-                for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
-                    self._cached.move_to_end(later)
+                if self._is_sparing:  # its place is among the others: no use is newer than one that counts
+                    for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
+                        self._cached.move_to_end(later)
             else:
                 self._free(extent)
             self._say_room()
