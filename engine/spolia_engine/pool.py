@@ -247,6 +247,7 @@ class Pool:
 
     def release(self, extent: Extent) -> None:
         """Drops a reference. Without any left the extent is cached where it holds chunks, freed where it does not."""
+        out_of_slot = self._copy_out_of_slot(extent)
         with self.lock:
             if extent.ref_count < 1:
                 raise AssertionError("extent released more often than retained")
@@ -257,7 +258,7 @@ class Pool:
                 return
             if extent.chunk_ids and extent.state is BlockState.REFERENCED:
                 if extent.slot is not None:  # nobody reads it: it makes place for the next sequence
-                    extent.pieces = (Piece(0, extent.key.clone(), extent.value.clone()),)
+                    extent.pieces = (out_of_slot or self._copied(extent),)
                     self._leave_slot(extent)
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
@@ -352,6 +353,22 @@ class Pool:
         with self.lock:
             extent.pieces, extent.slot = (Piece(0, key, value),), slot
             slot.users += 1
+
+    def _copy_out_of_slot(self, extent: Extent) -> Piece | None:
+        """A copy of what the caller is about to leave cached, if it lies in a slot: made without the lock, as nobody
+        changes what chunks are registered in. None where others read it: then it stays where it is.
+        """
+        with self.lock:
+            stays = extent.slot is None or not extent.chunk_ids or extent.ref_count > 1
+        return None if stays else self._copied(extent)
+
+    def _copied(self, extent: Extent) -> Piece:
+        """The extent's KV once more, in memory of its own."""
+        with self.lock:
+            key, value = (self._memory(width, extent.capacity) for width in (self.shape.head_dim, self.shape.v_dim))
+        key.copy_(extent.key)
+        value.copy_(extent.value)
+        return Piece(0, key, value)
 
     def _leave_slot(self, extent: Extent) -> None:
         if extent.slot is not None:

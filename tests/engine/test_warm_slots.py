@@ -18,13 +18,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_core.prompt import Prompt
+from spolia_core.reuse import ChunkKind
 from spolia_core.sampling import SamplingParams
 from spolia_engine import lazy_memory
 from spolia_engine import pool as pool_module
 from spolia_engine import slab as slab_module
-from spolia_engine.extent import BlockState, Extent
+from spolia_engine.extent import BlockState, Extent, Piece
 from spolia_engine.kept_memory import MIN_BYTES
 from spolia_engine.pool import Pool
+from spolia_engine.resident import ResidentChunks
+from spolia_engine.run import Run
 from spolia_engine.slab import Slab, Slabs, Slot
 from spolia_kernels import torch_kernels_only
 
@@ -353,6 +356,104 @@ def test_a_head_is_copied_while_others_use_the_pool(monkeypatch: pytest.MonkeyPa
         pool.release(extent)
     pool.check_invariants()
     assert pool.counts()[BlockState.FREE] == 64
+
+
+def head_that_is_a_chunk(pool: Pool) -> tuple[ResidentChunks, Extent, Extent]:
+    resident = ResidentChunks(pool)
+    head = filled(pool, 6, 1.0)
+    resident.register(b"chunk", ChunkKind.PREFIX, Run(head, 0, 6, 0))
+    tail = pool.open_tail(5, head)
+    pool.release(tail)
+    return resident, head, tail
+
+
+def while_it_is_copied(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Has another thread act once, when an extent is copied out of its slot, and the copy wait for it."""
+    copied, threads = Pool._copied, list[threading.Thread]()
+
+    def slowly(pool: Pool, extent: Extent) -> Piece:
+        piece = copied(pool, extent)
+        if not threads:
+            threads.append(threading.Thread(target=act))
+            threads[0].start()
+            threads[0].join(20)
+            assert not threads[0].is_alive(), "the pool is held while a head is copied"
+        return piece
+
+    monkeypatch.setattr(Pool, "_copied", slowly)
+
+
+def test_what_stays_cached_is_copied_while_others_use_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    _, head, _ = head_that_is_a_chunk(pool)
+    others: list[Extent] = []
+    while_it_is_copied(monkeypatch, lambda: others.extend((pool.allocate(4), pool.open_tail(5))))
+    pool.release(head)
+    assert head.state is BlockState.CACHED
+    assert head.slot is None
+    assert bool((head.key == 1.0).all())
+    assert bool((head.value == -1.0).all())
+    assert len(others) == 2
+    for extent in others:
+        pool.release(extent)
+    pool.check_invariants()
+
+
+def test_what_somebody_reads_meanwhile_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    resident, head, _ = head_that_is_a_chunk(pool)
+    place, read = head.pieces, list[Run | None]()
+    while_it_is_copied(monkeypatch, lambda: read.append(resident.acquire(b"chunk")))
+    pool.release(head)
+    assert [run.extent for run in read if run] == [head]
+    assert head.state is BlockState.REFERENCED
+    assert head.pieces is place, "who reads it has looked up where it lies"
+    assert head.slot is not None
+    pool.release(head)
+    assert (head.state, head.slot) == (BlockState.CACHED, None)
+    assert bool((head.key == 1.0).all())
+    pool.check_invariants()
+
+
+def test_what_is_forgotten_meanwhile_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    resident, head, _ = head_that_is_a_chunk(pool)
+    dropped: list[bool] = []
+    while_it_is_copied(monkeypatch, lambda: dropped.append(resident.drop(b"chunk")))
+    pool.release(head)
+    assert dropped == [True]
+    assert head.state is BlockState.FREE
+    assert pool._slabs.num_slabs == 0
+    pool.check_invariants()
+    assert pool.counts()[BlockState.FREE] == 64
+
+
+def test_what_two_let_go_at_once_is_cached_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither was the last when it looked, so nobody made a copy before."""
+    pool = pool_of()
+    _, head, _ = head_that_is_a_chunk(pool)
+    monkeypatch.setattr(Pool, "_copy_out_of_slot", lambda pool, extent: None)
+    pool.release(head)
+    assert (head.state, head.slot) == (BlockState.CACHED, None)
+    assert bool((head.key == 1.0).all())
+    pool.check_invariants()
+
+
+def test_memory_that_is_lacking_for_the_copy_leaves_the_reference_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    _, head, _ = head_that_is_a_chunk(pool)
+
+    def fails(pool: Pool, extent: Extent) -> Piece:
+        raise MemoryError("no page for it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pool, "_copied", fails)
+        with pytest.raises(MemoryError):
+            pool.release(head)
+    assert (head.state, head.ref_count) == (BlockState.REFERENCED, 1)
+    pool.check_invariants()
+    pool.release(head)
+    assert head.state is BlockState.CACHED
 
 
 class WarmTails(RuleBasedStateMachine):
