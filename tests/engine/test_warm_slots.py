@@ -6,6 +6,7 @@ import mmap
 import resource
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -454,6 +455,56 @@ def test_memory_that_is_lacking_for_the_copy_leaves_the_reference_as_it_was(monk
     pool.check_invariants()
     pool.release(head)
     assert head.state is BlockState.CACHED
+
+
+def test_threads_open_and_end_tails_at_once_and_find_their_own_numbers() -> None:
+    """As the event loop opens them and the engine's thread ends them, while both read what is cached."""
+    pool = pool_of(num_blocks=96, max_warm_bytes=4 * SLOT_BYTES)
+    resident = ResidentChunks(pool)
+
+    def is_all(number: float, *tensors: torch.Tensor) -> bool:
+        return all(bool((tensor == number).all()) for tensor in tensors)
+
+    def one(number: int) -> None:
+        chunk_id = bytes([number % 5])
+        read = resident.acquire(chunk_id)
+        if read is not None:
+            extent = read.extent
+            assert is_all(float(extent.key[0, 0, 0, 0]), extent.key, -extent.value)
+            pool.release(extent)
+        head = filled(pool, 1 + number % 9, 1.0 + number)
+        if number % 3:
+            resident.register(chunk_id, ChunkKind.PREFIX, Run(head, 0, head.capacity, 0))
+        tail = pool.open_tail(20, head)
+        slot = tail.slot
+        assert slot is not None
+        pool.grow(tail, 7)
+        tail.key[:, :, :7], tail.value[:, :, :7] = -2.0 - number, 2.0 + number
+        end = head.capacity + 7
+        assert is_all(1.0 + number, slot.key[:, :, : end - 7], -slot.value[:, :, : end - 7])
+        assert is_all(2.0 + number, -slot.key[:, :, end - 7 : end], slot.value[:, :, end - 7 : end])
+        assert is_all(0.0, slot.key[:, :, end:], slot.value[:, :, end:])
+        for extent in (head, tail) if number % 2 else (tail, head):
+            pool.release(extent)
+        if number % 11 == 0:
+            resident.drop(chunk_id)
+
+    def work(seed: int) -> int:
+        done = 0
+        for index in range(120):
+            try:
+                one(seed * 131 + index * 5)
+            except Busy:
+                continue
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sum(threads.map(work, range(6))) == 6 * 120, "there is room for all"
+    pool.check_invariants()
+    counts = pool.counts()
+    assert counts[BlockState.FREE] + counts[BlockState.CACHED] == 96
+    assert pool._slabs.num_slabs == 0
 
 
 class WarmTails(RuleBasedStateMachine):
