@@ -36,6 +36,9 @@ DEFAULT_BLOCK_SIZE = 8
 memory, however many blocks it counts for."""
 KEPT_SHARE = 1 / 8
 """Of the pool's memory: how much of what is free is kept for the next extents. Of the default pool that is 128 MiB."""
+MAX_WARM_SHARE = 1 / 16
+"""Of a pool: free memory that stays in pages for the next tails, as far as so many blocks are free. Of a pool of 1 GiB
+that is 64 MiB: 64 sequences of 128 tokens (4 layers, 4 KV heads of 64)."""
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 ALLOWED_MOVES = {
@@ -62,8 +65,13 @@ class Pool:
         device: torch.device | str = "cpu",
         on_evict: Callable[[Extent], None] | None = None,
         slots: SlotMemory | None = None,
+        max_warm_bytes: int | None = None,
     ) -> None:
-        """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own."""
+        """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own.
+
+        `max_warm_bytes` of free memory stay in pages for the next tails (`slab`), fewer where fewer are free; None:
+        `MAX_WARM_SHARE` of the pool.
+        """
         assert slots is None or (slots.arena.num_pages, slots.page_size) == (num_blocks, block_size)
         self.shape = shape
         self.num_blocks = num_blocks
@@ -79,9 +87,15 @@ class Pool:
         self._cached: OrderedDict[Extent, None] = OrderedDict()  # by `used_at`
         self._uses = count(1)
         self._sparing = threading.local()
-        self._slabs = Slabs(shape, self.dtype, self.device)
         self._slots = slots
         self._kept = KeptMemory() if self.device.type == "cpu" else None
+        self._slabs = Slabs(shape, self.dtype, self.device)
+        self._block_bytes = block_size * shape.bytes_per_token
+        self._max_kept_bytes = int(num_blocks * KEPT_SHARE) * self._block_bytes
+        self._max_warm_bytes = int(num_blocks * self._block_bytes * MAX_WARM_SHARE)
+        if max_warm_bytes is not None:
+            self._max_warm_bytes = max_warm_bytes
+        self._limit_idle()
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
@@ -152,7 +166,6 @@ class Pool:
             extent.ref_count = 1
             self._extents.add(extent)
             self._move(extent, BlockState.IN_TRANSFER if in_transfer else BlockState.REFERENCED)
-            self._trim_kept()
             return extent
 
     def open_tail(self, num_tokens: int, head: Extent | None = None) -> Extent:
@@ -167,21 +180,25 @@ class Pool:
         """
         if num_tokens < 1:
             raise ValueError(f"a tail holds at least one token, not {num_tokens}")
-        with self.lock:
-            if self._slots is not None:
+        if self._slots is not None:
+            with self.lock:
                 return self._open_in_slots(self._slots, num_tokens, head)
-            num_before = 0 if head is None else head.capacity
+        num_before = 0 if head is None else head.capacity
+        num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
+        with self.lock:
             slot = self._slabs.take(num_before + num_tokens)
-            if head is not None:
-                self._move_into(head, slot)
-            end = num_before + num_tokens
-            piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
-            extent = Extent((piece,), 0, slot)
-            extent.num_spare = 0 if head is None else head.num_blocks * self.block_size - num_before
-            extent.ref_count = 1
+        slot.num_written = num_before + num_spare
+        if head is not None:
+            self._move_into(head, slot)
+        end = num_before + num_tokens
+        piece = Piece(0, slot.key[:, :, num_before:end], slot.value[:, :, num_before:end])
+        extent = Extent((piece,), 0, slot)
+        extent.num_spare = num_spare
+        extent.ref_count = 1
+        with self.lock:
             self._extents.add(extent)
             self._move(extent, BlockState.REFERENCED)
-            return extent
+        return extent
 
     def blocks_to_open(self, num_tokens: int) -> int:
         """Blocks that a tail for `num_tokens` tokens takes until its first is written, at most.
@@ -205,7 +222,9 @@ class Pool:
             extent.num_blocks += lacking
             self._counts[BlockState.FREE] -= lacking
             self._counts[extent.state] += lacking
-            self._trim_kept()
+            if extent.slot is not None:
+                extent.slot.num_written += lacking * self.block_size
+            self._limit_idle()
 
     def lacking_blocks(self, extent: Extent, num_tokens: int) -> int:
         """Blocks that a tail of `num_tokens` tokens needs and has not."""
@@ -228,6 +247,7 @@ class Pool:
 
     def release(self, extent: Extent) -> None:
         """Drops a reference. Without any left the extent is cached where it holds chunks, freed where it does not."""
+        out_of_slot = self._copy_out_of_slot(extent)
         with self.lock:
             if extent.ref_count < 1:
                 raise AssertionError("extent released more often than retained")
@@ -238,12 +258,13 @@ class Pool:
                 return
             if extent.chunk_ids and extent.state is BlockState.REFERENCED:
                 if extent.slot is not None:  # nobody reads it: it makes place for the next sequence
-                    extent.pieces = (Piece(0, extent.key.clone(), extent.value.clone()),)
+                    extent.pieces = (out_of_slot or self._copied(extent),)
                     self._leave_slot(extent)
                 self._move(extent, BlockState.CACHED)
                 self._cached[extent] = None
-                for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
-                    self._cached.move_to_end(later)
+                if self._is_sparing:  # its place is among the others: no use is newer than one that counts
+                    for later in [cached for cached in self._cached if cached.used_at > extent.used_at]:
+                        self._cached.move_to_end(later)
             else:
                 self._free(extent)
             self._say_room()
@@ -271,6 +292,8 @@ class Pool:
             assert all(seen[state] == self._counts[state] for state in BlockState), (seen, self._counts)
             uses = [extent.used_at for extent in self._cached]
             assert uses == sorted(uses)
+            self._slabs.check_invariants()
+            assert self._slabs.warm_bytes <= seen[BlockState.FREE] * self._block_bytes, "what is warm is free"
             if self._slots is not None:
                 self._slots.arena.check_invariants()
                 assert self._slots.arena.num_free == seen[BlockState.FREE], "every block is a page"
@@ -312,14 +335,40 @@ class Pool:
         return extent
 
     def _move_into(self, extent: Extent, slot: Slot) -> None:
-        """Moves an extent's KV to the beginning of a slot. Those who read where it was may go on: it stays as it is."""
-        assert extent.slot is None
-        assert extent.state is BlockState.REFERENCED
+        """Moves an extent's KV to the beginning of a slot that was just taken, and leaves that when it raises.
+
+        Those who read where it was may go on: it stays as it is. Copies without the lock, which may take as long as
+        others' step: the caller's reference keeps the extent, and nobody else moves it.
+        """
         key, value = slot.key[:, :, : extent.capacity], slot.value[:, :, : extent.capacity]
+        try:
+            assert extent.slot is None
+            assert extent.state is BlockState.REFERENCED
+            key.copy_(extent.key)
+            value.copy_(extent.value)
+        except BaseException:
+            with self.lock:
+                self._slabs.leave(slot)
+            raise
+        with self.lock:
+            extent.pieces, extent.slot = (Piece(0, key, value),), slot
+            slot.users += 1
+
+    def _copy_out_of_slot(self, extent: Extent) -> Piece | None:
+        """A copy of what the caller is about to leave cached, if it lies in a slot: made without the lock, as nobody
+        changes what chunks are registered in. None where others read it: then it stays where it is.
+        """
+        with self.lock:
+            stays = extent.slot is None or not extent.chunk_ids or extent.ref_count > 1
+        return None if stays else self._copied(extent)
+
+    def _copied(self, extent: Extent) -> Piece:
+        """The extent's KV once more, in memory of its own."""
+        with self.lock:
+            key, value = (self._memory(width, extent.capacity) for width in (self.shape.head_dim, self.shape.v_dim))
         key.copy_(extent.key)
         value.copy_(extent.value)
-        extent.pieces, extent.slot = (Piece(0, key, value),), slot
-        slot.users += 1
+        return Piece(0, key, value)
 
     def _leave_slot(self, extent: Extent) -> None:
         if extent.slot is not None:
@@ -332,12 +381,6 @@ class Pool:
         if self._kept is None:
             return torch.empty(size, dtype=self.dtype, device=self.device)
         return self._kept.take(size, self.dtype)
-
-    def _trim_kept(self) -> None:
-        """What is kept never makes more of what is taken than the pool has."""
-        if self._kept is not None:
-            num_blocks = min(int(self.num_blocks * KEPT_SHARE), self._counts[BlockState.FREE])
-            self._kept.trim(num_blocks * self.block_size * self.shape.bytes_per_token)
 
     def _evict(self, extent: Extent) -> None:
         del self._cached[extent]
@@ -353,7 +396,7 @@ class Pool:
         if self._slots is not None:
             self._slots.give_back(extent.pieces)
         extent.pieces = ()  # the memory goes now, whoever still holds the handle
-        self._trim_kept()
+        self._limit_idle()
 
     def _say_room(self) -> None:
         if self.on_room is not None:
@@ -365,3 +408,13 @@ class Pool:
         self._counts[extent.state] -= extent.num_blocks
         self._counts[state] += extent.num_blocks
         extent.state = state
+        self._limit_idle()
+
+    def _limit_idle(self) -> None:
+        """What is warm, or kept, lies in free memory: who takes that gets it, and with it the pool's memory never makes
+        more than its budget.
+        """
+        free_bytes = self._counts[BlockState.FREE] * self._block_bytes
+        self._slabs.limit_warm(min(self._max_warm_bytes, free_bytes))
+        if self._kept is not None:
+            self._kept.trim(min(self._max_kept_bytes, free_bytes - self._slabs.warm_bytes))

@@ -198,6 +198,32 @@ def test_releasing_more_often_than_retaining_is_an_assertion() -> None:
     pool.check_invariants()
 
 
+def test_who_spares_the_cache_leaves_it_in_its_order_and_whoever_else_uses_it_renews_what_it_read() -> None:
+    pool, resident = small_pool()
+    ids = [b"a", b"b", b"c", b"d"]
+    for chunk_id in ids:
+        chunk(pool, resident, chunk_id)
+
+    def order() -> list[bytes]:
+        pool.check_invariants()
+        return [chunk_id for extent in pool._cached for chunk_id in extent.chunk_ids]
+
+    assert order() == ids
+    read, also_read = (resident.acquire(chunk_id) for chunk_id in (b"b", b"a"))
+    assert read is not None
+    assert also_read is not None
+    assert order() == [b"c", b"d"]
+    with pool.sparing_cache():
+        pool.release(read.extent)
+        assert order() == [b"b", b"c", b"d"]
+        pool.release(also_read.extent)
+    assert order() == ids
+    counts = resident.acquire(b"b")
+    assert counts is not None
+    pool.release(counts.extent)
+    assert order() == [b"a", b"c", b"d", b"b"]
+
+
 def test_memory_that_is_not_ours_cannot_be_registered() -> None:
     pool, resident = small_pool()
     arriving = pool.allocate(4, in_transfer=True)

@@ -11,6 +11,7 @@ from step_worlds import LAYERS, SCALE, SOME, Step, step_of
 
 from spolia_kernels import Rotation, SlotRows, SpanRange, SpanStep, span_kernels
 from spolia_kernels.native.kernels import Kernels, kernels, torch_kernels_only
+from spolia_kernels.native.tasks import ITEM, SLOT
 from spolia_kernels.native.team import parallel
 from spolia_kernels.span_step import items, span_step_ref
 
@@ -158,3 +159,25 @@ def test_every_part_has_a_place_of_its_own_and_every_row_finds_its_parts(monkeyp
     assert all(count >= least for count, least in zip(tables.starts.diff().tolist(), readers, strict=True))
     costs = [item.cost for item in found.items]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_items_and_slots_are_told_in_the_order_that_kernels_read_them_in():
+    step = step_of(9, SOME, ratio=3)
+    found = items.StepItems(len(step.lens), step.ranges, 2, 3, 16, 4, slots=step.slots)
+    tables = found.tables()
+    told = [[getattr(item, name) for name in ITEM] for item in found.items]
+    assert tables.items.tolist() == told
+    lines = [
+        {
+            "key": each.key[:, row].data_ptr(),
+            "key_layer": each.key.stride(0),
+            "key_head": each.key.stride(2),
+            "value": each.value[:, row].data_ptr(),
+            "value_layer": each.value.stride(0),
+            "value_head": each.value.stride(2),
+            "num_keys": 0,
+        }
+        for each in step.slots
+        for row in range(each.num_rows)
+    ]
+    assert tables.slots.tolist() == [[line[name] for name in SLOT] for line in lines]
