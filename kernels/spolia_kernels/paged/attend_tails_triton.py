@@ -3,6 +3,9 @@
 One program per row and KV head. The running softmax begins with the row's own key, which is in registers anyway, goes
 on with the row's partials, and then reads the tail: append and merge cost no launch and no memory of their own, no row
 is ever empty, and what is written is the layer's answer.
+
+A tile is as high as a GQA group. The matrix unit's is of 16 rows, which the compiler fills up for the products alone:
+queries, partials and answers of rows that are not there would be most of a short tail's work.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def attend_tails(
             *common,
             NUM_KV_HEADS=kv.num_kv_heads,
             GROUP=group,
-            TILE=max(16, 1 << (group - 1).bit_length()),
+            TILE=1 << (group - 1).bit_length(),
             PRECISION=_precision(query),
             **sizes,
         )
