@@ -101,4 +101,5 @@ def attend_own_kernel(
             out = out * keep + tl.sum(weights[:, None] * values.to(tl.float32), 0)
             top = new_top
 
-        tl.store(result + (row * NUM_HEADS + head) * (2 * HALF) + wide, (out / total).to(result.dtype.element_ty))
+        answer = (out * (1.0 / total)).to(result.dtype.element_ty)
+        tl.store(result + (row * NUM_HEADS + head) * (2 * HALF) + wide, answer)

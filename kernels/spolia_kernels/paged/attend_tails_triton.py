@@ -111,4 +111,4 @@ def attend_tails_kernel(
             top, total, out = soften(scores, top, total, out, values, PRECISION)
 
         to = result + (row * (NUM_KV_HEADS * GROUP) + q_head)[:, None] * (2 * HALF) + wide[None, :]
-        tl.store(to, (out / total[:, None]).to(result.dtype.element_ty), mask=seen[:, None])
+        tl.store(to, (out * (1.0 / total)[:, None]).to(result.dtype.element_ty), mask=seen[:, None])
