@@ -56,7 +56,7 @@ for head_dim, tile in ((128, 64), (128, 16), (64, 64), (256, 16)):
 for page in (16, 64):
     for group, tile in ((8, 8), (4, 4), (2, 2)):
         sizes = dict(GROUP=group, HALF=64, PAGE=page, TILE=tile, KEYS=16, PRECISION="tf32")
-        one_warp = {"num_warps": 1, "num_stages": 2}
+        one_warp = {"num_warps": 1, "num_stages": 2, "maxnreg": 128}
         compiles(attend_tails_kernel, options=one_warp, NUM_KV_HEADS=2, **sizes)
     compiles(attend_own_kernel, options={"num_warps": 1}, NUM_HEADS=2, HALF=64, PAGE=page, KEYS=16)
 compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16, TILE=8, KEYS=16, PRECISION="ieee")

@@ -108,6 +108,7 @@ def attend_tails(
         "KEYS": tuned.keys,
         "num_warps": tuned.num_warps,
         "num_stages": tuned.num_stages,
+        "maxnreg": tuned.max_registers,
     }
     grid = (query.shape[0], kv.num_kv_heads)
     if group == 1:

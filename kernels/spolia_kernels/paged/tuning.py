@@ -15,6 +15,8 @@ class Tuning:
     num_warps: int
     num_stages: int
     per_processor: int = 1
+    max_registers: int | None = None
+    """Of a thread, over tails; None: as many as the compiler takes. Fewer let more programs wait side by side."""
 
 
 def span_tuning(query: Tensor, tile: int) -> Tuning:
