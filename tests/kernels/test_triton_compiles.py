@@ -54,9 +54,12 @@ for head_dim, tile in ((128, 64), (128, 16), (64, 64), (256, 16)):
     assert "cp.async.bulk.tensor" in built.asm["ptx"]
     assert ("wgmma.mma_async" in built.asm["ptx"]) == (tile >= 64)
 for page in (16, 64):
-    compiles(attend_tails_kernel, NUM_KV_HEADS=2, GROUP=8, HALF=64, PAGE=page, TILE=16, KEYS=32, PRECISION="tf32")
+    for group, tile in ((8, 8), (4, 4), (2, 2)):
+        sizes = dict(GROUP=group, HALF=64, PAGE=page, TILE=tile, KEYS=16, PRECISION="tf32")
+        one_warp = {"num_warps": 1, "num_stages": 2, "maxnreg": 128}
+        compiles(attend_tails_kernel, options=one_warp, NUM_KV_HEADS=2, **sizes)
     compiles(attend_own_kernel, options={"num_warps": 1}, NUM_HEADS=2, HALF=64, PAGE=page, KEYS=16)
-compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16, TILE=16, KEYS=16, PRECISION="ieee")
+compiles(attend_tails_kernel, "*fp32", NUM_KV_HEADS=2, GROUP=7, HALF=32, PAGE=16, TILE=8, KEYS=16, PRECISION="ieee")
 compiles(append_paged_kernel, HALF=64)
 compiles(add_rms_norm_kernel, HAS_DELTA=True, WIDTH=1024)
 compiles(silu_mul_kernel, BLOCK=1024)

@@ -59,6 +59,7 @@ CHECKS = (
     *(Check("sample", dtype) for dtype in LIMITS),
     *(Check("append", dtype, head_dim) for dtype, head_dim in itertools.product(LIMITS, (64, 128, 256))),
     *(Check("paged", *each) for each in itertools.product(LIMITS, (64, 128, 256), (1, 8), (16, 32, 64))),
+    *(Check("paged", torch.bfloat16, 128, group, 64) for group in (2, 4, 7)),
 )
 
 

@@ -31,9 +31,9 @@ from spolia_bench.gpu.rates import Rates
 from spolia_bench.gpu.timing import figures, graphed, timed
 from spolia_engine.device_step import DeviceStep, StepBatch, StepCapacity
 from spolia_engine.model_layers import Decoder, DecoderLayer
-from spolia_kernels import Linear
+from spolia_kernels import Linear, Partial
 from spolia_kernels.fused import RmsNorm, silu_mul
-from spolia_kernels.paged import SlotSpan
+from spolia_kernels.paged import SlotSpan, attend_spans
 from spolia_kernels.sample import Draws
 
 NEW_TOKENS = 32
@@ -147,7 +147,24 @@ class Bench:
         step = DeviceStep(self.model, self.kv, self.angles, capacity)
         num_q_heads = self.shape.heads.num_q_heads
         run = graphed(lambda: step.logits(lambda layer, qkv: qkv[:, :num_q_heads].contiguous()).argmax(-1))
-        return timed(run, repeats=10)
+        return timed(run, repeats=NEW_TOKENS)  # as many as of whole steps: a device that gets warm gets slow
+
+    def no_tails(self, point: Point) -> Sample:
+        """All of a step but each row's own tail: what is shared is attended, nothing is merged and no KV written."""
+        point, heads = _with_question(point), self.shape.heads
+        work = planned(shared_spans(point), point.rows, heads, tile_for(point.rows, heads.group), num_processors())
+        positions = tails_of(point, 0, NEW_TOKENS).positions
+        parts = (work.num_parts, heads.num_q_heads)
+        into = Partial(torch.zeros(*parts, heads.head_dim, device=DEVICE), torch.zeros(*parts, device=DEVICE))
+        sm_scale = heads.head_dim**-0.5
+
+        def spans(layer: int, qkv: Tensor) -> Tensor:
+            query = qkv[:, : heads.num_q_heads]
+            attend_spans(query, self.kv[layer], work, positions, self.angles, sm_scale=sm_scale, into=into)
+            return query.contiguous()
+
+        step = DeviceStep(self.model, self.kv, self.angles, StepCapacity(point.rows, 1, 1, 1, 1, work.tile))
+        return timed(graphed(lambda: step.logits(spans).argmax(-1)), repeats=NEW_TOKENS)
 
 
 def compare_all(rates: Rates) -> Iterator[dict[str, Any]]:
@@ -164,6 +181,7 @@ def compare(shape: Shape, rates: Rates, points: Sequence[Point]) -> Iterator[dic
         row: dict[str, Any] = {"model": shape.name, "point": f"{point.rows}x{point.shared}"}
         row["floor_ms"] = bench.floor_ms(point, rates)
         row |= figures("no_attention", bench.no_attention(point.rows))
+        row |= figures("no_tails", bench.no_tails(point))
         row |= figures("shared", _steps(bench.step(point, shared_spans(point), point.rows), NEW_TOKENS))
         permuted = bench.step(point, shared_spans(point, _orders(point.rows)), point.rows)
         row |= figures("permuted", _steps(permuted, NEW_TOKENS))

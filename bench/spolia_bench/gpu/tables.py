@@ -72,6 +72,7 @@ LAYOUTS = {
             ("private ms", "private_ms"),
             ("shared ms", "shared_ms"),
             ("no attention ms", "no_attention_ms"),
+            ("no tails ms", "no_tails_ms"),
             ("floor ms", "floor_ms"),
             ("private / shared", "private_over_shared"),
             ("shared / floor", "step_over_floor"),

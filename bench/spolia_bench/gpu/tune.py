@@ -23,10 +23,12 @@ Case = tuple[str, Heads, Point, int, Tuning]
 
 SPANS = {
     ("mha 1024x16384", MHA, Point(1024, 16384, 0), 64): [(64, 4, 3, 2), (32, 4, 4, 2), (32, 4, 6, 2)],
+    ("mha 1024x16384", MHA, Point(1024, 16384, 0), 128): [(64, 8, 3, 1), (64, 8, 4, 1), (128, 8, 3, 1)],
     ("mha 32x16384", MHA, Point(32, 16384, 0), 32): [(64, 4, 3, 2), (32, 4, 4, 2), (64, 2, 3, 2)],
     ("mha private 32x4096", MHA, Point(32, 4096, 0), 16): [(64, 4, 3, 2), (32, 2, 3, 4), (32, 1, 3, 6), (64, 2, 3, 2)],
 }
-TAILS = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2)))
+TAILS = list(itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 5), (None, 128)))
+"""A page's id is a load before the load: of 5 stages, two steps' keys are on their way, of 2 one's."""
 
 
 def _cases() -> Iterator[Case]:
@@ -37,10 +39,11 @@ def _cases() -> Iterator[Case]:
         ("tails mha 1024+128", MHA, Point(1024, 1024, 128)),
         ("tails mha 1024+0", MHA, Point(1024, 1024, 0)),
         ("tails gqa8 1024+128", GQA, Point(1024, 1024, 128)),
+        ("tails gqa4 1024+32", Heads(32, 8), Point(1024, 1024, 32)),
     ):
-        for keys, warps, stages in TAILS:
+        for keys, warps, stages, registers in TAILS:
             if keys < 64 or warps > 1:
-                yield name, heads, point, 0, Tuning(keys, warps, stages)
+                yield name, heads, point, 0, Tuning(keys, warps, stages, max_registers=registers)
 
 
 def _runs(cases: list[Case]) -> Iterator[tuple[Case, Callable[[], object]]]:
@@ -99,7 +102,8 @@ def main(argv: list[str]) -> None:
             continue
         flops = 4.0 * point.rows * heads.num_q_heads * heads.head_dim * point.shared
         rate = f"{flops / ms * 1e-9:.0f} TFLOP/s" if tile else ""
-        print(f"{name} {tile} {t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor} {ms:.4f} {rate}", flush=True)
+        cut = f"{t.keys}/{t.num_warps}/{t.num_stages}/{t.per_processor}/{t.max_registers or '-'}"
+        print(f"{name} {tile} {cut} {ms:.4f} {rate}", flush=True)
 
 
 if __name__ == "__main__":

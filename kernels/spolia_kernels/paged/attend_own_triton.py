@@ -43,11 +43,15 @@ def attend_own_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    # One wait for what everything else waits for; there is an entry for every program, whether its row is there or not.
+    position = tl.load(positions + row)
+    length = position - tl.load(tail_starts + row)
+    first_part = tl.load(part_starts + row)
+    last_part = tl.load(part_starts + row + 1)
     if row < tl.load(num_rows):
+        part = tl.load(parts + first_part, mask=first_part < last_part, other=0)
         d = tl.arange(0, HALF)[None, :]
         wide = tl.arange(0, 2 * HALF)
-        position = tl.load(positions + row)
-        length = position - tl.load(tail_starts + row)
         pages = tail_pages + row * max_pages
         in_head = head.to(tl.int64) * num_slots
         angle = position * HALF + d
@@ -66,13 +70,14 @@ def attend_own_kernel(
         total = 1.0
         out = v.to(tl.float32)
 
-        for index in range(tl.load(part_starts + row), tl.load(part_starts + row + 1)):
-            part = tl.load(parts + index).to(tl.int64) * NUM_HEADS + head
-            lse = tl.load(part_lse + part) * LOG2_E
+        for index in range(first_part, last_part):
+            at = part.to(tl.int64) * NUM_HEADS + head
+            lse = tl.load(part_lse + at) * LOG2_E
+            told = tl.load(part_out + at * (2 * HALF) + wide)
+            part = tl.load(parts + index + 1, mask=index + 1 < last_part, other=0)  # the next one's
             new_top = tl.maximum(top, lse)
             keep = tl.math.exp2(top - new_top)
             weight = tl.math.exp2(lse - new_top)
-            told = tl.load(part_out + part * (2 * HALF) + wide)
             total = total * keep + weight
             out = out * keep + tl.where(weight > 0.0, told * weight, 0.0)
             top = new_top
@@ -96,4 +101,5 @@ def attend_own_kernel(
             out = out * keep + tl.sum(weights[:, None] * values.to(tl.float32), 0)
             top = new_top
 
-        tl.store(result + (row * NUM_HEADS + head) * (2 * HALF) + wide, (out / total).to(result.dtype.element_ty))
+        answer = (out * (1.0 / total)).to(result.dtype.element_ty)
+        tl.store(result + (row * NUM_HEADS + head) * (2 * HALF) + wide, answer)

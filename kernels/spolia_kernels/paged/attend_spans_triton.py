@@ -81,4 +81,4 @@ def attend_spans_kernel(
         to = (part + reading).to(tl.int64) * NUM_Q_HEADS + q_head
         tl.store(part_lse + to, (top + tl.math.log2(total)) * LN_2, mask=seen)
         wide = tl.arange(0, 2 * HALF)
-        tl.store(part_out + to[:, None] * (2 * HALF) + wide[None, :], out / total[:, None], mask=seen[:, None])
+        tl.store(part_out + to[:, None] * (2 * HALF) + wide[None, :], out * (1.0 / total)[:, None], mask=seen[:, None])

@@ -3,6 +3,9 @@
 One program per row and KV head. The running softmax begins with the row's own key, which is in registers anyway, goes
 on with the row's partials, and then reads the tail: append and merge cost no launch and no memory of their own, no row
 is ever empty, and what is written is the layer's answer.
+
+A tile is as high as a GQA group. The matrix unit's is of 16 rows, which the compiler fills up for the products alone:
+queries, partials and answers of rows that are not there would be most of a short tail's work.
 """
 
 from __future__ import annotations
@@ -47,14 +50,18 @@ def attend_tails_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    # One wait for what everything else waits for; there is an entry for every program, whether its row is there or not.
+    position = tl.load(positions + row)
+    length = position - tl.load(tail_starts + row)
+    first_part = tl.load(part_starts + row)
+    last_part = tl.load(part_starts + row + 1)
     if row < tl.load(num_rows):
+        part = tl.load(parts + first_part, mask=first_part < last_part, other=0)
         d = tl.arange(0, HALF)
         wide = tl.arange(0, 2 * HALF)
         m = tl.arange(0, TILE)
         seen = m < GROUP
         q_head = head * GROUP + m
-        position = tl.load(positions + row)
-        length = position - tl.load(tail_starts + row)
         pages = tail_pages + row * max_pages
         in_head = head.to(tl.int64) * num_slots
         angle = (position * HALF + d)[None, :]
@@ -76,13 +83,14 @@ def attend_tails_kernel(
         total = tl.full([TILE], 1.0, tl.float32)
         out = tl.zeros([TILE, 2 * HALF], tl.float32) + v.to(tl.float32)[None, :]
 
-        for index in range(tl.load(part_starts + row), tl.load(part_starts + row + 1)):
-            part = tl.load(parts + index).to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
-            lse = tl.load(part_lse + part, mask=seen, other=float("-inf")) * LOG2_E
+        for index in range(first_part, last_part):
+            at = part.to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
+            lse = tl.load(part_lse + at, mask=seen, other=float("-inf")) * LOG2_E
+            told = tl.load(part_out + at[:, None] * (2 * HALF) + wide[None, :], mask=seen[:, None], other=0.0)
+            part = tl.load(parts + index + 1, mask=index + 1 < last_part, other=0)  # the next one's
             new_top = tl.maximum(top, lse)
             keep = tl.math.exp2(top - new_top)
             weight = tl.math.exp2(lse - new_top)
-            told = tl.load(part_out + part[:, None] * (2 * HALF) + wide[None, :], mask=seen[:, None], other=0.0)
             total = total * keep + weight
             out = out * keep[:, None] + tl.where(weight[:, None] > 0.0, told * weight[:, None], 0.0)
             top = new_top
@@ -103,4 +111,4 @@ def attend_tails_kernel(
             top, total, out = soften(scores, top, total, out, values, PRECISION)
 
         to = result + (row * (NUM_KV_HEADS * GROUP) + q_head)[:, None] * (2 * HALF) + wide[None, :]
-        tl.store(to, (out / total[:, None]).to(result.dtype.element_ty), mask=seen[:, None])
+        tl.store(to, (out * (1.0 / total)[:, None]).to(result.dtype.element_ty), mask=seen[:, None])

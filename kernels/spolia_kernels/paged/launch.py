@@ -78,6 +78,8 @@ def attend_tails(
     query = rows.query
     group = query.shape[1] // kv.num_kv_heads
     assert query.stride(0) == rows.key.stride(0) == rows.value.stride(0), "queries, keys and values at one stride"
+    entries = {tails.positions.shape[0], tails.starts.shape[0], work.part_starts.shape[0] - 1}
+    assert min(entries) >= query.shape[0], "programs read a row's entries before they know whether it is there"
     common = (
         query,
         rows.key,
@@ -106,6 +108,7 @@ def attend_tails(
         "KEYS": tuned.keys,
         "num_warps": tuned.num_warps,
         "num_stages": tuned.num_stages,
+        "maxnreg": tuned.max_registers,
     }
     grid = (query.shape[0], kv.num_kv_heads)
     if group == 1:
@@ -115,7 +118,7 @@ def attend_tails(
             *common,
             NUM_KV_HEADS=kv.num_kv_heads,
             GROUP=group,
-            TILE=max(16, 1 << (group - 1).bit_length()),
+            TILE=1 << (group - 1).bit_length(),
             PRECISION=_precision(query),
             **sizes,
         )

@@ -15,6 +15,8 @@ class Tuning:
     num_warps: int
     num_stages: int
     per_processor: int = 1
+    max_registers: int | None = None
+    """Of a thread, over tails; None: as many as the compiler takes. Fewer let more programs wait side by side."""
 
 
 def span_tuning(query: Tensor, tile: int) -> Tuning:
@@ -33,7 +35,7 @@ def tail_tuning(query: Tensor) -> Tuning:
     """For the rows' own tails: one warp, of which many wait side by side.
 
     H200, bfloat16, 32 heads, 1,024 rows with 129 and with 1 key, ms: 16 keys a step, 1 warp 0.52 and 0.10; 32 keys, 2
-    warps 0.56 and 0.17; 64 keys, 4 warps 0.57 and 0.19.
+    warps 0.56 and 0.17; 64 keys, 4 warps 0.57 and 0.19. That was in tiles of 16 rows, which rows without GQA had too.
     """
     return Tuning(16, 1, 2)
 
