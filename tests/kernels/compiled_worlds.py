@@ -24,7 +24,7 @@ kinds |= dict.fromkeys("num_slots stride_row max_pages".split(), "i32") | {"sm_s
 for asked in json.loads(sys.argv[1]):
     module, name = asked["kernel"].split(":")
     kernel = getattr(importlib.import_module(module), name)
-    signature = {name: kinds.get(name, asked["tensors"]) for name in kernel.arg_names} | asked["kinds"]
+    signature = {name: (kinds | asked["kinds"]).get(name, asked["tensors"]) for name in kernel.arg_names}
     signature |= dict.fromkeys(asked["sizes"], "constexpr")
     is_aligned = {name: kind[0] == "*" or name in ("num_slots", "stride_row") for name, kind in signature.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if is_aligned[name]}
@@ -37,15 +37,15 @@ for asked in json.loads(sys.argv[1]):
 
 @dataclass(frozen=True)
 class Asked:
-    """A kernel of the paged ones, by `module:name`, and how it is to be compiled."""
+    """A kernel, by `module:name`, and how it is to be compiled."""
 
     kernel: str
     tensors: str
-    """The type of whatever holds queries, keys and values."""
+    """The type of whatever holds queries, keys and values, or logits."""
     sizes: Mapping[str, Any]
     options: Mapping[str, int]
     kinds: Mapping[str, str] = field(default_factory=dict)
-    """Types of arguments that are not the usual ones."""
+    """Types of arguments that are not those of the paged kernels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,5 +70,6 @@ class Block:
     memory: DeviceMemory
     parameters: Sequence[float | int]
     program: tuple[int, int]
+    num_programs: tuple[int, int]
     shared: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(SHARED_BYTES, np.uint8))
     arrivals: dict[int, Arrival] = field(default_factory=dict)

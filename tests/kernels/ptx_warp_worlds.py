@@ -1,6 +1,6 @@
 """A warp of a machine for PTX: registers of 32 lanes each, and what every statement makes of them.
 
-What is there is what the compiled paged kernels ask for; anything else is an error, and so are addresses outside memory
+What is there is what compiled kernels of ours ask for; anything else is an error, and so are addresses outside memory
 or not aligned. Where a copy to shared memory will write lie NaNs until it is waited for; products are there at once.
 """
 
@@ -21,6 +21,7 @@ LANE = np.arange(32)
 TYPES: dict[str, type[np.generic]] = {
     **{"b8": np.uint8, "b16": np.uint16, "u16": np.uint16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32},
     **{"b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16},
+    "f64": np.float64,
 }
 WIDER: dict[str, type[np.generic]] = {"s32": np.int64, "u32": np.uint64}
 
@@ -80,16 +81,17 @@ class Warp:
             return np.zeros(32, dtype)
         if operand == "%tid.x":
             return (LANE + 32 * self.index).astype(dtype)
-        if operand == "%nctaid.x":
-            return np.ones(32, dtype)
-        if operand.startswith("%ctaid"):
-            return np.full(32, self.block.program["xy".index(operand[-1])], dtype)
+        if operand.startswith(("%nctaid", "%ctaid")):
+            of_all = self.block.num_programs if operand[1] == "n" else self.block.program
+            return np.full(32, of_all["xy".index(operand[-1])], dtype)
         if "_param_" in operand:
             return np.full(32, self.block.parameters[int(operand.rpartition("_")[2])], dtype)
         if operand.startswith("%"):
             held = self.registers[operand]
         elif operand.startswith("0f"):
             held = np.full(32, int(operand[2:], 16), np.uint32)
+        elif operand.startswith("0d"):
+            held = np.full(32, int(operand[2:], 16), np.uint64)
         else:
             held = np.full(32, int(operand.rstrip("U"), 0) & 0xFFFF_FFFF_FFFF_FFFF, np.uint64)
         size = np.dtype(dtype).itemsize
@@ -97,10 +99,13 @@ class Warp:
 
     def _write(self, name: str, value: Lanes, where: NDArray[np.bool_]) -> None:
         if name.startswith("{"):  # halves of a number
+            value = value.view(f"u{value.itemsize}")
             for i, half in enumerate(_names(name)):
-                self._write(half, value >> np.uint32(16 * i), where)
+                if half == "_":  # nobody asks for it
+                    continue
+                self._write(half, value >> value.dtype.type(4 * value.itemsize * i), where)
             return
-        size = {"%p": 0, "%rs": 2, "%r": 4, "%rd": 8}[name.rstrip("0123456789")]
+        size = {"%p": 0, "%rs": 2, "%r": 4, "%rd": 8, "tmp": 4}[name.rstrip("0123456789")]  # of half a float64
         if size:
             value = np.ascontiguousarray(value)
             value = value.view(f"u{value.itemsize}").astype(f"u{size}")
@@ -114,21 +119,31 @@ class Warp:
                 return np.full(32, int(operands[1]) != 0)
             return PREDICATES[name](*(self.registers[each] for each in operands[1:]))
         if name == "setp":
-            return COMPARED[op[1]](self.read(operands[1], kind), self.read(operands[2], kind))
+            return COMPARED[op[1]](*(self._number(each, kind) for each in operands[1:]))
         if name == "selp":
             chosen = self.registers[operands[3]]
             return np.where(chosen, self.read(operands[1], kind), self.read(operands[2], kind))
         if name == "mov" and operands[1].startswith("{"):
-            low, high = (self.read(each, "u16").astype(np.uint32) for each in _names(operands[1]))
-            return low | high << np.uint32(16)
+            half, whole, num_bits = ("u32", np.uint64, 32) if kind == "b64" else ("u16", np.uint32, 16)
+            low, high = (self.read(each, half).astype(whole) for each in _names(operands[1]))
+            return low | high << whole(num_bits)
         if name == "cvt":
             return self._converted(op, operands)
         if name == "shfl":
-            lanes = self.read(operands[2], "u32")
-            return np.asarray(self.read(operands[1], kind)[LANE ^ lanes if op[2] == "bfly" else lanes & 31])
+            lanes = self.read(operands[2], "u32").astype(np.int64)
+            of = {"bfly": LANE ^ lanes, "idx": lanes & 31, "up": np.where(lanes <= LANE, LANE - lanes, LANE)}[op[2]]
+            return np.asarray(self.read(operands[1], kind)[of])
+        if name == "redux":
+            held = self.read(operands[1], kind)
+            return np.full(32, {"max": np.max, "min": np.min, "add": np.sum}[op[2]](held), held.dtype)
         if name in ("shl", "shr"):
             held, by = self.read(operands[1], kind), self.read(operands[2], "u32")
             return np.asarray(held << by.astype(held.dtype) if name == "shl" else held >> by.astype(held.dtype))
+        if name == "shf":
+            low, high, by = (self.read(each, "u32").astype(np.uint64) for each in operands[1:])
+            both, turned = high << np.uint64(32) | low, by & np.uint64(31)
+            shifted = both << turned >> np.uint64(32) if op[1] == "l" else both >> turned
+            return shifted.astype(np.uint32)
         if name == "bfe":
             first, size = int(operands[2], 0), int(operands[3], 0)
             bits = self.read(operands[1], "u32").astype(np.int64) >> first & ((1 << size) - 1)
@@ -151,10 +166,16 @@ class Warp:
         if to.endswith("x2"):
             high, low = (_narrow(self.read(each, of), to[:-2]).astype(np.uint32) for each in operands[1:])
             return low | high << np.uint32(16)
-        held = self.read(operands[1], of)
-        if of == "bf16":
-            return (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        held = self._number(operands[1], of)
+        if len(op) == 4 and op[1] in WHOLE:
+            held = WHOLE[op[1]](held)
+            limits = np.iinfo(TYPES[to]) if to[0] in "su" else None
+            return held if limits is None else np.clip(np.nan_to_num(held), limits.min, limits.max).astype(TYPES[to])
         return _narrow(held, to) if to in ("bf16", "f16") else held.astype(TYPES[to])
+
+    def _number(self, operand: str, kind: str) -> Lanes:
+        held = self.read(operand, kind)
+        return (held.astype(np.uint32) << np.uint32(16)).view(np.float32) if kind == "bf16" else held
 
     def _addresses(self, operand: str) -> NDArray[np.int64]:
         base, _, offset = operand.strip("[] ").partition("+")
@@ -350,8 +371,12 @@ MATRIX: dict[str, Callable[..., None]] = {
 }
 COMPARED: dict[str, Callable[..., Lanes]] = {
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal},
-    **{"eq": np.equal, "ne": np.not_equal},
+    **{"eq": np.equal, "ne": lambda a, b: (a < b) | (a > b), "num": lambda a, b: (a == a) & (b == b)},
+    # Also where one is no number.
+    **{"ltu": lambda a, b: ~(a >= b), "leu": lambda a, b: ~(a > b), "neu": np.not_equal},
+    **{"gtu": lambda a, b: ~(a <= b), "geu": lambda a, b: ~(a < b), "equ": lambda a, b: ~((a < b) | (a > b))},
 }
+WHOLE: dict[str, Callable[..., Lanes]] = {"rzi": np.trunc, "rni": np.rint, "rpi": np.ceil, "rmi": np.floor}
 PREDICATES: dict[str, Callable[..., Lanes]] = {"and": np.logical_and, "or": np.logical_or, "mov": np.copy}
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     **{
@@ -363,6 +388,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
         "div": np.divide,
         "neg": np.negative,
     },
-    **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "max": np.fmax, "ex2": np.exp2},
+    **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.bitwise_not, "abs": np.abs},
+    **{"max": np.fmax, "min": np.fmin, "ex2": np.exp2, "lg2": np.log2},
     **{"fma": _fused, "mad": lambda a, b, c: a * b + c},
 }
