@@ -377,7 +377,9 @@ COMPARED: dict[str, Callable[..., Lanes]] = {
     **{"gtu": lambda a, b: ~(a <= b), "geu": lambda a, b: ~(a < b), "equ": lambda a, b: ~((a < b) | (a > b))},
 }
 WHOLE: dict[str, Callable[..., Lanes]] = {"rzi": np.trunc, "rni": np.rint, "rpi": np.ceil, "rmi": np.floor}
-PREDICATES: dict[str, Callable[..., Lanes]] = {"and": np.logical_and, "or": np.logical_or, "mov": np.copy}
+PREDICATES: dict[str, Callable[..., Lanes]] = {
+    **{"and": np.logical_and, "or": np.logical_or, "not": np.logical_not, "mov": np.copy}
+}
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     **{
         "mov": np.copy,
