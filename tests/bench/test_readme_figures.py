@@ -71,7 +71,7 @@ def test_what_survives_and_what_a_lookup_takes() -> None:
         f"Of {chaos['acked']:,} objects acknowledged as on disk none was lost",
         f"({chaos['evicted_by_policy']:,} were evicted",
         f"takes {store['lookup_p50_us_sqlite_1m'] / 1000:.1f} ms among a million entries, "
-        f"{store['lookup_p99_sqlite_ratio_1m_over_1k']:.1f} × as long at the 99th percentile",
+        f"{rounded(store['lookup_p99_sqlite_ratio_1m_over_1k'], '.1')} × as long at the 99th percentile",
     ]
     assert missing(*told) == []
 
