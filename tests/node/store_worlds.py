@@ -20,6 +20,8 @@ from spolia_node.config import NodeConfig
 from spolia_node.deadline import Deadline
 from spolia_node.rpc_messages import object_info
 from spolia_node.server import NodeServer
+from spolia_node.store_client import StoreClient
+from spolia_node.store_stream import FetchedChunk
 
 TENANT = "tenant"
 FINGERPRINT = b"f" * 32
@@ -101,3 +103,8 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30.0):
         while not condition():  # noqa: ASYNC110 - a server has no event for "the client has gone"
             await asyncio.sleep(0.005)
+
+
+async def fetch(client: StoreClient, *ids: bytes) -> list[FetchedChunk]:
+    """All that comes of one Get."""
+    return [chunk async for chunk in client.get(TENANT, ids, FINGERPRINT, CODECS, soon())]
