@@ -27,6 +27,19 @@ class BlockState(Enum):
     """Holds a peer's runs under a lease."""
 
 
+ALLOWED_MOVES = {
+    (BlockState.FREE, BlockState.REFERENCED),
+    (BlockState.FREE, BlockState.IN_TRANSFER),
+    (BlockState.IN_TRANSFER, BlockState.REFERENCED),
+    (BlockState.IN_TRANSFER, BlockState.FREE),
+    (BlockState.REFERENCED, BlockState.CACHED),
+    (BlockState.REFERENCED, BlockState.FREE),
+    (BlockState.CACHED, BlockState.REFERENCED),
+    (BlockState.CACHED, BlockState.FREE),
+}
+"""From one state to another; the pool draws them."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Tokens `start` … of an extent that lie side by side, as many as its tensors hold.

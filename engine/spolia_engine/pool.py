@@ -24,7 +24,8 @@ from torch import Tensor
 
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
-from spolia_engine.extent import BlockState, Extent, Piece
+from spolia_engine.extent import ALLOWED_MOVES, BlockState, Extent, Piece
+from spolia_engine.idle_memory import IdleMemory
 from spolia_engine.kept_memory import KeptMemory
 from spolia_engine.page_arena import PageRange
 from spolia_engine.slab import Slabs, Slot
@@ -34,23 +35,7 @@ DEFAULT_BLOCK_SIZE = 8
 """Tokens. What a sequence ends in is half empty on average. Of 32 short answers behind 4,096 shared tokens that is
 9 % of all they hold with blocks of 16, 4 % with 8. Smaller ones cost their counting only: an extent is one piece of
 memory, however many blocks it counts for."""
-KEPT_SHARE = 1 / 8
-"""Of the pool's memory: how much of what is free is kept for the next extents. Of the default pool that is 128 MiB."""
-MAX_WARM_SHARE = 1 / 16
-"""Of a pool: free memory that stays in pages for the next tails, as far as so many blocks are free. Of a pool of 1 GiB
-that is 64 MiB: 64 sequences of 128 tokens (4 layers, 4 KV heads of 64)."""
 TORCH_DTYPE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-ALLOWED_MOVES = {
-    (BlockState.FREE, BlockState.REFERENCED),
-    (BlockState.FREE, BlockState.IN_TRANSFER),
-    (BlockState.IN_TRANSFER, BlockState.REFERENCED),
-    (BlockState.IN_TRANSFER, BlockState.FREE),
-    (BlockState.REFERENCED, BlockState.CACHED),
-    (BlockState.REFERENCED, BlockState.FREE),
-    (BlockState.CACHED, BlockState.REFERENCED),
-    (BlockState.CACHED, BlockState.FREE),
-}
 
 
 class Pool:
@@ -69,8 +54,8 @@ class Pool:
     ) -> None:
         """`slots`: memory that extents are ranges of, its pages the blocks; None: each has memory of its own.
 
-        `max_warm_bytes` of free memory stay in pages for the next tails (`slab`), fewer where fewer are free; None:
-        `MAX_WARM_SHARE` of the pool.
+        `max_warm_bytes` of free memory stay in pages for the next tails (`slab`), fewer where fewer are free; None: the
+        share that `idle_memory` says.
         """
         assert slots is None or (slots.arena.num_pages, slots.page_size) == (num_blocks, block_size)
         self.shape = shape
@@ -91,10 +76,7 @@ class Pool:
         self._kept = KeptMemory() if self.device.type == "cpu" else None
         self._slabs = Slabs(shape, self.dtype, self.device)
         self._block_bytes = block_size * shape.bytes_per_token
-        self._max_kept_bytes = int(num_blocks * KEPT_SHARE) * self._block_bytes
-        self._max_warm_bytes = int(num_blocks * self._block_bytes * MAX_WARM_SHARE)
-        if max_warm_bytes is not None:
-            self._max_warm_bytes = max_warm_bytes
+        self._idle = IdleMemory(self._slabs, self._kept, num_blocks * self._block_bytes, max_warm_bytes)
         self._limit_idle()
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -411,10 +393,4 @@ class Pool:
         self._limit_idle()
 
     def _limit_idle(self) -> None:
-        """What is warm, or kept, lies in free memory: who takes that gets it, and with it the pool's memory never makes
-        more than its budget.
-        """
-        free_bytes = self._counts[BlockState.FREE] * self._block_bytes
-        self._slabs.limit_warm(min(self._max_warm_bytes, free_bytes))
-        if self._kept is not None:
-            self._kept.trim(min(self._max_kept_bytes, free_bytes - self._slabs.warm_bytes))
+        self._idle.limit(self._counts[BlockState.FREE] * self._block_bytes)

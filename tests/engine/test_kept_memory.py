@@ -13,8 +13,9 @@ import torch
 from spolia_core.chunk_object import KvShape
 from spolia_core.errors import Busy
 from spolia_engine.extent import BlockState, Extent
+from spolia_engine.idle_memory import KEPT_SHARE
 from spolia_engine.kept_memory import MIN_BYTES, KeptMemory
-from spolia_engine.pool import KEPT_SHARE, Pool
+from spolia_engine.pool import Pool
 
 LARGE = (2, MIN_BYTES // 4)
 """Of float32: twice the least that is kept."""

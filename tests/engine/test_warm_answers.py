@@ -9,13 +9,13 @@ from warm_worlds import pool_of
 
 from spolia_core.prompt import Prompt
 from spolia_core.sampling import SamplingParams
-from spolia_engine import pool as pool_module
+from spolia_engine import idle_memory
 from spolia_kernels import torch_kernels_only
 
 
 def answers(share: float, monkeypatch: pytest.MonkeyPatch) -> tuple[list[torch.Tensor], int]:
     """Logits of every step of requests one after the other and beside each other, and the bytes that are warm then."""
-    monkeypatch.setattr(pool_module, "MAX_WARM_SHARE", share)
+    monkeypatch.setattr(idle_memory, "MAX_WARM_SHARE", share)
     engine, seen = engine_of(), list[torch.Tensor]()
     step = engine.decoding.step_logits
     monkeypatch.setattr(engine.decoding, "step_logits", lambda sequences: seen.append(step(sequences)) or seen[-1])

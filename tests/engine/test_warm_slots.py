@@ -172,6 +172,3 @@ def test_a_slot_that_cannot_be_made_zero_is_never_handed_out(bound: int, monkeyp
     assert not any(each.key.any() or each.value.any() for each in taken)
     world.check_invariants()
     assert bool((kept.key[:, :, :16] == 3.0).all())
-
-
-# In a pool
